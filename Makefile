@@ -1,0 +1,46 @@
+# Everything sets itself up: `make demo` and `make test` need Python 3.11 or newer, make and git.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+LOWEST := 1.8.0
+NEWEST_ENV := .venv/ready
+LOWEST_ENV := .venv-lowest/ready
+
+.PHONY: demo test test-newest test-lowest lint picture clean
+
+demo: $(NEWEST_ENV)
+	@.venv/bin/python -m examples.debate
+
+test: lint test-newest test-lowest
+	.venv/bin/python -m examples.debate --plain </dev/null
+
+test-newest: $(NEWEST_ENV)
+	.venv/bin/pytest
+
+# The lowest supported Pipecat, and the wheel that people install rather than this tree.
+test-lowest: $(LOWEST_ENV)
+	.venv-lowest/bin/pytest
+
+lint: $(NEWEST_ENV)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+picture: $(NEWEST_ENV)
+	.venv/bin/python -m examples.debate.picture
+
+$(NEWEST_ENV): pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet uv
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[testing,examples]" --group dev
+	@touch $@
+
+$(LOWEST_ENV): pyproject.toml $(NEWEST_ENV) $(shell find pipecat_jobs -name '*.py')
+	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
+	rm -rf dist
+	.venv/bin/uv build --quiet --wheel --out-dir dist
+	.venv/bin/uv pip install --quiet --python .venv-lowest/bin/python --reinstall-package pipecat-jobs \
+		"pipecat-ai==$(LOWEST)" "$$(echo dist/*.whl)[testing,examples]" --group dev
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-lowest dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,62 @@
+"""Jobs for Pipecat voice agents that always end."""
+
+from pipecat.pipeline.job_context import JobEvent, JobGroupEvent, JobGroupResponse, JobStatus
+from pipecat.workers.llm import tool
+
+from pipecat_jobs._version import __version__
+from pipecat_jobs.contexts import JobContext, JobGroupContext
+from pipecat_jobs.errors import (
+    DuplicateJobHandlerError,
+    InvalidJobError,
+    InvalidJobTypeError,
+    JobCancelledError,
+    JobError,
+    JobGroupError,
+    JobRefusedError,
+    JobTimeoutError,
+    NoJobHandlerError,
+    UnknownJobError,
+    WorkerLostError,
+    WorkerNotReadyError,
+)
+from pipecat_jobs.groups import JobGroup
+from pipecat_jobs.handlers import job
+from pipecat_jobs.mixin import JobsMixin
+from pipecat_jobs.outcomes import ErrorDetails, JobOutcome, OutcomeStatus
+from pipecat_jobs.params import JobGroupParams, JobParams
+from pipecat_jobs.workers import BaseWorker, LLMContextWorker, LLMWorker, PipelineWorker
+
+__all__ = [
+    "BaseWorker",
+    "DuplicateJobHandlerError",
+    "ErrorDetails",
+    "InvalidJobError",
+    "InvalidJobTypeError",
+    "JobCancelledError",
+    "JobContext",
+    "JobError",
+    "JobEvent",
+    "JobGroup",
+    "JobGroupContext",
+    "JobGroupError",
+    "JobGroupEvent",
+    "JobGroupParams",
+    "JobGroupResponse",
+    "JobOutcome",
+    "JobParams",
+    "JobRefusedError",
+    "JobStatus",
+    "JobTimeoutError",
+    "JobsMixin",
+    "LLMContextWorker",
+    "LLMWorker",
+    "NoJobHandlerError",
+    "OutcomeStatus",
+    "PipelineWorker",
+    "UnknownJobError",
+    "WorkerLostError",
+    "WorkerNotReadyError",
+    "__version__",
+    "job",
+    "tool",
+]

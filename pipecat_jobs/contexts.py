@@ -1,0 +1,159 @@
+"""What ``async with self.job(...)`` and ``async with self.job_group(...)`` give."""
+
+import asyncio
+import uuid
+from types import TracebackType
+from typing import Self
+
+from pipecat.pipeline.job_context import JobContext as PipecatJobContext
+from pipecat.pipeline.job_context import JobEvent, JobGroupEvent
+from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
+from pipecat.pipeline.job_context import JobGroupContext as PipecatJobGroupContext
+from pipecat.workers.base_worker import BaseWorker
+
+from pipecat_jobs.errors import InvalidJobError
+from pipecat_jobs.groups import JobGroup
+from pipecat_jobs.outcomes import JobData, JobOutcome
+from pipecat_jobs.params import JobGroupParams
+from pipecat_jobs.requester import Requester
+
+
+class _JobScope:
+    """The life of one call: sent on entry, awaited on exit, cancelled on any other way out."""
+
+    _single: bool
+
+    def __init__(
+        self,
+        worker: BaseWorker,
+        requester: Requester,
+        worker_names: list[str],
+        params: JobGroupParams,
+    ):
+        self._worker = worker
+        self._requester = requester
+        self._worker_names = worker_names
+        self._job_id = params.job_id or str(uuid.uuid4())
+        self._params = params.model_copy(update={"job_id": self._job_id})
+        self._group: PipecatJobGroup | None = None
+        self._events: asyncio.Queue[JobGroupEvent | None] | None = None
+        self._entered = False
+
+    @property
+    def job_id(self) -> str:
+        """The job's id, known before it is sent."""
+        return self._job_id
+
+    def _outcomes(self) -> dict[str, JobOutcome]:
+        return self._group.outcomes if isinstance(self._group, JobGroup) else {}
+
+    async def __aenter__(self) -> Self:
+        if self._entered:
+            raise InvalidJobError("a job's context is entered once; call job() again for another")
+        self._entered = True
+        self._events = self._requester.expect(self._job_id, single=self._single)
+        try:
+            self._group = await self._worker.create_job_group_and_request_job(
+                self._worker_names, params=self._params
+            )
+        finally:
+            self._requester.unexpect(self._job_id)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool:
+        assert self._group is not None
+        if exc_type is not None:
+            await self._requester.end(self._group, "context exited with error")
+            return False
+        try:
+            await self._group.wait()
+        except asyncio.CancelledError:
+            await self._requester.end(self._group, "context exited with error")
+            raise
+        return False
+
+    async def _next_event(self) -> JobGroupEvent:
+        if self._events is None:
+            raise StopAsyncIteration
+        event = await self._events.get()
+        if event is None:
+            # Left for the next loop over the same job, which has to end as well.
+            self._events.put_nowait(None)
+            raise StopAsyncIteration
+        return event
+
+
+class JobContext(_JobScope, PipecatJobContext):
+    """A job at one worker, as ``async with`` and ``async for``.
+
+    Entering waits for the worker to be ready and sends the request. Leaving waits for the answer.
+    Leaving with an exception, a cancellation included, cancels the job. In between, ``async for``
+    gives the worker's updates and stream events until the job has ended.
+
+    Example::
+
+        async with self.job("researcher", name="research", timeout=30) as j:
+            async for event in j:
+                print(event.type, event.data)
+
+        print(j.response)
+    """
+
+    _single = True
+
+    @property
+    def response(self) -> JobData:
+        """What the worker answered; empty before it has."""
+        return self._group.responses.get(self._worker_names[0], {}) if self._group else {}
+
+    @property
+    def outcome(self) -> JobOutcome | None:
+        """How the job ended, or None while it has not."""
+        return self._outcomes().get(self._worker_names[0])
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> JobEvent:
+        event = await self._next_event()
+        return JobEvent(type=event.type, data=event.data)
+
+
+class JobGroupContext(_JobScope, PipecatJobGroupContext):
+    """A job at several workers, as ``async with`` and ``async for``.
+
+    Like :class:`JobContext`, for all of them at once. The first worker that fails ends the group,
+    unless ``cancel_on_error=False`` was given; then ``outcomes`` tells who did what.
+
+    Example::
+
+        async with self.job_group("advocate", "critic", payload={"topic": topic}) as jg:
+            async for event in jg:
+                print(event.worker_name, event.data)
+
+        for name, response in jg.responses.items():
+            print(name, response)
+    """
+
+    _single = False
+
+    @property
+    def responses(self) -> dict[str, JobData]:
+        """What the workers answered, by worker; those that have not are missing."""
+        return self._group.responses if self._group else {}
+
+    @property
+    def outcomes(self) -> dict[str, JobOutcome]:
+        """How it ended, by worker; those for whom it has not are missing."""
+        return self._outcomes()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> JobGroupEvent:
+        return await self._next_event()

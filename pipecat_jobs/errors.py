@@ -1,0 +1,168 @@
+"""Everything this package raises.
+
+What a job ends with derives from Pipecat's own ``JobError`` and ``JobGroupError``, so code that
+catches those goes on working. Bad input is a ``ValueError`` (and a ``TypeError`` when the type is
+wrong); a call about a job that is not open is a ``RuntimeError``, as it is in Pipecat.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pipecat.pipeline.job_context import JobError as PipecatJobError
+from pipecat.pipeline.job_context import JobGroupError as PipecatJobGroupError
+
+from pipecat_jobs.outcomes import JobOutcome, OutcomeStatus
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
+
+
+class JobError(PipecatJobError):
+    """A job did not complete.
+
+    Parameters:
+        job_id: The job's id.
+        job_name: The name it was asked under, or None.
+        outcomes: How it ended for each worker asked, those that completed included.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        job_id: str,
+        job_name: str | None = None,
+        outcomes: Mapping[str, JobOutcome] | None = None,
+    ):
+        super().__init__(message)
+        self.job_id = job_id
+        self.job_name = job_name
+        self.outcomes: dict[str, JobOutcome] = dict(outcomes or {})
+
+    @property
+    def failures(self) -> dict[str, JobOutcome]:
+        """The outcomes of the workers that did not complete, by worker."""
+        return {name: outcome for name, outcome in self.outcomes.items() if not outcome.completed}
+
+
+class JobGroupError(JobError, PipecatJobGroupError):
+    """A job group did not complete. ``outcomes`` says who failed, how and why."""
+
+
+class JobTimeoutError(JobGroupError, TimeoutError):
+    """The deadline passed before every worker had answered."""
+
+
+class WorkerNotReadyError(JobTimeoutError):
+    """The deadline passed before a worker was ready to be asked."""
+
+
+class JobCancelledError(JobGroupError):
+    """The job was called off: by ``cancel_job_group()``, or because a worker stopped."""
+
+
+class WorkerLostError(JobGroupError):
+    """A worker went away without answering."""
+
+
+class NoJobHandlerError(JobGroupError):
+    """The worker has no handler for a job of this name."""
+
+
+class JobRefusedError(JobGroupError):
+    """The worker takes no such job now; the message says why."""
+
+
+#: Refusals a worker of this package answers with, by the ``error_type`` they carry on the bus.
+_ANSWERED_AS: dict[str, type[JobGroupError]] = {
+    error.__name__: error for error in (NoJobHandlerError, JobRefusedError)
+}
+
+
+def failure_of(
+    *,
+    job_id: str,
+    job_name: str | None,
+    outcomes: Mapping[str, JobOutcome],
+    first: JobOutcome | None,
+    single: bool,
+    timeout: float | None,
+    unready: Sequence[str],
+    known_workers: Iterable[str],
+) -> JobError:
+    """Build the exception for a job that did not complete.
+
+    Args:
+        job_id: The job's id.
+        job_name: The name it was asked under, or None.
+        outcomes: How it ended for each worker.
+        first: The outcome that ended the group, or None when every worker was cancelled at once.
+        single: Whether it was asked with ``job()``, which raises :class:`JobError`, rather than
+            ``job_group()``, which raises :class:`JobGroupError`.
+        timeout: The deadline the caller gave, in seconds.
+        unready: Workers the request was never sent to, because they were not ready.
+        known_workers: Names of the workers the requester's registry knows.
+
+    Returns:
+        The narrowest error that fits; its message names worker, job and cause.
+    """
+    job = f"job '{job_name}'" if job_name else f"job {job_id}"
+    failures = {name: outcome for name, outcome in outcomes.items() if not outcome.completed}
+    first = first or next(iter(failures.values()))
+    status, worker = first.status, f"worker '{first.worker}'"
+    error: type[JobError] = JobError if single else JobGroupError
+    if status is OutcomeStatus.TIMED_OUT:
+        if unready:
+            error = WorkerNotReadyError
+            message = (
+                f"timeout: {job} was not sent, {_listed(unready)} not ready within {timeout:g} s; "
+                f"known workers: {_listed(known_workers)}"
+            )
+        else:
+            error = JobTimeoutError
+            late = [name for name, o in failures.items() if o.status is OutcomeStatus.TIMED_OUT]
+            message = f"timeout: {job} got no answer from {_listed(late)} within {timeout:g} s"
+    elif status is OutcomeStatus.CANCELLED:
+        error = JobCancelledError
+        message = f"{job} at {_listed(failures)} cancelled"
+        message += f": {first.reason}" if first.reason else ""
+    elif status is OutcomeStatus.LOST:
+        error = WorkerLostError
+        message = f"{worker} was lost before it answered {job}: {first.cause}"
+    else:
+        verb = "failed" if status is OutcomeStatus.FAILED else "errored"
+        message = f"{worker} {verb} at {job}: {first.cause}"
+        if first.error is not None and first.error.type in _ANSWERED_AS:
+            error = _ANSWERED_AS[first.error.type]
+            message = f"{worker} did not run {job}: {first.error.message}"
+    return error(message, job_id=job_id, job_name=job_name, outcomes=outcomes)
+
+
+class InvalidJobError(ValueError):
+    """A job was described wrongly; the message says what to write instead."""
+
+
+class InvalidJobTypeError(InvalidJobError, TypeError):
+    """A part of a job's description has the wrong type."""
+
+
+class DuplicateJobHandlerError(InvalidJobError):
+    """Two ``@job`` handlers of one class have the same name."""
+
+    def __init__(self, job_name: str, worker_class: str, first: str, second: str):
+        super().__init__(
+            f"{worker_class} has two @job handlers named '{job_name}': {first}() and {second}(); "
+            "rename one, or override the first by giving both methods the same name"
+        )
+        self.job_name = job_name
+
+
+class UnknownJobError(RuntimeError):
+    """A job was answered, updated or asked about that is not open here."""
+
+    def __init__(self, worker: str, job_id: str, *, ended: bool, open_jobs: Iterable[str]):
+        state = "has already ended" if ended else "is not known"
+        super().__init__(f"worker '{worker}': job '{job_id}' {state}; open: {_listed(open_jobs)}")
+        self.worker = worker
+        self.job_id = job_id
+        self.ended = ended

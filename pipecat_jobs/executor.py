@@ -1,0 +1,481 @@
+"""What others asked of this worker."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from loguru import logger
+from pipecat.bus.messages import (
+    BusDataMessage,
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusJobResponseUrgentMessage,
+    BusJobStreamDataMessage,
+    BusJobStreamEndMessage,
+    BusJobStreamStartMessage,
+    BusJobUpdateMessage,
+    BusJobUpdateRequestMessage,
+    BusJobUpdateUrgentMessage,
+    BusSystemMessage,
+)
+from pipecat.pipeline.job_context import JobStatus
+from pipecat.workers.base_worker import BaseWorker
+
+from pipecat_jobs.errors import (
+    InvalidJobTypeError,
+    JobRefusedError,
+    NoJobHandlerError,
+    UnknownJobError,
+)
+from pipecat_jobs.handlers import HandlerSpec
+from pipecat_jobs.hooks import Hooks, Steps
+from pipecat_jobs.outcomes import ErrorDetails, JobData
+from pipecat_jobs.params import check_data
+from pipecat_jobs.recent import Recent
+
+#: What a handler is called with and may give back.
+_Call = Callable[[BusJobRequestMessage], Awaitable[object] | AsyncIterator[object]]
+
+
+@dataclass(slots=True, eq=False)
+class _Room:
+    """How many jobs of one handler may be open, or running, at once."""
+
+    places: asyncio.Semaphore
+    until_answered: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Execution:
+    """One job at this worker, from its request to its answer."""
+
+    request: BusJobRequestMessage
+    steps: Steps
+    task: asyncio.Task[None] | None = None
+    cancelled: bool = False
+    answering: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    leave_room: Callable[[], None] | None = None
+
+
+class Executor:
+    """The answering half of a worker: its handlers, the jobs they run, and their answers.
+
+    Args:
+        worker: The worker that was asked.
+        hooks: Its hooks.
+        handlers: Its ``@job`` handlers, by job name.
+        request_concurrency: How many jobs of ``on_job_request`` may be open at once, or None.
+        cancel_grace: Seconds a cancelled handler gets before the job ends without it.
+    """
+
+    def __init__(
+        self,
+        worker: BaseWorker,
+        hooks: Hooks,
+        handlers: Mapping[str, HandlerSpec],
+        *,
+        request_concurrency: int | None,
+        cancel_grace: float,
+    ):
+        self._worker = worker
+        self._hooks = hooks
+        self._handlers = handlers
+        self._cancel_grace = cancel_grace
+        # The worker's own ``active_jobs``: Pipecat's workers look their jobs up there.
+        self._active: dict[str, BusJobRequestMessage] = worker.active_jobs
+        self._executions: dict[str, _Execution] = {}
+        self._rooms: dict[str | None, _Room] = {}
+        if request_concurrency is not None:
+            self._rooms[None] = _Room(asyncio.Semaphore(request_concurrency), until_answered=True)
+        for name, spec in handlers.items():
+            if spec.max_concurrency is not None:
+                places = asyncio.Semaphore(spec.max_concurrency)
+                self._rooms[name] = _Room(places, until_answered=True)
+            elif spec.sequential:
+                self._rooms[name] = _Room(asyncio.Semaphore(1), until_answered=False)
+        #: By requester and job id: the request that ended, or None when only its cancel came.
+        self._recent: Recent[tuple[str, str], int | None] = Recent()
+        self.stopped = False
+
+    # -- a job arrives -----------------------------------------------------------------------
+
+    async def on_request(self, message: BusJobRequestMessage, *, refusal: str | None) -> None:
+        """Start a job, or answer at once why not.
+
+        Args:
+            message: The request, well formed.
+            refusal: Why the worker takes no job now, or None when it does.
+        """
+        job_id, job = message.job_id, (message.source, message.job_id)
+        current = self._active.get(job_id)
+        if self._recent.get(job) == message.id or (current and current.source == message.source):
+            logger.warning(f"{self}: ignoring a second request for job '{job_id}'")
+        elif self.stopped or (job in self._recent and self._recent.get(job) is None):
+            await self._cancelled_before_it_ran(message)
+        elif current is not None:
+            await self._refuse(message, f"job id '{job_id}' is in use by '{current.source}'")
+        elif job in self._recent:
+            await self._refuse(message, f"job id '{job_id}' was used before; give a new one")
+        elif refusal is not None:
+            await self._refuse(message, refusal)
+        else:
+            await self._start(message)
+
+    async def _start(self, message: BusJobRequestMessage) -> None:
+        execution = _Execution(message, Steps(self._worker))
+        name, call = self._find_handler(message)
+        if call is None and message.job_name and not self._hooks.listens("on_job_request"):
+            known = ", ".join(f"'{known}'" for known in self._handlers) or "none"
+            error = NoJobHandlerError(
+                f"worker '{self._worker.name}' has no handler for job '{message.job_name}'; "
+                f"its handlers: {known}",
+                job_id=message.job_id,
+                job_name=message.job_name,
+            )
+            await self._answer_unstarted(
+                message, JobStatus.ERROR, ErrorDetails.from_exception(error)
+            )
+            return
+        self._active[message.job_id] = message
+        self._executions[message.job_id] = execution
+        if call is not None:
+            execution.task = self._worker.create_task(
+                self._run(execution, call, self._rooms.get(name)), f"job_{name or 'request'}"
+            )
+        await self._hooks.announce("on_job_request", message)
+
+    def _find_handler(self, message: BusJobRequestMessage) -> tuple[str | None, _Call | None]:
+        spec = self._handlers.get(message.job_name) if message.job_name else None
+        if spec is not None:
+            return spec.job_name, getattr(self._worker, spec.attribute)
+        if self._hooks.overrides("on_job_request"):
+            return None, self._worker.on_job_request
+        return None, None
+
+    async def _cancelled_before_it_ran(self, message: BusJobRequestMessage) -> None:
+        reason = None
+        if self.stopped:
+            reason = f"worker '{self._worker.name}' has stopped"
+        logger.debug(f"{self}: not running job '{message.job_id}': {reason or 'cancelled before'}")
+        self._recent.remember((message.source, message.job_id), message.id)
+        await self._send(message, JobStatus.CANCELLED, {"reason": reason} if reason else None)
+
+    async def _refuse(self, message: BusJobRequestMessage, why: str) -> None:
+        error = JobRefusedError(why, job_id=message.job_id, job_name=message.job_name)
+        await self._answer_unstarted(message, JobStatus.FAILED, ErrorDetails.from_exception(error))
+
+    async def _answer_unstarted(
+        self, message: BusJobRequestMessage, status: JobStatus, error: ErrorDetails
+    ) -> None:
+        logger.warning(f"{self}: not running job '{message.job_id}': {error.message}")
+        await self._send(message, status, error.to_response())
+
+    # -- its handler runs --------------------------------------------------------------------
+
+    async def _run(self, execution: _Execution, call: _Call, room: _Room | None) -> None:
+        try:
+            if room is not None:
+                await self._enter(execution, room)
+            await self._call(execution, call)
+            if room is not None and room.until_answered:
+                await execution.ended.wait()
+        except asyncio.CancelledError:
+            if not execution.cancelled:
+                # Nobody called the job off: the handler, or whoever holds the task, did.
+                await self._finish(execution, JobStatus.CANCELLED, {"reason": "handler cancelled"})
+            raise
+        except Exception as error:
+            logger.opt(exception=error).error(
+                f"{self}: handler of job '{execution.request.job_id}' raised {error!r}"
+            )
+            details = ErrorDetails.from_exception(error)
+            await self._finish(execution, JobStatus.ERROR, details.to_response())
+        finally:
+            if execution.leave_room is not None:
+                execution.leave_room()
+
+    async def _enter(self, execution: _Execution, room: _Room) -> None:
+        await room.places.acquire()
+
+        def leave() -> None:
+            execution.leave_room = None
+            room.places.release()
+
+        execution.leave_room = leave
+
+    async def _call(self, execution: _Execution, call: _Call) -> None:
+        request = execution.request
+        result = call(request)
+        if isinstance(result, AsyncIterator):
+            await self._stream(execution, result)
+            return
+        answer = await result
+        if answer is None:
+            return
+        if not isinstance(answer, dict):
+            raise InvalidJobTypeError(
+                f"the handler returned {answer!r}; return a dict, or None and answer with "
+                "send_job_response()"
+            )
+        await self._finish(execution, JobStatus.COMPLETED, cast(JobData, answer))
+
+    async def _stream(self, execution: _Execution, chunks: AsyncIterator[object]) -> None:
+        job_id = execution.request.job_id
+        async with aclosing(cast(Any, chunks)):
+            started = False
+            async for chunk in chunks:
+                if not started:
+                    await self.stream(BusJobStreamStartMessage, job_id, None)
+                    started = True
+                await self.stream(BusJobStreamDataMessage, job_id, cast(JobData, chunk))
+        if not execution.ended.is_set():
+            if not started:
+                await self.stream(BusJobStreamStartMessage, job_id, None)
+            await self.stream_end(job_id, None)
+
+    # -- it answers --------------------------------------------------------------------------
+
+    async def respond(
+        self, job_id: str, response: object, *, status: JobStatus, urgent: bool
+    ) -> None:
+        """Answer a job.
+
+        Args:
+            job_id: An open job.
+            response: A dict, or None.
+            status: How it went.
+            urgent: Whether the answer overtakes other messages.
+
+        Raises:
+            UnknownJobError: If the job is not open.
+            InvalidJobTypeError: If the response is no dict or the status none of Pipecat's.
+        """
+        execution = self._open(job_id)
+        data = check_data("response", response)
+        try:
+            status = JobStatus(status)
+        except ValueError as error:
+            raise InvalidJobTypeError(f"status is {status!r}; give a JobStatus") from error
+        await self._answer(execution, self._response(execution.request, status, data, urgent))
+
+    async def update(self, job_id: str, update: object, *, urgent: bool) -> None:
+        """Report progress.
+
+        Args:
+            job_id: An open job.
+            update: A dict, or None.
+            urgent: Whether the update overtakes other messages.
+
+        Raises:
+            UnknownJobError: If the job is not open.
+            InvalidJobTypeError: If the update is no dict.
+        """
+        request = self._open(job_id).request
+        data = check_data("update", update)
+        message_class = BusJobUpdateUrgentMessage if urgent else BusJobUpdateMessage
+        await self._worker.send_bus_message(
+            message_class(
+                source=self._worker.name, target=request.source, job_id=job_id, update=data
+            )
+        )
+
+    async def stream(
+        self,
+        message_class: type[BusJobStreamStartMessage | BusJobStreamDataMessage],
+        job_id: str,
+        data: object,
+    ) -> None:
+        """Send the start or a chunk of a streamed answer.
+
+        Args:
+            message_class: Which of the two.
+            job_id: An open job.
+            data: A dict, or None.
+
+        Raises:
+            UnknownJobError: If the job is not open.
+            InvalidJobTypeError: If the data is no dict.
+        """
+        request = self._open(job_id).request
+        chunk = check_data("stream data", data)
+        await self._worker.send_bus_message(
+            message_class(
+                source=self._worker.name, target=request.source, job_id=job_id, data=chunk
+            )
+        )
+
+    async def stream_end(self, job_id: str, data: object) -> None:
+        """End a streamed answer, and with it the job.
+
+        Args:
+            job_id: An open job.
+            data: The answer: a dict, or None.
+
+        Raises:
+            UnknownJobError: If the job is not open.
+            InvalidJobTypeError: If the data is no dict.
+        """
+        execution = self._open(job_id)
+        end = BusJobStreamEndMessage(
+            source=self._worker.name,
+            target=execution.request.source,
+            job_id=job_id,
+            data=check_data("stream data", data),
+        )
+        await self._answer(execution, end)
+
+    def _open(self, job_id: str) -> _Execution:
+        execution = self._executions.get(job_id)
+        if execution is None or execution.answering:
+            ended = execution is not None or any(job_id == known for _, known in self._recent)
+            raise UnknownJobError(
+                self._worker.name, job_id, ended=ended, open_jobs=list(self._executions)
+            )
+        return execution
+
+    async def _finish(
+        self, execution: _Execution, status: JobStatus, response: JobData | None
+    ) -> None:
+        """Answer on the handler's behalf, unless the job has been answered."""
+        if execution.answering or (execution.cancelled and status is JobStatus.COMPLETED):
+            logger.debug(f"{self}: dropping {status} of job '{execution.request.job_id}': it ended")
+            return
+        await self._answer(execution, self._response(execution.request, status, response))
+
+    async def _answer(
+        self, execution: _Execution, answer: BusDataMessage | BusSystemMessage
+    ) -> None:
+        execution.answering = True
+        try:
+            await self._worker.send_bus_message(answer)
+        except BaseException:
+            execution.answering = False
+            raise
+        self._forget(execution)
+
+    def _forget(self, execution: _Execution) -> None:
+        request = execution.request
+        execution.answering = True
+        self._active.pop(request.job_id, None)
+        self._executions.pop(request.job_id, None)
+        self._recent.remember((request.source, request.job_id), request.id)
+        execution.ended.set()
+
+    async def _send(
+        self, request: BusJobRequestMessage, status: JobStatus, response: JobData | None
+    ) -> None:
+        await self._worker.send_bus_message(self._response(request, status, response))
+
+    def _response(
+        self,
+        request: BusJobRequestMessage,
+        status: JobStatus,
+        response: JobData | None,
+        urgent: bool = False,
+    ) -> BusJobResponseMessage | BusJobResponseUrgentMessage:
+        message_class = BusJobResponseUrgentMessage if urgent else BusJobResponseMessage
+        return message_class(
+            source=self._worker.name,
+            target=request.source,
+            job_id=request.job_id,
+            status=status,
+            response=response,
+        )
+
+    async def on_update_request(self, message: BusJobUpdateRequestMessage) -> None:
+        """Pass on a requester's wish for an update.
+
+        Args:
+            message: The wish, well formed.
+        """
+        execution = self._asked_by(message)
+        if execution is not None:
+            await execution.steps.run(
+                lambda: self._hooks.fire("on_job_update_requested", message),
+                in_place=not self._hooks.overrides("on_job_update_requested"),
+            )
+
+    # -- it is called off --------------------------------------------------------------------
+
+    async def on_cancel(self, message: BusJobCancelMessage) -> None:
+        """Stop a job, or remember that it must not start.
+
+        Args:
+            message: The cancel, well formed.
+        """
+        job = (message.source, message.job_id)
+        if message.job_id not in self._executions and job not in self._recent:
+            # Cancels overtake requests; the one this belongs to is still on its way.
+            self._recent.remember(job, None)
+            return
+        execution = self._asked_by(message)
+        if execution is None or execution.cancelled:
+            return
+        execution.cancelled = True
+        # A task of its own: a handler that resists must not hold up the worker's other messages.
+        self._worker.create_task(self._cancel(execution, message), "job_cancelled")
+
+    def _asked_by(
+        self, message: BusJobCancelMessage | BusJobUpdateRequestMessage
+    ) -> _Execution | None:
+        execution = self._executions.get(message.job_id)
+        if execution is None or execution.request.source == message.source:
+            return execution
+        logger.warning(f"{self}: ignoring {message}: job '{message.job_id}' is not its sender's")
+        return None
+
+    async def _cancel(self, execution: _Execution, message: BusJobCancelMessage) -> None:
+        await self._cancel_tasks([execution])
+        if self._hooks.overrides("on_job_cancelled"):
+            hook = self._worker.create_task(
+                self._hooks.fire("on_job_cancelled", message), "on_job_cancelled"
+            )
+            await asyncio.wait({hook}, timeout=self._cancel_grace)
+            if not hook.done():
+                logger.warning(f"{self}: on_job_cancelled() of job '{message.job_id}' overruns")
+        else:
+            await self._hooks.announce("on_job_cancelled", message)
+        await self._finish(execution, JobStatus.CANCELLED, None)
+
+    async def _cancel_tasks(self, executions: list[_Execution]) -> None:
+        tasks = {
+            execution.task: execution
+            for execution in executions
+            if execution.task is not None and execution.task is not asyncio.current_task()
+        }
+        for task in tasks:
+            task.cancel()
+        if not tasks:
+            return
+        _, resisting = await asyncio.wait(tasks, timeout=self._cancel_grace)
+        for task in resisting:
+            execution = tasks[task]
+            logger.warning(
+                f"{self}: handler of job '{execution.request.job_id}' resists cancellation for "
+                f"{self._cancel_grace:g} s; the job ends without it"
+            )
+            if execution.leave_room is not None:
+                execution.leave_room()
+
+    async def stop(self) -> None:
+        """Answer for every open job and stop its handler: the worker stops."""
+        self.stopped = True
+        executions = list(self._executions.values())
+        reason = {"reason": f"worker '{self._worker.name}' stopped"}
+        for execution in executions:
+            execution.cancelled = True
+            try:
+                await asyncio.wait_for(
+                    self._finish(execution, JobStatus.CANCELLED, reason), self._cancel_grace
+                )
+            except Exception as error:
+                logger.opt(exception=error).error(f"{self}: could not answer for a job at the end")
+            self._forget(execution)
+        await self._cancel_tasks(executions)
+
+    def __str__(self) -> str:
+        return f"Worker '{self._worker.name}'"

@@ -1,0 +1,234 @@
+"""One call's worth of jobs: who was asked, who has answered, and how it ended."""
+
+import asyncio
+from collections.abc import Iterable
+
+from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
+from pipecat.pipeline.job_context import JobGroupEvent
+
+from pipecat_jobs.deadline import Deadline
+from pipecat_jobs.errors import JobError, failure_of
+from pipecat_jobs.hooks import Steps
+from pipecat_jobs.outcomes import ErrorDetails, JobData, JobOutcome, OutcomeStatus
+from pipecat_jobs.params import JobGroupParams
+
+
+class JobGroup(PipecatJobGroup):
+    """Jobs launched together under one id. Pipecat's ``JobGroup``, with outcomes.
+
+    It is what ``create_job_group_and_request_job()`` returns and ``job_groups`` holds.
+
+    Parameters:
+        params: How it was asked for.
+        outcomes: How it ended, by worker; complete once the group is done.
+    """
+
+    def __init__(
+        self,
+        job_id: str,
+        worker_names: list[str],
+        params: JobGroupParams,
+        *,
+        steps: Steps,
+        single: bool,
+    ):
+        self._events: asyncio.Queue[JobGroupEvent | None] | None = None
+        super().__init__(
+            job_id,
+            worker_names,
+            cancel_on_error=params.cancel_on_error,
+            label=params.label,
+            cancellable=params.cancellable,
+        )
+        self.params = params
+        self.steps = steps
+        self.outcomes: dict[str, JobOutcome] = {}
+        self.deadline: Deadline | None = None
+        self.dispatched = False
+        #: The workers that were given up while they owed an answer, and have to be told.
+        self.owing: list[str] = []
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._single = single
+        self._first: JobOutcome | None = None
+        self._clock = asyncio.get_running_loop().time
+        self._asked_at = self._clock()
+        self._sent_at: dict[str, float] = {}
+        self._known_workers: list[str] = []
+
+    # -- who has ended -----------------------------------------------------------------------
+
+    @property
+    def pending(self) -> list[str]:
+        """The workers without an outcome, in the order they were named."""
+        return [name for name in self.worker_names if name not in self.outcomes]
+
+    @property
+    def failed(self) -> bool:
+        """Whether the group has to end, because a worker or the caller gave it up."""
+        return self._first is not None
+
+    @property
+    def unready(self) -> list[str]:
+        """The workers that were never asked."""
+        return [name for name in self.worker_names if name not in self._sent_at]
+
+    def asks(self, worker_name: str) -> None:
+        """Note that a worker's request goes out now.
+
+        Args:
+            worker_name: The worker.
+        """
+        self._sent_at[worker_name] = self._clock()
+
+    def awaits(self, worker_name: str) -> bool:
+        """Tell whether an answer from this worker counts.
+
+        Args:
+            worker_name: Who answered.
+
+        Returns:
+            Whether it was asked and has no outcome yet.
+        """
+        return worker_name in self._sent_at and worker_name not in self.outcomes
+
+    def settle(
+        self,
+        worker_name: str,
+        status: OutcomeStatus,
+        response: JobData | None = None,
+        error: ErrorDetails | None = None,
+        reason: str | None = None,
+    ) -> JobOutcome:
+        """Record how it ended for one worker.
+
+        Args:
+            worker_name: A worker without an outcome.
+            status: How it ended.
+            response: What the worker answered.
+            error: What went wrong.
+            reason: Why, as a sentence.
+
+        Returns:
+            The outcome.
+        """
+        now = self._clock()
+        sent_at = self._sent_at.get(worker_name, now)
+        outcome = JobOutcome(
+            worker_name,
+            status,
+            response,
+            error,
+            reason,
+            waited=sent_at - self._asked_at,
+            ran=now - sent_at,
+        )
+        self.outcomes[worker_name] = outcome
+        if response is not None or outcome.completed:
+            self.responses[worker_name] = response or {}
+        if self.cancel_on_error and not outcome.completed:
+            self._first = self._first or outcome
+        return outcome
+
+    def give_up(
+        self,
+        status: OutcomeStatus,
+        *,
+        error: ErrorDetails | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """End every worker that has no outcome, and with them the group.
+
+        Args:
+            status: How it ended for them.
+            error: What went wrong.
+            reason: Why, as a sentence.
+        """
+        for name in self.pending:
+            if name in self._sent_at:
+                self.owing.append(name)
+            outcome = self.settle(name, status, error=error, reason=reason)
+            self._first = self._first or outcome
+
+    # -- what arrives meanwhile --------------------------------------------------------------
+
+    @property
+    def event_queue(self) -> asyncio.Queue[JobGroupEvent | None] | None:
+        """Where updates and stream events go, and None after the last; None while nobody listens.
+
+        Nothing is pushed before the call that dispatched the group has returned, so a queue set
+        right then misses nothing.
+        """
+        return self._events
+
+    @event_queue.setter
+    def event_queue(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, queue: asyncio.Queue[JobGroupEvent | None] | None
+    ) -> None:
+        self._events = queue
+        if queue is not None and self.is_done:
+            queue.put_nowait(None)
+
+    def push(self, event: JobGroupEvent) -> None:
+        """Hand an event to whoever listens.
+
+        Args:
+            event: An update or a stream event of an asked worker.
+        """
+        if self._events is not None:
+            self._events.put_nowait(event)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def complete(self) -> None:
+        """Let everybody who waits go on. Does nothing when they have."""
+        if self.is_done:
+            return
+        if self.deadline is not None:
+            self.deadline.clear()
+        super().complete()
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def fail(self, reason: str | None = None) -> None:
+        """End the group as cancelled.
+
+        Args:
+            reason: Why, as a sentence.
+        """
+        self.give_up(OutcomeStatus.CANCELLED, reason=reason)
+        self.complete()
+
+    def failure(self) -> JobError:
+        """Build the exception that says how the group failed.
+
+        Returns:
+            A new exception each time, since several tasks may raise it.
+        """
+        return failure_of(
+            job_id=self.job_id,
+            job_name=self.params.name,
+            outcomes=self.outcomes,
+            first=self._first,
+            single=self._single,
+            timeout=self.params.timeout,
+            unready=self.unready,
+            known_workers=self._known_workers,
+        )
+
+    def note_known_workers(self, names: Iterable[str]) -> None:
+        """Keep who was known when a worker was not, for the error message.
+
+        Args:
+            names: The registry's workers.
+        """
+        self._known_workers = sorted(names)
+
+    async def wait(self) -> None:
+        """Wait until the group is done.
+
+        Raises:
+            JobError: If it did not complete; for a group, a ``JobGroupError``.
+        """
+        await super().wait()
+        if self.failed:
+            raise self.failure()

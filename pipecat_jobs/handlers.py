@@ -1,0 +1,136 @@
+"""``@job``: which method of a worker does which job."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from inspect import isasyncgenfunction, iscoroutinefunction
+from typing import Any, TypeVar
+
+from pipecat_jobs.errors import DuplicateJobHandlerError, InvalidJobError, InvalidJobTypeError
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerSpec:
+    """What ``@job`` said of one method.
+
+    Parameters:
+        attribute: The method's name on its class.
+        job_name: The job it does.
+        sequential: Whether its calls run one at a time.
+        max_concurrency: How many of its jobs may be open at once, or None for any number.
+    """
+
+    attribute: str
+    job_name: str
+    sequential: bool = False
+    max_concurrency: int | None = None
+
+
+def job(
+    *, name: str, sequential: bool = False, max_concurrency: int | None = None
+) -> Callable[[Handler], Handler]:
+    """Mark a worker's method as the handler of a job.
+
+    The method gets the ``BusJobRequestMessage``. What it returns is the answer:
+
+    - a dict answers the job with it;
+    - None answers nothing: the method has called ``send_job_response()``, or something will
+      later, as an LLM turn's event handler does;
+    - an async generator streams every dict it yields, and its end is the end of the job;
+    - an exception answers ERROR with the exception's type, message and traceback.
+
+    A drop-in for ``pipecat.pipeline.job_decorator.job``, whose handlers are found as well.
+
+    Args:
+        name: The job's name, which the requester gives as ``name=``.
+        sequential: Run calls of this handler one at a time, in order of arrival. The next starts
+            when the handler returns, answered or not. A request that waits spends its caller's
+            timeout.
+        max_concurrency: Keep at most this many of this handler's jobs open; the others wait in
+            order of arrival. Unlike with ``sequential``, a job counts until it has been answered,
+            so a handler that answers later keeps its place.
+
+    Returns:
+        The decorator, which gives the method back unchanged.
+
+    Raises:
+        InvalidJobTypeError: If ``name`` is no string or the method is no ``async def``.
+        InvalidJobError: If ``name`` is empty or ``max_concurrency`` is below one.
+
+    Example::
+
+        class Researcher(BaseWorker):
+            @job(name="research", max_concurrency=2)
+            async def research(self, message):
+                return {"answer": f"all about {message.payload['topic']}"}
+
+            @job(name="count")
+            async def count(self, message):
+                for number in range(3):
+                    yield {"number": number}
+    """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidJobTypeError(f"@job(name={name!r}); give the job's name as a str")
+    if not name:
+        raise InvalidJobError("@job(name='') has no name; give the name requesters will use")
+    if max_concurrency is not None and (
+        isinstance(max_concurrency, bool)
+        or not isinstance(max_concurrency, int)  # pyright: ignore[reportUnnecessaryIsInstance]
+        or max_concurrency < 1
+    ):
+        raise InvalidJobError(
+            f"@job(name='{name}', max_concurrency={max_concurrency!r}); give one or more, or None"
+        )
+
+    def mark(method: Handler) -> Handler:
+        if not (iscoroutinefunction(method) or isasyncgenfunction(method)):
+            raise InvalidJobTypeError(f"@job(name='{name}') needs an 'async def' method")
+        # Pipecat's names for the first three, so that a plain Pipecat worker finds it too.
+        vars(method).update(
+            is_job_handler=True,
+            job_name=name,
+            job_sequential=sequential,
+            job_max_concurrency=max_concurrency,
+        )
+        return method
+
+    return mark
+
+
+def collect_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
+    """Find the ``@job`` handlers of a class, Pipecat's and ours.
+
+    A method of the same Python name in a subclass replaces the one it overrides.
+
+    Args:
+        worker_class: The class to look through, bases included.
+
+    Returns:
+        The handlers by job name.
+
+    Raises:
+        DuplicateJobHandlerError: If two methods claim one job name.
+    """
+    handlers: dict[str, HandlerSpec] = {}
+    seen: set[str] = set()
+    for base in worker_class.__mro__:
+        for attribute, method in vars(base).items():
+            if attribute in seen:
+                continue
+            seen.add(attribute)
+            if not (callable(method) and getattr(method, "is_job_handler", False)):
+                continue
+            marks = vars(method)
+            spec = HandlerSpec(
+                attribute,
+                marks["job_name"],
+                bool(marks.get("job_sequential")),
+                marks.get("job_max_concurrency"),
+            )
+            if (other := handlers.get(spec.job_name)) is not None:
+                raise DuplicateJobHandlerError(
+                    spec.job_name, worker_class.__qualname__, other.attribute, attribute
+                )
+            handlers[spec.job_name] = spec
+    return handlers

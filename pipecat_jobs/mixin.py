@@ -1,0 +1,458 @@
+"""The one place that knows Pipecat's worker: its methods in front, our two halves behind."""
+
+from abc import ABCMeta
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeGuard, Unpack, get_args
+
+from loguru import logger
+from pipecat.bus.messages import (
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusJobResponseUrgentMessage,
+    BusJobStreamDataMessage,
+    BusJobStreamEndMessage,
+    BusJobStreamStartMessage,
+    BusJobUpdateMessage,
+    BusJobUpdateRequestMessage,
+    BusJobUpdateUrgentMessage,
+    BusMessage,
+)
+from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
+from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
+from pipecat.pipeline.job_context import JobParams as PipecatJobParams
+from pipecat.pipeline.job_context import JobStatus
+from pipecat.workers.base_worker import BaseWorker
+from pipecat.workers.llm import LLMContextWorker
+
+from pipecat_jobs._pipecat import call_event_handlers
+from pipecat_jobs.contexts import JobContext, JobGroupContext
+from pipecat_jobs.executor import Executor
+from pipecat_jobs.groups import JobGroup
+from pipecat_jobs.handlers import collect_handlers
+from pipecat_jobs.hooks import JOB_EVENTS, Hooks, logging_traceback
+from pipecat_jobs.messages import JobMessage, malformed
+from pipecat_jobs.outcomes import JobData
+from pipecat_jobs.params import (
+    JobGroupKeywords,
+    JobKeywords,
+    check_worker_names,
+    group_params,
+)
+from pipecat_jobs.requester import Requester
+
+_JOB_MESSAGES = frozenset(get_args(JobMessage))
+
+
+def _is_job_message(message: BusMessage) -> TypeGuard[JobMessage]:
+    return type(message) in _JOB_MESSAGES
+
+
+class _UnderWorkers(ABCMeta):
+    """Puts the mixin right above ``BaseWorker``, in whatever order the bases are written.
+
+    Pipecat's workers extend the job methods they inherit: ``UIWorker`` announces a group around
+    ``super().create_job_group_and_request_job()``. Those extensions have to wrap ours.
+    """
+
+    def mro(cls) -> list[type]:
+        order = super().mro()
+        mixins = [base for base in order if base.__dict__.get("_is_jobs_mixin")]
+        rest = [base for base in order if base not in mixins]
+        at = rest.index(BaseWorker)
+        return [*rest[:at], *mixins, *rest[at:]]
+
+
+class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
+    """Gives any Pipecat worker jobs that always end.
+
+    Mix it into a worker class of your own; :mod:`pipecat_jobs.workers` has Pipecat's four with it
+    on. It replaces the job system of :class:`~pipecat.workers.base_worker.BaseWorker` behind the
+    same methods, hooks and bus messages, so that peers without it are asked and answered as well.
+
+    Class attributes to set in a subclass:
+
+    - ``takes_jobs_when_inactive`` (True): whether jobs are taken while another worker holds the
+      conversation. When False, an inactive worker refuses them at once.
+    - ``job_request_concurrency`` ("auto"): how many jobs of an ``on_job_request()`` override may
+      be open at once, None for any number; more wait in order of arrival. "auto" is one for a
+      worker that owns an LLM context, since one context holds one turn and the answer of a second
+      job would be taken for the first's, and any number for the others.
+    - ``job_cancel_grace`` (1.0): seconds a cancelled handler gets to clean up before its job ends
+      without it.
+
+    Example::
+
+        class Mine(JobsMixin, SomeWorker):
+            @job(name="look_up")
+            async def look_up(self, message):
+                return {"found": message.payload["word"]}
+    """
+
+    _is_jobs_mixin: ClassVar[bool] = True
+
+    takes_jobs_when_inactive: ClassVar[bool] = True
+    job_request_concurrency: ClassVar[int | Literal["auto"] | None] = "auto"
+    job_cancel_grace: ClassVar[float] = 1.0
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        collect_handlers(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        concurrency = self.job_request_concurrency
+        if concurrency == "auto":
+            concurrency = 1 if isinstance(self, LLMContextWorker) else None
+        hooks = Hooks(self)
+        self.__requester = Requester(self, hooks, lambda worker: isinstance(worker, JobsMixin))
+        self.__executor = Executor(
+            self,
+            hooks,
+            collect_handlers(type(self)),
+            request_concurrency=concurrency,
+            cancel_grace=self.job_cancel_grace,
+        )
+        self.__event_handlers: dict[tuple[str, Callable[..., Any]], Callable[..., Any]] = {}
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def job(
+        self,
+        worker_name: str,
+        *,
+        params: PipecatJobParams | None = None,
+        **keywords: Unpack[JobKeywords],
+    ) -> JobContext:
+        """Ask one worker and wait for its answer.
+
+        Args:
+            worker_name: Whom to ask.
+            params: All that ``keywords`` say, as one object instead of them.
+            **keywords: What to ask and for how long; see :class:`~pipecat_jobs.params.JobKeywords`.
+
+        Returns:
+            The context to enter with ``async with``; leaving it raises ``JobError`` if the job did
+            not complete.
+
+        Raises:
+            InvalidJobError: If an argument cannot be used.
+            TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+
+        Example::
+
+            async with self.job("worker", payload={"question": "Why?"}, timeout=30) as j:
+                pass
+
+            print(j.response)
+        """
+        checked = group_params(params, keywords, JobKeywords)
+        return JobContext(self, self.__requester, check_worker_names([worker_name]), checked)
+
+    def job_group(
+        self,
+        *worker_names: str,
+        params: PipecatJobGroupParams | None = None,
+        **keywords: Unpack[JobGroupKeywords],
+    ) -> JobGroupContext:
+        """Ask several workers at once and wait for all their answers.
+
+        Args:
+            *worker_names: Whom to ask.
+            params: All that ``keywords`` say, as one object instead of them.
+            **keywords: What to ask and for how long; see
+                :class:`~pipecat_jobs.params.JobGroupKeywords`.
+
+        Returns:
+            The context to enter with ``async with``; leaving it raises ``JobGroupError`` if the
+            group did not complete.
+
+        Raises:
+            InvalidJobError: If an argument cannot be used.
+            TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+
+        Example::
+
+            async with self.job_group("advocate", "critic", payload={"topic": "AI"}) as jg:
+                pass
+
+            print(jg.responses["critic"])
+        """
+        checked = group_params(params, keywords, JobGroupKeywords)
+        return JobGroupContext(self, self.__requester, check_worker_names(worker_names), checked)
+
+    async def request_job(
+        self,
+        worker_name: str,
+        *,
+        params: PipecatJobParams | None = None,
+        **keywords: Unpack[JobKeywords],
+    ) -> str:
+        """Ask one worker and go on; its answer comes to ``on_job_response``.
+
+        Args:
+            worker_name: Whom to ask.
+            params: All that ``keywords`` say, as one object instead of them.
+            **keywords: What to ask and for how long; see :class:`~pipecat_jobs.params.JobKeywords`.
+
+        Returns:
+            The job's id, once the request has been sent.
+
+        Raises:
+            JobError: If the worker was not ready in time.
+            InvalidJobError: If an argument cannot be used.
+            TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+        """
+        checked = group_params(params, keywords, JobKeywords)
+        group = await self.create_job_group_and_request_job([worker_name], params=checked)
+        return group.job_id
+
+    async def request_job_group(
+        self,
+        *worker_names: str,
+        params: PipecatJobGroupParams | None = None,
+        **keywords: Unpack[JobGroupKeywords],
+    ) -> str:
+        """Ask several workers and go on; ``on_job_completed`` gets their answers.
+
+        Args:
+            *worker_names: Whom to ask.
+            params: All that ``keywords`` say, as one object instead of them.
+            **keywords: What to ask and for how long; see
+                :class:`~pipecat_jobs.params.JobGroupKeywords`.
+
+        Returns:
+            The group's id, once every request has been sent.
+
+        Raises:
+            JobGroupError: If a worker was not ready in time.
+            InvalidJobError: If an argument cannot be used.
+            TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+        """
+        checked = group_params(params, keywords, JobGroupKeywords)
+        group = await self.create_job_group_and_request_job(list(worker_names), params=checked)
+        return group.job_id
+
+    async def create_job_group_and_request_job(
+        self,
+        worker_names: list[str],
+        *,
+        params: PipecatJobGroupParams | None = None,
+        **keywords: Unpack[JobGroupKeywords],
+    ) -> PipecatJobGroup:
+        """Ask several workers and give the group to wait on. The others are built on this one.
+
+        Args:
+            worker_names: Whom to ask.
+            params: All that ``keywords`` say, as one object instead of them.
+            **keywords: What to ask and for how long; see
+                :class:`~pipecat_jobs.params.JobGroupKeywords`.
+
+        Returns:
+            The :class:`~pipecat_jobs.JobGroup`, once every request has been sent.
+
+        Raises:
+            JobGroupError: If a worker was not ready in time.
+            InvalidJobError: If an argument cannot be used.
+            TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+        """
+        checked = group_params(params, keywords, JobGroupKeywords)
+        return await self.__requester.ask(check_worker_names(worker_names), checked)
+
+    async def cancel_job_group(self, job_id: str, *, reason: str | None = None) -> None:
+        """Call a job or a group off: its workers stop, whoever waits gets ``JobCancelledError``.
+
+        Args:
+            job_id: The job's id; one that is not open is left alone.
+            reason: Why, for the workers and the caller.
+        """
+        if isinstance(self.job_groups.get(job_id), JobGroup):
+            await self.__requester.cancel(job_id, reason)
+        else:
+            await super().cancel_job_group(job_id, reason=reason)
+
+    async def request_job_update(self, job_id: str, worker_name: str) -> None:
+        """Ask a worker how far it is; it answers with an update, if it does.
+
+        Args:
+            job_id: A job of this worker that is open.
+            worker_name: A worker of it that has not ended.
+
+        Raises:
+            UnknownJobError: If the job, or the worker's part in it, is not open.
+        """
+        await self.__requester.request_update(job_id, worker_name)
+
+    async def worker_lost(self, worker_name: str, *, reason: str) -> None:
+        """Say that a worker is gone, where Pipecat cannot notice: its host or its bus went away.
+
+        Every job it owes this worker ends as lost, which raises ``WorkerLostError``.
+
+        Args:
+            worker_name: The worker that is gone.
+            reason: How that is known, for the error's message.
+        """
+        self.__requester.lost(worker_name, reason)
+
+    # -- answering ---------------------------------------------------------------------------
+
+    async def send_job_response(
+        self,
+        job_id: str,
+        response: JobData | None = None,
+        *,
+        status: JobStatus = JobStatus.COMPLETED,
+        urgent: bool = False,
+    ) -> None:
+        """Answer a job, which ends it.
+
+        Args:
+            job_id: A job this worker holds.
+            response: The answer.
+            status: How it went.
+            urgent: Whether the answer overtakes other messages.
+
+        Raises:
+            UnknownJobError: If the job is not open here.
+            InvalidJobTypeError: If the response is no dict.
+        """
+        await self.__executor.respond(job_id, response, status=status, urgent=urgent)
+
+    async def send_job_update(
+        self, job_id: str, update: JobData | None = None, *, urgent: bool = False
+    ) -> None:
+        """Report progress on a job.
+
+        Args:
+            job_id: A job this worker holds.
+            update: The progress.
+            urgent: Whether the update overtakes other messages.
+
+        Raises:
+            UnknownJobError: If the job is not open here.
+            InvalidJobTypeError: If the update is no dict.
+        """
+        await self.__executor.update(job_id, update, urgent=urgent)
+
+    async def send_job_stream_start(self, job_id: str, data: JobData | None = None) -> None:
+        """Begin a streamed answer.
+
+        Args:
+            job_id: A job this worker holds.
+            data: What to say of the stream, e.g. its content type.
+
+        Raises:
+            UnknownJobError: If the job is not open here.
+            InvalidJobTypeError: If the data is no dict.
+        """
+        await self.__executor.stream(BusJobStreamStartMessage, job_id, data)
+
+    async def send_job_stream_data(self, job_id: str, data: JobData | None = None) -> None:
+        """Send a chunk of a streamed answer.
+
+        Args:
+            job_id: A job this worker holds.
+            data: The chunk.
+
+        Raises:
+            UnknownJobError: If the job is not open here.
+            InvalidJobTypeError: If the data is no dict.
+        """
+        await self.__executor.stream(BusJobStreamDataMessage, job_id, data)
+
+    async def send_job_stream_end(self, job_id: str, data: JobData | None = None) -> None:
+        """End a streamed answer, which ends the job.
+
+        Args:
+            job_id: A job this worker holds.
+            data: The answer.
+
+        Raises:
+            UnknownJobError: If the job is not open here.
+            InvalidJobTypeError: If the data is no dict.
+        """
+        await self.__executor.stream_end(job_id, data)
+
+    # -- between the bus and the halves ------------------------------------------------------
+
+    def accepts_bus_message(self, message: BusMessage) -> bool:
+        """Take this worker's job messages always, the others while it is active.
+
+        Args:
+            message: The message about to be delivered.
+
+        Returns:
+            Whether to deliver it.
+        """
+        if message.target == self.name and _is_job_message(message):
+            return True
+        return super().accepts_bus_message(message)
+
+    async def on_bus_message(self, message: BusMessage) -> None:
+        """Hand job messages to the half they are for, everything else to Pipecat.
+
+        Args:
+            message: The message that was delivered.
+        """
+        if not _is_job_message(message) or message.target not in (None, self.name):
+            await super().on_bus_message(message)
+            return
+        problem = malformed(message)
+        if problem is not None:
+            logger.warning(f"Worker '{self.name}': dropping {message}: {problem}")
+        else:
+            await self.__route(message)
+        await call_event_handlers(self, "on_bus_message", message)
+
+    async def __route(self, message: JobMessage) -> None:
+        match message:
+            case BusJobRequestMessage():
+                await self.__executor.on_request(message, refusal=self.__refusal())
+            case BusJobCancelMessage():
+                await self.__executor.on_cancel(message)
+            case BusJobUpdateRequestMessage():
+                await self.__executor.on_update_request(message)
+            case BusJobResponseMessage() | BusJobResponseUrgentMessage():
+                await self.__requester.on_response(message)
+            case BusJobUpdateMessage() | BusJobUpdateUrgentMessage():
+                await self.__requester.on_update(message)
+            case BusJobStreamEndMessage():
+                await self.__requester.on_stream_end(message)
+            case BusJobStreamStartMessage() | BusJobStreamDataMessage():
+                await self.__requester.on_stream(message)
+
+    def __refusal(self) -> str | None:
+        if self.active or self.takes_jobs_when_inactive:
+            return None
+        return f"worker '{self.name}' is inactive and takes no jobs meanwhile"
+
+    async def stop(self) -> None:
+        """End every job this worker holds or waits for, then stop."""
+        try:
+            await self.__executor.stop()
+            await self.__requester.stop()
+        finally:
+            await super().stop()
+
+    def add_event_handler(self, event_name: str, handler: Callable[..., Any]) -> None:
+        """Add a handler, whose exceptions are logged with their traceback for job events.
+
+        Args:
+            event_name: The event.
+            handler: The function to call.
+        """
+        if event_name in JOB_EVENTS:
+            wrapped = logging_traceback(event_name, handler)
+            self.__event_handlers[event_name, handler] = wrapped
+            handler = wrapped
+        super().add_event_handler(event_name, handler)
+
+    def remove_event_handler(self, event_name: str, handler: Callable[..., Any]) -> None:
+        """Remove a handler that was added.
+
+        Args:
+            event_name: The event.
+            handler: The function that was given.
+        """
+        handler = self.__event_handlers.pop((event_name, handler), handler)
+        super().remove_event_handler(event_name, handler)

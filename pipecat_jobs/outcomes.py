@@ -1,0 +1,139 @@
+"""What a job ended as: the status, the answer or the error, and how long it took."""
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+#: A payload, an answer or an update: what one worker may say to another.
+JobData = dict[str, Any]
+
+
+class OutcomeStatus(StrEnum):
+    """How a job ended for one worker.
+
+    The first four are what a worker can answer, and equal the member of the same name in
+    Pipecat's :class:`~pipecat.pipeline.job_context.JobStatus`. The last two are what the
+    requester concludes when no answer came.
+
+    Parameters:
+        COMPLETED: The worker answered.
+        FAILED: The worker could not do what was asked, for a reason it knows.
+        ERROR: The worker broke: its handler raised, or it has none for this job.
+        CANCELLED: The job was called off, by the requester or because the worker stopped.
+        TIMED_OUT: The deadline passed first.
+        LOST: The worker went away without an answer.
+    """
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorDetails:
+    """What went wrong at the worker, as text, so that it survives any bus.
+
+    Parameters:
+        type: Name of the exception's class, e.g. ``"ValueError"``; empty when the worker only
+            gave a message.
+        message: What the exception said.
+        traceback: The worker's traceback as text, or None when it sent none.
+    """
+
+    type: str
+    message: str
+    traceback: str | None = None
+
+    @classmethod
+    def from_exception(cls, error: BaseException) -> "ErrorDetails":
+        """Describe an exception, with its traceback.
+
+        Args:
+            error: The exception, as it was caught.
+
+        Returns:
+            Its class name, message and formatted traceback.
+        """
+        text = "".join(traceback.format_exception(error)) if error.__traceback__ else None
+        return cls(type(error).__name__, str(error), text)
+
+    @classmethod
+    def from_response(cls, response: Mapping[str, object] | None) -> "ErrorDetails | None":
+        """Read the details a worker put into its answer.
+
+        Pipecat's own workers answer a failure with ``{"error": "why"}``; workers of this package
+        add ``error_type`` and ``traceback``.
+
+        Args:
+            response: The answer's payload, or None.
+
+        Returns:
+            The details, or None when the answer names no error.
+        """
+        if not response or response.get("error") is None:
+            return None
+        kind, trace = response.get("error_type"), response.get("traceback")
+        return cls(
+            kind if isinstance(kind, str) else "",
+            str(response["error"]),
+            trace if isinstance(trace, str) else None,
+        )
+
+    def to_response(self) -> JobData:
+        """Write the details as an answer's payload; the reverse of :meth:`from_response`.
+
+        Returns:
+            ``{"error": message, "error_type": type}``, with ``"traceback"`` when there is one.
+        """
+        response: JobData = {"error": self.message, "error_type": self.type}
+        if self.traceback is not None:
+            response["traceback"] = self.traceback
+        return response
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.type else self.message
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """How a job ended for one worker. There is exactly one for each worker asked.
+
+    Parameters:
+        worker: Name of the worker that was asked.
+        status: How it ended.
+        response: What the worker answered, or None when it gave nothing.
+        error: What went wrong, when the worker (or the requester) could say.
+        reason: Why the job was cancelled, timed out or lost, as a sentence; None otherwise.
+        waited: Seconds from the call until the request went out: the wait for the worker to be
+            ready. All of it, when the request never went out.
+        ran: Seconds from the request going out until the end; 0.0 when it never went out.
+    """
+
+    worker: str
+    status: OutcomeStatus
+    response: JobData | None = None
+    error: ErrorDetails | None = None
+    reason: str | None = None
+    waited: float = 0.0
+    ran: float = 0.0
+
+    @property
+    def completed(self) -> bool:
+        """Whether the worker answered with success."""
+        return self.status is OutcomeStatus.COMPLETED
+
+    @property
+    def cause(self) -> str:
+        """Why it did not complete, in one line; the status alone when nobody said."""
+        if self.error is not None:
+            return str(self.error)
+        if self.reason is not None:
+            return self.reason
+        if self.response and not self.completed:
+            return f"{self.status}, answering {self.response!r}"
+        return str(self.status)

@@ -1,0 +1,44 @@
+"""What a bot builder needs to test jobs; ``pip install "pipecat-jobs[testing]"``.
+
+A scripted LLM provider over real HTTP, a bus that misbehaves by rule or by seed, a clock that
+jumps, and a harness that starts workers and checks that nothing is left of their jobs. The pytest
+fixtures are in :mod:`pipecat_jobs.testing.fixtures`.
+"""
+
+from pipecat_jobs.testing.chaos_bus import ChaosBus
+from pipecat_jobs.testing.chaos_rules import BlockedPublish, Faults, Held, Rule
+from pipecat_jobs.testing.harness import JobHarness, LeftBehindError
+from pipecat_jobs.testing.llm_request import LLMRequest
+from pipecat_jobs.testing.llm_script import (
+    Disconnect,
+    Failure,
+    Reply,
+    Stall,
+    Text,
+    ToolCall,
+    ToolCalls,
+)
+from pipecat_jobs.testing.llm_server import ScriptedLLMServer
+from pipecat_jobs.testing.virtual_time import VirtualDeadlockError, VirtualTimeLoop, run_virtual
+
+__all__ = [
+    "BlockedPublish",
+    "ChaosBus",
+    "Disconnect",
+    "Failure",
+    "Faults",
+    "Held",
+    "JobHarness",
+    "LLMRequest",
+    "LeftBehindError",
+    "Reply",
+    "Rule",
+    "ScriptedLLMServer",
+    "Stall",
+    "Text",
+    "ToolCall",
+    "ToolCalls",
+    "VirtualDeadlockError",
+    "VirtualTimeLoop",
+    "run_virtual",
+]

@@ -1,0 +1,104 @@
+"""Pytest fixtures for workers that use jobs.
+
+Activate them with ``pytest_plugins = ["pipecat_jobs.testing.fixtures"]`` in ``conftest.py``.
+
+There is nothing here for pytest to rewrite, and importing a name from this module before
+pytest loads it must not warn: PYTEST_DONT_REWRITE.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+from loguru import logger
+
+from pipecat_jobs.testing.chaos_bus import ChaosBus
+from pipecat_jobs.testing.harness import JobHarness
+
+if TYPE_CHECKING:
+    from loguru import Message
+
+    from pipecat_jobs.testing.llm_server import ScriptedLLMServer
+
+
+@dataclass(frozen=True)
+class LogRecord:
+    """One captured log record.
+
+    Parameters:
+        level: Name of its level, such as ``"WARNING"``.
+        message: What was logged.
+        exception: The exception logged with it, if any.
+        module: Full name of the module that logged it.
+    """
+
+    level: str
+    message: str
+    exception: BaseException | None = None
+    module: str | None = None
+
+
+@pytest_asyncio.fixture
+async def job_harness() -> AsyncIterator[JobHarness]:
+    """A running `JobHarness` on Pipecat's in-process bus."""
+    async with JobHarness() as harness:
+        yield harness
+
+
+@pytest_asyncio.fixture
+async def chaos_bus() -> ChaosBus:
+    """A `ChaosBus` that behaves until a test adds a rule."""
+    return ChaosBus()
+
+
+@pytest_asyncio.fixture
+async def chaos_harness(chaos_bus: ChaosBus) -> AsyncIterator[JobHarness]:
+    """A running `JobHarness` on the `chaos_bus`."""
+    async with JobHarness(chaos_bus) as harness:
+        yield harness
+
+
+@pytest.fixture
+def _harness_first(request: pytest.FixtureRequest) -> None:  # pyright: ignore[reportUnusedFunction]
+    """Set up the harness before the server, whatever the order a test names them in.
+
+    A harness wants every task that began after it to end before it, and the server has one
+    for each connection.
+    """
+    for name in ("job_harness", "chaos_harness"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name)
+
+
+@pytest_asyncio.fixture
+async def scripted_llm(_harness_first: None) -> "AsyncIterator[ScriptedLLMServer]":
+    """A running `ScriptedLLMServer`."""
+    # Its dependency, aiohttp, is needed by the tests that use it and by no others.
+    from pipecat_jobs.testing.llm_server import ScriptedLLMServer
+
+    async with ScriptedLLMServer() as server:
+        yield server
+
+
+@pytest.fixture
+def job_log() -> Iterator[list[LogRecord]]:
+    """Everything logged through loguru during the test, of every level."""
+    records: list[LogRecord] = []
+
+    def capture(message: "Message") -> None:
+        record = message.record
+        exception = record["exception"]
+        records.append(
+            LogRecord(
+                level=record["level"].name,
+                message=record["message"],
+                exception=exception.value if exception is not None else None,
+                module=record["name"],
+            )
+        )
+
+    handler_id = logger.add(capture, level=0, format="{message}")
+    yield records
+    logger.remove(handler_id)

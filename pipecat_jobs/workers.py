@@ -1,0 +1,24 @@
+"""Pipecat's workers with the mixin on: import them from here instead of from Pipecat."""
+
+from pipecat.pipeline.worker import PipelineWorker as PipecatPipelineWorker
+from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
+from pipecat.workers.llm import LLMContextWorker as PipecatLLMContextWorker
+from pipecat.workers.llm import LLMWorker as PipecatLLMWorker
+
+from pipecat_jobs.mixin import JobsMixin
+
+
+class BaseWorker(JobsMixin, PipecatBaseWorker):
+    """Pipecat's ``BaseWorker`` with jobs that always end: a worker without a pipeline."""
+
+
+class PipelineWorker(JobsMixin, PipecatPipelineWorker):
+    """Pipecat's ``PipelineWorker`` with jobs that always end."""
+
+
+class LLMWorker(JobsMixin, PipecatLLMWorker):
+    """Pipecat's ``LLMWorker`` with jobs that always end."""
+
+
+class LLMContextWorker(JobsMixin, PipecatLLMContextWorker):
+    """Pipecat's ``LLMContextWorker`` with jobs that always end."""

@@ -1,0 +1,19 @@
+from collections.abc import AsyncIterator
+
+import pytest
+from openai import AsyncOpenAI
+
+from pipecat_jobs.testing import ScriptedLLMServer
+
+pytest_plugins = ["pipecat_jobs.testing.fixtures"]
+
+
+@pytest.fixture
+async def server(scripted_llm: ScriptedLLMServer) -> ScriptedLLMServer:
+    return scripted_llm
+
+
+@pytest.fixture
+async def client(server: ScriptedLLMServer) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(api_key="test", base_url=server.base_url) as client:
+        yield client

@@ -1,0 +1,109 @@
+"""Workers that several test files use."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
+
+from pipecat_jobs import BaseWorker, job
+
+
+class Asker(BaseWorker):
+    """A requester that keeps what its hooks were called with, in order."""
+
+    def __init__(self, name: str = "asker", **kwargs: Any):
+        super().__init__(name, **kwargs)
+        self.hooks: list[tuple[str, Any]] = []
+        for event in (
+            "on_job_response",
+            "on_job_update",
+            "on_job_completed",
+            "on_job_error",
+            "on_job_stream_start",
+            "on_job_stream_data",
+            "on_job_stream_end",
+        ):
+            self.add_event_handler(event, self._keep(event))
+
+    def _keep(self, event: str) -> Callable[..., Awaitable[None]]:
+        async def keep(worker: BaseWorker, message: Any) -> None:
+            self.hooks.append((event, message))
+
+        return keep
+
+    def fired(self) -> list[str]:
+        return [event for event, _ in self.hooks]
+
+    async def ask(self, worker_name: str, name: str | None = None, **keywords: Any) -> dict:
+        async with self.job(worker_name, name=name, **keywords) as j:
+            pass
+        return j.response
+
+
+class Answerer(BaseWorker):
+    """A worker with a handler for each way a job can go."""
+
+    def __init__(self, name: str = "answerer", **kwargs: Any):
+        super().__init__(name, **kwargs)
+        self.started: asyncio.Queue[str] = asyncio.Queue()
+        self.cancelled: list[str] = []
+        self.ran: list[str] = []
+        self.release = asyncio.Event()
+        self.hook_calls: list[BusJobCancelMessage] = []
+
+    async def on_job_cancelled(self, message: BusJobCancelMessage) -> None:
+        self.hook_calls.append(message)
+
+    @job(name="echo")
+    async def echo(self, message: BusJobRequestMessage) -> dict:
+        self.ran.append(message.job_id)
+        return {"from": self.name, "payload": message.payload}
+
+    @job(name="wait")
+    async def wait_for_release(self, message: BusJobRequestMessage) -> dict:
+        self.ran.append(message.job_id)
+        self.started.put_nowait(message.job_id)
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(message.job_id)
+            raise
+        return {"from": self.name}
+
+    @job(name="raise")
+    async def raise_error(self, message: BusJobRequestMessage) -> dict:
+        raise ValueError("no such topic")
+
+    @job(name="silent")
+    async def return_nothing(self, message: BusJobRequestMessage) -> None:
+        self.started.put_nowait(message.job_id)
+
+    @job(name="count")
+    async def count(self, message: BusJobRequestMessage):
+        for number in range((message.payload or {}).get("to", 3)):
+            yield {"number": number}
+
+
+class Delegator(BaseWorker):
+    """A worker whose handler asks another one."""
+
+    def __init__(self, name: str, *, asks: str):
+        super().__init__(name)
+        self.asks = asks
+
+    @job(name="wait")
+    async def delegate(self, message: BusJobRequestMessage) -> dict:
+        async with self.job(self.asks, name="wait") as j:
+            pass
+        return j.response
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and check that it ends as cancelled."""
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        return
+    raise AssertionError("the task swallowed its cancellation")

@@ -1,0 +1,129 @@
+"""The public names are a promise: adding one is a decision, losing one breaks a bot."""
+
+import subprocess
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pipecat.pipeline.job_context as pipecat_jobs_of_pipecat
+import pytest
+from pipecat.pipeline.worker import PipelineWorker as PipecatPipelineWorker
+from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
+from pipecat.workers.llm import LLMContextWorker as PipecatLLMContextWorker
+from pipecat.workers.llm import LLMWorker as PipecatLLMWorker
+from pipecat.workers.llm import tool as pipecat_tool
+
+import pipecat_jobs
+import pipecat_jobs.testing
+
+PACKAGE = Path(pipecat_jobs.__file__).parent
+
+NAMES = """
+    BaseWorker DuplicateJobHandlerError ErrorDetails InvalidJobError InvalidJobTypeError
+    JobCancelledError JobContext JobError JobEvent JobGroup JobGroupContext JobGroupError
+    JobGroupEvent JobGroupParams JobGroupResponse JobOutcome JobParams JobRefusedError JobStatus
+    JobTimeoutError JobsMixin LLMContextWorker LLMWorker NoJobHandlerError OutcomeStatus
+    PipelineWorker UnknownJobError WorkerLostError WorkerNotReadyError __version__ job tool
+""".split()
+
+TESTING_NAMES = """
+    BlockedPublish ChaosBus Disconnect Failure Faults Held JobHarness LLMRequest LeftBehindError
+    Reply Rule ScriptedLLMServer Stall Text ToolCall ToolCalls VirtualDeadlockError
+    VirtualTimeLoop run_virtual
+""".split()
+
+
+@pytest.mark.parametrize(
+    ("module", "names"), [(pipecat_jobs, NAMES), (pipecat_jobs.testing, TESTING_NAMES)]
+)
+def test_public_names_are_frozen(module, names: list[str]):
+    assert module.__all__ == sorted(module.__all__)
+    assert set(module.__all__) == set(names)
+    assert all(hasattr(module, name) for name in names)
+
+
+def test_what_is_pipecats_stays_pipecats():
+    assert pipecat_jobs.JobStatus is pipecat_jobs_of_pipecat.JobStatus
+    assert pipecat_jobs.JobEvent is pipecat_jobs_of_pipecat.JobEvent
+    assert pipecat_jobs.JobGroupEvent is pipecat_jobs_of_pipecat.JobGroupEvent
+    assert pipecat_jobs.tool is pipecat_tool
+    for name in ("JobError", "JobGroupError", "JobParams", "JobGroupParams", "JobGroup"):
+        assert issubclass(getattr(pipecat_jobs, name), getattr(pipecat_jobs_of_pipecat, name))
+    for status in pipecat_jobs.JobStatus:
+        assert pipecat_jobs.OutcomeStatus(status) == status
+
+
+@pytest.mark.parametrize(
+    ("ours", "pipecats"),
+    [
+        (pipecat_jobs.BaseWorker, PipecatBaseWorker),
+        (pipecat_jobs.PipelineWorker, PipecatPipelineWorker),
+        (pipecat_jobs.LLMWorker, PipecatLLMWorker),
+        (pipecat_jobs.LLMContextWorker, PipecatLLMContextWorker),
+    ],
+)
+def test_workers_are_pipecats_with_the_mixin_right_above_base_worker(ours, pipecats):
+    assert issubclass(ours, pipecats)
+    order = ours.__mro__
+    assert order.index(pipecat_jobs.JobsMixin) == order.index(PipecatBaseWorker) - 1
+
+
+@pytest.mark.parametrize("bases", ["JobsMixin, Own", "Own, JobsMixin"])
+def test_mixin_finds_its_place_in_any_order_of_bases(bases: str):
+    class Own(PipecatLLMWorker):
+        pass
+
+    bound = {"JobsMixin": pipecat_jobs.JobsMixin, "Own": Own}
+    mine = type(pipecat_jobs.JobsMixin)("Mine", tuple(bound[b] for b in bases.split(", ")), {})
+    assert mine.__mro__[1:3] == (Own, PipecatLLMWorker)
+    assert issubclass(type("Further", (mine,), {}), Own)
+
+
+def test_distribution_says_what_it_needs():
+    metadata = distribution("pipecat-jobs").metadata
+    assert metadata["License-Expression"] == "BSD-2-Clause"
+    requirements = distribution("pipecat-jobs").requires or []
+    assert any(r.startswith("pipecat-ai") and ">=1.8" in r and "<2" in r for r in requirements)
+    assert pipecat_jobs.__version__ == distribution("pipecat-jobs").version
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_importing_the_package_imports_nothing_optional():
+    code = (
+        "import sys; import pipecat_jobs; "
+        "print([m for m in ('aiohttp.web', 'pytest', 'rich', 'pipecat_jobs.testing',"
+        " 'pipecat.workers.ui', 'pipecat.workers.proxy.websocket.client') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_halves_do_not_know_each_other_and_nothing_imports_in_a_circle():
+    imports = {
+        path.stem: {
+            line.split()[1].removeprefix("pipecat_jobs.")
+            for line in path.read_text().splitlines()
+            if line.startswith("from pipecat_jobs.")
+        }
+        for path in PACKAGE.glob("*.py")
+    }
+    assert "executor" not in imports["requester"]
+    assert "requester" not in imports["executor"]
+
+    def reaches(start: str, seen: frozenset[str] = frozenset()) -> set[str]:
+        direct = imports.get(start, set()) - seen
+        return direct.union(*(reaches(module, seen | direct) for module in direct))
+
+    for module in imports:
+        assert module not in reaches(module), f"{module} imports itself in a circle"
+
+
+def test_no_file_has_reached_500_lines():
+    root = Path(__file__).parent.parent
+    long = [
+        path.name
+        for folder in ("pipecat_jobs", "tests", "examples")
+        for path in (root / folder).rglob("*.py")
+        if len(path.read_text().splitlines()) >= 500
+    ]
+    assert long == []
