@@ -1,9 +1,8 @@
 """What others asked of this worker."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 from loguru import logger
@@ -30,6 +29,7 @@ from pipecat_jobs.errors import (
     NoJobHandlerError,
     UnknownJobError,
 )
+from pipecat_jobs.executions import Execution, Room
 from pipecat_jobs.handlers import HandlerSpec
 from pipecat_jobs.hooks import Hooks, Steps
 from pipecat_jobs.outcomes import ErrorDetails, JobData
@@ -38,27 +38,6 @@ from pipecat_jobs.recent import Recent
 
 #: What a handler is called with and may give back.
 _Call = Callable[[BusJobRequestMessage], Awaitable[object] | AsyncIterator[object]]
-
-
-@dataclass(slots=True, eq=False)
-class _Room:
-    """How many jobs of one handler may be open, or running, at once."""
-
-    places: asyncio.Semaphore
-    until_answered: bool
-
-
-@dataclass(slots=True, eq=False)
-class _Execution:
-    """One job at this worker, from its request to its answer."""
-
-    request: BusJobRequestMessage
-    steps: Steps
-    task: asyncio.Task[None] | None = None
-    cancelled: bool = False
-    answering: bool = False
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    leave_room: Callable[[], None] | None = None
 
 
 class Executor:
@@ -70,6 +49,8 @@ class Executor:
         handlers: Its ``@job`` handlers, by job name.
         request_concurrency: How many jobs of ``on_job_request`` may be open at once, or None.
         cancel_grace: Seconds a cancelled handler gets before the job ends without it.
+        stop_turn: Stops the LLM turn that an ``on_job_request`` job may have started; None where
+            there is no such turn.
     """
 
     def __init__(
@@ -80,23 +61,26 @@ class Executor:
         *,
         request_concurrency: int | None,
         cancel_grace: float,
+        stop_turn: Callable[[], Coroutine[Any, Any, None]] | None,
     ):
         self._worker = worker
         self._hooks = hooks
         self._handlers = handlers
         self._cancel_grace = cancel_grace
+        self._stop_turn = stop_turn
         # The worker's own ``active_jobs``: Pipecat's workers look their jobs up there.
         self._active: dict[str, BusJobRequestMessage] = worker.active_jobs
-        self._executions: dict[str, _Execution] = {}
-        self._rooms: dict[str | None, _Room] = {}
+        self._executions: dict[str, Execution] = {}
+        self._rooms: dict[str | None, Room] = {}
         if request_concurrency is not None:
-            self._rooms[None] = _Room(asyncio.Semaphore(request_concurrency), until_answered=True)
+            # Of several at once, none has the turn to itself.
+            alone = request_concurrency == 1
+            self._rooms[None] = Room(request_concurrency, until_answered=True, has_turn=alone)
         for name, spec in handlers.items():
             if spec.max_concurrency is not None:
-                places = asyncio.Semaphore(spec.max_concurrency)
-                self._rooms[name] = _Room(places, until_answered=True)
+                self._rooms[name] = Room(spec.max_concurrency, until_answered=True)
             elif spec.sequential:
-                self._rooms[name] = _Room(asyncio.Semaphore(1), until_answered=False)
+                self._rooms[name] = Room(1, until_answered=False)
         #: By requester and job id: the request that ended, or None when only its cancel came.
         self._recent: Recent[tuple[str, str], int | None] = Recent()
         self.stopped = False
@@ -126,7 +110,7 @@ class Executor:
             await self._start(message)
 
     async def _start(self, message: BusJobRequestMessage) -> None:
-        execution = _Execution(message, Steps(self._worker))
+        execution = Execution(message, Steps(self._worker))
         name, call = self._find_handler(message)
         if call is None and message.job_name and not self._hooks.listens("on_job_request"):
             known = ", ".join(f"'{known}'" for known in self._handlers) or "none"
@@ -176,10 +160,10 @@ class Executor:
 
     # -- its handler runs --------------------------------------------------------------------
 
-    async def _run(self, execution: _Execution, call: _Call, room: _Room | None) -> None:
+    async def _run(self, execution: Execution, call: _Call, room: Room | None) -> None:
         try:
             if room is not None:
-                await self._enter(execution, room)
+                await execution.enter(room)
             await self._call(execution, call)
             if room is not None and room.until_answered:
                 await execution.ended.wait()
@@ -194,20 +178,24 @@ class Executor:
             )
             details = ErrorDetails.from_exception(error)
             await self._finish(execution, JobStatus.ERROR, details.to_response())
+            await self._stop_its_turn(execution)
         finally:
-            if execution.leave_room is not None:
-                execution.leave_room()
+            if not execution.cancelled:
+                execution.leave()
 
-    async def _enter(self, execution: _Execution, room: _Room) -> None:
-        await room.places.acquire()
+    async def _stop_its_turn(self, execution: Execution) -> None:
+        # A job that still waits for its place has no turn yet.
+        if self._stop_turn is None or execution.room is None or not execution.room.has_turn:
+            return
+        stopping = self._worker.create_task(self._stop_turn(), "job_turn")
+        await asyncio.wait({stopping}, timeout=self._cancel_grace)
+        if not stopping.done():
+            logger.warning(
+                f"{self}: the LLM turn of job '{execution.request.job_id}' does not stop"
+            )
+            stopping.cancel()
 
-        def leave() -> None:
-            execution.leave_room = None
-            room.places.release()
-
-        execution.leave_room = leave
-
-    async def _call(self, execution: _Execution, call: _Call) -> None:
+    async def _call(self, execution: Execution, call: _Call) -> None:
         request = execution.request
         result = call(request)
         if isinstance(result, AsyncIterator):
@@ -223,7 +211,7 @@ class Executor:
             )
         await self._finish(execution, JobStatus.COMPLETED, cast(JobData, answer))
 
-    async def _stream(self, execution: _Execution, chunks: AsyncIterator[object]) -> None:
+    async def _stream(self, execution: Execution, chunks: AsyncIterator[object]) -> None:
         job_id = execution.request.job_id
         async with aclosing(cast(Any, chunks)):
             started = False
@@ -328,7 +316,7 @@ class Executor:
         )
         await self._answer(execution, end)
 
-    def _open(self, job_id: str) -> _Execution:
+    def _open(self, job_id: str) -> Execution:
         execution = self._executions.get(job_id)
         if execution is None or execution.answering:
             ended = execution is not None or any(job_id == known for _, known in self._recent)
@@ -338,7 +326,7 @@ class Executor:
         return execution
 
     async def _finish(
-        self, execution: _Execution, status: JobStatus, response: JobData | None
+        self, execution: Execution, status: JobStatus, response: JobData | None
     ) -> None:
         """Answer on the handler's behalf, unless the job has been answered."""
         if execution.answering or (execution.cancelled and status is JobStatus.COMPLETED):
@@ -347,7 +335,7 @@ class Executor:
         await self._answer(execution, self._response(execution.request, status, response))
 
     async def _answer(
-        self, execution: _Execution, answer: BusDataMessage | BusSystemMessage
+        self, execution: Execution, answer: BusDataMessage | BusSystemMessage
     ) -> None:
         execution.answering = True
         try:
@@ -357,7 +345,7 @@ class Executor:
             raise
         self._forget(execution)
 
-    def _forget(self, execution: _Execution) -> None:
+    def _forget(self, execution: Execution) -> None:
         request = execution.request
         execution.answering = True
         self._active.pop(request.job_id, None)
@@ -421,18 +409,19 @@ class Executor:
 
     def _asked_by(
         self, message: BusJobCancelMessage | BusJobUpdateRequestMessage
-    ) -> _Execution | None:
+    ) -> Execution | None:
         execution = self._executions.get(message.job_id)
         if execution is None or execution.request.source == message.source:
             return execution
         logger.warning(f"{self}: ignoring {message}: job '{message.job_id}' is not its sender's")
         return None
 
-    async def _cancel(self, execution: _Execution, message: BusJobCancelMessage) -> None:
+    async def _cancel(self, execution: Execution, message: BusJobCancelMessage) -> None:
         await self._cancel_tasks([execution])
+        await self._stop_its_turn(execution)
         if self._hooks.overrides("on_job_cancelled"):
             hook = self._worker.create_task(
-                self._hooks.fire("on_job_cancelled", message), "on_job_cancelled"
+                self._hooks.fire("on_job_cancelled", message), "job_cancelled_hook"
             )
             await asyncio.wait({hook}, timeout=self._cancel_grace)
             if not hook.done():
@@ -440,8 +429,9 @@ class Executor:
         else:
             await self._hooks.announce("on_job_cancelled", message)
         await self._finish(execution, JobStatus.CANCELLED, None)
+        execution.leave()
 
-    async def _cancel_tasks(self, executions: list[_Execution]) -> None:
+    async def _cancel_tasks(self, executions: list[Execution]) -> None:
         tasks = {
             execution.task: execution
             for execution in executions
@@ -458,8 +448,6 @@ class Executor:
                 f"{self}: handler of job '{execution.request.job_id}' resists cancellation for "
                 f"{self._cancel_grace:g} s; the job ends without it"
             )
-            if execution.leave_room is not None:
-                execution.leave_room()
 
     async def stop(self) -> None:
         """Answer for every open job and stop its handler: the worker stops."""

@@ -2,10 +2,12 @@
 
 from abc import ABCMeta
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeGuard, Unpack, get_args
 
 from loguru import logger
 from pipecat.bus.messages import (
+    BusCancelWorkerMessage,
     BusJobCancelMessage,
     BusJobRequestMessage,
     BusJobResponseMessage,
@@ -40,6 +42,7 @@ from pipecat_jobs.params import (
     group_params,
 )
 from pipecat_jobs.requester import Requester
+from pipecat_jobs.turns import stop_turn
 
 _JOB_MESSAGES = frozenset(get_args(JobMessage))
 
@@ -112,6 +115,7 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             collect_handlers(type(self)),
             request_concurrency=concurrency,
             cancel_grace=self.job_cancel_grace,
+            stop_turn=partial(stop_turn, self) if isinstance(self, LLMContextWorker) else None,
         )
         self.__event_handlers: dict[tuple[str, Callable[..., Any]], Callable[..., Any]] = {}
 
@@ -394,6 +398,10 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
         Args:
             message: The message that was delivered.
         """
+        if isinstance(message, BusCancelWorkerMessage) and message.target == self.name:
+            # Before the pipeline is torn down: an LLM turn cut short there would answer its job
+            # with the fragment, as if it were complete.
+            await self.__executor.stop()
         if not _is_job_message(message) or message.target not in (None, self.name):
             await super().on_bus_message(message)
             return

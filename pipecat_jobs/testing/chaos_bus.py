@@ -83,9 +83,10 @@ class ChaosBus(WorkerBus):
         held = bus.hold(BusJobResponseMessage)
         async with JobHarness(bus) as harness:
             await harness.start(asker, answerer)
-            ...
+            asking = asyncio.create_task(asker.ask("answerer", {"question": "?"}))
             await held.wait()  # the answer is on its way
             held.release()  # and arrives only now
+            await asking
 
         bus = ChaosBus(seed=7, faults=Faults(delay=0.3, duplicate=0.1, slow_publish=0.2))
     """

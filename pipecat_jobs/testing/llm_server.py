@@ -82,7 +82,8 @@ class ScriptedLLMServer:
                 base_url=server.base_url,
                 settings=OpenAILLMService.Settings(model="scripted"),
             )
-            ...  # Run the bot.
+            context = LLMContext([{"role": "user", "content": "Hi!"}])
+            assert await llm.run_inference(context) == "Hello there!"
 
             (request,) = await server.wait_for_requests(1)
             await request.wait_ended()

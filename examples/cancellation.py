@@ -1,0 +1,109 @@
+"""Cancel whoever asked, and everybody who works for it stops.
+
+A host asks an editor, who asks a researcher, who has a long book to read. Then the user says
+"never mind": the host's task is cancelled, as Pipecat cancels an LLM's tool when the user speaks.
+The cancellation goes down all the way. The researcher stops reading, and ``on_job_cancelled`` gives
+both workers a chance to tidy up.
+
+Run it (no key and no network needed)::
+
+    python examples/cancellation.py
+"""
+
+import asyncio
+import os
+
+# Of Pipecat's log, only warnings and errors. It says hello on import, so this comes before.
+os.environ.setdefault("LOGURU_LEVEL", "WARNING")
+
+from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
+from pipecat.workers.runner import WorkerRunner
+
+from pipecat_jobs import BaseWorker, job
+
+PAGES = 1000
+
+
+class Tidy(BaseWorker):
+    """A worker that tidies up after a cancelled job."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.tidied_up = asyncio.Event()
+
+    async def on_job_cancelled(self, message: BusJobCancelMessage) -> None:
+        # The handler has been stopped by now; the CANCELLED answer is sent without our help.
+        print(f"{self.name}: my job was cancelled, tidying up")
+        self.tidied_up.set()
+
+
+class Researcher(Tidy):
+    """Reads, page after page."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.read_three_pages = asyncio.Event()
+
+    @job(name="read")
+    async def read(self, message: BusJobRequestMessage) -> dict:
+        page = 0
+        try:
+            while page < PAGES:
+                await asyncio.sleep(0.1)
+                page += 1
+                print(f"researcher: page {page}")
+                if page == 3:
+                    self.read_three_pages.set()
+        finally:
+            print(f"researcher: stopped after {page} of {PAGES} pages")
+        return {"pages": page}
+
+
+class Editor(Tidy):
+    """Has the researcher read for it: a job inside a job."""
+
+    @job(name="write")
+    async def write(self, message: BusJobRequestMessage) -> dict:
+        async with self.job("researcher", name="read") as j:
+            pass
+        return {"text": f"after {j.response['pages']} pages: ..."}
+
+
+class Host(BaseWorker):
+    """Asks the editor on the user's behalf."""
+
+    async def answer_user(self) -> None:
+        try:
+            async with self.job("editor", name="write", timeout=300) as j:
+                pass
+        except asyncio.CancelledError:
+            print("host: cancelled while the editor was at it")
+            raise
+        print(f"host: {j.response['text']}")
+
+
+async def main() -> None:
+    """Run the three workers and change the user's mind after three pages."""
+    runner = WorkerRunner()
+    host, editor, researcher = Host("host"), Editor("editor"), Researcher("researcher")
+
+    @runner.event_handler("on_ready")
+    async def on_ready(runner: WorkerRunner) -> None:
+        try:
+            answering = asyncio.create_task(host.answer_user())
+            await researcher.read_three_pages.wait()
+            print("user: never mind!")
+            answering.cancel()
+            await asyncio.wait({answering})
+            await editor.tidied_up.wait()
+            await researcher.tidied_up.wait()
+            print(f"open jobs: {len(host.job_groups) + len(editor.job_groups)}")
+        finally:
+            await runner.end()
+
+    await runner.add_workers(host, editor, researcher)
+    await runner.run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,84 @@
+"""Hear from a worker while it works: a streamed answer, and progress updates.
+
+A poet streams a poem: its handler is an async generator, and every dict it yields arrives as a
+chunk. A printer reports how far it is with updates, and answers at the end. Either way, the one who
+asked loops over the job with ``async for``, which ends when the job does.
+
+Run it (no key and no network needed)::
+
+    python examples/streaming.py
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+# Of Pipecat's log, only warnings and errors. It says hello on import, so this comes before.
+os.environ.setdefault("LOGURU_LEVEL", "WARNING")
+
+from pipecat.bus.messages import BusJobRequestMessage
+from pipecat.workers.runner import WorkerRunner
+
+from pipecat_jobs import BaseWorker, JobEvent, job
+
+
+class Poet(BaseWorker):
+    """Answers line by line."""
+
+    @job(name="recite")
+    async def recite(self, message: BusJobRequestMessage) -> AsyncIterator[dict]:
+        for line in ("A word was sent,", "a word came back,", "and nobody was left to wait."):
+            await asyncio.sleep(0.1)
+            yield {"line": line}
+
+
+class Printer(BaseWorker):
+    """Answers once, and says meanwhile how far it is."""
+
+    @job(name="print")
+    async def print_pages(self, message: BusJobRequestMessage) -> dict:
+        pages = message.payload["pages"]
+        for page in range(1, pages + 1):
+            await asyncio.sleep(0.1)
+            await self.send_job_update(message.job_id, {"page": page, "of": pages})
+        return {"printed": pages}
+
+
+class Publisher(BaseWorker):
+    """Listens to both."""
+
+    async def publish(self) -> None:
+        lines = 0
+        async with self.job("poet", name="recite", timeout=5) as j:
+            async for event in j:
+                # The beginning and the end of the stream are events too.
+                if event.type == JobEvent.STREAM_DATA:
+                    lines += 1
+                    print(f"poet: {event.data['line']}")
+        print(f"publisher: {lines} lines, that will do")
+
+        async with self.job("printer", name="print", payload={"pages": 3}, timeout=5) as j:
+            async for event in j:
+                if event.type == JobEvent.UPDATE:
+                    print(f"printer: page {event.data['page']} of {event.data['of']}")
+        print(f"publisher: {j.response['printed']} pages printed")
+
+
+async def main() -> None:
+    """Run the three workers until the book is out."""
+    runner = WorkerRunner()
+    publisher = Publisher("publisher")
+
+    @runner.event_handler("on_ready")
+    async def on_ready(runner: WorkerRunner) -> None:
+        try:
+            await publisher.publish()
+        finally:
+            await runner.end()
+
+    await runner.add_workers(publisher, Poet("poet"), Printer("printer"))
+    await runner.run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
