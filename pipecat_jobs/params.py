@@ -160,7 +160,7 @@ def check_data(what: str, data: object) -> JobData | None:
     """
     if data is not None and not isinstance(data, dict):
         raise InvalidJobTypeError(f"{what} is {data!r}; give a dict, e.g. {{'text': ...}}, or None")
-    return data  # pyright: ignore[reportUnknownVariableType]
+    return data
 
 
 def _expect(given: dict[str, object], key: str, kind: type, wanted: str) -> None:

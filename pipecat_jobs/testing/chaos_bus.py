@@ -113,8 +113,7 @@ class ChaosBus(WorkerBus):
         Raises:
             ValueError: If only one of ``seed`` and ``faults`` is given.
         """
-        # Pipecat leaves the keyword arguments of WorkerBus untyped.
-        super().__init__(name=name)  # pyright: ignore[reportUnknownMemberType]
+        super().__init__(name=name)
         if (seed is None) != (faults is None):
             raise ValueError("seed and faults go together")
         self._faults = faults

@@ -61,7 +61,7 @@ async def chaos_harness(chaos_bus: ChaosBus) -> AsyncIterator[JobHarness]:
 
 
 @pytest.fixture
-def _harness_first(request: pytest.FixtureRequest) -> None:  # pyright: ignore[reportUnusedFunction]
+def _harness_first(request: pytest.FixtureRequest) -> None:
     """Set up the harness before the server, whatever the order a test names them in.
 
     A harness wants every task that began after it to end before it, and the server has one

@@ -150,8 +150,7 @@ class JobHarness:
         def on_ready(_: WorkerRunner) -> None:
             ready.set_result(None)
 
-        # Pipecat leaves the type of event handlers open.
-        runner.add_event_handler("on_ready", on_ready)  # pyright: ignore[reportUnknownMemberType]
+        runner.add_event_handler("on_ready", on_ready)
         running = asyncio.create_task(runner.run(auto_end=False), name=f"{runner.name}::run")
         self._run_task = running
         try:
@@ -199,10 +198,7 @@ class JobHarness:
             if worker.name in self._registered:
                 raise ValueError(f"worker '{worker.name}' is already started")
             self._registered[worker.name] = asyncio.Event()
-            # Pipecat leaves the parameters of the handler's coroutine open.
-            await self.registry.watch(  # pyright: ignore[reportUnknownMemberType]
-                worker.name, self._on_registered
-            )
+            await self.registry.watch(worker.name, self._on_registered)
         await self.runner.add_workers(*workers)
         for worker in workers:
             try:
@@ -348,7 +344,7 @@ def _managed_tasks(runner: WorkerRunner) -> set[asyncio.Task[object]]:
     # Pipecat leaves the results of the tasks untyped.
     tasks = cast(
         "Iterable[asyncio.Task[object]]",
-        runner.task_manager.current_tasks(),  # pyright: ignore[reportUnknownMemberType]
+        runner.task_manager.current_tasks(),
     )
     return set(tasks)
 
@@ -369,7 +365,7 @@ def _passing_watches(registry: WorkerRegistry) -> list[str]:
     # for one call stays for good: the one leak that can be seen only from the inside.
     watches = cast(
         "dict[str, list[Callable[[WorkerReadyData], object]]]",
-        registry._watches,  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+        registry._watches,  # pyright: ignore[reportPrivateUsage]
     )
     return [
         f"registry watch for '{worker_name}': {getattr(handler, '__qualname__', handler)}"

@@ -1,0 +1,73 @@
+"""What a type checker says of a bot's code; `make lint` runs pyright over it.
+
+``assert_type`` says what has to be inferred. Each ignored error has to occur: pyright reports an
+ignore that is not needed.
+"""
+
+from typing import Any, assert_type
+
+from pipecat.bus.messages import BusJobRequestMessage
+
+from pipecat_jobs import (
+    BaseWorker,
+    JobContext,
+    JobError,
+    JobEvent,
+    JobGroupContext,
+    JobGroupEvent,
+    JobOutcome,
+    JobParams,
+    OutcomeStatus,
+    job,
+)
+
+
+class Researcher(BaseWorker):
+    @job(name="research", max_concurrency=2)
+    async def research(self, message: BusJobRequestMessage) -> dict[str, str]:
+        return {"found": message.job_id}
+
+    @job("research")  # pyright: ignore[reportCallIssue, reportUntypedFunctionDecorator]
+    async def name_is_a_keyword(self, message: BusJobRequestMessage) -> None: ...
+
+
+async def a_decorated_handler_keeps_its_type(message: BusJobRequestMessage) -> None:
+    assert_type(await Researcher("r").research(message), dict[str, str])
+
+
+async def a_job_gives_events_a_response_and_an_outcome(worker: BaseWorker) -> None:
+    async with worker.job("r", name="research", payload={"topic": 1}, timeout=3) as j:
+        assert_type(j, JobContext)
+        async for event in j:
+            assert_type(event, JobEvent)
+    assert_type(j.response, dict[str, Any])
+    assert_type(j.outcome, JobOutcome | None)
+    assert_type(j.job_id, str)
+
+
+async def a_group_gives_them_by_worker(worker: BaseWorker) -> None:
+    async with worker.job_group("a", "b", cancel_on_error=False, label="Both") as group:
+        assert_type(group, JobGroupContext)
+        async for event in group:
+            assert_type(event, JobGroupEvent)
+    assert_type(group.responses, dict[str, dict[str, Any]])
+    assert_type(group.outcomes, dict[str, JobOutcome])
+
+
+async def ids_are_text(worker: BaseWorker) -> None:
+    assert_type(await worker.request_job("r", params=JobParams(name="research")), str)
+    assert_type(await worker.request_cancel_job_group("id"), bool)
+
+
+def an_error_carries_outcomes(error: JobError) -> None:
+    assert_type(error.outcomes, dict[str, JobOutcome])
+    assert_type(error.outcomes["r"].status, OutcomeStatus)
+
+
+async def mistakes_are_seen(worker: BaseWorker) -> None:
+    worker.job("r", tiemout=3)  # pyright: ignore[reportCallIssue]
+    worker.job("r", timeout="3")  # pyright: ignore[reportArgumentType]
+    worker.job("r", payload=[1])  # pyright: ignore[reportArgumentType]
+    worker.job("r", cancel_on_error=True)  # pyright: ignore[reportCallIssue]
+    worker.job_group(1)  # pyright: ignore[reportArgumentType]
+    await worker.send_job_response("id", "text")  # pyright: ignore[reportArgumentType]
