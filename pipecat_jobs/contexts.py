@@ -1,7 +1,6 @@
 """What ``async with self.job(...)`` and ``async with self.job_group(...)`` give."""
 
 import asyncio
-import uuid
 from types import TracebackType
 from typing import Self
 
@@ -9,7 +8,6 @@ from pipecat.pipeline.job_context import JobContext as PipecatJobContext
 from pipecat.pipeline.job_context import JobEvent, JobGroupEvent
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupContext as PipecatJobGroupContext
-from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs.errors import InvalidJobError
 from pipecat_jobs.groups import JobGroup
@@ -25,16 +23,13 @@ class _JobScope:
 
     def __init__(
         self,
-        worker: BaseWorker,
         requester: Requester,
         worker_names: list[str],
         params: JobGroupParams,
     ):
-        self._worker = worker
         self._requester = requester
         self._worker_names = worker_names
-        self._job_id = params.job_id or str(uuid.uuid4())
-        self._params = params.model_copy(update={"job_id": self._job_id})
+        self._params = params
         self._group: PipecatJobGroup | None = None
         self._events: asyncio.Queue[JobGroupEvent | None] | None = None
         self._entered = False
@@ -42,7 +37,8 @@ class _JobScope:
     @property
     def job_id(self) -> str:
         """The job's id, known before it is sent."""
-        return self._job_id
+        assert self._params.job_id is not None
+        return self._params.job_id
 
     def _outcomes(self) -> dict[str, JobOutcome]:
         return self._group.outcomes if isinstance(self._group, JobGroup) else {}
@@ -51,13 +47,11 @@ class _JobScope:
         if self._entered:
             raise InvalidJobError("a job's context is entered once; call job() again for another")
         self._entered = True
-        self._events = self._requester.expect(self._job_id, single=self._single)
+        self._events = self._requester.expect(self.job_id, single=self._single)
         try:
-            self._group = await self._worker.create_job_group_and_request_job(
-                self._worker_names, params=self._params
-            )
+            self._group = await self._requester.dispatch(self._worker_names, self._params)
         finally:
-            self._requester.unexpect(self._job_id)
+            self._requester.unexpect(self.job_id)
         return self
 
     async def __aexit__(

@@ -110,7 +110,8 @@ class Executor:
             await self._start(message)
 
     async def _start(self, message: BusJobRequestMessage) -> None:
-        execution = Execution(message, Steps(self._worker))
+        in_place = not self._hooks.overrides("on_job_update_requested")
+        execution = Execution(message, Steps(self._worker, in_place=in_place))
         name, call = self._find_handler(message)
         if call is None and message.job_name and not self._hooks.listens("on_job_request"):
             known = ", ".join(f"'{known}'" for known in self._handlers) or "none"
@@ -382,10 +383,7 @@ class Executor:
         """
         execution = self._asked_by(message)
         if execution is not None:
-            await execution.steps.run(
-                lambda: self._hooks.fire("on_job_update_requested", message),
-                in_place=not self._hooks.overrides("on_job_update_requested"),
-            )
+            await execution.steps.run(lambda: self._hooks.fire("on_job_update_requested", message))
 
     # -- it is called off --------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from pipecat.pipeline.job_context import JobGroupEvent
 from pipecat_jobs.deadline import Deadline
 from pipecat_jobs.errors import JobError, failure_of
 from pipecat_jobs.hooks import Steps
+from pipecat_jobs.messages import ResponseMessage
 from pipecat_jobs.outcomes import ErrorDetails, JobData, JobOutcome, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
 
@@ -23,13 +24,15 @@ class JobGroup(PipecatJobGroup):
         outcomes: How it ended, by worker; complete once the group is done.
     """
 
+    #: Runs its hooks in order. Set by the requester, right after it has made the group.
+    steps: Steps
+
     def __init__(
         self,
         job_id: str,
         worker_names: list[str],
         params: JobGroupParams,
         *,
-        steps: Steps,
         single: bool,
     ):
         self._events: asyncio.Queue[JobGroupEvent | None] | None = None
@@ -41,10 +44,13 @@ class JobGroup(PipecatJobGroup):
             cancellable=params.cancellable,
         )
         self.params = params
-        self.steps = steps
         self.outcomes: dict[str, JobOutcome] = {}
         self.deadline: Deadline | None = None
         self.dispatched = False
+        #: Whether its end has been told: to the hooks, or to the workers it was called off at.
+        self.concluded = False
+        #: The first answer of a worker that could not do it.
+        self.failing: ResponseMessage | None = None
         #: The workers that were given up while they owed an answer, and have to be told.
         self.owing: list[str] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -66,6 +72,13 @@ class JobGroup(PipecatJobGroup):
     def failed(self) -> bool:
         """Whether the group has to end, because a worker or the caller gave it up."""
         return self._first is not None
+
+    @property
+    def verdict(self) -> str:
+        """Why it fails, as a sentence for the workers that are told to stop."""
+        assert self._first is not None
+        verb = "cancelled" if self._first.status is OutcomeStatus.CANCELLED else "errored"
+        return f"worker '{self._first.worker}' {verb}"
 
     @property
     def unready(self) -> list[str]:

@@ -17,17 +17,21 @@ from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._pipecat import call_event_handlers, has_event_handlers
 
-#: The events of a job, each also a method to override.
-JOB_EVENTS = (
-    "on_job_request",
+#: The events of a job at the worker that asked for it, each also a method to override.
+REQUESTER_EVENTS = (
     "on_job_response",
     "on_job_update",
-    "on_job_update_requested",
     "on_job_completed",
     "on_job_error",
     "on_job_stream_start",
     "on_job_stream_data",
     "on_job_stream_end",
+)
+#: All events of a job, each also a method to override.
+JOB_EVENTS = (
+    *REQUESTER_EVENTS,
+    "on_job_request",
+    "on_job_update_requested",
     "on_job_cancelled",
 )
 
@@ -154,29 +158,39 @@ class Steps:
 
     Args:
         worker: The worker whose task manager runs them.
+        in_place: Whether a step may run before :meth:`run` returns, when nothing is ahead of it;
+            for a worker without overrides, whose steps wait on no code but ours.
         held: Whether nothing runs before :meth:`release`.
+        then: What to do each time all steps are done.
     """
 
-    __slots__ = ("_busy", "_waiting", "_worker")
+    __slots__ = ("_busy", "_in_place", "_then", "_waiting", "_worker")
 
-    def __init__(self, worker: BaseWorker, *, held: bool = False):
+    def __init__(
+        self,
+        worker: BaseWorker,
+        *,
+        in_place: bool,
+        held: bool = False,
+        then: Step | None = None,
+    ):
         self._worker = worker
         self._waiting: deque[Step] = deque()
         self._busy = held
+        self._in_place = in_place
+        self._then = then
 
-    async def run(self, step: Step, *, in_place: bool) -> None:
+    async def run(self, step: Step) -> None:
         """Do a step after those before it.
 
         Args:
             step: Makes the coroutine to run.
-            in_place: Whether it may run before this call returns, when nothing is ahead of it;
-                for what does not wait on a bot builder's code.
         """
         self._waiting.append(step)
         if self._busy:
             return
         self._busy = True
-        if in_place:
+        if self._in_place:
             await self._drain()
         else:
             self._worker.create_task(self._drain(), "job_hooks")
@@ -192,5 +206,7 @@ class Steps:
         try:
             while self._waiting:
                 await self._waiting.popleft()()
+                if not self._waiting and self._then is not None:
+                    await self._then()
         finally:
             self._busy = False

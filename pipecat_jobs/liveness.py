@@ -15,6 +15,10 @@ from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._pipecat import proxied_name, proxy_connection
 
+#: Asks a worker to call back when it has stopped; gives what takes that back, or None when the
+#: worker cannot and has to be waited for.
+WhenStopped = Callable[[BaseWorker, Callable[[], None]], Callable[[], None] | None]
+
 #: Seconds that an ended worker's last answers get to arrive before it counts as lost.
 LAST_WORDS = 0.1
 
@@ -24,8 +28,7 @@ class _Watch:
     """One worker that somebody waits on."""
 
     jobs: set[str] = field(default_factory=set[str])
-    tasks: list[asyncio.Task[None]] = field(default_factory=list[asyncio.Task[None]])
-    undo: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+    undo: list[Callable[[], object]] = field(default_factory=list[Callable[[], object]])
 
 
 class Liveness:
@@ -34,19 +37,18 @@ class Liveness:
     Args:
         worker: The requester.
         lost: Called with a worker's name and the reason when it is gone.
-        answers_when_stopped: Tells whether a worker is known to answer, when it stops, for every
-            job it holds; such a worker needs no watching.
+        when_stopped: Asks a worker to call back when it has stopped, where it can.
     """
 
     def __init__(
         self,
         worker: BaseWorker,
         lost: Callable[[str, str], None],
-        answers_when_stopped: Callable[[BaseWorker], bool],
+        when_stopped: WhenStopped,
     ):
         self._worker = worker
         self._lost = lost
-        self._answers_when_stopped = answers_when_stopped
+        self._when_stopped = when_stopped
         self._watches: dict[str, _Watch] = {}
 
     def gone(self, name: str) -> str | None:
@@ -77,10 +79,11 @@ class Liveness:
         if watch is None:
             watch = self._watches[name] = _Watch()
             target = self._worker.worker_runner.get_worker(name)
-            if target is None:
-                self._watch_proxy(name, watch)
-            elif not self._answers_when_stopped(target):
-                self._follow(watch, name, f"worker '{name}' has ended", target.wait)
+            if target is not None:
+                self._watch_worker(name, watch, target, f"worker '{name}' has ended")
+            elif (proxy := self._proxy_of(name)) is not None:
+                self._watch_worker(name, watch, proxy, f"proxy '{proxy.name}' has ended")
+                self._watch_connection(name, watch, proxy)
         watch.jobs.add(job_id)
 
     def unwatch(self, name: str, job_id: str) -> None:
@@ -96,25 +99,26 @@ class Liveness:
         watch.jobs.discard(job_id)
         if not watch.jobs:
             del self._watches[name]
-            for task in watch.tasks:
-                task.cancel()
             for undo in watch.undo:
                 undo()
 
-    def _watch_proxy(self, name: str, watch: _Watch) -> None:
-        proxy = self._proxy_of(name)
-        if proxy is None:
-            return
+    def _watch_worker(self, name: str, watch: _Watch, target: BaseWorker, reason: str) -> None:
+        undo = self._when_stopped(target, lambda: self._ended(name, watch, reason))
+        if undo is not None:
+            watch.undo.append(undo)
+        else:
+            self._follow(name, watch, reason, target.wait)
+
+    def _watch_connection(self, name: str, watch: _Watch, proxy: BaseWorker) -> None:
         reason = f"proxy '{proxy.name}' lost its connection"
-        self._follow(watch, name, f"proxy '{proxy.name}' has ended", proxy.wait)
         connection = proxy_connection(proxy)
         if connection is not None and hasattr(connection, "wait_closed"):
             # The client proxy is silent when the server closes in good order, its socket is not.
-            self._follow(watch, name, reason, connection.wait_closed)
+            self._follow(name, watch, reason, connection.wait_closed)
             return
 
-        async def disconnected(_: BaseWorker, __: object) -> None:
-            self._lost(name, reason)
+        def disconnected(_: BaseWorker, __: object) -> None:
+            self._ended(name, watch, reason)
 
         event = "on_client_disconnected"
         proxy.add_event_handler(event, disconnected)
@@ -129,14 +133,18 @@ class Liveness:
         return None
 
     def _follow(
-        self, watch: _Watch, name: str, reason: str, ended: Callable[[], Awaitable[object]]
+        self, name: str, watch: _Watch, reason: str, ended: Callable[[], Awaitable[object]]
     ) -> None:
         async def follow() -> None:
             await ended()
-            await asyncio.sleep(LAST_WORDS)
-            self._lost(name, reason)
+            self._ended(name, watch, reason)
 
-        watch.tasks.append(self._worker.create_task(follow(), f"watching_{name}"))
+        watch.undo.append(self._worker.create_task(follow(), f"job_watch_{name}").cancel)
+
+    def _ended(self, name: str, watch: _Watch, reason: str) -> None:
+        # What it said last may still be on the bus.
+        timer = asyncio.get_running_loop().call_later(LAST_WORDS, self._lost, name, reason)
+        watch.undo.append(timer.cancel)
 
 
 def _has_ended(worker: BaseWorker) -> bool:

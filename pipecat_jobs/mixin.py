@@ -108,7 +108,8 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
         if concurrency == "auto":
             concurrency = 1 if isinstance(self, LLMContextWorker) else None
         hooks = Hooks(self)
-        self.__requester = Requester(self, hooks, lambda worker: isinstance(worker, JobsMixin))
+        self.__when_stopped: list[Callable[[], None]] = []
+        self.__requester = Requester(self, hooks, _when_stopped)
         self.__executor = Executor(
             self,
             hooks,
@@ -151,7 +152,7 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             print(j.response)
         """
         checked = group_params(params, keywords, JobKeywords)
-        return JobContext(self, self.__requester, check_worker_names([worker_name]), checked)
+        return JobContext(self.__requester, check_worker_names([worker_name]), checked)
 
     def job_group(
         self,
@@ -183,7 +184,7 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             print(jg.responses["critic"])
         """
         checked = group_params(params, keywords, JobGroupKeywords)
-        return JobGroupContext(self, self.__requester, check_worker_names(worker_names), checked)
+        return JobGroupContext(self.__requester, check_worker_names(worker_names), checked)
 
     async def request_job(
         self,
@@ -208,8 +209,8 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
         """
         checked = group_params(params, keywords, JobKeywords)
-        group = await self.create_job_group_and_request_job([worker_name], params=checked)
-        return group.job_id
+        names = check_worker_names([worker_name])
+        return (await self.__requester.dispatch(names, checked)).job_id
 
     async def request_job_group(
         self,
@@ -234,8 +235,8 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
         """
         checked = group_params(params, keywords, JobGroupKeywords)
-        group = await self.create_job_group_and_request_job(list(worker_names), params=checked)
-        return group.job_id
+        names = check_worker_names(worker_names)
+        return (await self.__requester.dispatch(names, checked)).job_id
 
     async def create_job_group_and_request_job(
         self,
@@ -441,6 +442,20 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             await self.__requester.stop()
         finally:
             await super().stop()
+            for tell in list(self.__when_stopped):
+                tell()
+
+    def _when_stopped(self, tell: Callable[[], None]) -> Callable[[], None]:
+        """Be told when the worker has stopped, without a task that waits for it.
+
+        Args:
+            tell: Called then.
+
+        Returns:
+            Takes the wish back.
+        """
+        self.__when_stopped.append(tell)
+        return lambda: self.__when_stopped.remove(tell)
 
     def add_event_handler(self, event_name: str, handler: Callable[..., Any]) -> None:
         """Add a handler, whose exceptions are logged with their traceback for job events.
@@ -464,3 +479,7 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
         """
         handler = self.__event_handlers.pop((event_name, handler), handler)
         super().remove_event_handler(event_name, handler)
+
+
+def _when_stopped(worker: BaseWorker, tell: Callable[[], None]) -> Callable[[], None] | None:
+    return worker._when_stopped(tell) if isinstance(worker, JobsMixin) else None  # pyright: ignore[reportPrivateUsage]

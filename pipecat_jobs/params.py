@@ -1,5 +1,6 @@
 """How a job is asked for: Pipecat's parameter objects, with an id of the caller's choice."""
 
+import uuid
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -79,7 +80,7 @@ def group_params(
         allowed: Which keywords the call has.
 
     Returns:
-        The parameters, all of them valid.
+        The parameters, all of them valid, with a job id made where none was given.
 
     Raises:
         InvalidJobError: If a value cannot be used; the message says what to write instead.
@@ -110,6 +111,7 @@ def group_params(
         if given.get(key) == "":
             raise InvalidJobError(f"{key} is empty; leave it out to have none given")
     given["timeout"] = check_timeout(given.get("timeout"))
+    given["job_id"] = given.get("job_id") or str(uuid.uuid4())
     return JobGroupParams.model_validate(given)
 
 

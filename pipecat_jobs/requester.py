@@ -1,8 +1,6 @@
 """What this worker asked of others."""
 
 import asyncio
-import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from loguru import logger
@@ -23,8 +21,8 @@ from pipecat_jobs._pipecat import unwatch
 from pipecat_jobs.deadline import Deadline
 from pipecat_jobs.errors import InvalidJobError, UnknownJobError
 from pipecat_jobs.groups import JobGroup
-from pipecat_jobs.hooks import Hooks, Steps, guarded
-from pipecat_jobs.liveness import Liveness
+from pipecat_jobs.hooks import REQUESTER_EVENTS, Hooks, Steps, guarded
+from pipecat_jobs.liveness import Liveness, WhenStopped
 from pipecat_jobs.messages import (
     JobMessage,
     ResponseMessage,
@@ -32,7 +30,7 @@ from pipecat_jobs.messages import (
     UpdateMessage,
     answered_status,
 )
-from pipecat_jobs.outcomes import ErrorDetails, JobOutcome, OutcomeStatus
+from pipecat_jobs.outcomes import ErrorDetails, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
 from pipecat_jobs.recent import Recent
 
@@ -54,22 +52,23 @@ class Requester:
     Args:
         worker: The worker that asks.
         hooks: Its hooks.
-        answers_when_stopped: Tells of a local worker whether it answers for its jobs when it stops.
+        when_stopped: See :class:`~pipecat_jobs.liveness.Liveness`.
     """
 
     def __init__(
         self,
         worker: BaseWorker,
         hooks: Hooks,
-        answers_when_stopped: Callable[[BaseWorker], bool],
+        when_stopped: WhenStopped,
     ):
         self._worker = worker
         self._hooks = hooks
-        self._liveness = Liveness(worker, self.lost, answers_when_stopped)
+        self._liveness = Liveness(worker, self.lost, when_stopped)
         # The worker's own ``job_groups``: Pipecat's workers look their groups up there.
         self._groups: dict[str, PipecatJobGroup] = worker.job_groups
         self._expected: dict[str, _Expected] = {}
         self._unacknowledged: Recent[str, set[str]] = Recent()
+        self._in_place = not hooks.overrides(*REQUESTER_EVENTS)
         self._stopped = False
 
     # -- asking ------------------------------------------------------------------------------
@@ -98,6 +97,27 @@ class Requester:
         """
         self._expected.pop(job_id, None)
 
+    async def dispatch(self, worker_names: list[str], params: JobGroupParams) -> PipecatJobGroup:
+        """Start a group through the worker's own method, which workers extend.
+
+        Args:
+            worker_names: Whom to ask.
+            params: How, its ``job_id`` included.
+
+        Returns:
+            The group.
+        """
+        assert params.job_id is not None
+        before = self._groups.get(params.job_id)
+        try:
+            return await self._worker.create_job_group_and_request_job(worker_names, params=params)
+        except BaseException:
+            # What extends the method may fail, or be cancelled, after the requests have gone out.
+            group = self._groups.get(params.job_id)
+            if group is not None and group is not before:
+                await self.end(group, "caller cancelled")
+            raise
+
     def _id_in_use(self, job_id: str) -> InvalidJobError:
         return InvalidJobError(
             f"job id '{job_id}' is in use by worker '{self._worker.name}'; give another one"
@@ -117,14 +137,17 @@ class Requester:
             JobError: If it ended before every request was sent.
             InvalidJobError: If the job id is in use.
         """
-        job_id = params.job_id or str(uuid.uuid4())
+        assert params.job_id is not None
+        job_id = params.job_id
         if job_id in self._groups:
             raise self._id_in_use(job_id)
         registry = self._worker.registry
         expected = self._expected.get(job_id)
-        steps = Steps(self._worker, held=True)
         single = expected is not None and expected.single
-        group = JobGroup(job_id, worker_names, params, steps=steps, single=single)
+        group = JobGroup(job_id, worker_names, params, single=single)
+        group.steps = Steps(
+            self._worker, in_place=self._in_place, held=True, then=lambda: self._conclude(group)
+        )
         if self._stopped:
             group.fail(f"worker '{self._worker.name}' has stopped")
             raise group.failure()
@@ -219,16 +242,17 @@ class Requester:
             await self._acknowledged(message)
             return
         status = OutcomeStatus(str(answered_status(message)))
-        if status is OutcomeStatus.CANCELLED:
+        if status is OutcomeStatus.COMPLETED:
+            self._settle(group, message.source, status, message.response)
+        elif status is OutcomeStatus.CANCELLED:
             reason = (message.response or {}).get("reason")
             text = reason if isinstance(reason, str) else f"worker '{message.source}' cancelled it"
-            outcome = self._settle(group, message.source, status, reason=text)
-        elif status is OutcomeStatus.COMPLETED:
-            outcome = self._settle(group, message.source, status, message.response)
+            self._settle(group, message.source, status, reason=text)
         else:
+            group.failing = group.failing or message
             error = ErrorDetails.from_response(message.response)
-            outcome = self._settle(group, message.source, status, message.response, error)
-        await self._after(group, outcome, "on_job_response", message)
+            self._settle(group, message.source, status, message.response, error)
+        await self._hear(group, "on_job_response", message)
 
     async def on_stream_end(self, message: BusJobStreamEndMessage) -> None:
         """Take the end of a streamed answer, which is the answer.
@@ -240,9 +264,9 @@ class Requester:
         if group is None:
             self._ignored(message)
             return
-        outcome = self._settle(group, message.source, OutcomeStatus.COMPLETED, message.data)
+        self._settle(group, message.source, OutcomeStatus.COMPLETED, message.data)
         event = JobGroupEvent(JobGroupEvent.STREAM_END, message.source, message.data)
-        await self._after(group, outcome, "on_job_stream_end", message, event)
+        await self._hear(group, "on_job_stream_end", message, event)
 
     async def on_update(self, message: UpdateMessage) -> None:
         """Take a progress update.
@@ -272,16 +296,21 @@ class Requester:
         data: dict[str, object] | None,
     ) -> None:
         group = self._awaited(message)
-        if group is None:
+        if group is None or group.failed:
             self._ignored(message)
             return
         event = JobGroupEvent(kind, message.source, data)
+        await self._hear(group, hook, message, event)
 
+    async def _hear(
+        self, group: JobGroup, hook: str, message: JobMessage, event: JobGroupEvent | None = None
+    ) -> None:
         async def step() -> None:
             await self._hooks.fire(hook, message)
-            group.push(event)
+            if event is not None:
+                group.push(event)
 
-        await group.steps.run(step, in_place=not self._hooks.overrides(hook))
+        await group.steps.run(step)
 
     def _awaited(self, message: JobMessage) -> JobGroup | None:
         group = self._groups.get(message.job_id)
@@ -308,9 +337,8 @@ class Requester:
         told.discard(message.source)
         if not told:
             self._unacknowledged.forget(message.job_id)
-        await Steps(self._worker).run(
-            lambda: self._hooks.fire("on_job_response", message),
-            in_place=not self._hooks.overrides("on_job_response"),
+        await Steps(self._worker, in_place=self._in_place).run(
+            lambda: self._hooks.fire("on_job_response", message)
         )
 
     def _settle(
@@ -321,41 +349,21 @@ class Requester:
         response: dict[str, object] | None = None,
         error: ErrorDetails | None = None,
         reason: str | None = None,
-    ) -> JobOutcome:
+    ) -> None:
         self._liveness.unwatch(name, group.job_id)
         group.terminated.add(name)
-        return group.settle(name, status, response, error, reason)
+        group.settle(name, status, response, error, reason)
 
-    async def _after(
-        self,
-        group: JobGroup,
-        outcome: JobOutcome,
-        hook: str,
-        message: JobMessage,
-        event: JobGroupEvent | None = None,
-    ) -> None:
-        async def step() -> None:
-            await self._hooks.fire(hook, message)
-            if event is not None:
-                group.push(event)
-            if group.is_done:
-                return
-            if not outcome.completed and group.cancel_on_error:
-                await self._fail(group, outcome, message)
-            elif not group.pending:
-                await self._complete(group)
-
-        in_place = not self._hooks.overrides(hook, "on_job_error", "on_job_completed")
-        await group.steps.run(step, in_place=in_place)
-
-    async def _fail(self, group: JobGroup, outcome: JobOutcome, message: JobMessage) -> None:
-        if outcome.status is OutcomeStatus.CANCELLED:
-            await self.end(group, f"worker '{outcome.worker}' cancelled")
+    async def _conclude(self, group: JobGroup) -> None:
+        """End a group once everything that arrived for it has been heard."""
+        if group.concluded or (group.pending and not group.failed):
             return
-        await self._hooks.fire("on_job_error", message)
-        await self.end(group, f"worker '{outcome.worker}' errored")
-
-    async def _complete(self, group: JobGroup) -> None:
+        group.concluded = True
+        if group.failed:
+            if group.failing is not None:
+                await self._hooks.fire("on_job_error", group.failing)
+            await self.end(group, group.verdict)
+            return
         self._groups.pop(group.job_id, None)
         result = JobGroupResponse(job_id=group.job_id, responses=group.responses)
         await self._hooks.fire("on_job_completed", result)
@@ -379,7 +387,7 @@ class Requester:
             return
         logger.warning(f"Worker '{self._worker.name}': lost '{name}': {reason}")
         error = ErrorDetails("WorkerLostError", reason)
-        outcome = self._settle(group, name, OutcomeStatus.LOST, error=error, reason=reason)
+        self._settle(group, name, OutcomeStatus.LOST, error=error, reason=reason)
         # In the name of the one who cannot: hooks learn of every end the same way.
         message = BusJobResponseMessage(
             source=name,
@@ -388,7 +396,8 @@ class Requester:
             status=JobStatus.ERROR,
             response=error.to_response(),
         )
-        await self._after(group, outcome, "on_job_response", message)
+        group.failing = group.failing or message
+        await self._hear(group, "on_job_response", message)
 
     # -- giving up ---------------------------------------------------------------------------
 
@@ -416,6 +425,7 @@ class Requester:
         else:
             logger.warning(f"Worker '{self._worker.name}': a hook of job '{group.job_id}' overran")
         if group.failed:
+            group.concluded = True
             self._worker.create_task(self.end(group, "timeout"), "job_timeout")
         else:
             self._groups.pop(group.job_id, None)
@@ -453,6 +463,7 @@ class Requester:
         reason: str | None = None,
     ) -> None:
         """End a group as it stands: first for the caller, then for its workers."""
+        group.concluded = True
         group.give_up(status, error=error, reason=reason)
         self._groups.pop(group.job_id, None)
         group.complete()
