@@ -1,0 +1,1 @@
+"""A debate in the terminal. Read `workers.py` first: it is the tutorial."""

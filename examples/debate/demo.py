@@ -1,0 +1,44 @@
+"""The demo's command line."""
+
+import argparse
+import asyncio
+import signal
+import sys
+
+from loguru import logger
+
+
+def main() -> int:
+    """Read the command line and run the demo.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.debate",
+        description="A moderator and three debaters, live in your terminal.",
+        epilog="OPENAI_API_KEY has a real model debate; OPENAI_MODEL and OPENAI_BASE_URL say "
+        "which one, and where. Without a key a scripted model does.",
+    )
+    parser.add_argument("--topic", default="Should AI be regulated?", help="the first topic")
+    parser.add_argument("--plain", action="store_true", help="print one debate and exit")
+    parser.add_argument("--log", metavar="FILE", help="write Pipecat's log to a file")
+    arguments = parser.parse_args()
+
+    logger.remove()
+    if arguments.log:
+        logger.add(arguments.log, level="DEBUG")
+    interactive = sys.stdin.isatty() and sys.stdout.isatty() and sys.platform != "win32"
+    try:
+        # Pipecat is imported only here, since it logs as it is imported.
+        if interactive and not arguments.plain:
+            from examples.debate.terminal import converse
+
+            return asyncio.run(converse(arguments.topic))
+        from examples.debate.plain import play
+
+        return asyncio.run(play(arguments.topic))
+    except KeyboardInterrupt:
+        return 0 if interactive else 128 + signal.SIGINT
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM

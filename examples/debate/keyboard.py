@@ -1,0 +1,66 @@
+"""Reads a terminal key by key while something else draws on it."""
+
+import asyncio
+import codecs
+import os
+import re
+import sys
+import termios
+import tty
+from types import TracebackType
+from typing import Self
+
+# A key, or the sequence that an arrow or function key sends.
+_KEYS = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|.)?|.", re.DOTALL)
+
+END_OF_INPUT = "\x04"
+
+
+class Keyboard:
+    """The terminal's keys, unechoed; leaving it gives the terminal back as it was."""
+
+    def __enter__(self) -> Self:
+        self._keys: asyncio.Queue[str] = asyncio.Queue()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+        self._terminal = sys.stdin.fileno()
+        self._before = termios.tcgetattr(self._terminal)
+        tty.setcbreak(self._terminal)
+        attributes = termios.tcgetattr(self._terminal)
+        # A suspended process would leave the shell with a terminal in this state.
+        attributes[6][termios.VSUSP] = bytes([os.fpathconf(self._terminal, "PC_VDISABLE") & 0xFF])
+        termios.tcsetattr(self._terminal, termios.TCSANOW, attributes)
+        asyncio.get_running_loop().add_reader(self._terminal, self._read)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        asyncio.get_running_loop().remove_reader(self._terminal)
+        termios.tcsetattr(self._terminal, termios.TCSAFLUSH, self._before)
+
+    async def read(self, *, timeout: float) -> str | None:
+        """Wait for a key.
+
+        Args:
+            timeout: How long, in seconds.
+
+        Returns:
+            The key, `END_OF_INPUT` when no more will come, or None when none was pressed.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._keys.get()
+        except TimeoutError:
+            return None
+
+    def _read(self) -> None:
+        received = os.read(self._terminal, 4096)
+        for key in _KEYS.findall(self._decoder.decode(received)):
+            if not key.startswith("\x1b"):
+                self._keys.put_nowait(key)
+        if not received:
+            asyncio.get_running_loop().remove_reader(self._terminal)
+            self._keys.put_nowait(END_OF_INPUT)

@@ -1,0 +1,56 @@
+"""The debate at a terminal: draws the board, and takes the user's next topic meanwhile."""
+
+import asyncio
+import signal
+
+from rich.console import Console
+from rich.live import Live
+
+from examples.debate.keyboard import END_OF_INPUT, Keyboard
+from examples.debate.screen import Screen
+from examples.debate.stage import debate, find_provider
+
+_FRAME = 0.05
+_QUIET_FRAME = 0.5  # Still soon enough to fit a window that was resized.
+
+
+async def converse(topic: str) -> int:
+    """Debate at the terminal until the user quits.
+
+    Args:
+        topic: The first topic.
+
+    Returns:
+        The exit code.
+    """
+    this_task = asyncio.current_task()
+    assert this_task is not None
+    # The default would end the process with the terminal as it is drawn on.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
+    async with find_provider() as provider, debate(provider) as (moderator, board):
+        screen = Screen(board, provider.notice)
+        with (
+            Live(screen, console=Console(), screen=True, auto_refresh=False) as live,
+            Keyboard() as keyboard,
+        ):
+            await moderator.hear(topic)
+            while True:
+                live.refresh()
+                match await keyboard.read(timeout=_QUIET_FRAME if board.quiet else _FRAME):
+                    case None:
+                        pass
+                    case key if key == END_OF_INPUT:
+                        return 0
+                    case "\r" | "\n":
+                        said, screen.typed = screen.typed.strip(), ""
+                        if said == "q":
+                            return 0
+                        if said:
+                            await moderator.hear(said)
+                    case "\x7f" | "\b":
+                        screen.typed = screen.typed[:-1]
+                    case "\x15":  # Ctrl-U
+                        screen.typed = ""
+                    case key if key.isprintable():
+                        screen.typed += key
+                        await moderator.interrupt()

@@ -1,0 +1,173 @@
+"""What the documents say runs."""
+
+import asyncio
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.services.openai.llm import OpenAILLMService
+from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
+from snippets import ROOT, blocks, docstring_examples, run
+
+import pipecat_jobs
+import pipecat_jobs.testing
+from pipecat_jobs.testing import JobHarness
+
+EXAMPLES = [
+    (f"{module.__name__}.{name}", code)
+    for info in pkgutil.walk_packages(pipecat_jobs.__path__, "pipecat_jobs.")
+    for module in [importlib.import_module(info.name)]
+    for name, code in docstring_examples(module)
+]
+
+#: Every command of the README, and what runs it.
+COMMANDS = {
+    "make demo": "`make test` runs the same without a terminal; test_example_debate.py with one",
+    "pip install .": "`make test-lowest` installs the wheel that it builds",
+    "python examples/single_job.py": "test_examples.py",
+    "python examples/job_group.py": "test_examples.py",
+    "python examples/streaming.py": "test_examples.py",
+    "python examples/cancellation.py": "test_examples.py",
+    "make test": "is what runs this",
+}
+
+
+class Worker(pipecat_jobs.BaseWorker):
+    """Does every job that a snippet asks for."""
+
+    @pipecat_jobs.job(name="write")
+    async def write(self, message: BusJobRequestMessage):
+        for word in ("all ", "about ", "it"):
+            yield {"text": word}
+
+    @pipecat_jobs.job(name="research")
+    async def research(self, message: BusJobRequestMessage) -> dict:
+        return {"answer": message.payload}
+
+    async def on_job_request(self, message: BusJobRequestMessage) -> None:
+        await self.send_job_response(message.job_id, {"question": message.payload})
+
+
+@pytest.fixture
+async def names(job_harness: JobHarness) -> dict[str, object]:
+    """What a snippet may take for granted: a worker that is ``self``, others to ask."""
+    host = pipecat_jobs.BaseWorker("host")
+    others = ("worker", "researcher", "writer", "wiki", "news", "advocate", "critic")
+    await job_harness.start(host, *(Worker(name) for name in others))
+    return {
+        **{name: getattr(pipecat_jobs, name) for name in pipecat_jobs.__all__},
+        **{name: getattr(pipecat_jobs.testing, name) for name in pipecat_jobs.testing.__all__},
+        "__name__": "snippet",
+        "BusJobResponseMessage": BusJobResponseMessage,
+        "LLMContext": LLMContext,
+        "OpenAILLMService": OpenAILLMService,
+        "SomeWorker": type("SomeWorker", (PipecatBaseWorker,), {}),
+        "asyncio": asyncio,
+        "pytest": pytest,
+        "self": host,
+        "topic": "AI",
+    }
+
+
+async def test_readme_first_snippet_answers_and_tells_who_did_not(job_harness: JobHarness):
+    names: dict[str, object] = {"__name__": "snippet"}
+    await run(blocks("README.md", "python")[0], names)
+    host, wiki, news = (
+        names["Host"]("host"),
+        names["Researcher"]("wiki"),
+        names["Researcher"]("news"),
+    )
+    await job_harness.start(host, wiki, news)
+    assert set(await host.look_up("voice")) == {"wiki", "news"}
+    await job_harness.end(news)
+    assert "ended" in (await host.look_up("voice"))["news"]
+
+
+def test_readme_program_runs_as_it_stands(tmp_path: Path):
+    program = tmp_path / "bot.py"
+    program.write_text(blocks("README.md", "python")[1])
+    done = subprocess.run(
+        [sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == 0, done.stderr
+    assert "what wiki knows of voice agents" in done.stdout
+
+
+async def test_readme_mixin_snippet_defines_a_worker():
+    names: dict[str, object] = {"__name__": "snippet"}
+    await run(blocks("README.md", "python")[2], names)
+    assert issubclass(names["Screen"], pipecat_jobs.JobsMixin)
+
+
+def test_readme_commands_are_all_run_by_the_tests():
+    commands = [line for block in blocks("README.md", "sh") for line in block.splitlines()]
+    assert sorted(commands) == sorted(COMMANDS)
+
+
+def test_readme_links_lead_somewhere():
+    for document in ("README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
+        folder = (ROOT / document).parent
+        for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", (ROOT / document).read_text()):
+            assert (folder / link).exists(), f"{document} links to {link}"
+
+
+@pytest.mark.parametrize("number", range(len(blocks("docs/jobs.md", "python"))))
+async def test_snippets_of_the_jobs_page_run(names: dict[str, object], number: int):
+    await run(blocks("docs/jobs.md", "python")[number], names)
+
+
+def test_tests_of_the_testing_page_pass(tmp_path: Path):
+    plugins, *tests = blocks("docs/testing.md", "python")
+    (tmp_path / "conftest.py").write_text(plugins)
+    imports = """
+import asyncio
+import pytest
+from pipecat.bus import BusJobResponseMessage
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.services.openai.llm import OpenAILLMService
+from pipecat_jobs import BaseWorker, JobTimeoutError, job
+from pipecat_jobs.testing import JobHarness, Text, run_virtual
+"""
+    researcher = blocks("docs/jobs.md", "python")[2]
+    (tmp_path / "test_page.py").write_text("\n".join([imports, researcher, *tests]))
+    options = ["asyncio_mode=auto", "asyncio_default_fixture_loop_scope=function"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+        + [part for option in options for part in ("-o", option)],
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stdout
+    assert f"{len(tests)} passed" in done.stdout
+
+
+class Asker(pipecat_jobs.BaseWorker):
+    async def ask(self, name: str, payload: dict) -> dict:
+        async with self.job(name, payload=payload) as j:
+            pass
+        return j.response
+
+
+class Answerer(pipecat_jobs.BaseWorker):
+    async def on_job_request(self, message: BusJobRequestMessage) -> None:
+        await self.send_job_response(message.job_id, {"answer": "!"})
+
+
+@pytest.mark.parametrize(("where", "code"), EXAMPLES, ids=[where for where, _ in EXAMPLES])
+async def test_examples_in_docstrings_run(where: str, code: str, names: dict[str, object]):
+    names |= {"Asker": Asker, "Answerer": Answerer}
+    names |= {"asker": Asker("asker"), "answerer": Answerer("answerer")}
+    await run(code, names)
+    if "llm" in names:
+        # Pipecat has no public way to close a service that never was in a pipeline.
+        await names["llm"]._client.close()
