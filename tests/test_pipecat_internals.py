@@ -1,0 +1,372 @@
+"""What this package relies on in Pipecat beyond its public names."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from peers import PlainPeer
+from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
+from pipecat.pipeline.job_context import JobParams
+from pipecat.registry import WorkerRegistry
+from pipecat.registry.types import WorkerReadyData
+from pipecat.workers.base_worker import BaseWorker as PlainWorker
+from pipecat.workers.proxy.websocket.client import WebSocketProxyClient
+from pipecat.workers.proxy.websocket.server import WebSocketProxyServer
+from starlette.websockets import WebSocket
+
+from pipecat_jobs._pipecat import (
+    call_event_handlers,
+    has_event_handlers,
+    proxied_name,
+    proxy_connection,
+    unwatch,
+)
+from pipecat_jobs.testing import JobHarness
+
+# -- unwatch -------------------------------------------------------------------------------------
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    async def __call__(self, data: WorkerReadyData) -> None:
+        self.told.append(data.worker_name)
+
+
+@pytest.fixture
+def registry() -> WorkerRegistry:
+    return WorkerRegistry(runner_name="runner")
+
+
+async def ready(registry: WorkerRegistry, name: str) -> None:
+    assert await registry.register(WorkerReadyData(worker_name=name, runner="runner"))
+
+
+async def test_unwatch_takes_a_watch_back(registry: WorkerRegistry):
+    watcher = Watcher()
+    await registry.watch("late", watcher)
+
+    unwatch(registry, "late", watcher)
+    await ready(registry, "late")
+
+    assert watcher.told == []
+
+
+async def test_unwatch_leaves_the_other_watchers(registry: WorkerRegistry):
+    gone, stays, elsewhere = Watcher(), Watcher(), Watcher()
+    await registry.watch("late", gone)
+    await registry.watch("late", stays)
+    await registry.watch("other", elsewhere)
+
+    unwatch(registry, "late", gone)
+    await ready(registry, "late")
+    await ready(registry, "other")
+
+    assert (gone.told, stays.told, elsewhere.told) == ([], ["late"], ["other"])
+
+
+async def test_unwatch_leaves_no_trace_of_the_worker(registry: WorkerRegistry):
+    watcher = Watcher()
+    await registry.watch("late", watcher)
+
+    unwatch(registry, "late", watcher)
+
+    assert registry._watches == {}
+
+
+async def test_a_worker_that_is_unwatched_can_be_watched_again(registry: WorkerRegistry):
+    watcher = Watcher()
+    await registry.watch("late", watcher)
+    unwatch(registry, "late", watcher)
+
+    await registry.watch("late", watcher)
+    await ready(registry, "late")
+
+    assert watcher.told == ["late"]
+
+
+@pytest.mark.parametrize("name", ["late", "never seen"])
+async def test_unwatch_without_a_watch_does_nothing(registry: WorkerRegistry, name: str):
+    other = Watcher()
+    await registry.watch("late", other)
+
+    unwatch(registry, name, Watcher())
+    await ready(registry, "late")
+
+    assert other.told == ["late"]
+
+
+async def test_unwatch_from_within_a_notification_skips_no_other_watcher(registry: WorkerRegistry):
+    after = Watcher()
+
+    async def once(_: WorkerReadyData) -> None:
+        unwatch(registry, "late", once)
+
+    await registry.watch("late", once)
+    await registry.watch("late", after)
+    await ready(registry, "late")
+
+    assert after.told == ["late"]
+
+
+async def test_unwatch_from_elsewhere_during_a_notification_skips_no_other_watcher(
+    registry: WorkerRegistry,
+):
+    slow_began, go_on, after = asyncio.Event(), asyncio.Event(), Watcher()
+
+    async def slow(_: WorkerReadyData) -> None:
+        slow_began.set()
+        await go_on.wait()
+
+    await registry.watch("late", slow)
+    await registry.watch("late", after)
+    registering = asyncio.create_task(ready(registry, "late"))
+    await slow_began.wait()
+
+    unwatch(registry, "late", slow)
+    go_on.set()
+    await registering
+
+    assert after.told == ["late"]
+
+
+async def test_watching_a_worker_that_is_ready_tells_at_once(registry: WorkerRegistry):
+    watcher = Watcher()
+    await ready(registry, "early")
+
+    await registry.watch("early", watcher)
+
+    assert watcher.told == ["early"]
+
+
+# -- event handlers ------------------------------------------------------------------------------
+
+
+async def _handle(*_: object) -> None:
+    pass
+
+
+async def test_has_event_handlers_tells_whether_anybody_listens():
+    worker = PlainWorker("worker")
+    assert not has_event_handlers(worker, "on_job_request")
+
+    worker.add_event_handler("on_job_request", _handle)
+    assert has_event_handlers(worker, "on_job_request")
+    assert not has_event_handlers(worker, "on_job_response")
+
+    worker.remove_event_handler("on_job_request", _handle)
+    assert not has_event_handlers(worker, "on_job_request")
+
+
+def test_has_event_handlers_knows_no_unknown_event():
+    assert not has_event_handlers(PlainWorker("worker"), "on_holiday")
+
+
+async def test_call_event_handlers_calls_each_with_the_worker_and_the_arguments(
+    job_harness: JobHarness,
+):
+    worker, called = PlainWorker("worker"), []
+    await job_harness.start(worker)
+
+    async def first(*args: object) -> None:
+        called.append(("first", *args))
+
+    def second(*args: object) -> None:
+        called.append(("second", *args))
+
+    worker.add_event_handler("on_job_update", first)
+    worker.add_event_handler("on_job_update", second)
+    await call_event_handlers(worker, "on_job_update", "message")
+    await job_harness.settle()
+
+    assert sorted(called) == [("first", worker, "message"), ("second", worker, "message")]
+
+
+async def test_call_event_handlers_without_one_does_nothing():
+    await call_event_handlers(PlainWorker("worker"), "on_job_update", "message")
+
+
+async def test_call_event_handlers_does_not_wait_for_a_handler(job_harness: JobHarness):
+    worker, go_on = PlainWorker("worker"), asyncio.Event()
+    await job_harness.start(worker)
+
+    async def slow(*_: object) -> None:
+        await go_on.wait()
+
+    worker.add_event_handler("on_job_update", slow)
+    await call_event_handlers(worker, "on_job_update", "message")
+    go_on.set()
+
+
+# -- proxies -------------------------------------------------------------------------------------
+
+
+def _client() -> WebSocketProxyClient:
+    return WebSocketProxyClient(
+        "proxy", url="ws://127.0.0.1:1", remote_worker_name="remote", local_worker_name="local"
+    )
+
+
+async def _never(*_: Any) -> Any:
+    await asyncio.Event().wait()
+
+
+def _socket() -> WebSocket:
+    return WebSocket({"type": "websocket", "headers": []}, receive=_never, send=_never)
+
+
+def _server(websocket: WebSocket) -> WebSocketProxyServer:
+    return WebSocketProxyServer(
+        "proxy", websocket=websocket, worker_name="local", remote_worker_name="remote"
+    )
+
+
+def test_proxied_name_of_a_client_is_its_remote_worker():
+    assert proxied_name(_client()) == "remote"
+
+
+def test_proxied_name_of_a_server_is_its_remote_worker():
+    assert proxied_name(_server(_socket())) == "remote"
+
+
+def test_proxied_name_of_any_other_worker_is_none():
+    assert proxied_name(PlainWorker("worker")) is None
+
+
+def test_proxied_name_imports_no_proxy(monkeypatch: pytest.MonkeyPatch):
+    """Those who use none need neither websockets nor starlette."""
+    modules = [f"pipecat.workers.proxy.websocket.{side}" for side in ("client", "server")]
+    for module in modules:
+        monkeypatch.delitem(sys.modules, module)
+
+    assert proxied_name(PlainWorker("worker")) is None
+    assert not [module for module in modules if module in sys.modules]
+
+
+def test_proxy_connection_of_a_client_that_has_not_connected_is_none():
+    assert proxy_connection(_client()) is None
+
+
+def test_proxy_connection_of_a_server_is_its_socket():
+    websocket = _socket()
+
+    assert proxy_connection(_server(websocket)) is websocket
+
+
+@pytest.mark.parametrize(
+    ("make", "event"),
+    [
+        (_client, "on_disconnected"),
+        (lambda: _server(_socket()), "on_client_disconnected"),
+    ],
+)
+def test_proxies_have_the_event_of_a_lost_connection(make: Callable[[], PlainWorker], event: str):
+    proxy = make()
+
+    proxy.add_event_handler(event, _handle)
+
+    assert has_event_handlers(proxy, event)
+    proxy.remove_event_handler(event, _handle)
+    assert not has_event_handlers(proxy, event)
+
+
+# -- public names that must mean what they do ----------------------------------------------------
+
+
+async def test_job_groups_and_active_jobs_are_the_live_dicts():
+    worker = PlainWorker("worker")
+    groups, jobs = worker.job_groups, worker.active_jobs
+
+    groups["g"] = jobs["j"] = object()
+
+    assert worker.job_groups is groups
+    assert worker.active_jobs is jobs
+    assert worker._job_groups is groups
+    assert worker._active_jobs is jobs
+
+
+async def test_pipecat_enters_its_own_jobs_in_the_dicts_it_shows():
+    asker, answerer = PlainPeer("asker"), PlainPeer("answerer")
+    groups, jobs = asker.job_groups, answerer.active_jobs
+    async with JobHarness(check_watches=False) as harness:
+        await harness.start(asker, answerer)
+        job_id = await asker.request_job("answerer", params=JobParams(name="wait"))
+        await answerer.started.get()
+
+        assert list(groups) == [job_id]
+        assert list(jobs) == [job_id]
+        answerer.release.set()
+        await harness.settle()
+        assert groups == jobs == {}
+
+
+async def test_a_worker_that_has_stopped_stays_subscribed(job_harness: JobHarness):
+    """So that it can go on answering those who ask it too late."""
+    worker, messages = PlainWorker("worker"), []
+
+    async def keep(_: PlainWorker, message: Any) -> None:
+        messages.append(message)
+
+    worker.add_event_handler("on_bus_message", keep)
+    await job_harness.start(worker)
+    await job_harness.end(worker)
+    await job_harness.settle()
+    messages.clear()
+
+    late = BusJobResponseMessage(source="x", target="worker", job_id="j", status="completed")
+    await job_harness.bus.send(late)
+    await job_harness.settle()
+
+    assert messages == [late]
+
+
+async def test_a_worker_that_has_stopped_stays_in_the_registry_and_with_its_runner(
+    job_harness: JobHarness,
+):
+    worker = PlainWorker("worker")
+    await job_harness.start(worker)
+    await job_harness.end(worker)
+
+    assert "worker" in job_harness.registry
+    assert job_harness.runner.get_worker("worker") is worker
+
+
+async def test_wait_returns_at_once_only_after_the_end(job_harness: JobHarness):
+    worker = PlainWorker("worker")
+    await job_harness.start(worker)
+    waiting = worker.wait()
+    assert asyncio.isfuture(waiting.send(None))
+    waiting.close()
+
+    await job_harness.end(worker)
+
+    with pytest.raises(StopIteration):
+        worker.wait().send(None)
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+async def test_accepts_bus_message_decides_what_a_bus_delivers(
+    job_harness: JobHarness, accepts: bool
+):
+    class Choosy(PlainWorker):
+        def accepts_bus_message(self, message: Any) -> bool:
+            if isinstance(message, BusJobRequestMessage):
+                return accepts
+            return super().accepts_bus_message(message)
+
+        async def on_job_request(self, message: BusJobRequestMessage) -> None:
+            requests.append(message.job_id)
+            await self.send_job_response(message.job_id)
+
+    requests: list[str] = []
+    # Inactive, since that is when a job worker accepts more than Pipecat would.
+    worker = Choosy("worker", active=False)
+    await job_harness.start(worker)
+
+    await job_harness.bus.send(BusJobRequestMessage(source="x", target="worker", job_id="j"))
+    await job_harness.settle()
+
+    assert requests == (["j"] if accepts else [])
