@@ -53,7 +53,8 @@ class JobGroup(PipecatJobGroup):
         self.failing: ResponseMessage | None = None
         #: The workers that were given up while they owed an answer, and have to be told.
         self.owing: list[str] = []
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: What the dispatch waits on for workers to be ready; the end of the group resolves it.
+        self.readiness: asyncio.Future[None] | None = None
         self._single = single
         self._first: JobOutcome | None = None
         self._clock = asyncio.get_running_loop().time
@@ -77,8 +78,8 @@ class JobGroup(PipecatJobGroup):
     def verdict(self) -> str:
         """Why it fails, as a sentence for the workers that are told to stop."""
         assert self._first is not None
-        verb = "cancelled" if self._first.status is OutcomeStatus.CANCELLED else "errored"
-        return f"worker '{self._first.worker}' {verb}"
+        done = {OutcomeStatus.CANCELLED: "cancelled", OutcomeStatus.LOST: "was lost"}
+        return f"worker '{self._first.worker}' {done.get(self._first.status, 'errored')}"
 
     @property
     def unready(self) -> list[str]:
@@ -199,8 +200,8 @@ class JobGroup(PipecatJobGroup):
         if self.deadline is not None:
             self.deadline.clear()
         super().complete()
-        if not self.ended.done():
-            self.ended.set_result(None)
+        if self.readiness is not None and not self.readiness.done():
+            self.readiness.set_result(None)
 
     def fail(self, reason: str | None = None) -> None:
         """End the group as cancelled.

@@ -111,11 +111,11 @@ class Requester:
         before = self._groups.get(params.job_id)
         try:
             return await self._worker.create_job_group_and_request_job(worker_names, params=params)
-        except BaseException:
+        except BaseException as error:
             # What extends the method may fail, or be cancelled, after the requests have gone out.
             group = self._groups.get(params.job_id)
             if group is not None and group is not before:
-                await self.end(group, "caller cancelled")
+                await self.end(group, f"dispatch cut off by {type(error).__name__}")
             raise
 
     def _id_in_use(self, job_id: str) -> InvalidJobError:
@@ -178,18 +178,18 @@ class Requester:
     async def _until_ready(self, group: JobGroup, missing: list[str]) -> None:
         registry = self._worker.registry
         waiting = set(missing)
+        readiness = group.readiness = asyncio.get_running_loop().create_future()
 
         async def ready(data: WorkerReadyData) -> None:
             waiting.discard(data.worker_name)
-            if not waiting and not group.ended.done():
-                everyone.set_result(None)
+            if not waiting and not readiness.done():
+                readiness.set_result(None)
 
-        everyone = group.ended = asyncio.get_running_loop().create_future()
         group.note_known_workers([*registry.local_workers, *registry.remote_workers])
         try:
             for name in missing:
                 await registry.watch(name, ready)
-            await everyone
+            await readiness
         finally:
             for name in missing:
                 unwatch(registry, name, ready)
