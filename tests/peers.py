@@ -1,10 +1,15 @@
-"""Workers that speak Pipecat's job protocol alike, with and without this package's mixin."""
+"""Workers that speak Pipecat's job protocol alike, with and without this package's mixin.
+
+A test file takes the ``harness`` fixture with ``harness = peers.harness``.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+from pipecat.bus import AsyncQueueBus
 from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.pipeline.job_context import JobGroupParams, JobParams, JobStatus
 from pipecat.pipeline.job_decorator import job as pipecat_job
@@ -12,6 +17,7 @@ from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
 
 from pipecat_jobs import JobsMixin
+from pipecat_jobs.testing import ChaosBus, Faults, JobHarness
 
 
 class PlainPeer(PlainWorker):
@@ -106,6 +112,23 @@ class PlainPeer(PlainWorker):
 
 class OurPeer(JobsMixin, PlainPeer):
     """The same worker with the mixin on, its handlers still marked with Pipecat's ``@job``."""
+
+
+PAIRS = [
+    pytest.param(OurPeer, PlainPeer, id="ours-asks-plain"),
+    pytest.param(PlainPeer, OurPeer, id="plain-asks-ours"),
+]
+
+
+@pytest.fixture(params=["queue-bus", "slow-bus"])
+async def harness(request: pytest.FixtureRequest) -> AsyncIterator[JobHarness]:
+    """A harness on Pipecat's bus, and one on a bus whose publish takes its time."""
+    bus = AsyncQueueBus()
+    if request.param == "slow-bus":
+        bus = ChaosBus(seed=3, faults=Faults(slow_publish=0.7, max_delay=0.002))
+    # Pipecat's own job() leaves a registry watch behind on every call.
+    async with JobHarness(bus, check_watches=False) as harness:
+        yield harness
 
 
 async def cancel(task: asyncio.Task[Any]) -> None:
