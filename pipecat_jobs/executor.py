@@ -157,6 +157,7 @@ class Executor:
         self, message: BusJobRequestMessage, status: JobStatus, error: ErrorDetails
     ) -> None:
         logger.warning(f"{self}: not running job '{message.job_id}': {error.message}")
+        self._recent.remember((message.source, message.job_id), message.id)
         await self._send(message, status, error.to_response())
 
     # -- its handler runs --------------------------------------------------------------------

@@ -36,6 +36,7 @@ class JobGroup(PipecatJobGroup):
         single: bool,
     ):
         self._events: asyncio.Queue[JobGroupEvent | None] | None = None
+        self._early: list[JobGroupEvent] = []
         super().__init__(
             job_id,
             worker_names,
@@ -53,8 +54,8 @@ class JobGroup(PipecatJobGroup):
         self.failing: ResponseMessage | None = None
         #: The workers that were given up while they owed an answer, and have to be told.
         self.owing: list[str] = []
-        #: What the dispatch waits on for workers to be ready; the end of the group resolves it.
-        self.readiness: asyncio.Future[None] | None = None
+        #: Cuts the dispatch off, wherever it waits, when the group ends before it is through.
+        self.cut_off: asyncio.Timeout | None = None
         self._single = single
         self._first: JobOutcome | None = None
         self._clock = asyncio.get_running_loop().time
@@ -169,8 +170,8 @@ class JobGroup(PipecatJobGroup):
     def event_queue(self) -> asyncio.Queue[JobGroupEvent | None] | None:
         """Where updates and stream events go, and None after the last; None while nobody listens.
 
-        Nothing is pushed before the call that dispatched the group has returned, so a queue set
-        right then misses nothing.
+        A queue that is set once the dispatch has returned, as Pipecat's own contexts do, gets what
+        came during it.
         """
         return self._events
 
@@ -179,7 +180,12 @@ class JobGroup(PipecatJobGroup):
         self, queue: asyncio.Queue[JobGroupEvent | None] | None
     ) -> None:
         self._events = queue
-        if queue is not None and self.is_done:
+        if queue is None:
+            return
+        for event in self._early:
+            queue.put_nowait(event)
+        self._early.clear()
+        if self.is_done:
             queue.put_nowait(None)
 
     def push(self, event: JobGroupEvent) -> None:
@@ -190,6 +196,8 @@ class JobGroup(PipecatJobGroup):
         """
         if self._events is not None:
             self._events.put_nowait(event)
+        elif not self.dispatched:
+            self._early.append(event)
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -200,8 +208,8 @@ class JobGroup(PipecatJobGroup):
         if self.deadline is not None:
             self.deadline.clear()
         super().complete()
-        if self.readiness is not None and not self.readiness.done():
-            self.readiness.set_result(None)
+        if self.cut_off is not None:
+            self.cut_off.reschedule(self._clock())
 
     def fail(self, reason: str | None = None) -> None:
         """End the group as cancelled.

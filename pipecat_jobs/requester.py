@@ -14,10 +14,9 @@ from pipecat.bus.messages import (
 )
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupEvent, JobGroupResponse, JobStatus
-from pipecat.registry.types import WorkerReadyData
+from pipecat.registry import WorkerRegistry
 from pipecat.workers.base_worker import BaseWorker
 
-from pipecat_jobs._pipecat import unwatch
 from pipecat_jobs.deadline import Deadline
 from pipecat_jobs.errors import InvalidJobError, UnknownJobError
 from pipecat_jobs.groups import JobGroup
@@ -32,6 +31,7 @@ from pipecat_jobs.messages import (
 )
 from pipecat_jobs.outcomes import ErrorDetails, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
+from pipecat_jobs.readiness import until_ready
 from pipecat_jobs.recent import Recent
 
 #: Seconds that the workers' cancels may take to be sent before the caller goes on without them.
@@ -68,6 +68,7 @@ class Requester:
         self._groups: dict[str, PipecatJobGroup] = worker.job_groups
         self._expected: dict[str, _Expected] = {}
         self._unacknowledged: Recent[str, set[str]] = Recent()
+        self._used: Recent[str, None] = Recent()
         self._in_place = not hooks.overrides(*REQUESTER_EVENTS)
         self._stopped = False
 
@@ -83,8 +84,9 @@ class Requester:
         Returns:
             Where the events will arrive; None after the last.
         """
-        if job_id in self._expected or job_id in self._groups:
-            raise self._id_in_use(job_id)
+        self._check_id(job_id)
+        if job_id in self._expected:
+            raise self._refused_id(job_id, "is in use")
         events: asyncio.Queue[JobGroupEvent | None] = asyncio.Queue()
         self._expected[job_id] = _Expected(events, single)
         return events
@@ -118,9 +120,16 @@ class Requester:
                 await self.end(group, f"dispatch cut off by {type(error).__name__}")
             raise
 
-    def _id_in_use(self, job_id: str) -> InvalidJobError:
+    def _check_id(self, job_id: str) -> None:
+        if job_id in self._groups:
+            raise self._refused_id(job_id, "is in use")
+        if job_id in self._used:
+            # What is still under way for the earlier job would be taken for this one's.
+            raise self._refused_id(job_id, "was used before")
+
+    def _refused_id(self, job_id: str, why: str) -> InvalidJobError:
         return InvalidJobError(
-            f"job id '{job_id}' is in use by worker '{self._worker.name}'; give another one"
+            f"job id '{job_id}' {why} by worker '{self._worker.name}'; give another one"
         )
 
     async def ask(self, worker_names: list[str], params: JobGroupParams) -> JobGroup:
@@ -139,8 +148,7 @@ class Requester:
         """
         assert params.job_id is not None
         job_id = params.job_id
-        if job_id in self._groups:
-            raise self._id_in_use(job_id)
+        self._check_id(job_id)
         registry = self._worker.registry
         expected = self._expected.get(job_id)
         single = expected is not None and expected.single
@@ -154,45 +162,40 @@ class Requester:
         if expected is not None:
             group.event_queue = expected.events
         self._groups[job_id] = group
+        self._used.remember(job_id, None)
         group.deadline = Deadline(params.timeout, lambda: self._expired(group))
         try:
-            missing = [name for name in worker_names if name not in registry]
-            if missing:
-                await self._until_ready(group, missing)
-            for name in worker_names:
-                if group.is_done or group.failed:
-                    break
-                await self._send_request(group, name)
+            await self._reach_workers(group, registry)
         except asyncio.CancelledError:
             await self._close(group, OutcomeStatus.CANCELLED, reason="caller cancelled")
             raise
         except Exception as error:
             await self._close(group, OutcomeStatus.ERROR, error=ErrorDetails.from_exception(error))
             raise group.failure() from error
-        if group.is_done:
+        finally:
+            group.dispatched = not group.is_done
+            group.steps.release()
+        if group.is_done and group.failed:
             raise group.failure()
-        group.dispatched = True
-        group.steps.release()
         return group
 
-    async def _until_ready(self, group: JobGroup, missing: list[str]) -> None:
-        registry = self._worker.registry
-        waiting = set(missing)
-        readiness = group.readiness = asyncio.get_running_loop().create_future()
-
-        async def ready(data: WorkerReadyData) -> None:
-            waiting.discard(data.worker_name)
-            if not waiting and not readiness.done():
-                readiness.set_result(None)
-
-        group.note_known_workers([*registry.local_workers, *registry.remote_workers])
+    async def _reach_workers(self, group: JobGroup, registry: WorkerRegistry) -> None:
         try:
-            for name in missing:
-                await registry.watch(name, ready)
-            await readiness
+            async with asyncio.timeout(None) as group.cut_off:
+                missing = [name for name in group.worker_names if name not in registry]
+                if missing:
+                    known = [*registry.local_workers, *registry.remote_workers]
+                    group.note_known_workers(known)
+                    await until_ready(registry, missing)
+                for name in group.worker_names:
+                    if group.failed:
+                        break
+                    await self._send_request(group, name)
+        except TimeoutError:
+            if not group.is_done:
+                raise
         finally:
-            for name in missing:
-                unwatch(registry, name, ready)
+            group.cut_off = None
 
     async def _send_request(self, group: JobGroup, name: str) -> None:
         group.asks(name)
@@ -265,8 +268,8 @@ class Requester:
             self._ignored(message)
             return
         self._settle(group, message.source, OutcomeStatus.COMPLETED, message.data)
-        event = JobGroupEvent(JobGroupEvent.STREAM_END, message.source, message.data)
-        await self._hear(group, "on_job_stream_end", message, event)
+        group.push(JobGroupEvent(JobGroupEvent.STREAM_END, message.source, message.data))
+        await self._hear(group, "on_job_stream_end", message)
 
     async def on_update(self, message: UpdateMessage) -> None:
         """Take a progress update.
@@ -299,18 +302,11 @@ class Requester:
         if group is None or group.failed:
             self._ignored(message)
             return
-        event = JobGroupEvent(kind, message.source, data)
-        await self._hear(group, hook, message, event)
+        group.push(JobGroupEvent(kind, message.source, data))
+        await self._hear(group, hook, message)
 
-    async def _hear(
-        self, group: JobGroup, hook: str, message: JobMessage, event: JobGroupEvent | None = None
-    ) -> None:
-        async def step() -> None:
-            await self._hooks.fire(hook, message)
-            if event is not None:
-                group.push(event)
-
-        await group.steps.run(step)
+    async def _hear(self, group: JobGroup, hook: str, message: JobMessage) -> None:
+        await group.steps.run(lambda: self._hooks.fire(hook, message))
 
     def _awaited(self, message: JobMessage) -> JobGroup | None:
         group = self._groups.get(message.job_id)
@@ -397,6 +393,8 @@ class Requester:
             response=error.to_response(),
         )
         group.failing = group.failing or message
+        # It may only be out of reach, and should not work on for nobody.
+        self._worker.create_task(self._tell(group.job_id, [name], reason), "job_cancel")
         await self._hear(group, "on_job_response", message)
 
     # -- giving up ---------------------------------------------------------------------------

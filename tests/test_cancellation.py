@@ -7,7 +7,7 @@ from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
 from support import Answerer, Asker, Delegator, cancelled
 
-from pipecat_jobs import JobCancelledError, JobGroupError, OutcomeStatus, job
+from pipecat_jobs import JobCancelledError, JobGroupError, OutcomeStatus, WorkerLostError, job
 from pipecat_jobs.testing import ChaosBus, JobHarness
 
 
@@ -39,6 +39,21 @@ async def test_while_sending_the_request_that_may_have_left_is_cancelled_too(
     await cancelled(caller)
     cancel = await chaos_bus.wait_for(BusJobCancelMessage)
     assert cancel.target == "answerer"
+
+
+async def test_while_a_group_is_dispatched_by_hand_nothing_is_left_either(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    for names in (["answerer"], ["answerer", "late"]):
+        blocked = chaos_bus.block_publish(BusJobRequestMessage)
+        caller = asyncio.create_task(asker.create_job_group_and_request_job(names, name="wait"))
+        await chaos_harness.settle()
+        await cancelled(caller)
+        blocked.release()
+        await chaos_harness.settle()
+        assert chaos_harness.left_behind() == []
 
 
 @pytest.mark.parametrize("error", [KeyError("body"), asyncio.CancelledError()])
@@ -215,6 +230,19 @@ async def test_cancelling_an_unknown_or_ended_job_does_nothing(job_harness: JobH
     await asker.cancel_job_group(j.job_id)
     assert j.outcome is not None
     assert j.outcome.completed
+
+
+async def test_a_worker_that_was_given_up_is_told_to_stop(job_harness: JobHarness):
+    """It may only be out of reach."""
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    await answerer.started.get()
+    await asker.worker_lost("answerer", reason="its host does not answer")
+    with pytest.raises(WorkerLostError, match="its host does not answer"):
+        await caller
+    await job_harness.settle()
+    assert len(answerer.cancelled) == 1
 
 
 async def test_a_manual_cancel_during_readiness_ends_the_call(job_harness: JobHarness):

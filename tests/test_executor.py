@@ -305,6 +305,24 @@ async def test_a_job_id_open_for_another_requester_is_refused(job_harness: JobHa
     await first
 
 
+async def test_a_refused_request_that_is_delivered_again_is_not_run(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    class Shy(Answerer):
+        takes_jobs_when_inactive = False
+
+    asker, shy = Asker(), Shy("shy", active=False)
+    await chaos_harness.start(asker, shy)
+    with pytest.raises(JobRefusedError):
+        await asker.ask("shy", "echo", job_id="j")
+    await asker.activate_worker("shy")
+    await chaos_harness.settle()
+    await chaos_bus.send(await chaos_bus.wait_for(BusJobRequestMessage))
+    await chaos_harness.settle()
+    assert shy.active
+    assert shy.ran == []
+
+
 async def test_a_stranger_can_neither_cancel_a_job_nor_ask_for_its_updates(
     job_harness: JobHarness,
 ):

@@ -19,7 +19,6 @@ from pipecat_jobs import (
     JobGroupEvent,
     JobGroupParams,
     JobParams,
-    JobRefusedError,
     OutcomeStatus,
     UnknownJobError,
     job,
@@ -83,7 +82,7 @@ async def test_caller_chooses_the_job_id_and_the_label(job_harness: JobHarness):
             async with asker.job("answerer", job_id="mine"):
                 pass
         answerer.release.set()
-    with pytest.raises(JobRefusedError, match="'mine' was used before"):
+    with pytest.raises(InvalidJobError, match="'mine' was used before"):
         await asker.ask("answerer", "echo", job_id="mine")
     assert await asker.request_job("answerer", name="echo", job_id="another") == "another"
 
@@ -340,6 +339,60 @@ async def test_a_bus_that_refuses_a_request_ends_the_job_as_error(
     await chaos_harness.settle()
     assert isinstance(caught.value.__cause__, ConnectionError)
     assert first.ran == first.cancelled
+
+
+async def test_deadline_and_cancel_reach_a_caller_whose_request_the_bus_does_not_take(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    blocked = chaos_bus.block_publish(BusJobRequestMessage)
+    with pytest.raises(TimeoutError):
+        await asker.ask("answerer", "wait", timeout=0.01)
+    caller = asyncio.create_task(asker.ask("answerer", "wait", job_id="j"))
+    await chaos_harness.settle()
+    await asker.cancel_job_group("j", reason="enough")
+    with pytest.raises(JobCancelledError, match="enough"):
+        await caller
+    blocked.release()
+    await chaos_harness.settle()
+    assert answerer.ran == answerer.cancelled
+
+
+async def test_an_answer_that_comes_before_the_bus_has_taken_its_request_counts(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus, monkeypatch
+):
+    asker = Asker()
+    await chaos_harness.start(asker, Answerer())
+    send, taken = chaos_bus.send, asyncio.Event()
+
+    async def deliver_and_linger(message) -> None:
+        await send(message)
+        if isinstance(message, BusJobRequestMessage):
+            await taken.wait()
+
+    monkeypatch.setattr(chaos_bus, "send", deliver_and_linger)
+    assert (await asker.ask("answerer", "echo", timeout=0.02))["from"] == "answerer"
+    taken.set()
+
+
+async def test_a_slow_hook_does_not_keep_events_from_the_loop_over_them(job_harness: JobHarness):
+    class Slow(Asker):
+        gate = asyncio.Event()
+
+        async def on_job_update(self, message) -> None:
+            await self.gate.wait()
+
+    asker, answerer = Slow(), Answerer()
+    await job_harness.start(asker, answerer)
+    async with asker.job("answerer", name="wait") as j:
+        job_id = await answerer.started.get()
+        await answerer.send_job_update(job_id, {"n": 1})
+        async for event in j:
+            assert event.data == {"n": 1}
+            break
+        asker.gate.set()
+        answerer.release.set()
 
 
 async def test_an_update_nobody_iterates_is_not_kept_by_a_fire_and_forget_job(

@@ -1,0 +1,33 @@
+"""Waiting for workers that have not started yet."""
+
+import asyncio
+from collections.abc import Sequence
+
+from pipecat.registry import WorkerRegistry
+from pipecat.registry.types import WorkerReadyData
+
+from pipecat_jobs._pipecat import unwatch
+
+
+async def until_ready(registry: WorkerRegistry, names: Sequence[str]) -> None:
+    """Wait until workers have registered, and leave no watch behind.
+
+    Args:
+        registry: Where they will register.
+        names: Who is missing.
+    """
+    missing = set(names)
+    everyone = asyncio.Event()
+
+    async def ready(data: WorkerReadyData) -> None:
+        missing.discard(data.worker_name)
+        if not missing:
+            everyone.set()
+
+    try:
+        for name in names:
+            await registry.watch(name, ready)
+        await everyone.wait()
+    finally:
+        for name in names:
+            unwatch(registry, name, ready)
