@@ -209,6 +209,24 @@ async def test_a_second_answer_and_an_answer_after_the_end_are_ignored(
     assert asker.fired() == ["on_job_response", "on_job_completed"]
 
 
+async def test_a_second_answer_while_others_still_work_is_ignored(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker, slow = Asker(), Answerer("slow")
+    quick = Answerer("quick")
+    quick.release.set()
+    await chaos_harness.start(asker, quick, slow)
+    async with asker.job_group("quick", "slow", name="wait") as group:
+        first = await chaos_bus.wait_for(BusJobResponseMessage)
+        await chaos_harness.settle()
+        first.response = {"from": "an echo"}
+        await chaos_bus.send(first)
+        await chaos_harness.settle()
+        slow.release.set()
+    assert group.responses["quick"] == {"from": "quick"}
+    assert asker.fired().count("on_job_response") == 2
+
+
 async def test_answer_after_the_deadline_is_ignored(chaos_harness, chaos_bus):
     asker = Asker()
     await chaos_harness.start(asker, Answerer())

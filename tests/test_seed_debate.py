@@ -427,6 +427,8 @@ async def test_a_job_cancelled_while_its_text_is_generated_leaves_none_of_it_to_
         second = asyncio.create_task(asker.ask("advocate", "cats", timeout=30))
 
     assert await second == {"role": "advocate", "text": "Cats are aloof."}
+    assert request.outcome == "hung_up"
+    assert "loyal" not in request.sent_text
 
 
 # A debater that stops
