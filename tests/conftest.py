@@ -1,9 +1,14 @@
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI
 
 from pipecat_jobs.testing import ScriptedLLMServer
+
+# For the examples. Last, so that an installed pipecat_jobs is tested rather than the one beside them.
+sys.path.append(str(Path(__file__).parent.parent))
 
 pytest_plugins = ["pipecat_jobs.testing.fixtures"]
 
