@@ -7,7 +7,7 @@ from openai import AsyncOpenAI
 
 from pipecat_jobs.testing import ScriptedLLMServer
 
-# For the examples. Last, so that an installed pipecat_jobs is tested rather than the one beside them.
+# For the examples. Last, so that an installed pipecat_jobs is tested, not the one beside them.
 sys.path.append(str(Path(__file__).parent.parent))
 
 pytest_plugins = ["pipecat_jobs.testing.fixtures"]
