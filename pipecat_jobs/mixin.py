@@ -109,7 +109,7 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             concurrency = 1 if isinstance(self, LLMContextWorker) else None
         hooks = Hooks(self)
         self.__when_stopped: list[Callable[[], None]] = []
-        self.__requester = Requester(self, hooks, _when_stopped)
+        self.__requester = Requester(self, hooks, self.__call_when_stopped)
         self.__executor = Executor(
             self,
             hooks,
@@ -442,20 +442,19 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             await self.__requester.stop()
         finally:
             await super().stop()
-            for tell in list(self.__when_stopped):
-                tell()
+            for call in list(self.__when_stopped):
+                call()
 
-    def _when_stopped(self, tell: Callable[[], None]) -> Callable[[], None]:
-        """Be told when the worker has stopped, without a task that waits for it.
-
-        Args:
-            tell: Called then.
-
-        Returns:
-            Takes the wish back.
-        """
-        self.__when_stopped.append(tell)
-        return lambda: self.__when_stopped.remove(tell)
+    @staticmethod
+    def __call_when_stopped(
+        worker: BaseWorker, call: Callable[[], None]
+    ) -> Callable[[], None] | None:
+        """Have a worker with the mixin call back, which costs no task that waits for it."""
+        if not isinstance(worker, JobsMixin):
+            return None
+        calls = worker.__when_stopped
+        calls.append(call)
+        return lambda: calls.remove(call)
 
     def add_event_handler(self, event_name: str, handler: Callable[..., Any]) -> None:
         """Add a handler, whose exceptions are logged with their traceback for job events.
@@ -479,7 +478,3 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
         """
         handler = self.__event_handlers.pop((event_name, handler), handler)
         super().remove_event_handler(event_name, handler)
-
-
-def _when_stopped(worker: BaseWorker, tell: Callable[[], None]) -> Callable[[], None] | None:
-    return worker._when_stopped(tell) if isinstance(worker, JobsMixin) else None  # pyright: ignore[reportPrivateUsage]
