@@ -395,11 +395,10 @@ class Executor:
             message: The cancel, well formed.
         """
         job = (message.source, message.job_id)
-        if message.job_id not in self._executions and job not in self._recent:
+        execution = self._asked_by(message)
+        if execution is None and job not in self._recent:
             # Cancels overtake requests; the one this belongs to is still on its way.
             self._recent.remember(job, None)
-            return
-        execution = self._asked_by(message)
         if execution is None or execution.cancelled:
             return
         execution.cancelled = True
