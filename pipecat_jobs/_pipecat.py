@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipecat.registry import WorkerRegistry
 from pipecat.registry.types import WorkerReadyData
+from pipecat.services.llm_service import LLMService
 from pipecat.utils.base_object import BaseObject
 from pipecat.workers.base_worker import BaseWorker
+from pipecat.workers.llm import LLMWorker, llm_worker
 
 if TYPE_CHECKING:
     from pipecat.workers.proxy.websocket import WebSocketProxyClient, WebSocketProxyServer
@@ -96,3 +98,25 @@ def proxy_connection(worker: BaseWorker) -> Any | None:
         proxy knows that it is not connected.
     """
     return cast("WebSocketProxyClient | WebSocketProxyServer", worker)._ws
+
+
+async def cancel_function_call(llm: LLMService[Any], tool_call_id: str) -> None:
+    """Cancel one function call an LLM has made, whether or not it survives interruptions.
+
+    Args:
+        llm: The service that runs it.
+        tool_call_id: The call; one that is not running is left alone.
+    """
+    await llm._cancel_function_calls_by_tool_call_id(tool_call_id)
+
+
+def in_tool_call_of(worker: LLMWorker) -> bool:
+    """Tell whether the running code was called, however indirectly, by a tool of a worker.
+
+    Args:
+        worker: The worker whose tool it may be.
+
+    Returns:
+        Whether the worker holds back the frames that this code queues.
+    """
+    return llm_worker._IN_TOOL_CALL.get() is worker

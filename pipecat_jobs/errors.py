@@ -138,6 +138,30 @@ def failure_of(
     return error(message, job_id=job_id, job_name=job_name, outcomes=outcomes)
 
 
+class LLMTurnError(RuntimeError):
+    """The LLM gave no answer: its provider failed, or it ended its turn without a word.
+
+    Parameters:
+        worker: Name of the worker whose LLM it is.
+        cause: What went wrong: the provider's own message, where it gave one.
+        text: What the LLM had said until then.
+    """
+
+    def __init__(self, worker: str, cause: str, *, text: str = ""):
+        super().__init__(f"the LLM turn of worker '{worker}' gave no answer: {cause}")
+        self.worker = worker
+        self.cause = cause
+        self.text = text
+
+
+class LLMTurnInterruptedError(LLMTurnError):
+    """Something other than its own job stopped the turn: a user who spoke, or the worker's end."""
+
+
+class LLMTurnTimeoutError(LLMTurnError, TimeoutError):
+    """The turn's deadline passed first."""
+
+
 class InvalidJobError(ValueError):
     """A job was described wrongly; the message says what to write instead."""
 

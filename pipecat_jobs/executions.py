@@ -1,10 +1,12 @@
 """One job at the worker that does it, and the room it may have to wait for."""
 
 import asyncio
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from pipecat.bus.messages import BusJobRequestMessage
 
+from pipecat_jobs.errors import LLMTurnError
 from pipecat_jobs.hooks import Steps
 
 
@@ -38,6 +40,9 @@ class Execution:
         answering: Whether an answer is on its way or has been sent.
         ended: Set once it has been answered.
         room: The room it is in.
+        returned: Whether its handler has returned and left the answer to somebody else.
+        has_turns: Whether an LLM turn is known to be its own.
+        turn_failure: Why the last of those turns failed.
     """
 
     request: BusJobRequestMessage
@@ -47,6 +52,9 @@ class Execution:
     answering: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     room: Room | None = None
+    returned: bool = False
+    has_turns: bool = False
+    turn_failure: LLMTurnError | None = None
 
     async def enter(self, room: Room) -> None:
         """Wait for a place, in order of arrival.
@@ -62,3 +70,7 @@ class Execution:
         if self.room is not None:
             self.room.places.release()
             self.room = None
+
+
+#: The job whose handler, or whatever that handler started, is running.
+current_execution: ContextVar[Execution | None] = ContextVar("pipecat_jobs_job", default=None)

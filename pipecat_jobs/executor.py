@@ -26,10 +26,12 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat_jobs.errors import (
     InvalidJobTypeError,
     JobRefusedError,
+    LLMTurnError,
+    LLMTurnInterruptedError,
     NoJobHandlerError,
     UnknownJobError,
 )
-from pipecat_jobs.executions import Execution, Room
+from pipecat_jobs.executions import Execution, Room, current_execution
 from pipecat_jobs.handlers import HandlerSpec
 from pipecat_jobs.hooks import Hooks, Steps
 from pipecat_jobs.outcomes import ErrorDetails, JobData
@@ -49,8 +51,7 @@ class Executor:
         handlers: Its ``@job`` handlers, by job name.
         request_concurrency: How many jobs of ``on_job_request`` may be open at once, or None.
         cancel_grace: Seconds a cancelled handler gets before the job ends without it.
-        stop_turn: Stops the LLM turn that an ``on_job_request`` job may have started; None where
-            there is no such turn.
+        stop_turns: Stops the LLM turns that a job has started; None for a worker that has none.
     """
 
     def __init__(
@@ -61,13 +62,13 @@ class Executor:
         *,
         request_concurrency: int | None,
         cancel_grace: float,
-        stop_turn: Callable[[], Coroutine[Any, Any, None]] | None,
+        stop_turns: Callable[[Execution], Coroutine[Any, Any, None]] | None,
     ):
         self._worker = worker
         self._hooks = hooks
         self._handlers = handlers
         self._cancel_grace = cancel_grace
-        self._stop_turn = stop_turn
+        self._stop_turns = stop_turns
         # The worker's own ``active_jobs``: Pipecat's workers look their jobs up there.
         self._active: dict[str, BusJobRequestMessage] = worker.active_jobs
         self._executions: dict[str, Execution] = {}
@@ -127,11 +128,17 @@ class Executor:
             return
         self._active[message.job_id] = message
         self._executions[message.job_id] = execution
+        execution.returned = call is None
         if call is not None:
             execution.task = self._worker.create_task(
                 self._run(execution, call, self._rooms.get(name)), f"job_{name or 'request'}"
             )
-        await self._hooks.announce("on_job_request", message)
+        # The handlers of the event are handlers of the job: what they start is the job's.
+        token = current_execution.set(execution)
+        try:
+            await self._hooks.announce("on_job_request", message)
+        finally:
+            current_execution.reset(token)
 
     def _find_handler(self, message: BusJobRequestMessage) -> tuple[str | None, _Call | None]:
         spec = self._handlers.get(message.job_name) if message.job_name else None
@@ -166,30 +173,51 @@ class Executor:
         try:
             if room is not None:
                 await execution.enter(room)
+            current_execution.set(execution)
             await self._call(execution, call)
             if room is not None and room.until_answered:
                 await execution.ended.wait()
+            if execution.turn_failure is not None:
+                # Its last event would be taken for the next job's.
+                await self._stop_its_turns(execution)
         except asyncio.CancelledError:
             if not execution.cancelled:
                 # Nobody called the job off: the handler, or whoever holds the task, did.
                 await self._finish(execution, JobStatus.CANCELLED, {"reason": "handler cancelled"})
             raise
         except Exception as error:
-            logger.opt(exception=error).error(
-                f"{self}: handler of job '{execution.request.job_id}' raised {error!r}"
-            )
-            details = ErrorDetails.from_exception(error)
-            await self._finish(execution, JobStatus.ERROR, details.to_response())
-            await self._stop_its_turn(execution)
+            await self._failed(execution, error)
         finally:
             if not execution.cancelled:
                 execution.leave()
 
-    async def _stop_its_turn(self, execution: Execution) -> None:
-        # A job that still waits for its place has no turn yet.
-        if self._stop_turn is None or execution.room is None or not execution.room.has_turn:
+    async def _failed(self, execution: Execution, error: Exception) -> None:
+        job_id = execution.request.job_id
+        if isinstance(error, LLMTurnInterruptedError):
+            logger.debug(f"{self}: job '{job_id}' is cancelled: {error}")
+            await self._finish(execution, JobStatus.CANCELLED, {"reason": str(error)})
+        else:
+            logger.opt(exception=error).error(f"{self}: job '{job_id}' failed: {error!r}")
+            details = ErrorDetails.from_exception(error)
+            await self._finish(execution, JobStatus.ERROR, details.to_response())
+        await self._stop_its_turns(execution)
+
+    def on_turn_failure(self, execution: Execution, failure: LLMTurnError) -> None:
+        """End a job whose answer was left to an LLM turn that gave none.
+
+        Args:
+            execution: The job.
+            failure: What happened to its turn.
+        """
+        execution.turn_failure = failure
+        # While its handler runs, it may yet answer all the same.
+        if execution.returned and not execution.answering and not execution.cancelled:
+            self._worker.create_task(self._failed(execution, failure), "job_turn_failed")
+
+    async def _stop_its_turns(self, execution: Execution) -> None:
+        if self._stop_turns is None:
             return
-        stopping = self._worker.create_task(self._stop_turn(), "job_turn")
+        stopping = self._worker.create_task(self._stop_turns(execution), "job_turn")
         await asyncio.wait({stopping}, timeout=self._cancel_grace)
         if not stopping.done():
             logger.warning(
@@ -205,6 +233,9 @@ class Executor:
             return
         answer = await result
         if answer is None:
+            execution.returned = True
+            if execution.turn_failure is not None:
+                raise execution.turn_failure
             return
         if not isinstance(answer, dict):
             raise InvalidJobTypeError(
@@ -416,7 +447,7 @@ class Executor:
 
     async def _cancel(self, execution: Execution, message: BusJobCancelMessage) -> None:
         await self._cancel_tasks([execution])
-        await self._stop_its_turn(execution)
+        await self._stop_its_turns(execution)
         if self._hooks.overrides("on_job_cancelled"):
             hook = self._worker.create_task(
                 self._hooks.fire("on_job_cancelled", message), "job_cancelled_hook"

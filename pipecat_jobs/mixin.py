@@ -2,7 +2,6 @@
 
 from abc import ABCMeta
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar, Literal, TypeGuard, Unpack, get_args
 
 from loguru import logger
@@ -42,7 +41,7 @@ from pipecat_jobs.params import (
     group_params,
 )
 from pipecat_jobs.requester import Requester
-from pipecat_jobs.turns import stop_turn
+from pipecat_jobs.turns import LLMTurns
 
 _JOB_MESSAGES = frozenset(get_args(JobMessage))
 
@@ -110,13 +109,17 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
         hooks = Hooks(self)
         self.__when_stopped: list[Callable[[], None]] = []
         self.__requester = Requester(self, hooks, self.__call_when_stopped)
-        self.__executor = Executor(
+        turns: LLMTurns | None = None
+        if isinstance(self, LLMContextWorker):
+            turns = LLMTurns(self, lambda job, failure: executor.on_turn_failure(job, failure))
+        self._llm_turns = turns
+        self.__executor = executor = Executor(
             self,
             hooks,
             collect_handlers(type(self)),
             request_concurrency=concurrency,
             cancel_grace=self.job_cancel_grace,
-            stop_turn=partial(stop_turn, self) if isinstance(self, LLMContextWorker) else None,
+            stop_turns=turns.stop_job if turns is not None else None,
         )
         self.__event_handlers: dict[tuple[str, Callable[..., Any]], Callable[..., Any]] = {}
 

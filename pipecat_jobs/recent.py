@@ -45,6 +45,17 @@ class Recent(Generic[Key, Value]):
         """
         return self._items.get(key)
 
+    def take(self, key: Key) -> Value | None:
+        """Look a key up and drop it.
+
+        Args:
+            key: What to look for.
+
+        Returns:
+            What was remembered, or None.
+        """
+        return self._items.pop(key, None)
+
     def forget(self, key: Key) -> None:
         """Drop a key, if it is there.
 

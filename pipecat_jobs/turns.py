@@ -1,23 +1,354 @@
-"""The LLM turn that a job started, which has to end with the job."""
+"""What the LLM of a worker generates, told apart by who asked for it.
 
-from pipecat.frames.frames import InterruptionFrame
+A *turn* is everything an LLM does for one request: the run that answers it, the function calls of
+that run, the runs that follow on their results, and the last words in the context. Pipecat runs
+an LLM when an ``LLMContextFrame`` reaches it. The two aggregators around it make those frames, so
+their public processor events tell which request each run belongs to.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from pipecat.frames.frames import (
+    CancelFrame,
+    EndFrame,
+    ErrorFrame,
+    Frame,
+    FunctionCallCancelFrame,
+    FunctionCallResultFrame,
+    FunctionCallsStartedFrame,
+    InterruptionFrame,
+    LLMContextFrame,
+    LLMFullResponseEndFrame,
+    LLMMessagesAppendFrame,
+    LLMMessagesTransformFrame,
+    LLMMessagesUpdateFrame,
+    LLMRunFrame,
+    LLMTextFrame,
+)
+from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.workers.llm import LLMContextWorker
 
+from pipecat_jobs._pipecat import cancel_function_call
+from pipecat_jobs.errors import LLMTurnError, LLMTurnInterruptedError
+from pipecat_jobs.executions import Execution
+from pipecat_jobs.recent import Recent
 
-async def stop_turn(worker: LLMContextWorker) -> None:
-    """Stop what an LLM worker is generating, and wait until nothing of it is left.
+_RUNNING_FRAMES = (LLMRunFrame, LLMContextFrame)
+_MESSAGE_FRAMES = (LLMMessagesAppendFrame, LLMMessagesUpdateFrame, LLMMessagesTransformFrame)
 
-    An ``InterruptionFrame`` closes the provider's stream and drops what waits in the pipeline; the
-    flush behind it returns when the interrupted turn has been reported to its event handlers. So
-    the text of a cancelled job is never taken for the next one's.
+#: The turn whose frame an aggregator's task is processing, and whether what comes of it is one
+#: more run of that turn rather than the run that was asked for.
+_cause: ContextVar[tuple["Turn", bool] | None] = ContextVar("pipecat_jobs_turn", default=None)
 
-    Only a worker that does not hold the conversation is stopped: its turns are its jobs'. One that
-    is active may be talking to the user.
+
+class Turn:
+    """One turn of an LLM.
 
     Args:
-        worker: A worker whose job was called off.
+        job: The job it was started for; None when no job was, as while the worker talks to a user.
+        awaited: Whether somebody waits for it, and learns of its failure that way.
     """
-    if worker.active or worker.started_at is None or worker.has_finished():
-        return
-    await worker.queue_frame(InterruptionFrame())
-    await worker.flush_pipeline()
+
+    def __init__(self, job: Execution | None = None, *, awaited: bool = False):
+        self.job = job
+        self.awaited = awaited
+        self.text = ""
+        """What the latest run has said so far."""
+        self.tokens: asyncio.Queue[str | None] = asyncio.Queue()
+        """What every run says, as it is said; None at the end."""
+        self.failure: LLMTurnError | None = None
+        """Why it did not end well."""
+        self.runs = 0
+        """Runs that were asked for and whose words are not yet in the context."""
+        self.calls: set[str] = set()
+        """Ids of its function calls that have no result."""
+        self.error: str | None = None
+        """What the provider's last error said."""
+        self.stopping = False
+        """Whether it was called off."""
+        self.held_up_others = False
+        """Whether runs that waited behind it were dropped when it was stopped."""
+        self.closed = asyncio.Event()
+        """Set when nothing of it is left in the pipeline."""
+
+
+@dataclass(slots=True, eq=False)
+class _Interruption:
+    """An ``InterruptionFrame`` that stops a turn, on its way."""
+
+    frame: InterruptionFrame
+    turn: Turn
+    passed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class LLMTurns:
+    """Follows the turns of one worker's LLM.
+
+    Args:
+        worker: The worker.
+        on_failure: Called when a job's turn fails, before anybody else can hear of its end.
+    """
+
+    def __init__(
+        self,
+        worker: LLMContextWorker,
+        on_failure: Callable[[Execution, LLMTurnError], None],
+    ):
+        self.lock = asyncio.Lock()
+        """Held by whoever has a turn; the next waits in order of arrival."""
+        self._worker = worker
+        self._on_failure = on_failure
+        self._open: set[Turn] = set()
+        self._rested = asyncio.Event()
+        self._running: Turn | None = None
+        self._running_task: asyncio.Task[object] | None = None
+        self._interruptions: dict[int, _Interruption] = {}
+        #: By frame id. Bounded, because an interruption drops frames that nobody hears of again.
+        self._requests: Recent[int, Turn] = Recent()
+        self._ends: Recent[int, Turn] = Recent()
+        self._calls: dict[str, Turn] = {}
+        for aggregator in (worker.user_aggregator, worker.assistant_aggregator):
+            aggregator.add_event_handler("on_before_process_frame", self._before_aggregating)
+            aggregator.add_event_handler("on_before_push_frame", self._before_leaving_aggregator)
+        worker.llm.add_event_handler("on_before_process_frame", self._before_running)
+        worker.llm.add_event_handler("on_before_push_frame", self._before_leaving_llm)
+        worker.assistant_aggregator.add_event_handler(
+            "on_after_process_frame", self._after_aggregating
+        )
+
+    # -- asking for turns and stopping them --------------------------------------------------
+
+    def expect(self, frame: Frame, turn: Turn) -> None:
+        """Tell whose turn a frame will start. A frame that runs no LLM is passed over.
+
+        Args:
+            frame: The frame, about to be queued.
+            turn: The turn it starts.
+        """
+        if isinstance(frame, _RUNNING_FRAMES) or (
+            isinstance(frame, _MESSAGE_FRAMES) and frame.run_llm
+        ):
+            self._requests.remember(frame.id, turn)
+            self._open.add(turn)
+            turn.runs += 1
+            if turn.job is not None:
+                turn.job.has_turns, turn.job.turn_failure = True, None
+
+    async def until_idle(self) -> None:
+        """Wait until the LLM has no run to do, whoever asked for it."""
+        while any(turn.runs for turn in self._open):
+            self._rested.clear()
+            await self._rested.wait()
+
+    async def stop_job(self, job: Execution) -> None:
+        """Stop the turns of a job, and wait until nothing of them is left.
+
+        A worker that does not hold the conversation, and does one such job at a time, generates
+        for that job alone, however it was told to; so its LLM is stopped even where no frame was
+        seen to come from the job.
+
+        Args:
+            job: A job that was called off or has failed.
+        """
+        worker = self._worker
+        turns = [turn for turn in self._open if turn.job is job]
+        if turns:
+            await asyncio.gather(*(self.stop(turn) for turn in turns))
+            return
+        alone = job.room is not None and job.room.has_turn and not worker.active
+        if alone and not job.has_turns and worker.started_at and not worker.has_finished():
+            await worker.queue_frame(InterruptionFrame())
+            await worker.flush_pipeline()
+
+    async def stop(self, turn: Turn, clean_up: Callable[[], None] | None = None) -> None:
+        """Stop a turn, and wait until nothing of it is left in the pipeline.
+
+        An ``InterruptionFrame`` closes the provider's stream. It is sent only while the LLM is on
+        a run of this turn; a run that waits behind another's is stopped as it begins.
+
+        Args:
+            turn: The turn.
+            clean_up: Called when nothing of it is left, before the LLM runs for anybody else.
+        """
+        turn.stopping = True
+        try:
+            if self._running is turn:
+                passed = await self._interrupt(turn)
+                await passed.wait()
+            for call in list(turn.calls):
+                await cancel_function_call(self._worker.llm, call)
+            await turn.closed.wait()
+        finally:
+            self._close(turn)
+        if clean_up is not None:
+            clean_up()
+        if turn.held_up_others:
+            await self._worker.user_aggregator.push_context_frame()
+
+    async def _interrupt(self, turn: Turn) -> asyncio.Event:
+        interruption = _Interruption(InterruptionFrame(), turn)
+        self._interruptions[interruption.frame.id] = interruption
+        # Straight to the LLM, whose next run must not begin before it comes; what is ahead of the
+        # LLM, the user's side of the conversation, has no part in it.
+        await self._worker.llm.queue_frame(interruption.frame)
+        return interruption.passed
+
+    # -- what the pipeline tells -------------------------------------------------------------
+
+    def _before_aggregating(self, _: FrameProcessor, frame: Frame) -> None:
+        if isinstance(frame, FunctionCallResultFrame | FunctionCallCancelFrame):
+            turn, one_more = self._calls.get(frame.tool_call_id), True
+        else:
+            turn, one_more = self._requests.take(frame.id), False
+        _cause.set((turn, one_more) if turn is not None else None)
+
+    def _before_leaving_aggregator(self, _: FrameProcessor, frame: Frame) -> None:
+        cause = _cause.get()
+        # Without a cause it is a copy of the context on its way downstream, or runs for no job.
+        if cause is None or not isinstance(frame, LLMContextFrame):
+            return
+        turn, one_more = cause
+        self._requests.remember(frame.id, turn)
+        if one_more:
+            turn.runs += 1
+
+    def _before_running(self, _: FrameProcessor, frame: Frame) -> None:
+        match frame:
+            case LLMContextFrame():
+                self._begin_run(frame)
+            case InterruptionFrame():
+                self._before_interruption(frame)
+            case CancelFrame():
+                self._before_end()
+            case _:
+                pass
+
+    def _begin_run(self, frame: LLMContextFrame) -> None:
+        self._run_is_over()
+        turn = self._requests.take(frame.id)
+        if turn is None:
+            turn = Turn()
+            turn.runs = 1
+            self._open.add(turn)
+        self._running, self._running_task = turn, asyncio.current_task()
+        turn.text, turn.error = "", None
+        if turn.stopping or turn.failure is not None:
+            self._worker.create_task(self._interrupt(turn), "llm_turn_interrupt")
+
+    def _before_interruption(self, frame: InterruptionFrame) -> None:
+        running, self._running = self._running, None
+        own = self._interruptions.get(frame.id)
+        if own is not None:
+            # It also drops the runs that wait behind the one it is for, and those may be a user's.
+            waiting = self._worker.llm.has_queued_frame(LLMContextFrame) and own.turn.runs <= 1
+            own.turn.held_up_others = waiting or running not in (None, own.turn)
+        for turn in list(self._open):
+            self._fail(turn, self._interrupted(turn, "it was interrupted"))
+
+    def _before_leaving_llm(self, _: FrameProcessor, frame: Frame) -> None:
+        turn = self._running
+        if turn is None:
+            return
+        match frame:
+            case LLMTextFrame():
+                turn.text += frame.text
+                turn.tokens.put_nowait(frame.text)
+            case ErrorFrame() if asyncio.current_task() is self._running_task:
+                # The service's other tasks run functions, of whose errors the LLM is told.
+                turn.error = frame.error
+            case FunctionCallsStartedFrame():
+                for call in frame.function_calls:
+                    turn.calls.add(call.tool_call_id)
+                    self._calls[call.tool_call_id] = turn
+            case LLMFullResponseEndFrame():
+                self._ends.remember(frame.id, turn)
+                self._run_is_over()
+            case _:
+                pass
+
+    def _run_is_over(self) -> None:
+        turn, self._running = self._running, None
+        if turn is None:
+            return
+        # Here rather than at the end of the turn: an answer that is sent when the aggregator
+        # reports the end of the run would pass for a good one.
+        if turn.error is not None:
+            self._fail(turn, LLMTurnError(self._worker.name, turn.error, text=turn.text))
+        elif not turn.calls and turn.runs == 1:
+            self._fail_if_empty(turn)
+
+    def _after_aggregating(self, _: FrameProcessor, frame: Frame) -> None:
+        match frame:
+            case LLMFullResponseEndFrame():
+                turn = self._ends.take(frame.id)
+                if turn is not None:
+                    turn.runs = max(0, turn.runs - 1)
+                    self._close_if_over(turn)
+            case FunctionCallCancelFrame():
+                self._settle_call(frame.tool_call_id)
+            case FunctionCallResultFrame():
+                if frame.properties is None or frame.properties.is_final:
+                    self._settle_call(frame.tool_call_id)
+            case InterruptionFrame():
+                for turn in list(self._open):
+                    if turn.failure is not None:
+                        turn.runs = 0
+                        self._close_if_over(turn)
+                if (own := self._interruptions.pop(frame.id, None)) is not None:
+                    own.passed.set()
+            case EndFrame():
+                self._before_end()
+            case _:
+                pass
+
+    def _before_end(self) -> None:
+        self._running = None
+        for turn in list(self._open):
+            self._fail(turn, self._interrupted(turn, "the worker stopped"))
+            self._close(turn)
+
+    def _settle_call(self, call: str) -> None:
+        turn = self._calls.pop(call, None)
+        if turn is not None:
+            turn.calls.discard(call)
+            self._close_if_over(turn)
+
+    # -- how a turn ends ---------------------------------------------------------------------
+
+    def _close_if_over(self, turn: Turn) -> None:
+        if turn.runs:
+            return
+        self._rested.set()
+        if not turn.calls:
+            self._fail_if_empty(turn)
+            self._close(turn)
+
+    def _close(self, turn: Turn) -> None:
+        turn.runs = 0
+        for call in turn.calls:
+            self._calls.pop(call, None)
+        self._open.discard(turn)
+        turn.closed.set()
+        turn.tokens.put_nowait(None)
+        self._rested.set()
+
+    def _fail(self, turn: Turn, failure: LLMTurnError) -> None:
+        if turn.failure is not None:
+            return
+        turn.failure = failure
+        turn.tokens.put_nowait(None)
+        job = turn.job
+        if job is None or turn.awaited or turn.stopping:
+            return
+        if all(other is turn or other.job is not job for other in self._open):
+            self._on_failure(job, failure)
+
+    def _fail_if_empty(self, turn: Turn) -> None:
+        if not turn.text.strip():
+            self._fail(turn, LLMTurnError(self._worker.name, "the LLM gave an empty answer"))
+
+    def _interrupted(self, turn: Turn, why: str) -> LLMTurnInterruptedError:
+        return LLMTurnInterruptedError(self._worker.name, why, text=turn.text)

@@ -2,10 +2,12 @@
 
 from pipecat.pipeline.worker import PipelineWorker as PipecatPipelineWorker
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
-from pipecat.workers.llm import LLMContextWorker as PipecatLLMContextWorker
 from pipecat.workers.llm import LLMWorker as PipecatLLMWorker
 
+from pipecat_jobs.llm import LLMContextWorker
 from pipecat_jobs.mixin import JobsMixin
+
+__all__ = ["BaseWorker", "LLMContextWorker", "LLMWorker", "PipelineWorker"]
 
 
 class BaseWorker(JobsMixin, PipecatBaseWorker):
@@ -18,7 +20,3 @@ class PipelineWorker(JobsMixin, PipecatPipelineWorker):
 
 class LLMWorker(JobsMixin, PipecatLLMWorker):
     """Pipecat's ``LLMWorker`` with jobs that always end."""
-
-
-class LLMContextWorker(JobsMixin, PipecatLLMContextWorker):
-    """Pipecat's ``LLMContextWorker`` with jobs that always end."""

@@ -10,15 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from llm_workers import NewLLM, new_llm
 from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
+from pipecat.frames.frames import LLMMessagesAppendFrame
 from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.services.llm_service import LLMService
 from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from snippets import ROOT, blocks, docstring_examples, run
 
 import pipecat_jobs
 import pipecat_jobs.testing
-from pipecat_jobs.testing import JobHarness
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
+
+__all__ = ["new_llm"]
 
 EXAMPLES = [
     (f"{module.__name__}.{name}", code)
@@ -67,6 +72,9 @@ async def names(job_harness: JobHarness) -> dict[str, object]:
         "__name__": "snippet",
         "BusJobResponseMessage": BusJobResponseMessage,
         "LLMContext": LLMContext,
+        "LLMMessagesAppendFrame": LLMMessagesAppendFrame,
+        "LLMService": LLMService,
+        "BusJobRequestMessage": BusJobRequestMessage,
         "OpenAILLMService": OpenAILLMService,
         "SomeWorker": type("SomeWorker", (PipecatBaseWorker,), {}),
         "asyncio": asyncio,
@@ -130,7 +138,9 @@ def test_tests_of_the_testing_page_pass(tmp_path: Path):
 import asyncio
 import pytest
 from pipecat.bus import BusJobResponseMessage
+from pipecat.frames.frames import LLMMessagesAppendFrame
 from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.services.llm_service import LLMService
 from pipecat.services.openai.llm import OpenAILLMService
 from pipecat_jobs import BaseWorker, JobTimeoutError, job
 from pipecat_jobs.testing import JobHarness, Text, run_virtual
@@ -171,3 +181,23 @@ async def test_examples_in_docstrings_run(where: str, code: str, names: dict[str
     if "llm" in names:
         # Pipecat has no public way to close a service that never was in a pipeline.
         await names["llm"]._client.close()
+
+
+@pytest.mark.parametrize("number", range(2))
+async def test_llm_snippets_answer_with_what_the_llm_says(
+    number: int,
+    names: dict[str, object],
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+):
+    scripted_llm.on("Topic: voice", "Talk is cheap.")
+    await run(blocks("docs/llm.md", "python")[number], names)
+    worker = names[("Debater", "DebateWorker")[number]]("debater", llm=new_llm("You argue."))
+    await job_harness.start(worker)
+
+    payload = {"topic": "voice"}
+    async with names["self"].job("debater", name=(None, "argue")[1 - number], payload=payload) as j:
+        pass
+
+    assert j.response["text"] == "Talk is cheap."

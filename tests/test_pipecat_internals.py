@@ -6,24 +6,33 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from llm_workers import NewLLM, new_llm
 from peers import PlainPeer
 from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
+from pipecat.frames.frames import LLMMessagesAppendFrame
 from pipecat.pipeline.job_context import JobParams
 from pipecat.registry import WorkerRegistry
 from pipecat.registry.types import WorkerReadyData
+from pipecat.services.llm_service import FunctionCallParams
+from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
 from pipecat.workers.proxy.websocket.client import WebSocketProxyClient
 from pipecat.workers.proxy.websocket.server import WebSocketProxyServer
 from starlette.websockets import WebSocket
 
+from pipecat_jobs import LLMContextWorker, tool
 from pipecat_jobs._pipecat import (
     call_event_handlers,
+    cancel_function_call,
     has_event_handlers,
+    in_tool_call_of,
     proxied_name,
     proxy_connection,
     unwatch,
 )
-from pipecat_jobs.testing import JobHarness
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, ToolCalls
+
+__all__ = ["new_llm"]
 
 # -- unwatch -------------------------------------------------------------------------------------
 
@@ -370,3 +379,58 @@ async def test_accepts_bus_message_decides_what_a_bus_delivers(
     await job_harness.settle()
 
     assert requests == (["j"] if accepts else [])
+
+# -- cancel_function_call and in_tool_call_of ----------------------------------------------------
+
+
+class ToolCaller(LLMContextWorker):
+    """Calls tools that wait, and notes whose tool it was."""
+
+    def __init__(self, llm: OpenAILLMService):
+        super().__init__("caller", llm=llm)
+        self.context.set_tools(self.build_tools())
+        self.waiting: asyncio.Queue[str] = asyncio.Queue()
+        self.cancelled: asyncio.Queue[str] = asyncio.Queue()
+        self.in_own_tool: bool | None = None
+
+    @tool(cancel_on_interruption=False)
+    async def wait(self, params: FunctionCallParams):
+        """Wait."""
+        self.in_own_tool = in_tool_call_of(self)
+        self.waiting.put_nowait(params.tool_call_id)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.put_nowait(params.tool_call_id)
+            raise
+
+
+async def test_cancel_function_call_cancels_that_call_and_no_other(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    scripted_llm.reply(ToolCalls(ToolCall("wait", call_id="a"), ToolCall("wait", call_id="b")))
+    worker = ToolCaller(new_llm("You wait."))
+    await job_harness.start(worker)
+    await worker.queue_frame(LLMMessagesAppendFrame([{"role": "user", "content": "go"}], True))
+    assert {await worker.waiting.get(), await worker.waiting.get()} == {"a", "b"}
+
+    await cancel_function_call(worker.llm, "unknown")
+    await cancel_function_call(worker.llm, "a")
+
+    assert worker.cancelled.get_nowait() == "a"
+    assert worker.cancelled.empty()
+    await cancel_function_call(worker.llm, "b")
+
+
+async def test_in_tool_call_of_knows_whose_tool_is_running(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    scripted_llm.reply(ToolCall("wait", call_id="a"))
+    worker = ToolCaller(new_llm("You wait."))
+    await job_harness.start(worker)
+    await worker.queue_frame(LLMMessagesAppendFrame([{"role": "user", "content": "go"}], True))
+    await worker.waiting.get()
+
+    assert worker.in_own_tool is True
+    assert not in_tool_call_of(worker)
+    await cancel_function_call(worker.llm, "a")

@@ -22,8 +22,9 @@ NAMES = """
     BaseWorker DuplicateJobHandlerError ErrorDetails InvalidJobError InvalidJobTypeError
     JobCancelledError JobContext JobError JobEvent JobGroup JobGroupContext JobGroupError
     JobGroupEvent JobGroupParams JobGroupResponse JobOutcome JobParams JobRefusedError JobStatus
-    JobTimeoutError JobsMixin LLMContextWorker LLMWorker NoJobHandlerError OutcomeStatus
-    PipelineWorker UnknownJobError WorkerLostError WorkerNotReadyError __version__ job tool
+    JobTimeoutError JobsMixin LLMContextWorker LLMTurnError LLMTurnInterruptedError
+    LLMTurnTimeoutError LLMWorker NoJobHandlerError OutcomeStatus PipelineWorker
+    UnknownJobError WorkerLostError WorkerNotReadyError __version__ job tool
 """.split()
 
 TESTING_NAMES = """

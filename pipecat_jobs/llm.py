@@ -1,0 +1,215 @@
+"""A job answered by an LLM: the worker that owns a context, and its turns."""
+
+import asyncio
+from collections.abc import Sequence
+
+from loguru import logger
+from pipecat.frames.frames import Frame, LLMMessagesAppendFrame
+from pipecat.processors.aggregators.llm_context import (
+    LLMContext,
+    LLMContextMessage,
+    LLMSpecificMessage,
+)
+from pipecat.processors.frame_processor import FrameDirection
+from pipecat.workers.llm import LLMContextWorker as PipecatLLMContextWorker
+
+from pipecat_jobs._pipecat import in_tool_call_of
+from pipecat_jobs.deadline import check_timeout
+from pipecat_jobs.errors import (
+    InvalidJobError,
+    InvalidJobTypeError,
+    LLMTurnError,
+    LLMTurnTimeoutError,
+)
+from pipecat_jobs.executions import Execution, current_execution
+from pipecat_jobs.mixin import JobsMixin
+from pipecat_jobs.turns import LLMTurns, Turn
+
+
+class LLMContextWorker(JobsMixin, PipecatLLMContextWorker):
+    """Pipecat's ``LLMContextWorker`` with jobs that always end, and LLM turns that answer them.
+
+    A turn of the LLM that a job has started ends with the job: by :meth:`llm_turn`, or by a frame
+    that the job's handler queued. Cancelling the job closes the provider's stream and cancels the
+    functions the LLM has called; a turn that no job started is left alone.
+    """
+
+    async def llm_turn(
+        self,
+        messages: str | Sequence[LLMContextMessage],
+        *,
+        fresh: bool = False,
+        stream: bool = False,
+        timeout: float | None = None,
+        keep_unfinished: bool = False,
+    ) -> str:
+        """Put something to this worker's LLM and wait for what it says.
+
+        The messages are appended to the worker's context and the LLM is run; the functions it
+        calls are run and answered as in any Pipecat pipeline, until it has said its last word.
+        One turn runs at a time, the next waits. When the caller is cancelled, as it is when its
+        job is, the turn is stopped at once.
+
+        Args:
+            messages: What to say, as the user's words or as context messages.
+            fresh: Whether to use a context of its own instead, with these messages alone. Such
+                turns run side by side, through the service's
+                :meth:`~pipecat.services.llm_service.LLMService.run_inference`: they call no
+                functions and leave nothing in the worker's context.
+            stream: Whether to send what the LLM says to the job's requester, as it is said:
+                ``{"text": ...}`` in stream events. The job still wants its answer afterwards.
+            timeout: Seconds for all of it, the wait for earlier turns included; None for no limit.
+            keep_unfinished: Whether the messages, and what the LLM said to them, stay in the
+                context when the turn does not end well. By default it is as if nobody had asked.
+
+        Returns:
+            What the LLM said last: after its functions have answered, if it called any.
+
+        Raises:
+            LLMTurnError: If the provider failed or the LLM said nothing.
+            LLMTurnTimeoutError: If the timeout passed first.
+            LLMTurnInterruptedError: If something else stopped the turn: a user who spoke to an
+                active worker, or the worker's end.
+            InvalidJobError: If an argument cannot be used, or a tool of this worker asks: its LLM
+                waits for the tool.
+
+        Example::
+
+            class Debater(LLMContextWorker):
+                @job(name="argue")
+                async def argue(self, message):
+                    text = await self.llm_turn(f"Topic: {message.payload['topic']}", stream=True)
+                    return {"role": self.name, "text": text}
+        """
+        asked = _context_messages(messages)
+        job = self._current_job()
+        if stream and (job is None or fresh):
+            raise InvalidJobError(
+                "stream=True sends to the requester of the job that is being handled, and a fresh "
+                "turn comes in one piece; leave stream out here"
+            )
+        if not fresh and in_tool_call_of(self):
+            raise InvalidJobError(
+                f"a tool of worker '{self.name}' asked for a turn of the LLM that waits for the "
+                "tool; use fresh=True, or ask another worker"
+            )
+        seconds = check_timeout(timeout)
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                if fresh:
+                    return await self._fresh_turn(asked)
+                async with self.__turns.lock:
+                    return await self._turn(asked, job, stream=stream, keep=keep_unfinished)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise LLMTurnTimeoutError(self.name, f"it took more than {seconds:g} s") from error
+
+    async def _turn(
+        self, asked: list[LLMContextMessage], job: Execution | None, *, stream: bool, keep: bool
+    ) -> str:
+        await self.__turns.until_idle()
+        before = list(self.context.messages)
+        turn = Turn(job, awaited=True)
+        frame = LLMMessagesAppendFrame(asked, run_llm=True)
+        self.__turns.expect(frame, turn)
+        try:
+            await super().queue_frame(frame)
+            started = False
+            while (token := await turn.tokens.get()) is not None:
+                if stream and job is not None:
+                    if not started:
+                        await self.send_job_stream_start(job.request.job_id)
+                        started = True
+                    await self.send_job_stream_data(job.request.job_id, {"text": token})
+            if turn.failure is not None:
+                raise turn.failure
+        except BaseException:
+            await self._stop_turn(turn, None if keep else before, asked)
+            raise
+        return turn.text
+
+    async def _stop_turn(
+        self, turn: Turn, before: list[LLMContextMessage] | None, asked: list[LLMContextMessage]
+    ) -> None:
+        def clean_up() -> None:
+            if before is not None:
+                _take_out(self.context, before, asked)
+
+        # A task of its own, so that a second cancellation of this one does not leave half of it.
+        stopping = self.create_task(self.__turns.stop(turn, clean_up), "llm_turn_stop")
+        await asyncio.wait({stopping}, timeout=self.job_cancel_grace)
+        if not stopping.done():
+            logger.warning(f"Worker '{self.name}': its LLM turn does not stop")
+            stopping.cancel()
+
+    async def _fresh_turn(self, asked: list[LLMContextMessage]) -> str:
+        try:
+            text = await self.llm.run_inference(LLMContext(asked))
+        except Exception as error:
+            raise LLMTurnError(self.name, str(error) or type(error).__name__) from error
+        if not text or not text.strip():
+            raise LLMTurnError(self.name, "the LLM gave an empty answer")
+        return text
+
+    async def queue_frame(
+        self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM
+    ) -> None:
+        """Queue a frame; a turn that it starts belongs to the job whose handler queues it.
+
+        Args:
+            frame: The frame.
+            direction: Where it goes.
+        """
+        job = self._current_job()
+        if job is not None:
+            self.__turns.expect(frame, Turn(job))
+        await super().queue_frame(frame, direction)
+
+    @property
+    def __turns(self) -> LLMTurns:
+        assert self._llm_turns is not None
+        return self._llm_turns
+
+    def _current_job(self) -> Execution | None:
+        """The job of this worker that the running code does, if it does one that is open."""
+        job = current_execution.get()
+        if job is None or self.active_jobs.get(job.request.job_id) is not job.request:
+            return None
+        return job
+
+
+def _context_messages(messages: str | Sequence[LLMContextMessage]) -> list[LLMContextMessage]:
+    if isinstance(messages, str):
+        empty = not messages.strip()
+        messages = [{"role": "user", "content": messages}]
+    elif isinstance(messages, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        empty = not messages
+    else:
+        raise InvalidJobTypeError(
+            f"messages is {messages!r}; give a text, or give a list of context messages"
+        )
+    if empty:
+        raise InvalidJobError("there is nothing to say; give a text or context messages")
+    for message in messages:
+        if not isinstance(message, dict | LLMSpecificMessage):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidJobTypeError(
+                f"a message is {message!r}; give {{'role': ..., 'content': ...}}"
+            )
+    return list(messages)
+
+
+def _take_out(
+    context: LLMContext, before: list[LLMContextMessage], asked: list[LLMContextMessage]
+) -> None:
+    """Take a turn out of a context, but nothing that a user has said meanwhile."""
+    earlier, own = {id(message) for message in before}, {id(message) for message in asked}
+
+    def stays(message: LLMContextMessage) -> bool:
+        if id(message) in earlier:
+            return True
+        said_by_user = isinstance(message, dict) and message.get("role") == "user"
+        return said_by_user and id(message) not in own
+
+    context.set_messages([message for message in context.messages if stays(message)])
