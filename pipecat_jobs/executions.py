@@ -41,8 +41,7 @@ class Execution:
         ended: Set once it has been answered.
         room: The room it is in.
         returned: Whether its handler has returned and left the answer to somebody else.
-        has_turns: Whether an LLM turn is known to be its own.
-        turn_failure: Why the last of those turns failed.
+        turn_failure: Why the last LLM turn it started failed.
     """
 
     request: BusJobRequestMessage
@@ -53,7 +52,6 @@ class Execution:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     room: Room | None = None
     returned: bool = False
-    has_turns: bool = False
     turn_failure: LLMTurnError | None = None
 
     async def enter(self, room: Room) -> None:

@@ -135,7 +135,7 @@ class LLMTurns:
             self._open.add(turn)
             turn.runs += 1
             if turn.job is not None:
-                turn.job.has_turns, turn.job.turn_failure = True, None
+                turn.job.turn_failure = None
 
     async def until_idle(self) -> None:
         """Wait until the LLM has no run to do, whoever asked for it."""
@@ -159,7 +159,7 @@ class LLMTurns:
             await asyncio.gather(*(self.stop(turn) for turn in turns))
             return
         alone = job.room is not None and job.room.has_turn and not worker.active
-        if alone and not job.has_turns and worker.started_at and not worker.has_finished():
+        if alone and worker.started_at and not worker.has_finished():
             await worker.queue_frame(InterruptionFrame())
             await worker.flush_pipeline()
 
@@ -341,7 +341,7 @@ class LLMTurns:
         turn.failure = failure
         turn.tokens.put_nowait(None)
         job = turn.job
-        if job is None or turn.awaited or turn.stopping:
+        if job is None or turn.awaited:
             return
         if all(other is turn or other.job is not job for other in self._open):
             self._on_failure(job, failure)

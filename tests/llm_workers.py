@@ -154,7 +154,7 @@ async def start(harness: JobHarness, *workers: Any) -> Asker:
 
 def asked(request: LLMRequest) -> list[object]:
     """What the provider was told, system instruction aside."""
-    return [m["content"] for m in request.messages if m["role"] != "system"]
+    return [m.get("content") for m in request.messages if m["role"] != "system"]
 
 
 def last_asked(text: str) -> Callable[[LLMRequest], bool]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from llm_workers import LONG, Debater, NewLLM, Researcher, asked, last_asked, new_llm, start
+from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.services.llm_service import FunctionCallParams
 from support import cancelled
 
@@ -16,6 +17,7 @@ from pipecat_jobs import (
     LLMTurnInterruptedError,
     LLMTurnTimeoutError,
     OutcomeStatus,
+    job,
     tool,
 )
 from pipecat_jobs.testing import (
@@ -101,6 +103,26 @@ async def test_tool_calls_are_followed_to_the_last_word(
     assert server.requests[2].mentions("fish in the book")
 
 
+async def test_the_next_turn_waits_while_the_first_waits_for_a_tool(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    server.on(last_asked("dogs"), ToolCall("wait_here"))
+    server.on(last_asked("cats"), "Cats are aloof.")
+    server.on("waited", "Dogs are loyal.")
+    worker = Researcher(llm=new_llm("You research."))
+    asker = await start(job_harness, worker)
+
+    dogs = asyncio.create_task(asker.ask("dogs"))
+    await worker.calls.get()
+    cats = asyncio.create_task(asker.ask("cats"))
+    await job_harness.settle()
+    assert len(server.requests) == 1
+    worker.release.set()
+
+    assert await dogs == {"text": "Dogs are loyal."}
+    assert await cats == {"text": "Cats are aloof."}
+
+
 async def test_a_background_tool_is_waited_for_as_well(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
@@ -115,6 +137,32 @@ async def test_a_background_tool_is_waited_for_as_well(
     worker.release.set()
 
     assert await asking == {"text": "It is done."}
+
+
+async def test_a_tool_that_raises_is_the_llm_s_to_answer_for(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    class Clumsy(Researcher):
+        async def _wait(self, name: str) -> None:
+            raise ValueError("I fell")
+
+    server.reply(ToolCall("wait_here"), "It fell.")
+    worker = Clumsy(llm=new_llm("You research."))
+    raised = asyncio.Event()
+    worker.llm.add_event_handler("on_error", lambda *_: raised.set())
+
+    # The run is not over before the tool has raised.
+    call_functions = worker.llm.run_function_calls
+
+    async def until_raised(calls: Any) -> None:
+        await call_functions(calls)
+        await raised.wait()
+        await asyncio.sleep(0)
+
+    worker.llm.run_function_calls = until_raised
+    asker = await start(job_harness, worker)
+
+    assert await asker.ask("go") == {"text": "It fell."}
 
 
 async def test_fresh_turns_run_side_by_side_and_leave_the_context_alone(
@@ -245,6 +293,42 @@ async def test_a_worker_that_is_cancelled_ends_its_turn(
     with pytest.raises(LLMTurnInterruptedError, match="the worker stopped"):
         await turn
     await request.wait_hung_up()
+
+
+async def test_a_worker_that_ends_does_not_wait_for_the_background_tools_of_a_turn(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    server.reply(ToolCall("wait_behind"))
+    worker = Researcher(llm=new_llm("You research."))
+    await start(job_harness, worker)
+    turn = asyncio.create_task(worker.llm_turn("dogs"))
+    await worker.calls.get()
+
+    await job_harness.end(worker)
+
+    with pytest.raises(LLMTurnInterruptedError, match="the worker stopped"):
+        await turn
+
+
+async def test_a_handler_may_do_without_the_turn_that_failed_and_answer_later(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    class Patient(Debater):
+        @job(name="argue")
+        async def argue(self, message: BusJobRequestMessage) -> None:
+            try:
+                await self.llm_turn(message.payload["topic"])
+            except LLMTurnError:
+                self.create_task(self._later(message.job_id), "later")
+
+        async def _later(self, job_id: str) -> None:
+            await self.flush_pipeline()
+            await self.send_job_response(job_id, {"text": "No idea."})
+
+    server.reply(Failure(400, "out of order"))
+    asker = await start(job_harness, Patient(llm=new_llm("You argue.")))
+
+    assert await asker.ask("dogs") == {"text": "No idea."}
 
 
 # Bad input

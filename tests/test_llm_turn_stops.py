@@ -1,11 +1,12 @@
 """What stops the turn of ``llm_turn()``, and what it does not touch."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from llm_workers import LONG, Debater, NewLLM, Researcher, Talk, asked, last_asked, new_llm, start
 from pipecat.bus.messages import BusJobRequestMessage
-from pipecat.frames.frames import InterruptionFrame
+from pipecat.frames.frames import Frame, InterruptionFrame
 from support import cancelled
 
 from pipecat_jobs import JobCancelledError, LLMTurnInterruptedError, job
@@ -188,6 +189,40 @@ async def test_what_the_user_says_during_a_job_s_turn_is_answered_though_the_job
     while said != "Hello!":
         said = await talk.said.get()
     assert request.outcome == "hung_up"
+
+
+async def test_a_user_s_turn_that_is_hit_by_a_late_interruption_is_run_again(
+    job_harness: JobHarness,
+    server: ScriptedLLMServer,
+    new_llm: NewLLM,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    server.on(last_asked("hello"), Text("Hello to you, my dear user.", pace=0.03))
+    server.on("dogs", Text("Dogs are loyal.", pace=0.03))
+    worker = Debater(llm=new_llm("You talk."), active=True)
+    talk = Talk(worker)
+    asker = await start(job_harness, worker)
+    queue_frame = worker.llm.queue_frame
+
+    async def late(frame: Frame, *args: Any) -> None:
+        if isinstance(frame, InterruptionFrame):
+            _, hello = await server.wait_for_requests(2)
+            await hello.wait_token(1)
+        await queue_frame(frame, *args)
+
+    monkeypatch.setattr(worker.llm, "queue_frame", late)
+    asking = asyncio.create_task(asker.ask("dogs"))
+    (dogs,) = await server.wait_for_requests(1)
+    await dogs.wait_token(1)
+    await talk.say("hello")
+    await job_harness.settle()
+
+    await cancelled(asking)
+
+    while await talk.said.get() != "Hello to you, my dear user.":
+        pass
+    assert dogs.outcome == "completed"
+    assert [request.outcome for request in server.requests[1:]] == ["hung_up", "completed"]
 
 
 async def test_a_user_who_interrupts_an_active_worker_cancels_the_job_s_turn(

@@ -118,6 +118,22 @@ async def test_a_handler_that_still_runs_may_answer_though_its_turn_has_failed(
     assert await asker.ask_seed("dogs") == {"text": "No idea."}
 
 
+async def test_a_turn_that_fails_before_the_handler_returns_fails_the_job_when_it_does(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    class Slow(SeedDebater):
+        async def on_job_request(self, message: BusJobRequestMessage) -> None:
+            await super().on_job_request(message)
+            self._current_job_id = None
+            await self.flush_pipeline()
+
+    server.reply(Failure(400, "out of order"))
+    asker = await start(job_harness, Slow(llm=new_llm("You argue.")))
+
+    with pytest.raises(JobError, match="out of order"):
+        await asker.ask_seed("dogs")
+
+
 async def test_a_handler_that_asks_again_is_not_failed_for_the_first_turn(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
@@ -135,6 +151,27 @@ async def test_a_handler_that_asks_again_is_not_failed_for_the_first_turn(
     server.on(last_asked("first"), Failure(400, "out of order"))
     server.on(last_asked("dogs"), "Dogs are loyal.")
     asker = await start(job_harness, Stubborn(llm=new_llm("You argue.")))
+
+    assert await asker.ask_seed("dogs") == {"text": "Dogs are loyal."}
+
+
+async def test_a_job_with_two_turns_does_not_fail_for_the_first(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    class Twice(SeedDebater):
+        async def on_job_request(self, message: BusJobRequestMessage) -> None:
+            first = [{"role": "user", "content": "first"}]
+            await self.queue_frame(LLMMessagesAppendFrame(first, run_llm=True))
+            await super().on_job_request(message)
+            job_id, self._current_job_id = self._current_job_id, None
+
+            @self.assistant_aggregator.event_handler("on_assistant_turn_stopped")
+            async def on_assistant_turn_stopped(aggregator: object, message: Any) -> None:
+                if message.content:
+                    await self.send_job_response(job_id, {"text": message.content})
+
+    server.reply(Failure(400, "out of order"), "Dogs are loyal.")
+    asker = await start(job_harness, Twice(llm=new_llm("You argue.")))
 
     assert await asker.ask_seed("dogs") == {"text": "Dogs are loyal."}
 
@@ -215,23 +252,21 @@ async def test_a_job_s_run_that_waits_behind_the_user_s_is_stopped_as_it_begins(
     server.on(last_asked("hello"), Text("Hello to you, my dear user.", pace=0.05))
     server.on(last_asked("dogs"), LONG)
     worker = SeedDebater(llm=new_llm("You talk."), active=True)
-    worker.job_cancel_grace = 5.0
     talk = Talk(worker)
     asker = await start(job_harness, worker)
     await talk.say("hello")
-    (request,) = await server.wait_for_requests(1)
-    await request.wait_token(1)
+    (hello,) = await server.wait_for_requests(1)
+    await hello.wait_token(1)
     asking = asyncio.create_task(asker.ask_seed("dogs"))
     await job_harness.settle()
 
     await cancelled(asking)
 
     assert await talk.said.get() == "Hello to you, my dear user."
-    await talk.say("hello")
-    assert request.outcome == "completed"
-    while await talk.said.get() != "Hello to you, my dear user.":
-        pass
-    assert all(r.outcome == "hung_up" for r in server.requests if r.last_user_text == "dogs")
+    _, dogs = await server.wait_for_requests(2)
+    assert asked(dogs)[-1] == "dogs"
+    await dogs.wait_hung_up()
+    assert hello.outcome == "completed"
 
 
 @pytest.mark.parametrize(
