@@ -19,6 +19,7 @@ from pipecat.frames.frames import (
     Frame,
     InterruptionFrame,
     LLMContextFrame,
+    LLMFullResponseEndFrame,
     LLMMessagesAppendFrame,
     LLMMessagesUpdateFrame,
     LLMRunFrame,
@@ -98,6 +99,52 @@ async def test_jobs_that_wait_behind_one_whose_provider_fails_get_their_own_text
 
     assert [isinstance(result, JobError) for result in results] == [True, False, True, False]
     assert results[1] == results[3] == {"text": "Cats are aloof."}
+
+
+async def test_the_last_event_of_a_failed_turn_is_not_taken_for_the_next_job_s(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    server.on(last_asked("dogs"), Failure(400, "out of order"))
+    server.on(last_asked("cats"), "Cats are aloof.")
+    worker = SeedDebater(llm=new_llm("You argue."))
+
+    @worker.assistant_aggregator.event_handler("on_before_process_frame")
+    async def on_before_process_frame(aggregator: object, frame: Frame) -> None:
+        if isinstance(frame, LLMFullResponseEndFrame):
+            for _ in range(100):
+                await asyncio.sleep(0)
+
+    asker = await start(job_harness, worker)
+    dogs = asyncio.create_task(asker.ask_seed("dogs"))
+    await server.wait_for_requests(1)
+
+    assert await asker.ask_seed("cats") == {"text": "Cats are aloof."}
+    with pytest.raises(JobError, match="out of order"):
+        await dogs
+
+
+async def test_a_turn_that_a_handler_starts_at_another_worker_is_not_its_own(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    other = LLMContextWorker("other", llm=new_llm("You fail."))
+    failed = asyncio.Event()
+    other.llm.add_event_handler("on_error", lambda *_: failed.set())
+
+    class Delegating(LLMContextWorker):
+        async def on_job_request(self, message: BusJobRequestMessage) -> None:
+            topic = {"role": "user", "content": message.payload["topic"]}
+            await other.queue_frame(LLMMessagesAppendFrame([topic], run_llm=True))
+            self.create_task(self._later(message.job_id), "later")
+
+        async def _later(self, job_id: str) -> None:
+            await failed.wait()
+            await other.flush_pipeline()
+            await self.send_job_response(job_id, {"text": "No idea."})
+
+    server.on("You fail.", Failure(400, "out of order"))
+    asker = await start(job_harness, other, Delegating("debater", llm=new_llm("You argue.")))
+
+    assert await asker.ask_seed("dogs") == {"text": "No idea."}
 
 
 async def test_a_handler_that_still_runs_may_answer_though_its_turn_has_failed(
