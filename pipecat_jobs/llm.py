@@ -9,6 +9,7 @@ from pipecat.processors.aggregators.llm_context import (
     LLMContext,
     LLMContextMessage,
     LLMSpecificMessage,
+    NotGiven,
 )
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.workers.llm import LLMContextWorker as PipecatLLMContextWorker
@@ -45,9 +46,9 @@ class LLMContextWorker(JobsMixin, PipecatLLMContextWorker):
     ) -> str:
         """Put something to this worker's LLM and wait for what it says.
 
-        The messages are appended to the worker's context and the LLM is run; the functions it
-        calls are run and answered as in any Pipecat pipeline, until it has said its last word.
-        One turn runs at a time, the next waits. When the caller is cancelled, as it is when its
+        The messages are appended to the worker's context and the LLM is run. It is offered the
+        context's tools, or the worker's own where that has none; the functions it calls are run and
+        answered as in any Pipecat pipeline, until it has said its last word. One turn runs at a time, the next waits. When the caller is cancelled, as it is when its
         job is, the turn is stopped at once.
 
         Args:
@@ -110,6 +111,9 @@ class LLMContextWorker(JobsMixin, PipecatLLMContextWorker):
         self, asked: list[LLMContextMessage], job: Execution | None, *, stream: bool, keep: bool
     ) -> str:
         await self.__turns.until_idle()
+        if isinstance(self.context.tools, NotGiven) and (tools := self.build_tools()):
+            # Pipecat offers them on activation, which a worker that only does jobs never sees.
+            self.context.set_tools(tools)
         before = list(self.context.messages)
         turn = Turn(job, awaited=True)
         frame = LLMMessagesAppendFrame(asked, run_llm=True)

@@ -59,7 +59,6 @@ class Researcher(Debater):
 
     def __init__(self, **keywords: Any):
         super().__init__(**keywords)
-        self.context.set_tools(self.build_tools())
         self.calls: asyncio.Queue[str] = asyncio.Queue()
         self.cancelled: asyncio.Queue[str] = asyncio.Queue()
         self.release = asyncio.Event()

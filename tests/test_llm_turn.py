@@ -100,7 +100,21 @@ async def test_tool_calls_are_followed_to_the_last_word(
 
     assert await asker.ask("dogs") == {"text": "They are animals."}
     assert len(server.requests) == 3
+    assert sorted(server.requests[0].tools) == ["look_up", "wait_behind", "wait_here"]
     assert server.requests[2].mentions("fish in the book")
+
+
+async def test_the_tools_of_the_context_are_the_ones_that_are_offered(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    server.reply("Hm.")
+    worker = Researcher(llm=new_llm("You research."))
+    worker.context.set_tools([worker.look_up])
+    asker = await start(job_harness, worker)
+
+    await asker.ask("dogs")
+
+    assert server.requests[0].tools == ["look_up"]
 
 
 async def test_the_next_turn_waits_while_the_first_waits_for_a_tool(
@@ -170,7 +184,7 @@ async def test_fresh_turns_run_side_by_side_and_leave_the_context_alone(
 ):
     topics = [f"topic {number}" for number in range(5)]
     for topic in topics:
-        server.on(last_asked(topic), Text(f"All about {topic}.", first_token_after=0.05))
+        server.on(last_asked(topic), Text(f"All about {topic}.", first_token_after=0.3))
     worker = Debater(llm=new_llm("You argue."))
     asker = await start(job_harness, worker)
 
@@ -179,7 +193,7 @@ async def test_fresh_turns_run_side_by_side_and_leave_the_context_alone(
     assert answers == [{"text": f"All about {topic}."} for topic in topics]
     starts = [request.arrived_at for request in server.requests]
     assert max(starts) < min(request.ended_at for request in server.requests)
-    assert [asked(request) for request in server.requests] == [[topic] for topic in topics]
+    assert sorted(asked(request) for request in server.requests) == [[topic] for topic in topics]
     assert {request.system for request in server.requests} == {"You argue."}
     assert worker.context.messages == []
 
