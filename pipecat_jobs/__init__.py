@@ -27,6 +27,10 @@ from pipecat_jobs.handlers import job
 from pipecat_jobs.mixin import JobsMixin
 from pipecat_jobs.outcomes import ErrorDetails, JobOutcome, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams, JobParams
+from pipecat_jobs.tools.call import ToolCallContext, tool_call
+from pipecat_jobs.tools.decorator import job_tool
+from pipecat_jobs.tools.progress import JobToolProgress
+from pipecat_jobs.tools.tool import JobTool
 from pipecat_jobs.workers import BaseWorker, LLMContextWorker, LLMWorker, PipelineWorker
 
 __all__ = [
@@ -50,6 +54,8 @@ __all__ = [
     "JobRefusedError",
     "JobStatus",
     "JobTimeoutError",
+    "JobTool",
+    "JobToolProgress",
     "JobsMixin",
     "LLMContextWorker",
     "LLMTurnError",
@@ -59,10 +65,13 @@ __all__ = [
     "NoJobHandlerError",
     "OutcomeStatus",
     "PipelineWorker",
+    "ToolCallContext",
     "UnknownJobError",
     "WorkerLostError",
     "WorkerNotReadyError",
     "__version__",
     "job",
+    "job_tool",
     "tool",
+    "tool_call",
 ]

@@ -48,8 +48,9 @@ class LLMContextWorker(JobsMixin, PipecatLLMContextWorker):
 
         The messages are appended to the worker's context and the LLM is run. It is offered the
         context's tools, or the worker's own where that has none; the functions it calls are run and
-        answered as in any Pipecat pipeline, until it has said its last word. One turn runs at a time, the next waits. When the caller is cancelled, as it is when its
-        job is, the turn is stopped at once.
+        answered as in any Pipecat pipeline, until it has said its last word. One turn runs at a
+        time, the next waits. When the caller is cancelled, as it is when its job is, the turn is
+        stopped at once.
 
         Args:
             messages: What to say, as the user's words or as context messages.

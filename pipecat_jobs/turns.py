@@ -55,6 +55,8 @@ class Turn:
     def __init__(self, job: Execution | None = None, *, awaited: bool = False):
         self.job = job
         self.awaited = awaited
+        self.owned = awaited or job is not None
+        """Whether it fails when it is interrupted; what is nobody's goes on as Pipecat has it."""
         self.text = ""
         """What the latest run has said so far."""
         self.tokens: asyncio.Queue[str | None] = asyncio.Queue()
@@ -294,7 +296,7 @@ class LLMTurns:
                     self._settle_call(frame.tool_call_id)
             case InterruptionFrame():
                 for turn in list(self._open):
-                    if turn.failure is not None:
+                    if turn.failure is not None or not turn.owned:
                         turn.runs = 0
                         self._close_if_over(turn)
                 if (own := self._interruptions.pop(frame.id, None)) is not None:
@@ -336,7 +338,7 @@ class LLMTurns:
         self._rested.set()
 
     def _fail(self, turn: Turn, failure: LLMTurnError) -> None:
-        if turn.failure is not None:
+        if turn.failure is not None or not turn.owned:
             return
         turn.failure = failure
         turn.tokens.put_nowait(None)

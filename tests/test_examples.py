@@ -33,6 +33,15 @@ PRINTED = {
         "printer: page 3 of 3",
         "publisher: 3 pages printed",
     ],
+    "job_tool.py": [
+        "user: a hotel in Oslo",
+        "desk: looking for hotels in Oslo",
+        "south: my search was stopped",
+        "desk: I found Hotel Oslo but south did not answer in time",
+        "user: no, wait!",
+        "north: my search was stopped",
+        "requests to the LLM: 3",
+    ],
     "cancellation.py": [
         "researcher: page 3",
         "user: never mind!",
@@ -66,7 +75,9 @@ def test_every_single_file_example_is_run_here():
 def test_the_example_explains_itself_and_ends_by_itself(example: str):
     result = run(example)
 
-    assert result.stderr == ""
+    # Pipecat 1.8 downloads data for NLTK, which says so when there is no network.
+    errors = result.stderr.splitlines()
+    assert [line for line in errors if not line.startswith("[nltk_data]")] == []
     assert result.returncode == 0
     rest = result.stdout
     for text in PRINTED[example]:

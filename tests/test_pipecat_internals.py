@@ -380,6 +380,7 @@ async def test_accepts_bus_message_decides_what_a_bus_delivers(
 
     assert requests == (["j"] if accepts else [])
 
+
 # -- cancel_function_call and in_tool_call_of ----------------------------------------------------
 
 

@@ -22,9 +22,10 @@ NAMES = """
     BaseWorker DuplicateJobHandlerError ErrorDetails InvalidJobError InvalidJobTypeError
     JobCancelledError JobContext JobError JobEvent JobGroup JobGroupContext JobGroupError
     JobGroupEvent JobGroupParams JobGroupResponse JobOutcome JobParams JobRefusedError JobStatus
-    JobTimeoutError JobsMixin LLMContextWorker LLMTurnError LLMTurnInterruptedError
-    LLMTurnTimeoutError LLMWorker NoJobHandlerError OutcomeStatus PipelineWorker
-    UnknownJobError WorkerLostError WorkerNotReadyError __version__ job tool
+    JobTimeoutError JobTool JobToolProgress JobsMixin LLMContextWorker LLMTurnError
+    LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker NoJobHandlerError
+    OutcomeStatus PipelineWorker ToolCallContext UnknownJobError WorkerLostError WorkerNotReadyError
+    __version__ job job_tool tool tool_call
 """.split()
 
 TESTING_NAMES = """

@@ -1,0 +1,125 @@
+"""Offer a job to an LLM as a tool, and interrupt it.
+
+A travel desk's LLM has the tool ``find_hotels``, which asks two agencies at once. The second agency
+is slow: the first time, its answer misses the deadline and the LLM is told who is missing. The
+second time the user speaks while both are at work, and both stop.
+
+Run it (no key and no network needed; a scripted model plays the LLM)::
+
+    python examples/job_tool.py
+"""
+
+import asyncio
+import json
+import os
+
+# Of Pipecat's log, only warnings and errors. It says hello on import, so this comes before.
+os.environ.setdefault("LOGURU_LEVEL", "WARNING")
+# Where a proxy is configured, it would be asked for this machine's own server.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
+
+from typing import Any
+
+from pipecat.bus.messages import BusJobRequestMessage
+from pipecat.frames.frames import InterruptionFrame, LLMMessagesAppendFrame
+from pipecat.services.openai.llm import OpenAILLMService
+from pipecat.workers.runner import WorkerRunner
+
+from pipecat_jobs import BaseWorker, LLMContextWorker, job, job_tool
+from pipecat_jobs.testing import LLMRequest, ScriptedLLMServer, ToolCall
+
+
+class Agency(BaseWorker):
+    """Finds hotels, which takes a while."""
+
+    def __init__(self, name: str, *, takes: float):
+        super().__init__(name)
+        self.takes = takes
+        self.searching = asyncio.Event()
+        self.stopped = asyncio.Event()
+
+    @job(name="find_hotels")
+    async def find_hotels(self, message: BusJobRequestMessage) -> dict:
+        self.searching.set()
+        try:
+            await asyncio.sleep(self.takes)
+        except asyncio.CancelledError:
+            print(f"{self.name}: my search was stopped")
+            self.stopped.set()
+            raise
+        return {"hotel": f"Hotel {message.payload['city']}"}
+
+
+class TravelDesk(LLMContextWorker):
+    """Talks with the user."""
+
+    def __init__(self, llm: OpenAILLMService):
+        # Bridged to nobody: there is no client here to tell of the conversation.
+        super().__init__("desk", llm=llm, active=True, bridged=())
+        self.said: asyncio.Queue[str] = asyncio.Queue()
+
+        @self.assistant_aggregator.event_handler("on_assistant_turn_stopped")
+        async def on_assistant_turn_stopped(aggregator: Any, message: Any) -> None:
+            if message.content:
+                self.said.put_nowait(message.content)
+
+    @job_tool("north", "south", job="find_hotels", timeout=1)
+    async def find_hotels(self, city: str) -> dict:
+        """Find hotels in a city.
+
+        Args:
+            city: The city's name.
+        """
+        print(f"desk: looking for hotels in {city}")
+        return {"city": city}
+
+    async def hear(self, text: str) -> None:
+        print(f"user: {text}")
+        message = {"role": "user", "content": text}
+        await self.queue_frame(LLMMessagesAppendFrame([message], run_llm=True))
+
+
+def answer(request: LLMRequest) -> str | ToolCall:
+    """Play the LLM: call the tool for every city, then read its result out."""
+    last = request.messages[-1]
+    if last["role"] != "tool":
+        return ToolCall("find_hotels", {"city": str(last["content"]).split()[-1]})
+    result = json.loads(str(last["content"]))
+    found = [answer["hotel"] for answer in result["answers"].values()]
+    missing = [f"{agency} {why}" for agency, why in result["missing"].items()]
+    return f"I found {' and '.join(found)} but {' and '.join(missing)}"
+
+
+async def main() -> None:
+    """Run the desk and its agencies for two questions."""
+    async with ScriptedLLMServer() as server:
+        server.on(lambda request: True, answer)
+        llm = OpenAILLMService(api_key="none", base_url=server.base_url)
+        desk = TravelDesk(llm)
+        north, south = Agency("north", takes=0.2), Agency("south", takes=60)
+        runner = WorkerRunner()
+
+        @runner.event_handler("on_ready")
+        async def on_ready(runner: WorkerRunner) -> None:
+            try:
+                await desk.hear("a hotel in Oslo")
+                print(f"desk: {await desk.said.get()}")
+                north.takes = 60
+                north.searching.clear()
+                south.stopped.clear()
+                await desk.hear("a hotel in Rome")
+                await north.searching.wait()
+                print("user: no, wait!")
+                await desk.queue_frame(InterruptionFrame())
+                await north.stopped.wait()
+                await south.stopped.wait()
+                print(f"requests to the LLM: {len(server.requests)}")
+            finally:
+                await runner.end()
+
+        await runner.add_workers(desk, north, south)
+        await runner.run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

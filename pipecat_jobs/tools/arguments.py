@@ -1,0 +1,242 @@
+"""What a tool is called with: its schema for the LLM, and what the LLM gave, checked.
+
+Name, description and the parameters' descriptions are read by Pipecat's own wrapper. The types come
+from pydantic, which knows enums, literals, models and constraints, and checks against the same.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, cast, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
+
+from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
+from pipecat_jobs.tools.schemas import DirectFunctionWrapper
+
+#: A JSON schema.
+Schema = dict[str, Any]
+
+#: First parameters that Pipecat gives rather than the LLM, and with which a tool says what it is.
+_GIVEN_BY_PIPECAT = ("params", "flow_manager")
+_BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class ToolArguments:
+    """The parameters of a tool's function that the LLM gives.
+
+    Parameters:
+        name: The tool's name.
+        description: What it does, for the LLM.
+        properties: JSON schema of each parameter.
+        required: The parameters without a default.
+        is_method: Whether the function is a method.
+        special: "params" or "flow_manager" if the function takes that first, else None.
+        signature: The signature Pipecat asks of a direct function: ``params`` first.
+
+    Args:
+        function: The decorated function.
+
+    Raises:
+        InvalidJobTypeError: If it is no ``async def`` function, or a type is none an LLM can give.
+        InvalidJobError: If it has no docstring, or a parameter that cannot be described.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        if not inspect.iscoroutinefunction(function):
+            raise InvalidJobTypeError(f"@job_tool needs an 'async def' function, not {function!r}")
+        self.name = function.__name__
+        parameters = list(inspect.signature(function).parameters.values())
+        self.is_method = bool(parameters) and parameters[0].name == "self"
+        if self.is_method:
+            del parameters[0]
+        self.special: str | None = None
+        if parameters and parameters[0].name in _GIVEN_BY_PIPECAT:
+            self.special = parameters.pop(0).name
+        self._check_parameters(parameters)
+        bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+        first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self.signature = inspect.Signature([first, *bare])
+        documented = self._read_docstring(function)
+        self.description: str = documented.description
+        if not self.description:
+            raise InvalidJobError(
+                f"tool {self.name}() has no docstring; say in one what it does, "
+                "since that is all the LLM knows of it"
+            )
+        self.required: list[str] = documented.required
+        self._names = [parameter.name for parameter in parameters]
+        self._model = self._make_model(function, parameters)
+        self.properties = self._make_properties(documented.properties)
+
+    def _check_parameters(self, parameters: list[inspect.Parameter]) -> None:
+        for parameter in parameters:
+            name = parameter.name
+            if name in _GIVEN_BY_PIPECAT:
+                raise InvalidJobError(
+                    f"tool {self.name}() takes '{name}' too late; make it the first parameter"
+                )
+            if parameter.kind not in _BY_KEYWORD:
+                raise InvalidJobError(
+                    f"tool {self.name}() has the parameter '{parameter}'; an LLM gives every "
+                    "argument by its name, so write each one out"
+                )
+            if parameter.annotation is inspect.Parameter.empty:
+                raise InvalidJobError(
+                    f"tool {self.name}() does not say what '{name}' is; annotate it, "
+                    f"e.g. '{name}: str'"
+                )
+
+    def _read_docstring(self, function: Callable[..., Any]) -> DirectFunctionWrapper:
+        async def described(params: object) -> None: ...
+
+        described.__name__, described.__doc__ = function.__name__, function.__doc__
+        # Without annotations, so that Pipecat reads all but the types.
+        described.__annotations__ = {}
+        vars(described)["__signature__"] = self.signature
+        return DirectFunctionWrapper(described)
+
+    def _make_model(
+        self, function: Callable[..., Any], parameters: list[inspect.Parameter]
+    ) -> type[BaseModel]:
+        hints = self._resolve_hints(function)
+        # By alias, since a parameter may have a name that a model's field may not.
+        fields: dict[str, Any] = {
+            f"argument_{number}": (
+                hints[parameter.name],
+                Field(alias=parameter.name)
+                if parameter.default is inspect.Parameter.empty
+                else Field(default=parameter.default, alias=parameter.name),
+            )
+            for number, parameter in enumerate(parameters)
+        }
+        try:
+            return create_model(self.name, __config__=ConfigDict(extra="forbid"), **fields)
+        except PydanticSchemaGenerationError as error:
+            raise self._no_schema(error) from error
+
+    def _resolve_hints(self, function: Callable[..., Any]) -> dict[str, Any]:
+        # Only the LLM's parameters: the others may be annotated with what is imported for type
+        # checkers alone.
+        wanted = {name: function.__annotations__[name] for name in self._names}
+        holder = type("Annotations", (), {"__annotations__": wanted})
+        names = cast("dict[str, Any]", getattr(function, "__globals__", {}))
+        try:
+            return get_type_hints(holder, names, names, include_extras=True)
+        except NameError as error:
+            raise InvalidJobError(
+                f"tool {self.name}() has an annotation that is not known when it is defined: "
+                f"{error}; define or import it above, at the top level of the module"
+            ) from error
+
+    def _make_properties(self, documented: dict[str, Schema]) -> dict[str, Schema]:
+        try:
+            schema = self._model.model_json_schema()
+        except PydanticInvalidForJsonSchema as error:
+            raise self._no_schema(error) from error
+        definitions: dict[str, Schema] = schema.get("$defs", {})
+        properties: dict[str, Schema] = {}
+        for name, described in schema.get("properties", {}).items():
+            properties[name] = self._tidy(described, definitions, ())
+            description = documented[name].get("description")
+            if description:
+                properties[name]["description"] = description
+        return properties
+
+    def _tidy(self, node: Any, definitions: dict[str, Schema], within: tuple[str, ...]) -> Any:
+        """Write definitions out where they are referred to, and leave titles out.
+
+        A tool's schema has no place for definitions, and some providers take none.
+        """
+        if isinstance(node, list):
+            return [self._tidy(part, definitions, within) for part in cast("list[Any]", node)]
+        if not isinstance(node, dict):
+            return node
+        schema = cast("Schema", node)
+        tidied: Schema = {}
+        for key, value in schema.items():
+            if key == "$ref":
+                name = value.removeprefix("#/$defs/")
+                if name in within:
+                    raise InvalidJobTypeError(
+                        f"tool {self.name}() takes a {name}, which contains itself; "
+                        "give an LLM a type of limited depth"
+                    )
+                tidied |= self._tidy(definitions[name], definitions, (*within, name))
+            elif key == "properties":
+                tidied[key] = {
+                    name: self._tidy(part, definitions, within) for name, part in value.items()
+                }
+            elif key in ("const", "enum", "examples"):
+                tidied[key] = value
+            elif key != "title" and not (key == "default" and value is None):
+                tidied[key] = self._tidy(value, definitions, within)
+        return tidied
+
+    def _no_schema(self, error: Exception) -> InvalidJobTypeError:
+        why = str(error).splitlines()[0]
+        return InvalidJobTypeError(
+            f"tool {self.name}() has a parameter of a type that an LLM cannot give: {why}"
+        )
+
+    def validate(self, given: Mapping[str, Any]) -> "ValidArguments":
+        """Check what the LLM gave.
+
+        Args:
+            given: The call's arguments.
+
+        Returns:
+            The arguments with their types, defaults filled in.
+
+        Raises:
+            ValidationError: If one is unknown, missing or wrong.
+        """
+        model = self._model.model_validate(dict(given))
+        values = {
+            name: getattr(model, f"argument_{number}") for number, name in enumerate(self._names)
+        }
+        return ValidArguments(values, model)
+
+    def explain(self, error: ValidationError) -> str:
+        """Put into words, for the LLM, what is wrong with its arguments.
+
+        Args:
+            error: What :meth:`validate` raised.
+
+        Returns:
+            A sentence for each problem, and what to do.
+        """
+        problems: list[str] = []
+        for problem in error.errors(include_url=False):
+            where = ".".join(str(part) for part in problem["loc"])
+            match problem["type"]:
+                case "missing":
+                    problems.append(f"'{where}' is missing.")
+                case "extra_forbidden" if len(problem["loc"]) == 1:
+                    known = ", ".join(f"'{name}'" for name in self._names) or "none"
+                    problems.append(f"'{where}' is not known; the arguments are: {known}.")
+                case _:
+                    problems.append(f"'{where}' is {problem['input']!r}: {problem['msg']}.")
+        listed = " ".join(problems)
+        return f"{self.name} was not run, its arguments are wrong. {listed} Correct them and retry."
+
+
+class ValidArguments:
+    """The arguments of one call.
+
+    Parameters:
+        values: The arguments by name, defaults included.
+
+    Args:
+        values: See above.
+        model: The same, as pydantic has them.
+    """
+
+    def __init__(self, values: dict[str, Any], model: BaseModel):
+        self.values = values
+        self._model = model
+
+    @property
+    def identity(self) -> str:
+        """A text that two calls share if, and only if, their arguments are the same."""
+        return self._model.model_dump_json(by_alias=True)

@@ -1,0 +1,217 @@
+"""A call of a tool, which its jobs are tied to."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self, Unpack
+
+from loguru import logger
+from pipecat.frames.frames import FunctionCallResultProperties
+from pipecat.services.llm_service import FunctionCallParams
+
+from pipecat_jobs.contexts import JobContext, JobGroupContext
+from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
+from pipecat_jobs.mixin import JobsMixin
+from pipecat_jobs.params import JobGroupKeywords, JobKeywords
+from pipecat_jobs.tools.results import failed, readable, session_ended
+from pipecat_jobs.tools.watch import watch
+
+
+def requester_of(worker: object, tool_name: str) -> JobsMixin:
+    """Give the worker that asks for a tool's jobs.
+
+    Args:
+        worker: The worker whose pipeline the tool was called from.
+        tool_name: The tool.
+
+    Returns:
+        The same worker.
+
+    Raises:
+        InvalidJobTypeError: If it has no jobs of this package.
+    """
+    if not isinstance(worker, JobsMixin):
+        raise InvalidJobTypeError(
+            f"tool {tool_name} runs on {worker}, a plain {type(worker).__name__}; import "
+            "PipelineWorker, LLMWorker or LLMContextWorker from pipecat_jobs, or add JobsMixin to "
+            "the worker's bases"
+        )
+    return worker
+
+
+class ToolCallContext:
+    """What ``async with tool_call(params)`` gives: one call of a tool, and its jobs.
+
+    Args:
+        params: What Pipecat called the tool with.
+    """
+
+    def __init__(self, params: FunctionCallParams):
+        self._params = params
+        self._finished = False
+        self._scope = asyncio.timeout(None)
+        self._block = self._settling()
+
+    def job(self, worker_name: str, **keywords: Unpack[JobKeywords]) -> JobContext:
+        """Ask one worker, from the worker the tool runs on.
+
+        Args:
+            worker_name: Whom to ask.
+            **keywords: As for ``JobsMixin.job()``.
+
+        Returns:
+            The context to enter with ``async with``.
+
+        Raises:
+            InvalidJobError: If an argument cannot be used, or the tool's worker has no jobs.
+        """
+        return self._requester.job(worker_name, **keywords)
+
+    def job_group(
+        self, *worker_names: str, **keywords: Unpack[JobGroupKeywords]
+    ) -> JobGroupContext:
+        """Ask several workers at once, from the worker the tool runs on.
+
+        Args:
+            *worker_names: Whom to ask.
+            **keywords: As for ``JobsMixin.job_group()``.
+
+        Returns:
+            The context to enter with ``async with``.
+
+        Raises:
+            InvalidJobError: If an argument cannot be used, or the tool's worker has no jobs.
+        """
+        return self._requester.job_group(*worker_names, **keywords)
+
+    @property
+    def _requester(self) -> JobsMixin:
+        return requester_of(self._params.pipeline_worker, self._params.function_name)
+
+    async def report(self, progress: object) -> None:
+        """Tell the LLM how far the call is, without having it answer.
+
+        It is heard only of a tool with ``cancel_on_interruption=False``; Pipecat drops, with a
+        warning, what the others report before their result.
+
+        Args:
+            progress: Anything that can be written as JSON.
+
+        Raises:
+            InvalidJobError: If the call has its result.
+        """
+        self._check_open("report()")
+        await self._params.result_callback(
+            readable(self._params.function_name, progress),
+            properties=FunctionCallResultProperties(run_llm=False, is_final=False),
+        )
+
+    async def finish(self, result: object, *, run_llm: bool | None = None) -> None:
+        """Give the call its result.
+
+        Args:
+            result: The result. What cannot be written as JSON is written as text, and an empty
+                one becomes a statement, since Pipecat would not run the LLM on it.
+            run_llm: Whether the LLM answers it; None for Pipecat's rule, which is yes, once for
+                several calls of one answer.
+
+        Raises:
+            InvalidJobError: If the call has its result.
+        """
+        self._check_open("finish()")
+        self._finished = True
+        properties = None if run_llm is None else FunctionCallResultProperties(run_llm=run_llm)
+        await self._params.result_callback(
+            readable(self._params.function_name, result), properties=properties
+        )
+
+    def _check_open(self, method: str) -> None:
+        if self._finished:
+            raise InvalidJobError(
+                f"{method} after the result of {self._params.function_name}; a call has one "
+                "result, given with finish() when all else is said"
+            )
+
+    async def _end_of_session(self) -> None:
+        if self._finished:
+            return
+        result = session_ended(self._params.function_name)
+        await self.finish(result.value, run_llm=result.run_llm)
+        self._scope.reschedule(asyncio.get_running_loop().time())
+
+    async def _fail(self, error: BaseException) -> None:
+        result = failed(self._params.function_name, self._params.pipeline_worker, error)
+        await self.finish(result.value, run_llm=result.run_llm)
+
+    async def __aenter__(self) -> Self:
+        await self._block.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool | None:
+        return await self._block.__aexit__(exc_type, exc_val, exc_tb)
+
+    @asynccontextmanager
+    async def _settling(self) -> AsyncGenerator[None, None]:
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
+        endings = watch(self._params.llm).endings
+        endings.add(self._end_of_session)
+        try:
+            async with self._scope:
+                try:
+                    yield
+                except asyncio.CancelledError as error:
+                    # Whoever cancels the task has settled the call. What was cancelled within it
+                    # has not, and the call would stay open for the rest of the session.
+                    own = task is not None and task.cancelling() > cancels
+                    if not own and not self._finished:
+                        await self._fail(error)
+                    raise
+                except Exception as error:
+                    if self._finished:
+                        raise
+                    await self._fail(error)
+                else:
+                    if not self._finished:
+                        logger.warning(f"tool {self._params.function_name} ended without finish()")
+                        await self.finish(None)
+        except TimeoutError:
+            if not self._scope.expired():
+                raise
+        finally:
+            endings.discard(self._end_of_session)
+
+
+def tool_call(params: FunctionCallParams) -> ToolCallContext:
+    """Tie the jobs of a hand-written tool to the call of the tool.
+
+    The call gets one result, whatever happens in the block. What cancels the call (the user's
+    speech, Pipecat's own limit, the LLM) cancels the jobs that are open in the block, and Pipecat
+    settles the call. An exception is logged and becomes a readable error; leaving the block without
+    :meth:`ToolCallContext.finish` becomes a statement. When the session ends, the call is settled
+    without having the LLM comment on it, and the block is cancelled.
+
+    Args:
+        params: What Pipecat called the tool with.
+
+    Returns:
+        The context to enter with ``async with``.
+
+    Example::
+
+        class Moderator(LLMWorker):
+            @tool
+            async def debate(self, params, topic: str):
+                '''Have a topic debated.'''
+                async with tool_call(params) as call:
+                    async with call.job("advocate", payload={"topic": topic}, timeout=30) as j:
+                        pass
+                    await call.finish(j.response)
+    """
+    return ToolCallContext(params)

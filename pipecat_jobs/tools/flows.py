@@ -1,0 +1,75 @@
+"""A job tool as Pipecat Flows takes it: in the functions of a node.
+
+Imported only for a function that takes ``flow_manager``, so that nobody else loads Flows.
+"""
+
+from pipecat.flows import NO_RESPONSE, FlowArgs, FlowManager, FlowsFunctionSchema
+from pydantic import ValidationError
+
+from pipecat_jobs.errors import InvalidJobError
+from pipecat_jobs.tools.call import requester_of
+from pipecat_jobs.tools.dispatch import Dispatch
+from pipecat_jobs.tools.options import JobToolKeywords
+from pipecat_jobs.tools.results import ToolResult, readable
+from pipecat_jobs.tools.spec import ToolSpec
+
+_IMPOSSIBLE = ("say_after", "progress", "cancellable_by_llm")
+
+
+def flow_tool(spec: ToolSpec, given: JobToolKeywords) -> FlowsFunctionSchema:
+    """Make a function of a flow.
+
+    The flow manager settles each call itself; it gives its functions no way to report progress or
+    to speak.
+
+    Args:
+        spec: The decorated function, whose first parameter is ``flow_manager``.
+        given: What the decorator was given.
+
+    Returns:
+        What goes into a node's ``functions``.
+
+    Raises:
+        InvalidJobError: If the function is a method, or has an option that Flows cannot serve.
+    """
+    if spec.arguments.is_method:
+        raise InvalidJobError(
+            f"tool {spec.name}() is a method that takes 'flow_manager'; make it a function"
+        )
+    for key in _IMPOSSIBLE:
+        if given.get(key):
+            raise InvalidJobError(
+                f"tool {spec.name}() is a function of a flow, where {key} has no effect; "
+                "leave it out, or offer the tool in LLMContext(tools=[...])"
+            )
+
+    async def handler(arguments: FlowArgs, flow_manager: FlowManager) -> tuple[object, object]:
+        try:
+            valid = spec.arguments.validate(arguments)
+        except ValidationError as error:
+            return {"error": spec.arguments.explain(error)}, None
+        time_left = spec.deadline()
+        worker = flow_manager.worker
+
+        async def ask() -> ToolResult:
+            payload, node = await spec.prepare([flow_manager], valid)
+            dispatch = Dispatch(requester_of(worker, spec.name), spec.options)
+            value = await dispatch.run(payload, timeout=time_left(), on_update=None)
+            return ToolResult(value, next_node=node)
+
+        async def work() -> ToolResult:
+            return await spec.settle(worker, ask)
+
+        result = await spec.repeats.run((worker, valid.identity), work)
+        silent = result.run_llm is False
+        return readable(spec.name, result.value), NO_RESPONSE if silent else result.next_node
+
+    return FlowsFunctionSchema(
+        name=spec.name,
+        description=spec.description,
+        properties=spec.arguments.properties,
+        required=spec.arguments.required,
+        handler=handler,
+        cancel_on_interruption=spec.options.cancel_on_interruption,
+        timeout_secs=spec.options.tool_timeout,
+    )

@@ -1,0 +1,89 @@
+"""The same call again, while the first one runs."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+
+from pipecat_jobs.tools.options import OnRepeat
+from pipecat_jobs.tools.results import ToolResult
+
+
+class _Run:
+    """A call that runs, for those that are the same."""
+
+    def __init__(self) -> None:
+        self.result: ToolResult | None = None
+        self.ended = asyncio.Event()
+        self._scope = asyncio.timeout(None)
+
+    def replace(self) -> None:
+        """Stop what the call does."""
+        self._scope.reschedule(asyncio.get_running_loop().time())
+
+    async def do(self, work: Callable[[], Awaitable[ToolResult]]) -> ToolResult | None:
+        """Do the work of the call.
+
+        Returns:
+            Its result, or None if the call was replaced.
+        """
+        try:
+            async with self._scope:
+                self.result = await work()
+        except TimeoutError:
+            if not self._scope.expired():
+                raise
+            return None
+        finally:
+            self.ended.set()
+        return self.result
+
+
+class Repeats:
+    """The calls of one tool that run, so that the same one is not made twice.
+
+    Args:
+        tool_name: The tool.
+        on_repeat: What a second call does.
+    """
+
+    def __init__(self, tool_name: str, on_repeat: OnRepeat):
+        self._tool_name = tool_name
+        self._on_repeat: OnRepeat = on_repeat
+        self._running: dict[Hashable, _Run] = {}
+
+    async def run(
+        self, identity: Hashable, work: Callable[[], Awaitable[ToolResult]]
+    ) -> ToolResult:
+        """Do the work of a call, unless the same call runs and has another say in it.
+
+        Args:
+            identity: What the same calls share.
+            work: What the call does.
+
+        Returns:
+            The result of this work, of the first call's, or why there is none.
+        """
+        while (first := self._running.get(identity)) is not None:
+            if self._on_repeat == "refuse":
+                return ToolResult(
+                    {
+                        "error": f"{self._tool_name} is already running with these arguments. "
+                        "Do not call it again, wait for its result."
+                    }
+                )
+            if self._on_repeat == "replace":
+                first.replace()
+                break
+            await first.ended.wait()
+            if first.result is not None:
+                return first.result
+        mine = self._running[identity] = _Run()
+        try:
+            result = await mine.do(work)
+        finally:
+            if self._running.get(identity) is mine:
+                del self._running[identity]
+        return result or self._replaced()
+
+    def _replaced(self) -> ToolResult:
+        value = {"stopped": f"A newer call of {self._tool_name} took the place of this one."}
+        return ToolResult(value, run_llm=False)

@@ -1,0 +1,10 @@
+"""Pipecat's tool schemas, from where each supported release keeps them."""
+
+try:
+    from pipecat.adapters.llm.schemas.direct_function import DirectFunctionWrapper, tool_options
+    from pipecat.adapters.llm.schemas.function_schema import FunctionSchema
+except ModuleNotFoundError:  # Pipecat 1.13 and before.
+    from pipecat.adapters.schemas.direct_function import DirectFunctionWrapper, tool_options
+    from pipecat.adapters.schemas.function_schema import FunctionSchema
+
+__all__ = ["DirectFunctionWrapper", "FunctionSchema", "tool_options"]

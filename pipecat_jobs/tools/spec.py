@@ -1,0 +1,122 @@
+"""What a decorated function is, and how one call of it runs, whoever calls it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pipecat_jobs.errors import InvalidJobTypeError
+from pipecat_jobs.outcomes import JobData
+from pipecat_jobs.tools.arguments import ToolArguments, ValidArguments
+from pipecat_jobs.tools.options import JobToolOptions
+from pipecat_jobs.tools.repeats import Repeats
+from pipecat_jobs.tools.results import ToolResult, failed
+
+_PROTECTED = (
+    "Make this call once: it cannot be cancelled or taken back once it is made. Do not repeat it."
+)
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """A function with ``@job_tool`` on it.
+
+    Parameters:
+        function: The function, which makes the jobs' payload.
+        arguments: Its parameters.
+        options: What the decorator was given.
+        repeats: The calls that run.
+    """
+
+    function: Callable[..., Awaitable[object]]
+    arguments: ToolArguments
+    options: JobToolOptions
+    repeats: Repeats
+
+    @classmethod
+    def of(cls, function: Callable[..., Awaitable[object]], options: JobToolOptions) -> "ToolSpec":
+        """Read a function.
+
+        Args:
+            function: The decorated function.
+            options: What the decorator was given.
+
+        Returns:
+            What it is as a tool.
+
+        Raises:
+            InvalidJobError: If an LLM could not call it.
+        """
+        arguments = ToolArguments(function)
+        return cls(function, arguments, options, Repeats(arguments.name, options.on_repeat))
+
+    @property
+    def name(self) -> str:
+        """The tool's name."""
+        return self.arguments.name
+
+    @property
+    def description(self) -> str:
+        """What the tool does, for the LLM."""
+        description = self.arguments.description
+        return f"{description}\n\n{_PROTECTED}" if self.options.protected else description
+
+    def deadline(self) -> Callable[[], float | None]:
+        """Start the time of a call.
+
+        Returns:
+            A function that gives the seconds left, or None without a deadline.
+        """
+        clock, timeout = asyncio.get_running_loop().time, self.options.timeout
+        began = clock()
+        return lambda: None if timeout is None else max(0.0, timeout - (clock() - began))
+
+    async def prepare(
+        self, given_by_pipecat: list[object], arguments: ValidArguments
+    ) -> tuple[JobData, object]:
+        """Call the function.
+
+        Args:
+            given_by_pipecat: What it takes before the LLM's arguments.
+            arguments: The LLM's arguments.
+
+        Returns:
+            The payload, and the node a flow goes to next.
+
+        Raises:
+            InvalidJobTypeError: If it gave no payload.
+        """
+        made = await self.function(*given_by_pipecat, **arguments.values)
+        node: object = None
+        if self.arguments.special == "flow_manager" and isinstance(made, tuple):
+            pair = cast("tuple[Any, ...]", made)
+            made, node = pair if len(pair) == 2 else (pair, None)
+        if not isinstance(made, dict):
+            raise InvalidJobTypeError(
+                f"{self.name}() returned {made!r}; return the payload of its jobs, a dict"
+            )
+        return cast("JobData", made), node
+
+    async def settle(self, worker: object, work: Callable[[], Awaitable[ToolResult]]) -> ToolResult:
+        """Do the work of a call, and make a result of whatever breaks it.
+
+        Args:
+            worker: The worker the tool runs on.
+            work: What the call does.
+
+        Returns:
+            The result.
+
+        Raises:
+            asyncio.CancelledError: If the call was cancelled.
+        """
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
+        try:
+            return await work()
+        except asyncio.CancelledError as error:
+            if task is None or task.cancelling() > cancels:
+                raise
+            return failed(self.name, worker, error)
+        except Exception as error:
+            return failed(self.name, worker, error)

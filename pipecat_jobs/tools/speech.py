@@ -1,0 +1,71 @@
+"""What the bot says while a tool waits for its jobs."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+from loguru import logger
+from pipecat.frames.frames import TTSSpeakFrame
+from pipecat.services.llm_service import FunctionCallParams
+
+from pipecat_jobs.tools.options import JobToolOptions
+from pipecat_jobs.tools.progress import JobToolProgress, Say
+from pipecat_jobs.tools.watch import watch
+
+
+@asynccontextmanager
+async def speaking_meanwhile(
+    params: FunctionCallParams,
+    options: JobToolOptions,
+    progress: Callable[[], JobToolProgress],
+) -> AsyncGenerator[None, None]:
+    """Have the bot say something in long silences, until the block is left.
+
+    Args:
+        params: What Pipecat called the tool with.
+        options: The tool's options.
+        progress: Tells how far the jobs are.
+
+    Yields:
+        Nothing.
+    """
+    if options.say_after is None:
+        yield
+        return
+    worker = params.pipeline_worker
+    speaking = _speak(params, options, options.say_after, progress)
+    task: asyncio.Task[None] = worker.create_task(speaking, f"{params.function_name}_say")
+    try:
+        yield
+    finally:
+        await worker.cancel_task(task)
+
+
+async def _speak(
+    params: FunctionCallParams,
+    options: JobToolOptions,
+    say_after: float,
+    progress: Callable[[], JobToolProgress],
+) -> None:
+    silence: float | None = say_after
+    while silence is not None:
+        await watch(params.llm).until_silent_for(silence)
+        text = _words(params.function_name, options.say, progress())
+        if text:
+            # From the LLM on, because a worker holds back what is queued while a tool runs.
+            await params.llm.push_frame(TTSSpeakFrame(text, append_to_context=False))
+        silence = options.say_every
+
+
+def _words(tool_name: str, say: Say, progress: JobToolProgress) -> str | None:
+    if isinstance(say, str):
+        return say
+    try:
+        text = say(progress)
+    except Exception as error:
+        logger.opt(exception=error).error(f"say of tool {tool_name} raised; saying nothing")
+        return None
+    if text is not None and not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        logger.error(f"say of tool {tool_name} gave {text!r}; saying nothing. Give a str or None")
+        return None
+    return text

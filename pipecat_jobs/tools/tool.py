@@ -1,0 +1,109 @@
+"""A job tool as Pipecat takes it: in an LLM worker's class, or in a list of tools."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pipecat.services.llm_service import FunctionCallParams
+from pipecat.workers.llm import LLMWorker, tool
+from pydantic import ValidationError
+
+from pipecat_jobs.outcomes import JobData
+from pipecat_jobs.tools.arguments import ValidArguments
+from pipecat_jobs.tools.call import ToolCallContext, requester_of, tool_call
+from pipecat_jobs.tools.dispatch import Dispatch
+from pipecat_jobs.tools.results import ToolResult
+from pipecat_jobs.tools.schemas import FunctionSchema, tool_options
+from pipecat_jobs.tools.spec import ToolSpec
+from pipecat_jobs.tools.speech import speaking_meanwhile
+from pipecat_jobs.tools.watch import watch
+
+
+class JobTool(FunctionSchema):
+    """What ``@job_tool`` makes of a function: a tool, with its schema.
+
+    As a function it goes into ``LLMContext(tools=[...])`` or an ``LLMSetToolsFrame``. As a method
+    of an ``LLMWorker`` it is found by the worker, like a method with ``@tool``.
+
+    Args:
+        spec: The decorated function.
+        owner: The object whose method it is, once it is taken from one.
+    """
+
+    def __init__(self, spec: ToolSpec, owner: object | None = None):
+        # A worker registers its own tools, and a second handler would be one too many.
+        registered = isinstance(owner, LLMWorker)
+        super().__init__(
+            name=spec.name,
+            description=spec.description,
+            properties=spec.arguments.properties,
+            required=spec.arguments.required,
+            handler=None if registered else self,
+        )
+        self._spec = spec
+        self._owner = owner
+        # What Pipecat reads of a tool that is a function.
+        self.__name__ = spec.name
+        self.__doc__ = spec.function.__doc__
+        self.__annotations__ = {}
+        self.__signature__ = spec.arguments.signature
+        options = spec.options
+        tool(self)
+        tool_options(
+            cancel_on_interruption=options.cancel_on_interruption,
+            timeout_secs=options.tool_timeout,
+            cancellable_by_llm=options.cancellable_by_llm,
+        )(self)
+        if registered and options.say_after is not None:
+            # From the start, to know who speaks when the first call comes.
+            watch(owner.llm)
+
+    def __get__(self, instance: object | None, owner: type | None = None) -> "JobTool":
+        if instance is None or not self._spec.arguments.is_method:
+            return self
+        return JobTool(self._spec, instance)
+
+    async def __call__(self, params: FunctionCallParams, **arguments: Any) -> None:
+        """Run one call. Pipecat does this.
+
+        Args:
+            params: The call.
+            **arguments: The LLM's arguments, which ``params`` has as well.
+        """
+        spec = self._spec
+        async with tool_call(params) as call:
+            try:
+                valid = spec.arguments.validate(params.arguments)
+            except ValidationError as error:
+                await call.finish({"error": spec.arguments.explain(error)})
+                return
+            time_left = spec.deadline()
+            worker = params.pipeline_worker
+
+            async def work() -> ToolResult:
+                return await spec.settle(worker, lambda: self._ask(call, params, valid, time_left))
+
+            result = await spec.repeats.run((worker, valid.identity), work)
+            await call.finish(result.value, run_llm=result.run_llm)
+
+    async def _ask(
+        self,
+        call: ToolCallContext,
+        params: FunctionCallParams,
+        arguments: ValidArguments,
+        time_left: Callable[[], float | None],
+    ) -> ToolResult:
+        spec, options = self._spec, self._spec.options
+        given: list[object] = [self._owner] if spec.arguments.is_method else []
+        if spec.arguments.special is not None:
+            given.append(params)
+        payload, _ = await spec.prepare(given, arguments)
+        dispatch = Dispatch(requester_of(params.pipeline_worker, spec.name), options)
+
+        async def on_update(worker_name: str, update: JobData) -> None:
+            await call.report({"worker": worker_name, "update": update})
+
+        async with speaking_meanwhile(params, options, dispatch.progress):
+            value = await dispatch.run(
+                payload, timeout=time_left(), on_update=on_update if options.progress else None
+            )
+        return ToolResult(value)

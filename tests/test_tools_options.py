@@ -1,0 +1,76 @@
+"""Options of ``@job_tool`` that make no sense are refused where they are written."""
+
+import math
+from typing import Any
+
+import pytest
+
+from pipecat_jobs import InvalidJobError, InvalidJobTypeError, JobTool, job_tool
+
+LATER = {"cancel_on_interruption": False}
+
+
+@pytest.mark.parametrize(
+    ("workers", "options", "error", "advice"),
+    [
+        ((), {}, InvalidJobError, "name whom to ask"),
+        (("a", "a"), {}, InvalidJobError, "name each worker once"),
+        (("",), {}, InvalidJobError, "is empty"),
+        ((7,), {}, InvalidJobTypeError, "give the worker's name as a str"),
+        ((len,), {}, InvalidJobTypeError, r"write @job_tool\('researcher'"),
+        (("a",), {"job": ""}, InvalidJobError, "name of a @job handler, or leave it out"),
+        (("a",), {"job": 7}, InvalidJobTypeError, "the name of a @job handler"),
+        (("a",), {"label": 7}, InvalidJobTypeError, "a title for people"),
+        (("a",), {"timeout": -1}, InvalidJobError, "timeout is -1"),
+        (("a",), {"timeout": 0}, InvalidJobError, "or None"),
+        (("a",), {"timeout": "soon"}, InvalidJobTypeError, "seconds as a number"),
+        (("a",), {"protected": "yes"}, InvalidJobTypeError, "True or False"),
+        (("a",), {"progress": 1}, InvalidJobTypeError, "True or False"),
+        (("a",), {"on_failure": "ignore"}, InvalidJobError, "'partial', 'fail'"),
+        (("a",), {"on_repeat": "again"}, InvalidJobError, "'join', 'refuse', 'replace'"),
+        (("a",), {"render": "text"}, InvalidJobTypeError, "a function of the outcomes"),
+        (("a",), {"cancellable_by_llm": True}, InvalidJobError, "cancel_on_interruption=False"),
+        (("a",), {"progress": True}, InvalidJobError, "cancel_on_interruption=False"),
+        (("a",), {"say_after": -1}, InvalidJobError, "more than zero seconds"),
+        (("a",), {"say_after": math.nan}, InvalidJobError, "more than zero seconds"),
+        (("a",), {"say_after": "1"}, InvalidJobTypeError, "seconds as a number"),
+        (("a",), {"say_after": 1, "say_every": 0}, InvalidJobError, "more than zero"),
+        (("a",), {"say_every": 1}, InvalidJobError, "say_every needs say_after"),
+        (("a",), {"say": "Hm."}, InvalidJobError, "say needs say_after"),
+        (("a",), {"say_after": 1, "say": ""}, InvalidJobError, "say is empty"),
+        (("a",), {"say_after": 1, "say": 7}, InvalidJobTypeError, "give a text"),
+        (("a",), {"protected": True, "timeout": 9}, InvalidJobError, "without timeout=9"),
+        (("a",), {"protected": True, "cancellable_by_llm": True}, InvalidJobError, "without"),
+        (("a",), {"protected": True, "cancel_on_interruption": True}, InvalidJobError, "without"),
+        (("a",), {"protected": True, "on_repeat": "replace"}, InvalidJobError, "'refuse'"),
+        (("a",), {"tiemout": 3}, TypeError, "no option tiemout; known: "),
+    ],
+)
+def test_nonsense_is_refused_with_what_to_write_instead(
+    workers: tuple[Any, ...], options: dict[str, Any], error: type[Exception], advice: str
+):
+    with pytest.raises(error, match=advice) as caught:
+        job_tool(*workers, **options)
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"timeout": None},
+        {"protected": True, "timeout": None, "cancel_on_interruption": False},
+        {"cancellable_by_llm": True, **LATER},
+        {"progress": True, "protected": True},
+        {"progress": False},
+        {"say_after": 2, "say": lambda progress: None, "say_every": 5.5},
+        {"render": dict, "on_failure": "fail", "label": "Research"},
+    ],
+)
+def test_sense_is_taken(options: dict[str, Any]):
+    @job_tool("a", **options)
+    async def look_up(word: str):
+        """Look a word up."""
+        return {"word": word}
+
+    assert isinstance(look_up, JobTool)
