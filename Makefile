@@ -4,26 +4,40 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOWEST := 1.8.0
 NEWEST_ENV := .venv/ready
 LOWEST_ENV := .venv-lowest/ready
+VOICE_ENV := .venv/voice
 
-.PHONY: demo test test-newest test-lowest lint picture clean
+.PHONY: demo voice test test-newest test-lowest lint bench speech picture clean
 
 demo: $(NEWEST_ENV)
 	@.venv/bin/python -m examples.debate
 
+# ARGS="--port 8000", say: whatever Pipecat's runner takes.
+voice: $(VOICE_ENV)
+	@.venv/bin/python -m examples.debate.bot $(ARGS)
+
 test: lint test-newest test-lowest
 	.venv/bin/python -m examples.debate --plain </dev/null
 
-test-newest: $(NEWEST_ENV)
+test-newest: $(VOICE_ENV) speech
 	.venv/bin/pytest
 
 # The lowest supported Pipecat, and the wheel that people install rather than this tree.
-test-lowest: $(LOWEST_ENV)
+test-lowest: $(LOWEST_ENV) speech
 	.venv-lowest/bin/pytest
+
+# The user of the tests with real sound; where it cannot be had, they are skipped and say so.
+speech:
+	@command -v espeak-ng >/dev/null || \
+		{ apt-get update -qq && apt-get install -qq -y espeak-ng; } >/dev/null 2>&1 || \
+		echo "espeak-ng is missing and cannot be installed here: no tests with real sound"
 
 lint: $(NEWEST_ENV)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
+
+bench: $(NEWEST_ENV)
+	.venv/bin/python -m benchmarks
 
 picture: $(NEWEST_ENV)
 	.venv/bin/python -m examples.debate.picture
@@ -34,12 +48,16 @@ $(NEWEST_ENV): pyproject.toml
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[testing,examples]" --group dev
 	@touch $@
 
+$(VOICE_ENV): $(NEWEST_ENV)
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[voice]"
+	@touch $@
+
 $(LOWEST_ENV): pyproject.toml $(NEWEST_ENV) $(shell find pipecat_jobs -name '*.py')
 	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
 	rm -rf dist
 	.venv/bin/uv build --quiet --wheel --out-dir dist
 	.venv/bin/uv pip install --quiet --python .venv-lowest/bin/python --reinstall-package pipecat-jobs \
-		"pipecat-ai==$(LOWEST)" "$$(echo dist/*.whl)[testing,examples]" --group dev
+		"pipecat-ai==$(LOWEST)" "$$(echo dist/*.whl)[testing,examples,voice]" --group dev
 	@touch $@
 
 clean:

@@ -7,6 +7,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from snippets import ROOT, blocks, docstring_examples, run
 
 import pipecat_jobs
 import pipecat_jobs.testing
-from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall
 
 __all__ = ["new_llm"]
 
@@ -40,6 +41,10 @@ COMMANDS = {
     "python examples/job_group.py": "test_examples.py",
     "python examples/streaming.py": "test_examples.py",
     "python examples/cancellation.py": "test_examples.py",
+    "python examples/job_tool.py": "test_examples.py",
+    "make voice": "test_voice_bot.py starts the same",
+    ".venv/bin/pipecat eval run evals": "test_evals.py",
+    "make bench": "test_benchmarks.py runs the same with small counts",
     "make test": "is what runs this",
 }
 
@@ -84,9 +89,42 @@ async def names(job_harness: JobHarness) -> dict[str, object]:
     }
 
 
-async def test_readme_first_snippet_answers_and_tells_who_did_not(job_harness: JobHarness):
+async def test_readme_first_snippet_debates(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
     names: dict[str, object] = {"__name__": "snippet"}
     await run(blocks("README.md", "python")[0], names)
+    debaters = ("advocate", "critic", "analyst")
+    for name in debaters:
+        scripted_llm.on(f"You are the {name}", f"Says the {name}.")
+    scripted_llm.on("You moderate", ToolCall("debate", {"topic": "voice"}), "They differ.")
+    moderator = names["Moderator"]("moderator", llm=new_llm("You moderate."))
+    workers = [names["Debater"](name, llm=new_llm(f"You are the {name}.")) for name in debaters]
+    await job_harness.start(moderator, *workers)
+
+    assert await moderator.llm_turn("Debate voice") == "They differ."
+    assert all(scripted_llm.requests[-1].mentions(f"Says the {name}.") for name in debaters)
+
+
+async def test_readme_program_runs_as_it_stands(tmp_path: Path, scripted_llm: ScriptedLLMServer):
+    program = tmp_path / "bot.py"
+    program.write_text(blocks("README.md", "python")[1])
+    scripted_llm.reply(ToolCall("find_book", {"title": "Moby Dick"}), "On shelf 7.")
+    provider = {"OPENAI_API_KEY": "test", "OPENAI_BASE_URL": scripted_llm.base_url}
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, program, cwd=tmp_path, env=os.environ | provider, stdout=PIPE, stderr=PIPE
+    )
+    out, errors = await asyncio.wait_for(process.communicate(), 50)
+
+    assert process.returncode == 0, errors.decode()
+    assert out.decode().splitlines()[-1] == "On shelf 7."
+    assert scripted_llm.requests[1].mentions("Moby Dick is on shelf 7")
+
+
+async def test_readme_snippet_without_an_llm_answers_and_tells_who_did_not(job_harness: JobHarness):
+    names: dict[str, object] = {"__name__": "snippet"}
+    await run(blocks("README.md", "python")[2], names)
     host, wiki, news = (
         names["Host"]("host"),
         names["Researcher"]("wiki"),
@@ -98,19 +136,9 @@ async def test_readme_first_snippet_answers_and_tells_who_did_not(job_harness: J
     assert "ended" in (await host.look_up("voice"))["news"]
 
 
-def test_readme_program_runs_as_it_stands(tmp_path: Path):
-    program = tmp_path / "bot.py"
-    program.write_text(blocks("README.md", "python")[1])
-    done = subprocess.run(
-        [sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=50
-    )
-    assert done.returncode == 0, done.stderr
-    assert "what wiki knows of voice agents" in done.stdout
-
-
 async def test_readme_mixin_snippet_defines_a_worker():
     names: dict[str, object] = {"__name__": "snippet"}
-    await run(blocks("README.md", "python")[2], names)
+    await run(blocks("README.md", "python")[3], names)
     assert issubclass(names["Screen"], pipecat_jobs.JobsMixin)
 
 

@@ -275,7 +275,9 @@ async def test_the_moderators_llm_is_told_what_each_debater_said(
 
     assert board.topic == "Cats may vote"
     (result,) = [m["content"] for m in server.requests[-1].messages if m["role"] == "tool"]
-    assert json.loads(result) == {name: f"I am the {name}." for name in DEBATERS}
+    assert json.loads(result) == {
+        "answers": {name: {"text": f"I am the {name}."} for name in DEBATERS}
+    }
 
 
 async def test_leaving_in_mid_debate_leaves_nothing_behind(server: ScriptedLLMServer):

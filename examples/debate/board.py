@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
-from pipecat_jobs import JobOutcome, OutcomeStatus
+from pipecat_jobs import JobStatus
 
 
 class State(StrEnum):
@@ -54,11 +55,11 @@ class Speaker:
         self.text += token
         self.tokens += 1
 
-    def end(self, state: State, *, problem: str = "", seconds: float | None = None) -> None:
+    def end(self, state: State, *, problem: str = "") -> None:
         """Note how it ended; only the first end counts."""
         if not self.busy:
             return
-        self._took = self.seconds if seconds is None else seconds
+        self._took = self.seconds
         self.state, self.problem = state, problem
 
 
@@ -82,14 +83,6 @@ class Board:
         """Whether nothing changes until the user says something."""
         return not any(speaker.busy for speaker in self.speakers)
 
-    @property
-    def arguments(self) -> dict[str, str]:
-        """What each debater said, for the moderator's LLM."""
-        return {
-            speaker.name: speaker.text if speaker.state is State.DONE else f"({speaker.problem})"
-            for speaker in self.debaters.values()
-        }
-
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something is true of the board."""
         while not condition():
@@ -104,29 +97,32 @@ class Board:
         self._notify()
 
     def hear(self, name: str, token: str) -> None:
-        """Take a token of a debater's, or the moderator's."""
+        """Take a token of a debater's, or the moderator's; nobody is heard who was stopped."""
         speaker = self.debaters.get(name, self.moderator)
-        speaker.say(token)
+        if not speaker.ended:
+            speaker.say(token)
+            self._notify()
+
+    def answered(self, name: str, status: JobStatus, response: Mapping[str, Any] | None) -> None:
+        """Note how a debater's job ended."""
+        match status:
+            case JobStatus.COMPLETED:
+                self.debaters[name].end(State.DONE)
+            case JobStatus.CANCELLED:
+                self.debaters[name].end(State.STOPPED)
+            case _:
+                self.debaters[name].end(State.FAILED, problem=(response or {}).get("error", status))
         self._notify()
 
-    def settle(self, outcomes: Mapping[str, JobOutcome]) -> None:
-        """Note how the debaters' jobs ended that have."""
-        for name, outcome in outcomes.items():
-            match outcome.status:
-                case OutcomeStatus.COMPLETED:
-                    state = State.DONE
-                case OutcomeStatus.CANCELLED:
-                    state = State.STOPPED
-                case _:
-                    state = State.FAILED
-            problem = outcome.error.message if outcome.error else outcome.cause
-            self.debaters[name].end(state, problem=problem, seconds=outcome.ran)
-        self._notify()
-
-    def close(self, outcomes: Mapping[str, JobOutcome]) -> None:
-        """End a debate: whoever was not even asked was stopped as well."""
-        self.settle(outcomes)
+    def close(self) -> None:
+        """End a debate: whoever still has something to say was too slow."""
         for speaker in self.debaters.values():
+            speaker.end(State.FAILED, problem="did not answer in time")
+        self._notify()
+
+    def stop(self) -> None:
+        """The user interrupted."""
+        for speaker in self.speakers:
             speaker.end(State.STOPPED)
         self._notify()
 
@@ -154,11 +150,6 @@ class Board:
         if self.moderator.state is State.SPEAKING:
             self.moderator.end(State.DONE)
             self._notify()
-
-    def moderator_stopped(self) -> None:
-        """The user interrupted."""
-        self.moderator.end(State.STOPPED)
-        self._notify()
 
     def moderator_failed(self, problem: str) -> None:
         """The moderator's LLM failed."""

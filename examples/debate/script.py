@@ -4,7 +4,7 @@ import json
 import re
 
 from examples.debate.workers import DEBATERS
-from pipecat_jobs.testing import LLMRequest, Reply, ScriptedLLMServer, Text, ToolCall
+from pipecat_jobs.testing import Failure, LLMRequest, Reply, ScriptedLLMServer, Text, ToolCall
 from pipecat_jobs.testing.llm_script import ToolCalls
 
 FIRST_TOPIC = "Should AI be regulated?"
@@ -81,6 +81,8 @@ def write_script(server: ScriptedLLMServer, *, tempo: float = 1.0) -> None:
         return Text(words, pace=pace * tempo, first_token_after=first * tempo)
 
     def moderate(request: LLMRequest) -> Reply:
+        if not request.last_user_text:
+            return text("moderator", "Hello! Which topic shall we debate?")
         arguments = _arguments(request)
         if arguments is not None:
             return text("moderator", _summary(_topic(request.last_user_text), arguments))
@@ -89,6 +91,8 @@ def write_script(server: ScriptedLLMServer, *, tempo: float = 1.0) -> None:
 
     def argue(name: str, request: LLMRequest) -> Reply:
         topic = request.last_user_text.removeprefix("Topic: ")
+        if f"without the {name}" in topic:
+            return Failure(503, f"the {name} is out of order")
         script = _ON_AI if topic == FIRST_TOPIC else _ON_ANYTHING
         return text(name, script[name].format(topic=topic))
 
@@ -112,13 +116,15 @@ def _topic(said: str) -> str:
 
 
 def _arguments(request: LLMRequest) -> dict[str, str] | None:
-    """What the debate tool returned since the user last spoke, if it has."""
+    """What each debater said since the user last spoke, if the debate tool has returned."""
     for message in reversed(request.messages):
         match message:
             case {"role": "user"}:
                 return None
             case {"role": "tool", "content": str(result)} if result.startswith("{"):
-                return json.loads(result)
+                said = json.loads(result)
+                answers = {name: answer["text"] for name, answer in said["answers"].items()}
+                return answers | dict.fromkeys(said.get("missing", ()), "")
     return None
 
 
@@ -126,8 +132,7 @@ def _summary(topic: str, arguments: dict[str, str]) -> str:
     sentences = [f"On “{topic}” here is what I heard."]
     for name, argument in arguments.items():
         claim = re.split(r"(?<=[.!?])\s", argument)[0]
-        failed = argument.startswith("(")
-        sentences.append(f"The {name} had no answer." if failed else f"The {name}: “{claim}”")
+        sentences.append(f"The {name}: “{claim}”" if claim else f"The {name} had no answer.")
     sentences.append(
         "They part over who bears the cost of being wrong: those who move first, or those who "
         "wait. Settle that, and the rest is detail."

@@ -17,6 +17,7 @@ from examples.debate.script import write_script
 from examples.debate.workers import DEBATERS, MODERATOR, Debater, Moderator
 from pipecat_jobs.testing import ScriptedLLMServer
 
+SCRIPTED = "No OPENAI_API_KEY: a scripted model answers"
 _DEFAULT_MODEL = "gpt-4.1-mini"
 
 
@@ -64,6 +65,20 @@ class Provider:
         )
 
 
+def find_key() -> Provider | None:
+    """Take the user's key.
+
+    Returns:
+        The LLM that it opens; None without a key.
+    """
+    if not (key := os.environ.get("OPENAI_API_KEY")):
+        return None
+    base_url = os.environ.get("OPENAI_BASE_URL") or None
+    model = os.environ.get("OPENAI_MODEL") or _DEFAULT_MODEL
+    host = urlsplit(base_url or "https://api.openai.com").netloc
+    return Provider(f"{model} at {host}", model, key, base_url)
+
+
 @asynccontextmanager
 async def find_provider(*, tempo: float = 1.0) -> AsyncIterator[Provider]:
     """Take the user's key, or run the scripted server for as long as it is needed.
@@ -71,18 +86,14 @@ async def find_provider(*, tempo: float = 1.0) -> AsyncIterator[Provider]:
     Args:
         tempo: What to multiply the scripted LLM's pauses with.
     """
-    if key := os.environ.get("OPENAI_API_KEY"):
-        base_url = os.environ.get("OPENAI_BASE_URL") or None
-        model = os.environ.get("OPENAI_MODEL") or _DEFAULT_MODEL
-        host = urlsplit(base_url or "https://api.openai.com").netloc
-        yield Provider(f"{model} at {host}", model, key, base_url)
+    if provider := find_key():
+        yield provider
         return
     # Where a proxy is configured, it would be asked for this machine's own server.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     async with ScriptedLLMServer() as server:
         write_script(server, tempo=tempo)
-        notice = "No OPENAI_API_KEY: a scripted model answers"
-        yield Provider(notice, "scripted", "none", server.base_url)
+        yield Provider(SCRIPTED, "scripted", "none", server.base_url)
 
 
 @asynccontextmanager

@@ -1,29 +1,33 @@
 """The debate: a moderator whose LLM has a tool, and the three debaters that tool asks.
 
-The user gives the moderator a topic. Its LLM calls ``debate``, which asks all debaters at once with
-a job group; each streams its argument back while its own LLM writes it. When the user interrupts,
-Pipecat cancels the tool, the job group cancels its jobs, and each job stops its debater's LLM.
+The user gives the moderator a topic. Its LLM calls ``debate``, which asks all debaters at once;
+each streams its argument back while its own LLM writes it. When the user interrupts, Pipecat
+cancels the tool, the tool cancels its jobs, and each job stops its debater's LLM.
 """
 
-import asyncio
 from typing import Any
 
-from pipecat.bus.messages import BusJobRequestMessage
+from pipecat.bus.messages import (
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusJobResponseUrgentMessage,
+    BusJobStreamDataMessage,
+)
 from pipecat.frames.frames import (
     ErrorFrame,
     Frame,
+    FunctionCallResultFrame,
     FunctionCallsStartedFrame,
     InterruptionFrame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
     LLMMessagesAppendFrame,
-    LLMMessagesUpdateFrame,
     LLMTextFrame,
 )
-from pipecat.services.llm_service import FunctionCallParams, LLMService
+from pipecat.services.llm_service import LLMService
 
 from examples.debate.board import Board, State
-from pipecat_jobs import JobGroupEvent, JobTimeoutError, LLMContextWorker, tool
+from pipecat_jobs import LLMContextWorker, job, job_tool
 
 _STYLE = "Speak in at most 110 words of plain sentences: no lists, no headings, no Markdown."
 
@@ -42,29 +46,14 @@ MODERATOR = (
 class Debater(LLMContextWorker):
     """Argues one side of a topic, and streams what its LLM says to whoever asked for it.
 
-    When the job is cancelled, ``on_job_request()`` is cancelled and the LLM's turn is interrupted,
-    which closes the connection to the provider. The next job starts once all of that is over.
+    When the job is cancelled, so is the LLM's turn, which closes the connection to the provider.
+    The next job finds the context as it was before.
     """
 
-    async def on_job_request(self, message: BusJobRequestMessage) -> None:
-        await super().on_job_request(message)
-        frames: asyncio.Queue[Frame] = asyncio.Queue()
-
-        def on_frame(_: LLMService[Any], frame: Frame) -> None:
-            frames.put_nowait(frame)
-
-        self.llm.add_event_handler("on_before_push_frame", on_frame)
-        try:
-            topic = {"role": "user", "content": f"Topic: {message.payload['topic']}"}
-            await self.queue_frame(LLMMessagesUpdateFrame([topic], run_llm=True))
-            while not isinstance(frame := await frames.get(), LLMFullResponseEndFrame):
-                if isinstance(frame, LLMTextFrame):
-                    await self.send_job_stream_data(message.job_id, {"token": frame.text})
-                elif isinstance(frame, ErrorFrame):
-                    raise RuntimeError(frame.error)
-        finally:
-            self.llm.remove_event_handler("on_before_push_frame", on_frame)
-        await self.send_job_stream_end(message.job_id)
+    @job(name="argue")
+    async def argue(self, message: BusJobRequestMessage) -> dict[str, Any]:
+        text = await self.llm_turn(f"Topic: {message.payload['topic']}", stream=True)
+        return {"text": text}
 
 
 class Moderator(LLMContextWorker):
@@ -73,13 +62,30 @@ class Moderator(LLMContextWorker):
     def __init__(self, llm: LLMService[Any], board: Board):
         super().__init__("moderator", llm=llm, active=True)
         self._board = board
-        self._floor = asyncio.Lock()  # For one debate at a time, should the LLM ask for two.
         self._interruption: InterruptionFrame | None = None
         llm.add_event_handler("on_before_push_frame", self._on_frame)
 
+    @job_tool(*DEBATERS, job="argue", timeout=60)
+    async def debate(self, topic: str) -> dict[str, Any]:
+        """Have an advocate, a critic and an analyst argue a topic side by side.
+
+        Args:
+            topic: The topic, as one short question or claim.
+        """
+        self._board.open(topic)
+        return {"topic": topic}
+
+    async def on_job_stream_data(self, message: BusJobStreamDataMessage) -> None:
+        self._board.hear(message.source, message.data["text"])
+
+    async def on_job_response(
+        self, message: BusJobResponseMessage | BusJobResponseUrgentMessage
+    ) -> None:
+        self._board.answered(message.source, message.status, message.response)
+
     async def interrupt(self) -> None:
         """Stop, and have the debaters stop, as a voice bot does when the user speaks."""
-        self._board.moderator_stopped()
+        self._board.stop()
         self._interruption = InterruptionFrame()
         await self.queue_frame(self._interruption)
 
@@ -91,30 +97,6 @@ class Moderator(LLMContextWorker):
         await self.queue_frame(LLMMessagesAppendFrame([message], run_llm=True))
         # An interruption overtakes a message that the LLM has not begun to answer.
         await self._board.until(lambda: self._board.moderator.state is not State.WAITING)
-
-    @tool
-    async def debate(self, params: FunctionCallParams, topic: str) -> None:
-        """Have an advocate, a critic and an analyst argue a topic side by side.
-
-        Args:
-            params: How Pipecat calls a tool.
-            topic: The topic, as one short question or claim.
-        """
-        group = self.job_group(
-            *DEBATERS, payload={"topic": topic}, timeout=60, cancel_on_error=False
-        )
-        try:
-            async with self._floor, group:
-                self._board.open(topic)
-                async for event in group:
-                    if event.type == JobGroupEvent.STREAM_DATA:
-                        self._board.hear(event.worker_name, event.data["token"])
-                    self._board.settle(group.outcomes)
-        except JobTimeoutError:
-            pass  # Who was too slow has that as its outcome; the others have had their say.
-        finally:
-            self._board.close(group.outcomes)
-        await params.result_callback(self._board.arguments)
 
     def _on_frame(self, _: LLMService[Any], frame: Frame) -> None:
         if frame is self._interruption:
@@ -128,6 +110,9 @@ class Moderator(LLMContextWorker):
                 self._board.hear(self.name, frame.text)
             case FunctionCallsStartedFrame():
                 self._board.moderator_listens()
+            case FunctionCallResultFrame():
+                # Who was too slow never answers.
+                self._board.close()
             case LLMFullResponseEndFrame():
                 self._board.moderator_ends()
             case ErrorFrame():

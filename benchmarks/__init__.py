@@ -1,0 +1,1 @@
+"""What pipecat-jobs costs and saves, measured: ``python -m benchmarks``."""
