@@ -20,6 +20,7 @@ from pipecat_jobs.errors import (
     InvalidJobError,
     InvalidJobTypeError,
     LLMTurnError,
+    LLMTurnInterruptedError,
     LLMTurnTimeoutError,
 )
 from pipecat_jobs.executions import Execution, current_execution
@@ -112,6 +113,8 @@ class LLMContextWorker(JobsMixin, PipecatLLMContextWorker):
         self, asked: list[LLMContextMessage], job: Execution | None, *, stream: bool, keep: bool
     ) -> str:
         await self.__turns.until_idle()
+        if self.__turns.over:
+            raise LLMTurnInterruptedError(self.name, "the worker has stopped")
         if isinstance(self.context.tools, NotGiven) and (tools := self.build_tools()):
             # Pipecat offers them on activation, which a worker that only does jobs never sees.
             self.context.set_tools(tools)

@@ -444,6 +444,8 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             await self.__executor.stop()
             await self.__requester.stop()
         finally:
+            if self._llm_turns is not None:
+                self._llm_turns.end()
             await super().stop()
             for call in list(self.__when_stopped):
                 call()

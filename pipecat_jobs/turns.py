@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from pipecat.frames.frames import (
     CancelFrame,
-    EndFrame,
     ErrorFrame,
     Frame,
     FunctionCallCancelFrame,
@@ -38,6 +37,9 @@ from pipecat_jobs.recent import Recent
 
 _RUNNING_FRAMES = (LLMRunFrame, LLMContextFrame)
 _MESSAGE_FRAMES = (LLMMessagesAppendFrame, LLMMessagesUpdateFrame, LLMMessagesTransformFrame)
+
+#: Seconds after which it is asked whether a run goes on.
+_LONG_RUN = 1.0
 
 #: The turn whose frame an aggregator's task is processing, and whether what comes of it is one
 #: more run of that turn rather than the run that was asked for.
@@ -105,6 +107,8 @@ class LLMTurns:
         self._on_failure = on_failure
         self._open: set[Turn] = set()
         self._rested = asyncio.Event()
+        self.over = False
+        """Whether the worker has stopped, and its LLM is never run again."""
         self._running: Turn | None = None
         self._running_task: asyncio.Task[object] | None = None
         self._interruptions: dict[int, _Interruption] = {}
@@ -143,7 +147,13 @@ class LLMTurns:
         """Wait until the LLM has no run to do, whoever asked for it."""
         while any(turn.runs for turn in self._open):
             self._rested.clear()
-            await self._rested.wait()
+            try:
+                async with asyncio.timeout(_LONG_RUN):
+                    await self._rested.wait()
+            except TimeoutError:
+                # A service that breaks off without ``LLMFullResponseEndFrame`` is not heard to end.
+                if await self._worker.flush_pipeline():
+                    return
 
     async def stop_job(self, job: Execution) -> None:
         """Stop the turns of a job, and wait until nothing of them is left.
@@ -190,6 +200,13 @@ class LLMTurns:
         if turn.held_up_others:
             await self._worker.user_aggregator.push_context_frame()
 
+    def end(self) -> None:
+        """End every turn: the worker stops."""
+        self.over, self._running = True, None
+        for turn in list(self._open):
+            self._fail(turn, self._interrupted(turn, "the worker stopped"))
+            self._close(turn)
+
     async def _interrupt(self, turn: Turn) -> asyncio.Event:
         interruption = _Interruption(InterruptionFrame(), turn)
         self._interruptions[interruption.frame.id] = interruption
@@ -224,7 +241,8 @@ class LLMTurns:
             case InterruptionFrame():
                 self._before_interruption(frame)
             case CancelFrame():
-                self._before_end()
+                # The run it cuts off would end like any other.
+                self.end()
             case _:
                 pass
 
@@ -301,16 +319,8 @@ class LLMTurns:
                         self._close_if_over(turn)
                 if (own := self._interruptions.pop(frame.id, None)) is not None:
                     own.passed.set()
-            case EndFrame():
-                self._before_end()
             case _:
                 pass
-
-    def _before_end(self) -> None:
-        self._running = None
-        for turn in list(self._open):
-            self._fail(turn, self._interrupted(turn, "the worker stopped"))
-            self._close(turn)
 
     def _settle_call(self, call: str) -> None:
         turn = self._calls.pop(call, None)

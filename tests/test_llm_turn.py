@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from llm_workers import LONG, Debater, NewLLM, Researcher, asked, last_asked, new_llm, start
 from pipecat.bus.messages import BusJobRequestMessage
+from pipecat.frames.frames import Frame, LLMContextFrame, LLMMessagesAppendFrame
 from pipecat.services.llm_service import FunctionCallParams
 from support import cancelled
 
@@ -19,6 +20,7 @@ from pipecat_jobs import (
     OutcomeStatus,
     job,
     tool,
+    turns,
 )
 from pipecat_jobs.testing import (
     Disconnect,
@@ -322,6 +324,45 @@ async def test_a_worker_that_ends_does_not_wait_for_the_background_tools_of_a_tu
 
     with pytest.raises(LLMTurnInterruptedError, match="the worker stopped"):
         await turn
+
+
+@pytest.mark.parametrize("how", ["end", "cancel"])
+async def test_a_worker_that_has_stopped_refuses_a_turn(
+    job_harness: JobHarness, new_llm: NewLLM, how: str
+):
+    worker = Debater(llm=new_llm("You argue."))
+    await start(job_harness, worker)
+    await getattr(job_harness, how)(worker)
+
+    with pytest.raises(LLMTurnInterruptedError, match="has stopped"):
+        await worker.llm_turn("dogs")
+
+
+async def test_a_service_that_breaks_off_without_a_word_does_not_hold_up_the_next_turn(
+    job_harness: JobHarness,
+    server: ScriptedLLMServer,
+    new_llm: NewLLM,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(turns, "_LONG_RUN", 0.01)
+    server.reply("Cats are aloof.")
+    worker = Debater(llm=new_llm("You argue."))
+    asker = await start(job_harness, worker)
+    process_frame = worker.llm.process_frame
+    broke_off = asyncio.Event()
+
+    async def break_off(frame: Frame, *args: Any) -> None:
+        if isinstance(frame, LLMContextFrame) and not broke_off.is_set():
+            broke_off.set()
+            raise RuntimeError("gone")
+        await process_frame(frame, *args)
+
+    monkeypatch.setattr(worker.llm, "process_frame", break_off)
+    dogs = {"role": "user", "content": "dogs"}
+    await worker.queue_frame(LLMMessagesAppendFrame([dogs], run_llm=True))
+    await broke_off.wait()
+
+    assert await asker.ask("cats") == {"text": "Cats are aloof."}
 
 
 async def test_a_handler_may_do_without_the_turn_that_failed_and_answer_later(
