@@ -115,6 +115,21 @@ async def test_pipecats_own_page_is_given_the_sentences_that_nobody_speaks(
     assert client.shown == client.read.replace("debate?Let", "debate? Let").replace(".On", ". On")
 
 
+@pytest.mark.skipif(
+    PIPECAT < (1, 14),
+    reason="Pipecat 1.8 has its page show only what is spoken",
+)
+async def test_when_they_argue_for_long_the_moderator_says_so(
+    server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
+):
+    server.on("Topic: May dogs vote?", Stall("I hold"))
+    write_script(server, tempo=0)
+    async with conversation(server, monkeypatch) as client:
+        await client.until(lambda: client.shown == GREETING)
+        client.type("May dogs vote?")
+        await client.until(lambda: client.shown.endswith("They are still arguing."))
+
+
 async def test_typing_while_they_argue_hangs_up_on_all_three(
     server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
 ):
