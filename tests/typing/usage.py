@@ -17,6 +17,7 @@ from pipecat_jobs import (
     JobGroupEvent,
     JobOutcome,
     JobParams,
+    LLMContextWorker,
     OutcomeStatus,
     job,
 )
@@ -71,3 +72,10 @@ async def mistakes_are_seen(worker: BaseWorker) -> None:
     worker.job("r", cancel_on_error=True)  # pyright: ignore[reportCallIssue]
     worker.job_group(1)  # pyright: ignore[reportArgumentType]
     await worker.send_job_response("id", "text")  # pyright: ignore[reportArgumentType]
+
+
+async def a_turn_gives_text(worker: LLMContextWorker) -> None:
+    assert_type(await worker.llm_turn("Topic: AI", stream=True, timeout=3), str)
+    assert_type(await worker.llm_turn([{"role": "user", "content": "Topic: AI"}], fresh=True), str)
+    await worker.llm_turn(3)  # pyright: ignore[reportArgumentType]
+    await worker.llm_turn("Topic: AI", True)  # pyright: ignore[reportCallIssue]
