@@ -12,8 +12,9 @@ from loguru import logger
 
 from benchmarks.interruption import INTERRUPTION
 from benchmarks.report import as_json, as_text, machine
+from benchmarks.round_trip import ROUND_TRIP
 
-BENCHMARKS = {benchmark.name: benchmark for benchmark in (INTERRUPTION,)}
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (INTERRUPTION, ROUND_TRIP)}
 
 
 def _rounds(text: str) -> int:

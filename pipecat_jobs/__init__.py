@@ -4,6 +4,7 @@ from pipecat.pipeline.job_context import JobEvent, JobGroupEvent, JobGroupRespon
 from pipecat.workers.llm import tool
 
 from pipecat_jobs._version import __version__
+from pipecat_jobs.bus import RoutedBus
 from pipecat_jobs.contexts import JobContext, JobGroupContext
 from pipecat_jobs.errors import (
     DuplicateJobHandlerError,
@@ -65,6 +66,7 @@ __all__ = [
     "NoJobHandlerError",
     "OutcomeStatus",
     "PipelineWorker",
+    "RoutedBus",
     "ToolCallContext",
     "UnknownJobError",
     "WorkerLostError",

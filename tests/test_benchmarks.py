@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import round_trip
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.benchmark import Spread
 
@@ -22,6 +23,28 @@ def test_the_interruption_benchmark_measures_both_job_layers(
     assert (ours["count"], pipecats["count"]) == (2, 1)
     assert ours["maximum"] < pipecats["minimum"]
     assert all(figure["unit"] in ("ms", "tokens") for figure in figures)
+
+
+def test_the_round_trip_benchmark_measures_every_subject_with_few_and_many_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(round_trip, "_IDLE", (0, 2))
+    path = tmp_path / "figures.json"
+
+    main(["round-trip", "--rounds", "2", "--json", str(path)])
+
+    figures = json.loads(path.read_text())["benchmarks"]["round-trip"]["figures"]
+    assert {(figure["quantity"], figure["subject"]) for figure in figures} == {
+        (f"one job, {workers} workers", subject)
+        for workers in (2, 4)
+        for subject in (
+            "asyncio, no bus",
+            "Pipecat's jobs",
+            "ours on Pipecat's bus",
+            "ours on RoutedBus",
+        )
+    }
+    assert {figure["spread"]["count"] for figure in figures} == {2}
 
 
 def test_an_unknown_benchmark_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]):

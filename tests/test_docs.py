@@ -7,6 +7,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import textwrap
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.services.llm_service import LLMService
 from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
+from pipecat.workers.runner import WorkerRunner
 from snippets import ROOT, blocks, docstring_examples, run
 
 import pipecat_jobs
 import pipecat_jobs.testing
+from pipecat_jobs.bus.routed import sees_all
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall
 
 __all__ = ["new_llm"]
@@ -81,6 +84,7 @@ async def names(job_harness: JobHarness) -> dict[str, object]:
         "LLMService": LLMService,
         "BusJobRequestMessage": BusJobRequestMessage,
         "OpenAILLMService": OpenAILLMService,
+        "WorkerRunner": WorkerRunner,
         "SomeWorker": type("SomeWorker", (PipecatBaseWorker,), {}),
         "asyncio": asyncio,
         "pytest": pytest,
@@ -229,3 +233,11 @@ async def test_llm_snippets_answer_with_what_the_llm_says(
         pass
 
     assert j.response["text"] == "Talk is cheap."
+
+
+async def test_bus_snippets_make_a_runner_and_a_quiet_worker(names: dict[str, object]):
+    for code in blocks("docs/bus.md", "python"):
+        await run(f"async def make():\n{textwrap.indent(code, '    ')}    return locals()\n", names)
+        names |= await names["make"]()
+    assert isinstance(names["runner"], WorkerRunner)
+    assert not sees_all(names["Quiet"]("quiet"))

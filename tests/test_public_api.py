@@ -23,8 +23,8 @@ NAMES = """
     JobCancelledError JobContext JobError JobEvent JobGroup JobGroupContext JobGroupError
     JobGroupEvent JobGroupParams JobGroupResponse JobOutcome JobParams JobRefusedError JobStatus
     JobTimeoutError JobTool JobToolProgress JobsMixin LLMContextWorker LLMTurnError
-    LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker NoJobHandlerError
-    OutcomeStatus PipelineWorker ToolCallContext UnknownJobError WorkerLostError WorkerNotReadyError
+    LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker NoJobHandlerError OutcomeStatus
+    PipelineWorker RoutedBus ToolCallContext UnknownJobError WorkerLostError WorkerNotReadyError
     __version__ job job_tool tool tool_call
 """.split()
 
