@@ -6,7 +6,7 @@ NEWEST_ENV := .venv/ready
 LOWEST_ENV := .venv-lowest/ready
 VOICE_ENV := .venv/voice
 
-.PHONY: demo voice test test-newest test-lowest lint bench speech picture clean
+.PHONY: demo voice test test-newest test-routed test-lowest lint bench speech picture clean
 
 demo: $(NEWEST_ENV)
 	@.venv/bin/python -m examples.debate
@@ -15,11 +15,17 @@ demo: $(NEWEST_ENV)
 voice: $(VOICE_ENV)
 	@.venv/bin/python -m examples.debate.bot $(ARGS)
 
-test: lint test-newest test-lowest
+# Two at a time: the tests wait more than they work.
+test: lint $(VOICE_ENV) $(LOWEST_ENV) speech
+	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-newest test-routed test-lowest
 	.venv/bin/python -m examples.debate --plain </dev/null
 
 test-newest: $(VOICE_ENV) speech
 	.venv/bin/pytest
+
+# The same tests on our bus in place of Pipecat's, without those that bring a bus of their own.
+test-routed: $(VOICE_ENV) speech
+	PIPECAT_JOBS_BUS=routed .venv/bin/pytest --ignore tests/test_property.py --ignore tests/test_evals.py
 
 # The lowest supported Pipecat, and the wheel that people install rather than this tree.
 test-lowest: $(LOWEST_ENV) speech
