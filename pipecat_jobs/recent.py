@@ -46,23 +46,15 @@ class Recent(Generic[Key, Value]):
         return self._items.get(key)
 
     def take(self, key: Key) -> Value | None:
-        """Look a key up and drop it.
+        """Drop a key, if it is there.
 
         Args:
-            key: What to look for.
+            key: What to drop.
 
         Returns:
             What was remembered, or None.
         """
         return self._items.pop(key, None)
-
-    def forget(self, key: Key) -> None:
-        """Drop a key, if it is there.
-
-        Args:
-            key: What to drop.
-        """
-        self._items.pop(key, None)
 
     def __contains__(self, key: Key) -> bool:
         return key in self._items

@@ -332,7 +332,7 @@ class Requester:
             return
         told.discard(message.source)
         if not told:
-            self._unacknowledged.forget(message.job_id)
+            self._unacknowledged.take(message.job_id)
         await Steps(self._worker, in_place=self._in_place).run(
             lambda: self._hooks.fire("on_job_response", message)
         )

@@ -1,6 +1,8 @@
 """``RoutedBus``: a message wakes those it is for."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -102,6 +104,15 @@ async def test_a_targeted_message_is_offered_to_its_target_and_to_those_who_see_
     await bus.send(last := data(None))
     assert await other.hear(1) == [last]
     assert (target.offered, other.offered) == (2, 1)
+
+
+async def test_who_sees_everything_gets_what_is_for_it_once(bus: RoutedBus):
+    tap = Listener("a")
+    tap.sees_all_bus_messages = True
+    await bus.subscribe(tap)
+    await bus.send(first := data("a"))
+    await bus.send(second := data("b"))
+    assert await tap.hear(2) == [first, second]
 
 
 async def test_a_message_without_a_target_reaches_everybody(bus: RoutedBus):
@@ -335,7 +346,20 @@ async def test_who_has_left_gets_nothing_and_may_come_back(bus: RoutedBus):
     assert listener.offered == 1
 
 
-async def test_a_subscriber_may_leave_in_its_own_handler(bus: RoutedBus):
+async def test_nothing_is_kept_of_a_subscriber_that_saw_everything_and_left(bus: RoutedBus):
+    tap = Listener("tap")
+    tap.sees_all_bus_messages = True
+    await bus.subscribe(tap)
+    await bus.send(data("a"))
+    await tap.hear(1)
+    await bus.unsubscribe(tap)
+    gone = weakref.ref(tap)
+    del tap
+    gc.collect()
+    assert gone() is None
+
+
+async def test_a_subscriber_may_leave_in_its_own_handler(bus: RoutedBus, job_log: Any):
     left = asyncio.Event()
 
     async def leave(message: BusMessage) -> None:
@@ -352,6 +376,7 @@ async def test_a_subscriber_may_leave_in_its_own_handler(bus: RoutedBus):
     await bus.send(data("b"))
     await other.hear(1)
     assert listener.offered == 1
+    assert not [record for record in job_log if record.level == "WARNING"]
 
 
 async def test_thousands_come_and_go_while_messages_flow(bus: RoutedBus):
