@@ -54,6 +54,26 @@ async def call_event_handlers(subject: BaseObject, event: str, *args: object) ->
     await subject._call_event_handler(event, *args)
 
 
+def start_event_handlers(subject: BaseObject, event: str, *args: object) -> None:
+    """Fire an event whose handlers run in tasks of their own, as those of a worker's jobs do.
+
+    Args:
+        subject: The object the handlers were registered on.
+        event: The event's name.
+        *args: What the handlers get after the object itself.
+
+    Raises:
+        RuntimeError: If firing it waits for a handler.
+    """
+    firing = subject._call_event_handler(event, *args)
+    try:
+        firing.send(None)
+    except StopIteration:
+        return
+    firing.close()
+    raise RuntimeError(f"event {event} of {subject} runs its handlers in place")
+
+
 def has_event_handlers(subject: BaseObject, event: str) -> bool:
     """Tell whether anybody listens to an event.
 

@@ -31,7 +31,6 @@ class _JobScope:
         self._worker_names = worker_names
         self._params = params
         self._group: PipecatJobGroup | None = None
-        self._events: asyncio.Queue[JobGroupEvent | None] | None = None
         self._entered = False
 
     @property
@@ -47,11 +46,9 @@ class _JobScope:
         if self._entered:
             raise InvalidJobError("a job's context is entered once; call job() again for another")
         self._entered = True
-        self._events = self._requester.expect(self.job_id, single=self._single)
-        try:
-            self._group = await self._requester.dispatch(self._worker_names, self._params)
-        finally:
-            self._requester.unexpect(self.job_id)
+        self._group = await self._requester.dispatch(
+            self._worker_names, self._params, single=self._single, keeps_events=True
+        )
         return self
 
     async def __aexit__(
@@ -64,6 +61,9 @@ class _JobScope:
         if exc_type is not None:
             await self._requester.end(self._group, "context exited with error")
             return False
+        if isinstance(self._group, JobGroup):
+            # Nobody may come to read what a worker would wait to have read.
+            self._group.reading(False)
         try:
             await self._group.wait()
         except asyncio.CancelledError:
@@ -72,12 +72,10 @@ class _JobScope:
         return False
 
     async def _next_event(self) -> JobGroupEvent:
-        if self._events is None:
-            raise StopAsyncIteration
-        event = await self._events.get()
+        event = None
+        if isinstance(self._group, JobGroup):
+            event = await self._group.next_event()
         if event is None:
-            # Left for the next loop over the same job, which has to end as well.
-            self._events.put_nowait(None)
             raise StopAsyncIteration
         return event
 

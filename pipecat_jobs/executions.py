@@ -2,12 +2,13 @@
 
 import asyncio
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pipecat.bus.messages import BusJobRequestMessage
 
 from pipecat_jobs.errors import LLMTurnError
 from pipecat_jobs.hooks import Steps
+from pipecat_jobs.window import StreamWindow
 
 
 class Room:
@@ -34,25 +35,42 @@ class Execution:
 
     Parameters:
         request: What was asked.
-        steps: Runs its hooks in order.
-        task: Its handler, when it has one.
+        task: Its handler, when it has one and that is running.
         cancelled: Whether it was called off.
         answering: Whether an answer is on its way or has been sent.
-        ended: Set once it has been answered.
+        ended: Whether it has been answered.
         room: The room it is in.
         returned: Whether its handler has returned and left the answer to somebody else.
         turn_failure: Why the last LLM turn it started failed.
+        steps: Runs its hooks in order, once there was one to run.
+        window: What its stream waits for, once it has one.
     """
 
     request: BusJobRequestMessage
-    steps: Steps
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
     answering: bool = False
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: bool = False
     room: Room | None = None
     returned: bool = False
     turn_failure: LLMTurnError | None = None
+    steps: Steps | None = None
+    window: StreamWindow | None = None
+    _end: asyncio.Event | None = None
+
+    def end(self) -> None:
+        """Note that it has been answered."""
+        self.answering = self.ended = True
+        if self._end is not None:
+            self._end.set()
+        if self.window is not None:
+            self.window.close()
+
+    async def until_ended(self) -> None:
+        """Wait until it has been answered."""
+        if not self.ended:
+            self._end = self._end or asyncio.Event()
+            await self._end.wait()
 
     async def enter(self, room: Room) -> None:
         """Wait for a place, in order of arrival.

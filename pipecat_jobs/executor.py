@@ -3,51 +3,45 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
+from functools import partial
+from inspect import iscoroutine
 from typing import Any, cast
 
 from loguru import logger
 from pipecat.bus.messages import (
-    BusDataMessage,
     BusJobCancelMessage,
     BusJobRequestMessage,
-    BusJobResponseMessage,
-    BusJobResponseUrgentMessage,
     BusJobStreamDataMessage,
-    BusJobStreamEndMessage,
     BusJobStreamStartMessage,
-    BusJobUpdateMessage,
     BusJobUpdateRequestMessage,
-    BusJobUpdateUrgentMessage,
-    BusSystemMessage,
 )
 from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker
 
+from pipecat_jobs.answers import Answers
 from pipecat_jobs.errors import (
     InvalidJobTypeError,
     JobRefusedError,
     LLMTurnError,
     LLMTurnInterruptedError,
     NoJobHandlerError,
-    UnknownJobError,
 )
 from pipecat_jobs.executions import Execution, Room, current_execution
 from pipecat_jobs.handlers import HandlerSpec
 from pipecat_jobs.hooks import Hooks, Steps
 from pipecat_jobs.outcomes import ErrorDetails, JobData
-from pipecat_jobs.params import check_data
-from pipecat_jobs.recent import Recent
 
 #: What a handler is called with and may give back.
 _Call = Callable[[BusJobRequestMessage], Awaitable[object] | AsyncIterator[object]]
 
 
 class Executor:
-    """The answering half of a worker: its handlers, the jobs they run, and their answers.
+    """The answering half of a worker: its handlers and the jobs they run.
 
     Args:
         worker: The worker that was asked.
         hooks: Its hooks.
+        answers: Its open jobs, and how they are answered.
         handlers: Its ``@job`` handlers, by job name.
         request_concurrency: How many jobs of ``on_job_request`` may be open at once, or None.
         cancel_grace: Seconds a cancelled handler gets before the job ends without it.
@@ -58,6 +52,7 @@ class Executor:
         self,
         worker: BaseWorker,
         hooks: Hooks,
+        answers: Answers,
         handlers: Mapping[str, HandlerSpec],
         *,
         request_concurrency: int | None,
@@ -66,12 +61,10 @@ class Executor:
     ):
         self._worker = worker
         self._hooks = hooks
+        self._answers = answers
         self._handlers = handlers
         self._cancel_grace = cancel_grace
         self._stop_turns = stop_turns
-        # The worker's own ``active_jobs``: Pipecat's workers look their jobs up there.
-        self._active: dict[str, BusJobRequestMessage] = worker.active_jobs
-        self._executions: dict[str, Execution] = {}
         self._rooms: dict[str | None, Room] = {}
         if request_concurrency is not None:
             # Of several at once, none has the turn to itself.
@@ -82,13 +75,11 @@ class Executor:
                 self._rooms[name] = Room(spec.max_concurrency, until_answered=True)
             elif spec.sequential:
                 self._rooms[name] = Room(1, until_answered=False)
-        #: By requester and job id: the request that ended, or None when only its cancel came.
-        self._recent: Recent[tuple[str, str], int | None] = Recent()
         self.stopped = False
 
     # -- a job arrives -----------------------------------------------------------------------
 
-    async def on_request(self, message: BusJobRequestMessage, *, refusal: str | None) -> None:
+    def on_request(self, message: BusJobRequestMessage, *, refusal: str | None) -> None:
         """Start a job, or answer at once why not.
 
         Args:
@@ -96,25 +87,26 @@ class Executor:
             refusal: Why the worker takes no job now, or None when it does.
         """
         job_id, job = message.job_id, (message.source, message.job_id)
-        current = self._active.get(job_id)
-        if self._recent.get(job) == message.id or (current and current.source == message.source):
+        recent = self._answers.recent
+        current = self._answers.requested(job_id)
+        if current is None and job not in recent and not self.stopped and refusal is None:
+            self._start(message)
+        elif recent.get(job) == message.id or (current and current.source == message.source):
             logger.warning(f"{self}: ignoring a second request for job '{job_id}'")
-        elif self.stopped or (job in self._recent and self._recent.get(job) is None):
-            await self._cancelled_before_it_ran(message)
+        elif self.stopped or (job in recent and recent.get(job) is None):
+            self._cancelled_before_it_ran(message)
         elif current is not None:
-            await self._refuse(message, f"job id '{job_id}' is in use by '{current.source}'")
-        elif job in self._recent:
-            await self._refuse(message, f"job id '{job_id}' was used before; give a new one")
+            self._refuse(message, f"job id '{job_id}' is in use by '{current.source}'")
+        elif job in recent:
+            self._refuse(message, f"job id '{job_id}' was used before; give a new one")
         elif refusal is not None:
-            await self._refuse(message, refusal)
-        else:
-            await self._start(message)
+            self._refuse(message, refusal)
 
-    async def _start(self, message: BusJobRequestMessage) -> None:
-        in_place = not self._hooks.overrides("on_job_update_requested")
-        execution = Execution(message, Steps(self._worker, in_place=in_place))
+    def _start(self, message: BusJobRequestMessage) -> None:
+        execution = Execution(message)
         name, call = self._find_handler(message)
-        if call is None and message.job_name and not self._hooks.listens("on_job_request"):
+        listened = self._hooks.listens("on_job_request")
+        if call is None and message.job_name and not listened:
             known = ", ".join(f"'{known}'" for known in self._handlers) or "none"
             error = NoJobHandlerError(
                 f"worker '{self._worker.name}' has no handler for job '{message.job_name}'; "
@@ -122,23 +114,21 @@ class Executor:
                 job_id=message.job_id,
                 job_name=message.job_name,
             )
-            await self._answer_unstarted(
-                message, JobStatus.ERROR, ErrorDetails.from_exception(error)
-            )
+            self._answer_unstarted(message, JobStatus.ERROR, ErrorDetails.from_exception(error))
             return
-        self._active[message.job_id] = message
-        self._executions[message.job_id] = execution
+        self._answers.open(execution)
         execution.returned = call is None
         if call is not None:
             execution.task = self._worker.create_task(
                 self._run(execution, call, self._rooms.get(name)), f"job_{name or 'request'}"
             )
-        # The handlers of the event are handlers of the job: what they start is the job's.
-        token = current_execution.set(execution)
-        try:
-            await self._hooks.announce("on_job_request", message)
-        finally:
-            current_execution.reset(token)
+        if listened:
+            # The handlers of the event are handlers of the job: what they start is the job's.
+            token = current_execution.set(execution)
+            try:
+                self._hooks.announce("on_job_request", message)
+            finally:
+                current_execution.reset(token)
 
     def _find_handler(self, message: BusJobRequestMessage) -> tuple[str | None, _Call | None]:
         spec = self._handlers.get(message.job_name) if message.job_name else None
@@ -148,24 +138,29 @@ class Executor:
             return None, self._worker.on_job_request
         return None, None
 
-    async def _cancelled_before_it_ran(self, message: BusJobRequestMessage) -> None:
-        reason = None
-        if self.stopped:
-            reason = f"worker '{self._worker.name}' has stopped"
+    def _cancelled_before_it_ran(self, message: BusJobRequestMessage) -> None:
+        reason = f"worker '{self._worker.name}' has stopped" if self.stopped else None
         logger.debug(f"{self}: not running job '{message.job_id}': {reason or 'cancelled before'}")
-        self._recent.remember((message.source, message.job_id), message.id)
-        await self._send(message, JobStatus.CANCELLED, {"reason": reason} if reason else None)
+        response = {"reason": reason} if reason else None
+        self._answer_at_once(message, JobStatus.CANCELLED, response)
 
-    async def _refuse(self, message: BusJobRequestMessage, why: str) -> None:
+    def _refuse(self, message: BusJobRequestMessage, why: str) -> None:
         error = JobRefusedError(why, job_id=message.job_id, job_name=message.job_name)
-        await self._answer_unstarted(message, JobStatus.FAILED, ErrorDetails.from_exception(error))
+        self._answer_unstarted(message, JobStatus.FAILED, ErrorDetails.from_exception(error))
 
-    async def _answer_unstarted(
+    def _answer_unstarted(
         self, message: BusJobRequestMessage, status: JobStatus, error: ErrorDetails
     ) -> None:
         logger.warning(f"{self}: not running job '{message.job_id}': {error.message}")
-        self._recent.remember((message.source, message.job_id), message.id)
-        await self._send(message, status, error.to_response())
+        self._answer_at_once(message, status, error.to_response())
+
+    def _answer_at_once(
+        self, message: BusJobRequestMessage, status: JobStatus, response: JobData | None
+    ) -> None:
+        self._answers.recent.remember((message.source, message.job_id), message.id)
+        # A task: a bus that is slow to take the answer must not hold up the worker's messages.
+        answering = self._answers.refuse(message, status, response)
+        self._worker.create_task(answering, "job_refused")
 
     # -- its handler runs --------------------------------------------------------------------
 
@@ -176,18 +171,21 @@ class Executor:
             current_execution.set(execution)
             await self._call(execution, call)
             if room is not None and room.until_answered:
-                await execution.ended.wait()
+                await execution.until_ended()
             if execution.turn_failure is not None:
                 # Its last event would be taken for the next job's.
                 await self._stop_its_turns(execution)
         except asyncio.CancelledError:
             if not execution.cancelled:
                 # Nobody called the job off: the handler, or whoever holds the task, did.
-                await self._finish(execution, JobStatus.CANCELLED, {"reason": "handler cancelled"})
+                reason = {"reason": "handler cancelled"}
+                await self._answers.finish(execution, JobStatus.CANCELLED, reason)
             raise
         except Exception as error:
             await self._failed(execution, error)
         finally:
+            # The task's context knows the job; without this they would keep each other alive.
+            execution.task = None
             if not execution.cancelled:
                 execution.leave()
 
@@ -195,11 +193,11 @@ class Executor:
         job_id = execution.request.job_id
         if isinstance(error, LLMTurnInterruptedError):
             logger.debug(f"{self}: job '{job_id}' is cancelled: {error}")
-            await self._finish(execution, JobStatus.CANCELLED, {"reason": str(error)})
+            await self._answers.finish(execution, JobStatus.CANCELLED, {"reason": str(error)})
         else:
             logger.opt(exception=error).error(f"{self}: job '{job_id}' failed: {error!r}")
             details = ErrorDetails.from_exception(error)
-            await self._finish(execution, JobStatus.ERROR, details.to_response())
+            await self._answers.finish(execution, JobStatus.ERROR, details.to_response())
         await self._stop_its_turns(execution)
 
     def on_turn_failure(self, execution: Execution, failure: LLMTurnError) -> None:
@@ -228,7 +226,7 @@ class Executor:
     async def _call(self, execution: Execution, call: _Call) -> None:
         request = execution.request
         result = call(request)
-        if isinstance(result, AsyncIterator):
+        if not iscoroutine(result) and isinstance(result, AsyncIterator):
             await self._stream(execution, result)
             return
         answer = await result
@@ -242,7 +240,7 @@ class Executor:
                 f"the handler returned {answer!r}; return a dict, or None and answer with "
                 "send_job_response()"
             )
-        await self._finish(execution, JobStatus.COMPLETED, cast(JobData, answer))
+        await self._answers.finish(execution, JobStatus.COMPLETED, cast(JobData, answer))
 
     async def _stream(self, execution: Execution, chunks: AsyncIterator[object]) -> None:
         job_id = execution.request.job_id
@@ -250,176 +248,33 @@ class Executor:
             started = False
             async for chunk in chunks:
                 if not started:
-                    await self.stream(BusJobStreamStartMessage, job_id, None)
+                    await self._answers.stream(BusJobStreamStartMessage, job_id, None)
                     started = True
-                await self.stream(BusJobStreamDataMessage, job_id, cast(JobData, chunk))
-        if not execution.ended.is_set():
+                await self._answers.stream(BusJobStreamDataMessage, job_id, cast(JobData, chunk))
+        if not execution.ended:
             if not started:
-                await self.stream(BusJobStreamStartMessage, job_id, None)
-            await self.stream_end(job_id, None)
+                await self._answers.stream(BusJobStreamStartMessage, job_id, None)
+            await self._answers.stream_end(job_id, None)
 
-    # -- it answers --------------------------------------------------------------------------
-
-    async def respond(
-        self, job_id: str, response: object, *, status: JobStatus, urgent: bool
-    ) -> None:
-        """Answer a job.
-
-        Args:
-            job_id: An open job.
-            response: A dict, or None.
-            status: How it went.
-            urgent: Whether the answer overtakes other messages.
-
-        Raises:
-            UnknownJobError: If the job is not open.
-            InvalidJobTypeError: If the response is no dict or the status none of Pipecat's.
-        """
-        execution = self._open(job_id)
-        data = check_data("response", response)
-        try:
-            status = JobStatus(status)
-        except ValueError as error:
-            raise InvalidJobTypeError(f"status is {status!r}; give a JobStatus") from error
-        await self._answer(execution, self._response(execution.request, status, data, urgent))
-
-    async def update(self, job_id: str, update: object, *, urgent: bool) -> None:
-        """Report progress.
-
-        Args:
-            job_id: An open job.
-            update: A dict, or None.
-            urgent: Whether the update overtakes other messages.
-
-        Raises:
-            UnknownJobError: If the job is not open.
-            InvalidJobTypeError: If the update is no dict.
-        """
-        request = self._open(job_id).request
-        data = check_data("update", update)
-        message_class = BusJobUpdateUrgentMessage if urgent else BusJobUpdateMessage
-        await self._worker.send_bus_message(
-            message_class(
-                source=self._worker.name, target=request.source, job_id=job_id, update=data
-            )
-        )
-
-    async def stream(
-        self,
-        message_class: type[BusJobStreamStartMessage | BusJobStreamDataMessage],
-        job_id: str,
-        data: object,
-    ) -> None:
-        """Send the start or a chunk of a streamed answer.
-
-        Args:
-            message_class: Which of the two.
-            job_id: An open job.
-            data: A dict, or None.
-
-        Raises:
-            UnknownJobError: If the job is not open.
-            InvalidJobTypeError: If the data is no dict.
-        """
-        request = self._open(job_id).request
-        chunk = check_data("stream data", data)
-        await self._worker.send_bus_message(
-            message_class(
-                source=self._worker.name, target=request.source, job_id=job_id, data=chunk
-            )
-        )
-
-    async def stream_end(self, job_id: str, data: object) -> None:
-        """End a streamed answer, and with it the job.
-
-        Args:
-            job_id: An open job.
-            data: The answer: a dict, or None.
-
-        Raises:
-            UnknownJobError: If the job is not open.
-            InvalidJobTypeError: If the data is no dict.
-        """
-        execution = self._open(job_id)
-        end = BusJobStreamEndMessage(
-            source=self._worker.name,
-            target=execution.request.source,
-            job_id=job_id,
-            data=check_data("stream data", data),
-        )
-        await self._answer(execution, end)
-
-    def _open(self, job_id: str) -> Execution:
-        execution = self._executions.get(job_id)
-        if execution is None or execution.answering:
-            ended = execution is not None or any(job_id == known for _, known in self._recent)
-            raise UnknownJobError(
-                self._worker.name, job_id, ended=ended, open_jobs=list(self._executions)
-            )
-        return execution
-
-    async def _finish(
-        self, execution: Execution, status: JobStatus, response: JobData | None
-    ) -> None:
-        """Answer on the handler's behalf, unless the job has been answered."""
-        if execution.answering or (execution.cancelled and status is JobStatus.COMPLETED):
-            logger.debug(f"{self}: dropping {status} of job '{execution.request.job_id}': it ended")
-            return
-        await self._answer(execution, self._response(execution.request, status, response))
-
-    async def _answer(
-        self, execution: Execution, answer: BusDataMessage | BusSystemMessage
-    ) -> None:
-        execution.answering = True
-        try:
-            await self._worker.send_bus_message(answer)
-        except BaseException:
-            execution.answering = False
-            raise
-        self._forget(execution)
-
-    def _forget(self, execution: Execution) -> None:
-        request = execution.request
-        execution.answering = True
-        self._active.pop(request.job_id, None)
-        self._executions.pop(request.job_id, None)
-        self._recent.remember((request.source, request.job_id), request.id)
-        execution.ended.set()
-
-    async def _send(
-        self, request: BusJobRequestMessage, status: JobStatus, response: JobData | None
-    ) -> None:
-        await self._worker.send_bus_message(self._response(request, status, response))
-
-    def _response(
-        self,
-        request: BusJobRequestMessage,
-        status: JobStatus,
-        response: JobData | None,
-        urgent: bool = False,
-    ) -> BusJobResponseMessage | BusJobResponseUrgentMessage:
-        message_class = BusJobResponseUrgentMessage if urgent else BusJobResponseMessage
-        return message_class(
-            source=self._worker.name,
-            target=request.source,
-            job_id=request.job_id,
-            status=status,
-            response=response,
-        )
-
-    async def on_update_request(self, message: BusJobUpdateRequestMessage) -> None:
+    def on_update_request(self, message: BusJobUpdateRequestMessage) -> None:
         """Pass on a requester's wish for an update.
 
         Args:
             message: The wish, well formed.
         """
         execution = self._asked_by(message)
-        if execution is not None:
-            await execution.steps.run(lambda: self._hooks.fire("on_job_update_requested", message))
+        if execution is None:
+            return
+        event = "on_job_update_requested"
+        if not self._hooks.overrides(event):
+            self._hooks.announce(event, message)
+            return
+        execution.steps = execution.steps or Steps(self._worker)
+        execution.steps.run(partial(self._hooks.fire, event, message))
 
     # -- it is called off --------------------------------------------------------------------
 
-    async def on_cancel(self, message: BusJobCancelMessage) -> None:
+    def on_cancel(self, message: BusJobCancelMessage) -> None:
         """Stop a job, or remember that it must not start.
 
         Args:
@@ -427,9 +282,9 @@ class Executor:
         """
         job = (message.source, message.job_id)
         execution = self._asked_by(message)
-        if execution is None and job not in self._recent:
+        if execution is None and job not in self._answers.recent:
             # Cancels overtake requests; the one this belongs to is still on its way.
-            self._recent.remember(job, None)
+            self._answers.recent.remember(job, None)
         if execution is None or execution.cancelled:
             return
         execution.cancelled = True
@@ -439,7 +294,7 @@ class Executor:
     def _asked_by(
         self, message: BusJobCancelMessage | BusJobUpdateRequestMessage
     ) -> Execution | None:
-        execution = self._executions.get(message.job_id)
+        execution = self._answers.get(message.job_id)
         if execution is None or execution.request.source == message.source:
             return execution
         logger.warning(f"{self}: ignoring {message}: job '{message.job_id}' is not its sender's")
@@ -456,8 +311,8 @@ class Executor:
             if not hook.done():
                 logger.warning(f"{self}: on_job_cancelled() of job '{message.job_id}' overruns")
         else:
-            await self._hooks.announce("on_job_cancelled", message)
-        await self._finish(execution, JobStatus.CANCELLED, None)
+            self._hooks.announce("on_job_cancelled", message)
+        await self._answers.finish(execution, JobStatus.CANCELLED, None)
         execution.leave()
 
     async def _cancel_tasks(self, executions: list[Execution]) -> None:
@@ -481,17 +336,17 @@ class Executor:
     async def stop(self) -> None:
         """Answer for every open job and stop its handler: the worker stops."""
         self.stopped = True
-        executions = list(self._executions.values())
+        executions = self._answers.all()
         reason = {"reason": f"worker '{self._worker.name}' stopped"}
         for execution in executions:
             execution.cancelled = True
             try:
                 await asyncio.wait_for(
-                    self._finish(execution, JobStatus.CANCELLED, reason), self._cancel_grace
+                    self._answers.finish(execution, JobStatus.CANCELLED, reason), self._cancel_grace
                 )
             except Exception as error:
                 logger.opt(exception=error).error(f"{self}: could not answer for a job at the end")
-            self._forget(execution)
+            self._answers.forget(execution)
         await self._cancel_tasks(executions)
 
     def __str__(self) -> str:

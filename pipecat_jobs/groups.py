@@ -1,17 +1,19 @@
 """One call's worth of jobs: who was asked, who has answered, and how it ended."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupEvent
 
 from pipecat_jobs.deadline import Deadline
 from pipecat_jobs.errors import JobError, failure_of
+from pipecat_jobs.events import EventQueue, LatestUpdateQueue
 from pipecat_jobs.hooks import Steps
 from pipecat_jobs.messages import ResponseMessage
 from pipecat_jobs.outcomes import ErrorDetails, JobData, JobOutcome, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
+from pipecat_jobs.window import StreamWindow
 
 
 class JobGroup(PipecatJobGroup):
@@ -24,19 +26,33 @@ class JobGroup(PipecatJobGroup):
         outcomes: How it ended, by worker; complete once the group is done.
     """
 
-    #: Runs its hooks in order. Set by the requester, right after it has made the group.
-    steps: Steps
+    deadline: Deadline | None = None
+    dispatched = False
+    #: Whether its end has been told: to the hooks, or to the workers it was called off at.
+    concluded = False
+    #: The first answer of a worker that could not do it.
+    failing: ResponseMessage | None = None
+    #: The workers that were given up while they owed an answer, and have to be told.
+    owing: Sequence[str] = ()
+    #: The task that dispatches it, while that is under way.
+    dispatcher: asyncio.Task[object] | None = None
+    #: Whether the dispatch was cut off, because the group ended before it was through.
+    cut_off = False
+    _events: EventQueue | None = None
+    _reading = False
+    _first: JobOutcome | None = None
+    _known_workers: Sequence[str] = ()
 
     def __init__(
         self,
         job_id: str,
         worker_names: list[str],
         params: JobGroupParams,
+        steps: Steps,
         *,
         single: bool,
+        keeps_events: bool,
     ):
-        self._events: asyncio.Queue[JobGroupEvent | None] | None = None
-        self._early: list[JobGroupEvent] = []
         super().__init__(
             job_id,
             worker_names,
@@ -45,23 +61,16 @@ class JobGroup(PipecatJobGroup):
             cancellable=params.cancellable,
         )
         self.params = params
+        #: Runs its hooks in order.
+        self.steps = steps
         self.outcomes: dict[str, JobOutcome] = {}
-        self.deadline: Deadline | None = None
-        self.dispatched = False
-        #: Whether its end has been told: to the hooks, or to the workers it was called off at.
-        self.concluded = False
-        #: The first answer of a worker that could not do it.
-        self.failing: ResponseMessage | None = None
-        #: The workers that were given up while they owed an answer, and have to be told.
-        self.owing: list[str] = []
-        #: Cuts the dispatch off, wherever it waits, when the group ends before it is through.
-        self.cut_off: asyncio.Timeout | None = None
         self._single = single
-        self._first: JobOutcome | None = None
+        self._keeps_events = keeps_events
+        self._early: list[JobGroupEvent] = []
+        self._windows: dict[str, StreamWindow] = {}
         self._clock = asyncio.get_running_loop().time
         self._asked_at = self._clock()
         self._sent_at: dict[str, float] = {}
-        self._known_workers: list[str] = []
 
     # -- who has ended -----------------------------------------------------------------------
 
@@ -69,6 +78,11 @@ class JobGroup(PipecatJobGroup):
     def pending(self) -> list[str]:
         """The workers without an outcome, in the order they were named."""
         return [name for name in self.worker_names if name not in self.outcomes]
+
+    @property
+    def settled(self) -> bool:
+        """Whether every worker has an outcome."""
+        return len(self.outcomes) == len(self.worker_names)
 
     @property
     def failed(self) -> bool:
@@ -158,17 +172,17 @@ class JobGroup(PipecatJobGroup):
             error: What went wrong.
             reason: Why, as a sentence.
         """
-        for name in self.pending:
-            if name in self._sent_at:
-                self.owing.append(name)
+        pending = self.pending
+        self.owing = [*self.owing, *(name for name in pending if name in self._sent_at)]
+        for name in pending:
             outcome = self.settle(name, status, error=error, reason=reason)
             self._first = self._first or outcome
 
     # -- what arrives meanwhile --------------------------------------------------------------
 
     @property
-    def event_queue(self) -> asyncio.Queue[JobGroupEvent | None] | None:
-        """Where updates and stream events go, and None after the last; None while nobody listens.
+    def event_queue(self) -> EventQueue | None:
+        """Where updates and stream events go, and None after the last; None while there are none.
 
         A queue that is set once the dispatch has returned, as Pipecat's own contexts do, gets what
         came during it.
@@ -177,27 +191,99 @@ class JobGroup(PipecatJobGroup):
 
     @event_queue.setter
     def event_queue(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self, queue: asyncio.Queue[JobGroupEvent | None] | None
+        self, queue: EventQueue | None
     ) -> None:
         self._events = queue
-        if queue is None:
-            return
+        if queue is not None:
+            self._fill(queue)
+
+    def _fill(self, queue: EventQueue) -> None:
         for event in self._early:
             queue.put_nowait(event)
         self._early.clear()
         if self.is_done:
             queue.put_nowait(None)
 
-    def push(self, event: JobGroupEvent) -> None:
+    def _event_queue(self) -> EventQueue:
+        if self._events is None:
+            latest = self.params.latest_update_only
+            self._events = LatestUpdateQueue() if latest else asyncio.Queue()
+            self._fill(self._events)
+        return self._events
+
+    def push(self, event: JobGroupEvent, *, heard: bool = True) -> None:
         """Hand an event to whoever listens.
 
         Args:
             event: An update or a stream event of an asked worker.
+            heard: Whether no hook has to hear it first; see :meth:`heard`.
         """
-        if self._events is not None:
+        if self._keeps_events:
+            self._event_queue().put_nowait(event)
+        elif self._events is not None:
             self._events.put_nowait(event)
         elif not self.dispatched:
             self._early.append(event)
+        if (window := self._window_of(event)) is not None:
+            window.arrived(heard=heard, kept=self._keeps_events)
+
+    def heard(self, event: JobGroupEvent) -> None:
+        """Note that the hooks have heard an event.
+
+        Args:
+            event: One that was pushed before they had.
+        """
+        if (window := self._window_of(event)) is not None:
+            window.heard()
+
+    async def next_event(self) -> JobGroupEvent | None:
+        """Wait for the next event; from now on a worker that streams waits for its reader.
+
+        Returns:
+            The event, or None after the last, however often it is asked for.
+        """
+        if not self._reading:
+            self.reading(True)
+        queue = self._event_queue()
+        event = await queue.get()
+        if event is None:
+            # Left for the next loop over the same job, which has to end as well.
+            queue.put_nowait(None)
+        elif (window := self._window_of(event)) is not None:
+            window.read()
+        return event
+
+    def reading(self, reading: bool) -> None:
+        """Say whether events are being read, and workers held up that stream faster.
+
+        Args:
+            reading: Whether they are.
+        """
+        self._reading = reading
+        for window in self._windows.values():
+            window.reading(reading)
+
+    def window(self, worker_name: str) -> StreamWindow | None:
+        """Give what holds a worker up that streams faster than it is read.
+
+        Args:
+            worker_name: A worker that owes an answer.
+
+        Returns:
+            The worker's window, or None when it may stream as fast as it can.
+        """
+        if self.is_done or not self.params.unread_limit or not self.awaits(worker_name):
+            return None
+        window = self._windows.get(worker_name)
+        if window is None:
+            window = self._windows[worker_name] = StreamWindow(self.params.unread_limit)
+            window.reading(self._reading)
+        return window
+
+    def _window_of(self, event: JobGroupEvent) -> StreamWindow | None:
+        if event.type != JobGroupEvent.STREAM_DATA:
+            return None
+        return self._windows.get(event.worker_name)
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -208,8 +294,9 @@ class JobGroup(PipecatJobGroup):
         if self.deadline is not None:
             self.deadline.clear()
         super().complete()
-        if self.cut_off is not None:
-            self.cut_off.reschedule(self._clock())
+        if self.dispatcher is not None and self.dispatcher is not asyncio.current_task():
+            self.cut_off = True
+            self.dispatcher.cancel()
 
     def fail(self, reason: str | None = None) -> None:
         """End the group as cancelled.

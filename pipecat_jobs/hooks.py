@@ -1,8 +1,7 @@
 """Calling what a bot builder hangs on a job: ``on_job_*`` overrides and event handlers.
 
 Whatever they do, a job's outcome is decided without them: what they raise is logged with its
-traceback, and they never run on the task that brings the worker its messages where they could
-hold it up.
+traceback, and they never run on the task that brings the worker its messages.
 """
 
 import asyncio
@@ -15,7 +14,7 @@ from typing import Any
 from loguru import logger
 from pipecat.workers.base_worker import BaseWorker
 
-from pipecat_jobs._pipecat import call_event_handlers, has_event_handlers
+from pipecat_jobs._pipecat import has_event_handlers, start_event_handlers
 
 #: The events of a job at the worker that asked for it, each also a method to override.
 REQUESTER_EVENTS = (
@@ -106,6 +105,10 @@ class Hooks:
             for event in JOB_EVENTS
             if getattr(type(worker), event) is not getattr(BaseWorker, event)
         )
+        # Asked for with every message, so that they are not looked up every time.
+        self._listened: set[str] = set()
+        for event in (*JOB_EVENTS, "on_bus_message"):
+            self.note_listeners(event)
 
     def overrides(self, *events: str) -> bool:
         """Tell whether the worker's class overrides one of these hooks.
@@ -127,16 +130,39 @@ class Hooks:
         Returns:
             Whether anybody would be called.
         """
-        return has_event_handlers(self._worker, event)
+        return event in self._listened
 
-    async def announce(self, event: str, message: object) -> None:
-        """Fire the event handlers alone.
+    def note_listeners(self, event: str) -> None:
+        """Note that an event handler was added or removed.
+
+        Args:
+            event: The event's name.
+        """
+        if has_event_handlers(self._worker, event):
+            self._listened.add(event)
+        else:
+            self._listened.discard(event)
+
+    def hears(self, event: str) -> bool:
+        """Tell whether anybody's code runs at an event.
+
+        Args:
+            event: The hook's name.
+
+        Returns:
+            Whether there is an override or an event handler.
+        """
+        return event in self._overridden or event in self._listened
+
+    def announce(self, event: str, message: object) -> None:
+        """Fire the event handlers alone, each in a task of its own.
 
         Args:
             event: The event's name.
             message: What they get.
         """
-        await call_event_handlers(self._worker, event, message)
+        if event in self._listened:
+            start_event_handlers(self._worker, event, message)
 
     async def fire(self, event: str, message: object) -> None:
         """Call the override, then the event handlers.
@@ -148,65 +174,57 @@ class Hooks:
         if event in self._overridden:
             hook = getattr(self._worker, event)
             await guarded(f"{event}() of worker '{self._worker.name}'", lambda: hook(message))
-        await call_event_handlers(self._worker, event, message)
+        self.announce(event, message)
 
 
 class Steps:
-    """Does things one after the other, in a task of its own where they may take long.
+    """Runs a job's hooks one after the other, in a task of their own.
 
-    Each job has one, so that its hooks fire in order and hold up no other job.
+    Each job has its own, so that its hooks fire in order and hold up no other job.
 
     Args:
         worker: The worker whose task manager runs them.
-        in_place: Whether a step may run before :meth:`run` returns, when nothing is ahead of it;
-            for a worker without overrides, whose steps wait on no code but ours.
         held: Whether nothing runs before :meth:`release`.
-        then: What to do each time all steps are done.
     """
 
-    __slots__ = ("_busy", "_in_place", "_then", "_waiting", "_worker")
+    __slots__ = ("_waiting", "_worker", "busy")
 
-    def __init__(
-        self,
-        worker: BaseWorker,
-        *,
-        in_place: bool,
-        held: bool = False,
-        then: Step | None = None,
-    ):
+    def __init__(self, worker: BaseWorker, *, held: bool = False):
+        self.busy = held
+        """Whether a step that is added now has to wait for others."""
         self._worker = worker
-        self._waiting: deque[Step] = deque()
-        self._busy = held
-        self._in_place = in_place
-        self._then = then
+        self._waiting: deque[Step] | None = None
 
-    async def run(self, step: Step) -> None:
+    @property
+    def last(self) -> bool:
+        """Whether nothing waits behind the step that is running."""
+        return not self._waiting
+
+    def run(self, step: Step) -> None:
         """Do a step after those before it.
 
         Args:
             step: Makes the coroutine to run.
         """
+        if self._waiting is None:
+            self._waiting = deque()
         self._waiting.append(step)
-        if self._busy:
-            return
-        self._busy = True
-        if self._in_place:
-            await self._drain()
-        else:
-            self._worker.create_task(self._drain(), "job_hooks")
+        if not self.busy:
+            self._begin(self._waiting)
 
     def release(self) -> None:
-        """Let the steps that were held run, in a task, and those to come."""
+        """Let the steps that were held run, and those to come."""
+        self.busy = False
         if self._waiting:
-            self._worker.create_task(self._drain(), "job_hooks")
-        else:
-            self._busy = False
+            self._begin(self._waiting)
 
-    async def _drain(self) -> None:
+    def _begin(self, waiting: deque[Step]) -> None:
+        self.busy = True
+        self._worker.create_task(self._drain(waiting), "job_hooks")
+
+    async def _drain(self, waiting: deque[Step]) -> None:
         try:
-            while self._waiting:
-                await self._waiting.popleft()()
-                if not self._waiting and self._then is not None:
-                    await self._then()
+            while waiting:
+                await waiting.popleft()()
         finally:
-            self._busy = False
+            self.busy = False

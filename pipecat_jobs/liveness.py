@@ -9,26 +9,68 @@ a network bus gives no sign; there the caller's timeout decides, or
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._pipecat import proxied_name, proxy_connection
 
-#: Asks a worker to call back when it has stopped; gives what takes that back, or None when the
-#: worker cannot and has to be waited for.
-WhenStopped = Callable[[BaseWorker, Callable[[], None]], Callable[[], None] | None]
-
 #: Seconds that an ended worker's last answers get to arrive before it counts as lost.
 LAST_WORDS = 0.1
 
 
-@dataclass(slots=True)
+class Departure:
+    """Tells those who wait on a worker that it has stopped, without a task that waits for it."""
+
+    __slots__ = ("_calls", "stopped")
+
+    def __init__(self) -> None:
+        self.stopped = False
+        """Whether it has."""
+        # In the order they came, and each is taken back in one step however many there are.
+        self._calls: dict[object, Callable[[], None]] = {}
+
+    def call(self, key: object, call: Callable[[], None]) -> None:
+        """Call somebody when it happens.
+
+        Args:
+            key: What :meth:`forget` will be given.
+            call: What to call.
+        """
+        self._calls[key] = call
+
+    def forget(self, key: object) -> None:
+        """Take a :meth:`call` back. Does nothing when it has been called.
+
+        Args:
+            key: The key that was given.
+        """
+        self._calls.pop(key, None)
+
+    def happen(self) -> None:
+        """Tell everybody. Does nothing the second time."""
+        self.stopped = True
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call()
+
+
+#: Finds where a worker tells that it has stopped; None when it cannot and has to be waited for.
+DepartureOf = Callable[[BaseWorker], Departure | None]
+
+
+@dataclass(slots=True, eq=False)
 class _Watch:
     """One worker that somebody waits on."""
 
-    jobs: set[str] = field(default_factory=set[str])
-    undo: list[Callable[[], object]] = field(default_factory=list[Callable[[], object]])
+    jobs: set[str]
+    departure: Departure | None = None
+    undo: list[Callable[[], object]] | None = None
+
+    def undone_by(self, undo: Callable[[], object]) -> None:
+        """Keep what takes a part of it back."""
+        self.undo = [*(self.undo or ()), undo]
 
 
 class Liveness:
@@ -37,54 +79,52 @@ class Liveness:
     Args:
         worker: The requester.
         lost: Called with a worker's name and the reason when it is gone.
-        when_stopped: Asks a worker to call back when it has stopped, where it can.
+        departure_of: Finds where a worker tells that it has stopped.
     """
 
     def __init__(
         self,
         worker: BaseWorker,
         lost: Callable[[str, str], None],
-        when_stopped: WhenStopped,
+        departure_of: DepartureOf,
     ):
         self._worker = worker
         self._lost = lost
-        self._when_stopped = when_stopped
+        self._departure_of = departure_of
         self._watches: dict[str, _Watch] = {}
 
-    def gone(self, name: str) -> str | None:
-        """Look whether a worker has already gone.
-
-        Args:
-            name: The worker about to be asked.
-
-        Returns:
-            The reason, or None when it may well answer.
-        """
-        target = self._worker.worker_runner.get_worker(name)
-        if target is not None:
-            return f"worker '{name}' has ended" if _has_ended(target) else None
-        proxy = self._proxy_of(name)
-        if proxy is not None and (_has_ended(proxy) or proxy_connection(proxy) is None):
-            return f"proxy '{proxy.name}' is not connected"
-        return None
-
-    def watch(self, name: str, job_id: str) -> None:
-        """Start noticing the end of a worker that is being asked.
+    def watch(self, name: str, job_id: str) -> str | None:
+        """Start noticing the end of a worker that is about to be asked.
 
         Args:
             name: The worker.
             job_id: The job it will owe an answer for, until :meth:`unwatch`.
+
+        Returns:
+            Why it cannot answer, when it has already gone and nothing is watched; None otherwise.
         """
         watch = self._watches.get(name)
         if watch is None:
-            watch = self._watches[name] = _Watch()
-            target = self._worker.worker_runner.get_worker(name)
-            if target is not None:
-                self._watch_worker(name, watch, target, f"worker '{name}' has ended")
-            elif (proxy := self._proxy_of(name)) is not None:
-                self._watch_worker(name, watch, proxy, f"proxy '{proxy.name}' has ended")
-                self._watch_connection(name, watch, proxy)
+            watch = _Watch({job_id})
+            if (reason := self._begin(name, watch)) is not None:
+                return reason
+            self._watches[name] = watch
+            return None
         watch.jobs.add(job_id)
+        return None
+
+    def _begin(self, name: str, watch: _Watch) -> str | None:
+        target = self._worker.worker_runner.get_worker(name)
+        if target is not None:
+            return self._watch_worker(name, watch, target, f"worker '{name}' has ended")
+        proxy = self._proxy_of(name)
+        if proxy is None:
+            return None
+        ended = f"proxy '{proxy.name}' has ended"
+        if proxy_connection(proxy) is None or self._watch_worker(name, watch, proxy, ended):
+            return f"proxy '{proxy.name}' is not connected"
+        self._watch_connection(name, watch, proxy)
+        return None
 
     def unwatch(self, name: str, job_id: str) -> None:
         """Note that a worker owes a job no more; stop noticing when it was the last.
@@ -99,15 +139,25 @@ class Liveness:
         watch.jobs.discard(job_id)
         if not watch.jobs:
             del self._watches[name]
-            for undo in watch.undo:
+            if watch.departure is not None:
+                watch.departure.forget(watch)
+            for undo in watch.undo or ():
                 undo()
 
-    def _watch_worker(self, name: str, watch: _Watch, target: BaseWorker, reason: str) -> None:
-        undo = self._when_stopped(target, lambda: self._ended(name, watch, reason))
-        if undo is not None:
-            watch.undo.append(undo)
-        else:
+    def _watch_worker(
+        self, name: str, watch: _Watch, target: BaseWorker, reason: str
+    ) -> str | None:
+        departure = self._departure_of(target)
+        if departure is None:
+            if _has_ended(target):
+                return reason
             self._follow(name, watch, reason, target.wait)
+            return None
+        if departure.stopped:
+            return reason
+        watch.departure = departure
+        departure.call(watch, partial(self._ended, name, watch, reason))
+        return None
 
     def _watch_connection(self, name: str, watch: _Watch, proxy: BaseWorker) -> None:
         reason = f"proxy '{proxy.name}' lost its connection"
@@ -122,7 +172,7 @@ class Liveness:
 
         event = "on_client_disconnected"
         proxy.add_event_handler(event, disconnected)
-        watch.undo.append(lambda: proxy.remove_event_handler(event, disconnected))
+        watch.undone_by(lambda: proxy.remove_event_handler(event, disconnected))
 
     def _proxy_of(self, name: str) -> BaseWorker | None:
         runner = self._worker.worker_runner
@@ -139,12 +189,12 @@ class Liveness:
             await ended()
             self._ended(name, watch, reason)
 
-        watch.undo.append(self._worker.create_task(follow(), f"job_watch_{name}").cancel)
+        watch.undone_by(self._worker.create_task(follow(), f"job_watch_{name}").cancel)
 
     def _ended(self, name: str, watch: _Watch, reason: str) -> None:
         # What it said last may still be on the bus.
         timer = asyncio.get_running_loop().call_later(LAST_WORDS, self._lost, name, reason)
-        watch.undo.append(timer.cancel)
+        watch.undone_by(timer.cancel)
 
 
 def _has_ended(worker: BaseWorker) -> bool:

@@ -1,5 +1,7 @@
 """What may arrive: the job messages of Pipecat's bus, checked before anybody acts on them."""
 
+from typing import TypeGuard
+
 from pipecat.bus.messages import (
     BusJobCancelMessage,
     BusJobRequestMessage,
@@ -11,6 +13,7 @@ from pipecat.bus.messages import (
     BusJobUpdateMessage,
     BusJobUpdateRequestMessage,
     BusJobUpdateUrgentMessage,
+    BusMessage,
 )
 from pipecat.pipeline.job_context import JobStatus
 
@@ -31,14 +34,32 @@ JobMessage = (
     | BusJobCancelMessage
 )
 
-_OPTIONAL: dict[str, type] = {
-    "payload": dict,
-    "response": dict,
-    "update": dict,
-    "data": dict,
-    "job_name": str,
-    "reason": str,
+_NAMES = ("source", "job_id")
+#: What each class of message carries beside who sent it and for which job.
+_CARRIED: dict[type[BusMessage], dict[str, type]] = {
+    BusJobRequestMessage: {"payload": dict, "job_name": str},
+    BusJobResponseMessage: {"response": dict},
+    BusJobResponseUrgentMessage: {"response": dict},
+    BusJobUpdateMessage: {"update": dict},
+    BusJobUpdateUrgentMessage: {"update": dict},
+    BusJobStreamStartMessage: {"data": dict},
+    BusJobStreamDataMessage: {"data": dict},
+    BusJobStreamEndMessage: {"data": dict},
+    BusJobUpdateRequestMessage: {},
+    BusJobCancelMessage: {"reason": str},
 }
+
+
+def is_job_message(message: BusMessage) -> TypeGuard[JobMessage]:
+    """Tell whether a message is about a job.
+
+    Args:
+        message: Any message.
+
+    Returns:
+        Whether it is of one of the classes of :data:`JobMessage`.
+    """
+    return type(message) in _CARRIED
 
 
 def malformed(message: JobMessage) -> str | None:
@@ -53,15 +74,15 @@ def malformed(message: JobMessage) -> str | None:
         What is wrong, in a few words, or None when it can be acted on.
     """
     fields = vars(message)
-    for field in ("source", "job_id"):
+    for field in _NAMES:
         value = fields.get(field)
         if not isinstance(value, str) or not value:
             return f"{field} is {value!r}, not a name"
-    for field, kind in _OPTIONAL.items():
+    for field, kind in _CARRIED[type(message)].items():
         value = fields.get(field)
         if value is not None and not isinstance(value, kind):
             return f"{field} is {value!r}, not a {kind.__name__}"
-    if isinstance(message, ResponseMessage) and answered_status(message) is None:
+    if "status" in fields and answered_status(message) is None:  # pyright: ignore
         return f"status is {fields.get('status')!r}, not a JobStatus"
     return None
 
@@ -75,6 +96,8 @@ def answered_status(message: ResponseMessage) -> JobStatus | None:
     Returns:
         The status, or None when it is none that Pipecat knows.
     """
+    if type(message.status) is JobStatus:
+        return message.status
     try:
         return JobStatus(message.status)
     except ValueError:

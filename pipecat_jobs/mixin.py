@@ -1,8 +1,7 @@
 """The one place that knows Pipecat's worker: its methods in front, our two halves behind."""
 
-from abc import ABCMeta
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, TypeGuard, Unpack, get_args
+from typing import Any, ClassVar, Literal, Unpack
 
 from loguru import logger
 from pipecat.bus.messages import (
@@ -27,12 +26,15 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.llm import LLMContextWorker
 
 from pipecat_jobs._pipecat import call_event_handlers
+from pipecat_jobs.answers import Answers
+from pipecat_jobs.bases import UnderWorkers
 from pipecat_jobs.contexts import JobContext, JobGroupContext
 from pipecat_jobs.executor import Executor
 from pipecat_jobs.groups import JobGroup
 from pipecat_jobs.handlers import collect_handlers
 from pipecat_jobs.hooks import JOB_EVENTS, Hooks, logging_traceback
-from pipecat_jobs.messages import JobMessage, malformed
+from pipecat_jobs.liveness import Departure
+from pipecat_jobs.messages import JobMessage, is_job_message, malformed
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.params import (
     JobGroupKeywords,
@@ -42,30 +44,10 @@ from pipecat_jobs.params import (
 )
 from pipecat_jobs.requester import Requester
 from pipecat_jobs.turns import LLMTurns
-
-_JOB_MESSAGES = frozenset(get_args(JobMessage))
-
-
-def _is_job_message(message: BusMessage) -> TypeGuard[JobMessage]:
-    return type(message) in _JOB_MESSAGES
+from pipecat_jobs.window import StreamWindow
 
 
-class _UnderWorkers(ABCMeta):
-    """Puts the mixin right above ``BaseWorker``, in whatever order the bases are written.
-
-    Pipecat's workers extend the job methods they inherit: ``UIWorker`` announces a group around
-    ``super().create_job_group_and_request_job()``. Those extensions have to wrap ours.
-    """
-
-    def mro(cls) -> list[type]:
-        order = super().mro()
-        mixins = [base for base in order if base.__dict__.get("_is_jobs_mixin")]
-        rest = [base for base in order if base not in mixins]
-        at = rest.index(BaseWorker)
-        return [*rest[:at], *mixins, *rest[at:]]
-
-
-class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
+class JobsMixin(BaseWorker, metaclass=UnderWorkers):
     """Gives any Pipecat worker jobs that always end.
 
     Mix it into a worker class of your own; :mod:`pipecat_jobs.workers` has Pipecat's four with it
@@ -92,6 +74,8 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
     """
 
     _is_jobs_mixin: ClassVar[bool] = True
+    # Pipecat's own constructors add event handlers before there are any.
+    __hooks: Hooks | None = None
 
     takes_jobs_when_inactive: ClassVar[bool] = True
     job_request_concurrency: ClassVar[int | Literal["auto"] | None] = "auto"
@@ -106,9 +90,12 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
         concurrency = self.job_request_concurrency
         if concurrency == "auto":
             concurrency = 1 if isinstance(self, LLMContextWorker) else None
-        hooks = Hooks(self)
-        self.__when_stopped: list[Callable[[], None]] = []
-        self.__requester = Requester(self, hooks, self.__call_when_stopped)
+        self.__hooks = hooks = Hooks(self)
+        self.__departure = Departure()
+        create = "create_job_group_and_request_job"
+        extended = getattr(type(self), create) is not getattr(JobsMixin, create)
+        self.__requester = Requester(self, hooks, self.__departure_of, extended=extended)
+        self.__answers = Answers(self, self.__window_of)
         turns: LLMTurns | None = None
         if isinstance(self, LLMContextWorker):
             turns = LLMTurns(self, lambda job, failure: executor.on_turn_failure(job, failure))
@@ -116,6 +103,7 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
         self.__executor = executor = Executor(
             self,
             hooks,
+            self.__answers,
             collect_handlers(type(self)),
             request_concurrency=concurrency,
             cancel_grace=self.job_cancel_grace,
@@ -264,8 +252,9 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             InvalidJobError: If an argument cannot be used.
             TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
         """
-        checked = group_params(params, keywords, JobGroupKeywords)
-        return await self.__requester.ask(check_worker_names(worker_names), checked)
+        if keywords or not self.__requester.has_checked(params):
+            params = group_params(params, keywords, JobGroupKeywords)
+        return await self.__requester.ask(check_worker_names(worker_names), params)
 
     async def cancel_job_group(self, job_id: str, *, reason: str | None = None) -> None:
         """Call a job or a group off: its workers stop, whoever waits gets ``JobCancelledError``.
@@ -324,7 +313,7 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the response is no dict.
         """
-        await self.__executor.respond(job_id, response, status=status, urgent=urgent)
+        await self.__answers.respond(job_id, response, status=status, urgent=urgent)
 
     async def send_job_update(
         self, job_id: str, update: JobData | None = None, *, urgent: bool = False
@@ -340,7 +329,7 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the update is no dict.
         """
-        await self.__executor.update(job_id, update, urgent=urgent)
+        await self.__answers.update(job_id, update, urgent=urgent)
 
     async def send_job_stream_start(self, job_id: str, data: JobData | None = None) -> None:
         """Begin a streamed answer.
@@ -353,7 +342,7 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the data is no dict.
         """
-        await self.__executor.stream(BusJobStreamStartMessage, job_id, data)
+        await self.__answers.stream(BusJobStreamStartMessage, job_id, data)
 
     async def send_job_stream_data(self, job_id: str, data: JobData | None = None) -> None:
         """Send a chunk of a streamed answer.
@@ -366,7 +355,7 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the data is no dict.
         """
-        await self.__executor.stream(BusJobStreamDataMessage, job_id, data)
+        await self.__answers.stream(BusJobStreamDataMessage, job_id, data)
 
     async def send_job_stream_end(self, job_id: str, data: JobData | None = None) -> None:
         """End a streamed answer, which ends the job.
@@ -379,7 +368,7 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the data is no dict.
         """
-        await self.__executor.stream_end(job_id, data)
+        await self.__answers.stream_end(job_id, data)
 
     # -- between the bus and the halves ------------------------------------------------------
 
@@ -392,7 +381,7 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
         Returns:
             Whether to deliver it.
         """
-        if message.target == self.name and _is_job_message(message):
+        if message.target == self.name and is_job_message(message):
             return True
         return super().accepts_bus_message(message)
 
@@ -406,32 +395,53 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             # Before the pipeline is torn down: an LLM turn cut short there would answer its job
             # with the fragment, as if it were complete.
             await self.__executor.stop()
-        if not _is_job_message(message) or message.target not in (None, self.name):
+        if not is_job_message(message) or message.target not in (None, self.name):
             await super().on_bus_message(message)
             return
+        self.__handle(message)
+        await call_event_handlers(self, "on_bus_message", message)
+
+    def take_bus_message(self, message: BusMessage) -> bool:
+        """Handle a job message for this worker at once, as :class:`~pipecat_jobs.RoutedBus` asks.
+
+        None of it waits: handlers and hooks run in tasks of their own.
+
+        Args:
+            message: A message that is about to be delivered.
+
+        Returns:
+            Whether it has been handled; otherwise it goes to :meth:`on_bus_message`.
+        """
+        if (
+            not is_job_message(message)
+            or message.target != self.name
+            or self.__hooks is None
+            or self.__hooks.listens("on_bus_message")
+        ):
+            return False
+        self.__handle(message)
+        return True
+
+    def __handle(self, message: JobMessage) -> None:
         problem = malformed(message)
         if problem is not None:
             logger.warning(f"Worker '{self.name}': dropping {message}: {problem}")
-        else:
-            await self.__route(message)
-        await call_event_handlers(self, "on_bus_message", message)
-
-    async def __route(self, message: JobMessage) -> None:
+            return
         match message:
             case BusJobRequestMessage():
-                await self.__executor.on_request(message, refusal=self.__refusal())
-            case BusJobCancelMessage():
-                await self.__executor.on_cancel(message)
-            case BusJobUpdateRequestMessage():
-                await self.__executor.on_update_request(message)
+                self.__executor.on_request(message, refusal=self.__refusal())
             case BusJobResponseMessage() | BusJobResponseUrgentMessage():
-                await self.__requester.on_response(message)
-            case BusJobUpdateMessage() | BusJobUpdateUrgentMessage():
-                await self.__requester.on_update(message)
-            case BusJobStreamEndMessage():
-                await self.__requester.on_stream_end(message)
+                self.__requester.on_response(message)
             case BusJobStreamStartMessage() | BusJobStreamDataMessage():
-                await self.__requester.on_stream(message)
+                self.__requester.on_stream(message)
+            case BusJobStreamEndMessage():
+                self.__requester.on_stream_end(message)
+            case BusJobUpdateMessage() | BusJobUpdateUrgentMessage():
+                self.__requester.on_update(message)
+            case BusJobUpdateRequestMessage():
+                self.__executor.on_update_request(message)
+            case BusJobCancelMessage():
+                self.__executor.on_cancel(message)
 
     def __refusal(self) -> str | None:
         if self.active or self.takes_jobs_when_inactive:
@@ -447,19 +457,17 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             if self._llm_turns is not None:
                 self._llm_turns.end()
             await super().stop()
-            for call in list(self.__when_stopped):
-                call()
+            self.__departure.happen()
 
     @staticmethod
-    def __call_when_stopped(
-        worker: BaseWorker, call: Callable[[], None]
-    ) -> Callable[[], None] | None:
-        """Have a worker with the mixin call back, which costs no task that waits for it."""
-        if not isinstance(worker, JobsMixin):
-            return None
-        calls = worker.__when_stopped
-        calls.append(call)
-        return lambda: calls.remove(call)
+    def __departure_of(worker: BaseWorker) -> Departure | None:
+        return worker.__departure if isinstance(worker, JobsMixin) else None
+
+    def __window_of(self, request: BusJobRequestMessage) -> StreamWindow | None:
+        requester = self.worker_runner.get_worker(request.source)
+        if isinstance(requester, JobsMixin):
+            return requester.__requester.window(request.job_id, self.name)
+        return None
 
     def add_event_handler(self, event_name: str, handler: Callable[..., Any]) -> None:
         """Add a handler, whose exceptions are logged with their traceback for job events.
@@ -473,6 +481,8 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
             self.__event_handlers[event_name, handler] = wrapped
             handler = wrapped
         super().add_event_handler(event_name, handler)
+        if self.__hooks is not None:
+            self.__hooks.note_listeners(event_name)
 
     def remove_event_handler(self, event_name: str, handler: Callable[..., Any]) -> None:
         """Remove a handler that was added.
@@ -483,3 +493,5 @@ class JobsMixin(BaseWorker, metaclass=_UnderWorkers):
         """
         handler = self.__event_handlers.pop((event_name, handler), handler)
         super().remove_event_handler(event_name, handler)
+        if self.__hooks is not None:
+            self.__hooks.note_listeners(event_name)

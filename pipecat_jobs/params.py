@@ -1,15 +1,19 @@
 """How a job is asked for: Pipecat's parameter objects, with an id of the caller's choice."""
 
-import uuid
+import secrets
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Annotated, TypedDict
 
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.pipeline.job_context import JobParams as PipecatJobParams
+from pydantic import ConfigDict, Field, ValidationError
 
 from pipecat_jobs.deadline import check_timeout
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
+
+#: Chunks of a stream that may be unread unless the caller says otherwise.
+UNREAD_LIMIT = 1_000
 
 
 class JobParams(PipecatJobParams):
@@ -22,9 +26,15 @@ class JobParams(PipecatJobParams):
         label: A title for people, e.g. on a client's progress card.
         cancellable: Whether ``request_cancel_job_group()`` may cancel it.
         job_id: The job's id, or None to have one made.
+        unread_limit: How many stream chunks of a worker may be unread before its
+            ``send_job_stream_data()`` waits, 0 for any number.
+        latest_update_only: Whether an update takes the place of the one before it, if nobody has
+            read that yet.
     """
 
     job_id: str | None = None
+    unread_limit: int = UNREAD_LIMIT
+    latest_update_only: bool = False
 
 
 class JobGroupParams(JobParams, PipecatJobGroupParams):
@@ -46,6 +56,11 @@ class JobKeywords(TypedDict, total=False):
         label: A title for people, e.g. on a client's progress card.
         cancellable: Whether ``request_cancel_job_group()`` may cancel it; True by default.
         job_id: The id to use, or None to have one made.
+        unread_limit: How many stream chunks of a worker may be unread before its
+            ``send_job_stream_data()`` waits, 0 for any number; 1,000 by default. It counts while
+            ``async for`` reads them or hooks hear them, and where both workers are in one process.
+        latest_update_only: Whether an update takes the place of the one before it from the same
+            worker, if ``async for`` has not read that yet; False by default.
     """
 
     name: str | None
@@ -54,6 +69,8 @@ class JobKeywords(TypedDict, total=False):
     label: str | None
     cancellable: bool | None
     job_id: str | None
+    unread_limit: int | None
+    latest_update_only: bool | None
 
 
 class JobGroupKeywords(JobKeywords, total=False):
@@ -65,6 +82,29 @@ class JobGroupKeywords(JobKeywords, total=False):
     """
 
     cancel_on_error: bool | None
+
+
+class _CheckedParams(JobGroupParams):
+    """Parameters of which every value has been looked at, once."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    job_id: Annotated[str, Field(min_length=1)] | None = None
+    unread_limit: Annotated[int, Field(ge=0)] = UNREAD_LIMIT
+
+
+#: What to give for each argument; the timeout has a check of its own.
+_WANTED = {
+    "name": "the name of a @job handler",
+    "payload": "a dict that describes the work",
+    "label": "a title for people",
+    "job_id": "a string that no open job has",
+    "cancellable": "True or False",
+    "cancel_on_error": "True or False",
+    "unread_limit": "a number of chunks, 0 for any number",
+    "latest_update_only": "True or False",
+}
 
 
 def group_params(
@@ -86,33 +126,48 @@ def group_params(
         InvalidJobError: If a value cannot be used; the message says what to write instead.
         TypeError: If both forms were used in one call, or a keyword is unknown.
     """
-    unknown = keywords.keys() - allowed.__optional_keys__
-    if unknown:
-        raise TypeError(
-            f"unexpected keyword {', '.join(sorted(unknown))}; "
-            f"known: {', '.join(sorted(allowed.__optional_keys__))}"
-        )
-    given: dict[str, object] = {k: value for k, value in keywords.items() if value is not None}
-    if params is not None:
-        if given:
+    if params is None:
+        if keywords.keys() - allowed.__optional_keys__:
+            raise _unknown_keyword(keywords, allowed)
+        given: dict[str, object] = {k: value for k, value in keywords.items() if value is not None}
+    else:
+        if keywords:
             raise TypeError(
-                f"give either params= or {', '.join(f'{key}=' for key in sorted(given))}, not both"
+                f"give either params= or {', '.join(f'{key}=' for key in sorted(keywords))}, "
+                "not both"
             )
         if not isinstance(params, PipecatJobParams):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidJobTypeError(f"params is {params!r}; give a JobParams or JobGroupParams")
-        given = {key: getattr(params, key) for key in type(params).model_fields}
-    _expect(given, "name", str, "the name of a @job handler")
-    _expect(given, "payload", dict, "a dict that describes the work")
-    _expect(given, "label", str, "a title for people")
-    _expect(given, "job_id", str, "a string that no open job has")
-    _expect(given, "cancellable", bool, "True or False")
-    _expect(given, "cancel_on_error", bool, "True or False")
-    for key in ("name", "job_id"):
-        if given.get(key) == "":
-            raise InvalidJobError(f"{key} is empty; leave it out to have none given")
-    given["timeout"] = check_timeout(given.get("timeout"))
-    given["job_id"] = given.get("job_id") or str(uuid.uuid4())
-    return JobGroupParams.model_validate(given)
+        given = dict(vars(params))
+    if (timeout := given.get("timeout")) is not None:
+        given["timeout"] = check_timeout(timeout)
+    if given.get("job_id") is None:
+        given["job_id"] = secrets.token_hex(16)
+    try:
+        return _CheckedParams.model_validate(given)
+    except ValidationError as error:
+        raise _refused(error) from error
+
+
+def _unknown_keyword(
+    keywords: JobKeywords | JobGroupKeywords, allowed: type[JobKeywords]
+) -> TypeError:
+    unknown = keywords.keys() - allowed.__optional_keys__
+    return TypeError(
+        f"unexpected keyword {', '.join(sorted(unknown))}; "
+        f"known: {', '.join(sorted(allowed.__optional_keys__))}"
+    )
+
+
+def _refused(error: ValidationError) -> InvalidJobError:
+    """Say of the first value that cannot be used what to give instead."""
+    first = error.errors()[0]
+    key, value = str(first["loc"][0]), first["input"]
+    if value == "":
+        return InvalidJobError(f"{key} is empty; leave it out to have none given")
+    wrong_type = first["type"].endswith("_type")
+    kind = InvalidJobTypeError if wrong_type else InvalidJobError
+    return kind(f"{key} is {value!r}; give {_WANTED[key]}")
 
 
 def check_worker_names(names: Sequence[object]) -> list[str]:
@@ -128,7 +183,7 @@ def check_worker_names(names: Sequence[object]) -> list[str]:
         InvalidJobTypeError: If one is no string.
         InvalidJobError: If there is none, one is empty, or one is named twice.
     """
-    checked: list[str] = []
+    checked: dict[str, None] = {}
     for name in names:
         if not isinstance(name, str):
             raise InvalidJobTypeError(
@@ -141,10 +196,10 @@ def check_worker_names(names: Sequence[object]) -> list[str]:
                 f"worker '{name}' is named twice; name each worker once, and start a second job "
                 "for a second answer"
             )
-        checked.append(name)
+        checked[name] = None
     if not checked:
         raise InvalidJobError("a job group needs at least one worker name")
-    return checked
+    return list(checked)
 
 
 def check_data(what: str, data: object) -> JobData | None:
@@ -163,9 +218,3 @@ def check_data(what: str, data: object) -> JobData | None:
     if data is not None and not isinstance(data, dict):
         raise InvalidJobTypeError(f"{what} is {data!r}; give a dict, e.g. {{'text': ...}}, or None")
     return data
-
-
-def _expect(given: dict[str, object], key: str, kind: type, wanted: str) -> None:
-    value = given.get(key)
-    if value is not None and not isinstance(value, kind):
-        raise InvalidJobTypeError(f"{key} is {value!r}; give {wanted}")

@@ -2,10 +2,11 @@
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeGuard
 
 from loguru import logger
 from pipecat.bus.messages import (
-    BusJobCancelMessage,
     BusJobRequestMessage,
     BusJobResponseMessage,
     BusJobStreamEndMessage,
@@ -14,14 +15,16 @@ from pipecat.bus.messages import (
 )
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupEvent, JobGroupResponse, JobStatus
+from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.registry import WorkerRegistry
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs.deadline import Deadline
+from pipecat_jobs.endings import Endings
 from pipecat_jobs.errors import InvalidJobError, UnknownJobError
 from pipecat_jobs.groups import JobGroup
-from pipecat_jobs.hooks import REQUESTER_EVENTS, Hooks, Steps, guarded
-from pipecat_jobs.liveness import Liveness, WhenStopped
+from pipecat_jobs.hooks import Hooks, Steps
+from pipecat_jobs.liveness import DepartureOf, Liveness
 from pipecat_jobs.messages import (
     JobMessage,
     ResponseMessage,
@@ -33,17 +36,16 @@ from pipecat_jobs.outcomes import ErrorDetails, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
 from pipecat_jobs.readiness import until_ready
 from pipecat_jobs.recent import Recent
-
-#: Seconds that the workers' cancels may take to be sent before the caller goes on without them.
-CANCEL_GRACE = 1.0
+from pipecat_jobs.window import StreamWindow
 
 
 @dataclass(frozen=True, slots=True)
-class _Expected:
-    """What a context says of the group it is about to dispatch."""
+class _Call:
+    """What is known of a group that goes through the worker's own method."""
 
-    events: asyncio.Queue[JobGroupEvent | None]
+    params: JobGroupParams
     single: bool
+    keeps_events: bool
 
 
 class Requester:
@@ -52,76 +54,83 @@ class Requester:
     Args:
         worker: The worker that asks.
         hooks: Its hooks.
-        when_stopped: See :class:`~pipecat_jobs.liveness.Liveness`.
+        departure_of: Finds where a worker tells that it has stopped.
+        extended: Whether the worker's class extends ``create_job_group_and_request_job()``.
     """
 
     def __init__(
         self,
         worker: BaseWorker,
         hooks: Hooks,
-        when_stopped: WhenStopped,
+        departure_of: DepartureOf,
+        *,
+        extended: bool,
     ):
         self._worker = worker
         self._hooks = hooks
-        self._liveness = Liveness(worker, self.lost, when_stopped)
+        self._extended = extended
+        self._liveness = Liveness(worker, self.lost, departure_of)
         # The worker's own ``job_groups``: Pipecat's workers look their groups up there.
         self._groups: dict[str, PipecatJobGroup] = worker.job_groups
-        self._expected: dict[str, _Expected] = {}
-        self._unacknowledged: Recent[str, set[str]] = Recent()
+        self._endings = Endings(worker, self._groups, self._liveness)
+        self._calls: dict[str, _Call] = {}
         self._used: Recent[str, None] = Recent()
-        self._in_place = not hooks.overrides(*REQUESTER_EVENTS)
         self._stopped = False
 
     # -- asking ------------------------------------------------------------------------------
 
-    def expect(self, job_id: str, *, single: bool) -> asyncio.Queue[JobGroupEvent | None]:
-        """Announce a group that a context is about to dispatch, to miss none of its events.
-
-        Args:
-            job_id: The id it will have.
-            single: Whether one worker is asked on its own, with ``job()``.
-
-        Returns:
-            Where the events will arrive; None after the last.
-        """
-        self._check_id(job_id)
-        if job_id in self._expected:
-            raise self._refused_id(job_id, "is in use")
-        events: asyncio.Queue[JobGroupEvent | None] = asyncio.Queue()
-        self._expected[job_id] = _Expected(events, single)
-        return events
-
-    def unexpect(self, job_id: str) -> None:
-        """Forget :meth:`expect`, whether or not the dispatch came to something.
-
-        Args:
-            job_id: The id that was given.
-        """
-        self._expected.pop(job_id, None)
-
-    async def dispatch(self, worker_names: list[str], params: JobGroupParams) -> PipecatJobGroup:
-        """Start a group through the worker's own method, which workers extend.
+    async def dispatch(
+        self,
+        worker_names: list[str],
+        params: JobGroupParams,
+        *,
+        single: bool = False,
+        keeps_events: bool = False,
+    ) -> PipecatJobGroup:
+        """Start a group, through the worker's own method where its class extends that.
 
         Args:
             worker_names: Whom to ask.
-            params: How, its ``job_id`` included.
+            params: How, its ``job_id`` included, all of it checked.
+            single: Whether one worker is asked on its own, with ``job()``.
+            keeps_events: Whether its events are kept for whoever comes to read them.
 
         Returns:
             The group.
         """
+        if not self._extended:
+            return await self._ask(worker_names, params, single, keeps_events)
         assert params.job_id is not None
-        before = self._groups.get(params.job_id)
+        job_id = params.job_id
+        self._check_id(job_id)
+        self._calls[job_id] = _Call(params, single, keeps_events)
         try:
             return await self._worker.create_job_group_and_request_job(worker_names, params=params)
         except BaseException as error:
             # What extends the method may fail, or be cancelled, after the requests have gone out.
-            group = self._groups.get(params.job_id)
-            if group is not None and group is not before:
-                await self.end(group, f"dispatch cut off by {type(error).__name__}")
+            group = self._groups.get(job_id)
+            if group is not None:
+                await self._endings.end(group, f"dispatch cut off by {type(error).__name__}")
             raise
+        finally:
+            self._calls.pop(job_id, None)
+
+    def has_checked(self, params: PipecatJobGroupParams | None) -> TypeGuard[JobGroupParams]:
+        """Tell whether parameters come from :meth:`dispatch`, and need no second check.
+
+        Args:
+            params: What the worker's own method was given.
+
+        Returns:
+            Whether they are those that were handed to :meth:`dispatch`.
+        """
+        if not isinstance(params, JobGroupParams) or params.job_id is None:
+            return False
+        call = self._calls.get(params.job_id)
+        return call is not None and call.params is params
 
     def _check_id(self, job_id: str) -> None:
-        if job_id in self._groups:
+        if job_id in self._groups or job_id in self._calls:
             raise self._refused_id(job_id, "is in use")
         if job_id in self._used:
             # What is still under way for the earlier job would be taken for this one's.
@@ -147,62 +156,72 @@ class Requester:
             InvalidJobError: If the job id is in use.
         """
         assert params.job_id is not None
+        call = self._calls.pop(params.job_id, None)
+        if call is None:
+            return await self._ask(worker_names, params, single=False, keeps_events=False)
+        return await self._ask(worker_names, params, call.single, call.keeps_events)
+
+    async def _ask(
+        self, worker_names: list[str], params: JobGroupParams, single: bool, keeps_events: bool
+    ) -> JobGroup:
+        assert params.job_id is not None
         job_id = params.job_id
         self._check_id(job_id)
         registry = self._worker.registry
-        expected = self._expected.get(job_id)
-        single = expected is not None and expected.single
-        group = JobGroup(job_id, worker_names, params, single=single)
-        group.steps = Steps(
-            self._worker, in_place=self._in_place, held=True, then=lambda: self._conclude(group)
+        group = JobGroup(
+            job_id,
+            worker_names,
+            params,
+            Steps(self._worker, held=True),
+            single=single,
+            keeps_events=keeps_events,
         )
         if self._stopped:
             group.fail(f"worker '{self._worker.name}' has stopped")
             raise group.failure()
-        if expected is not None:
-            group.event_queue = expected.events
         self._groups[job_id] = group
         self._used.remember(job_id, None)
-        group.deadline = Deadline(params.timeout, lambda: self._expired(group))
+        if params.timeout is not None:
+            group.deadline = Deadline(params.timeout, lambda: self._expired(group))
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
+        group.dispatcher = task
         try:
             await self._reach_workers(group, registry)
         except asyncio.CancelledError:
-            await self._close(group, OutcomeStatus.CANCELLED, reason="caller cancelled")
-            raise
+            if not (task and group.cut_off and task.uncancel() <= cancels):
+                reason = "caller cancelled"
+                await self._endings.close(group, OutcomeStatus.CANCELLED, reason=reason)
+                raise
         except Exception as error:
-            await self._close(group, OutcomeStatus.ERROR, error=ErrorDetails.from_exception(error))
+            details = ErrorDetails.from_exception(error)
+            await self._endings.close(group, OutcomeStatus.ERROR, error=details)
             raise group.failure() from error
         finally:
+            group.dispatcher = None
             group.dispatched = not group.is_done
             group.steps.release()
+            if not group.steps.busy:
+                self._conclude(group)
         if group.is_done and group.failed:
             raise group.failure()
         return group
 
     async def _reach_workers(self, group: JobGroup, registry: WorkerRegistry) -> None:
-        try:
-            async with asyncio.timeout(None) as group.cut_off:
-                missing = [name for name in group.worker_names if name not in registry]
-                if missing:
-                    known = [*registry.local_workers, *registry.remote_workers]
-                    group.note_known_workers(known)
-                    await until_ready(registry, missing)
-                for name in group.worker_names:
-                    if group.failed:
-                        break
-                    await self._send_request(group, name)
-        except TimeoutError:
-            if not group.is_done:
-                raise
-        finally:
-            group.cut_off = None
+        missing = [name for name in group.worker_names if name not in registry]
+        if missing:
+            group.note_known_workers([*registry.local_workers, *registry.remote_workers])
+            await until_ready(registry, missing)
+        for name in group.worker_names:
+            if group.failed:
+                break
+            await self._send_request(group, name)
 
     async def _send_request(self, group: JobGroup, name: str) -> None:
         group.asks(name)
-        if (reason := self._liveness.gone(name)) is not None:
-            self._worker.create_task(self._settle_lost(group, name, reason), "job_lost")
+        if (reason := self._liveness.watch(name, group.job_id)) is not None:
+            self._settle_lost(group, name, reason)
             return
-        self._liveness.watch(name, group.job_id)
         await self._worker.send_bus_message(
             BusJobRequestMessage(
                 source=self._worker.name,
@@ -234,7 +253,7 @@ class Requester:
 
     # -- what comes back ---------------------------------------------------------------------
 
-    async def on_response(self, message: ResponseMessage) -> None:
+    def on_response(self, message: ResponseMessage) -> None:
         """Take a worker's answer.
 
         Args:
@@ -242,22 +261,23 @@ class Requester:
         """
         group = self._awaited(message)
         if group is None:
-            await self._acknowledged(message)
+            self._unawaited(message)
             return
-        status = OutcomeStatus(str(answered_status(message)))
-        if status is OutcomeStatus.COMPLETED:
-            self._settle(group, message.source, status, message.response)
-        elif status is OutcomeStatus.CANCELLED:
+        status = answered_status(message)
+        if status is JobStatus.COMPLETED:
+            self._settle(group, message.source, OutcomeStatus.COMPLETED, message.response)
+        elif status is JobStatus.CANCELLED:
             reason = (message.response or {}).get("reason")
             text = reason if isinstance(reason, str) else f"worker '{message.source}' cancelled it"
-            self._settle(group, message.source, status, reason=text)
+            self._settle(group, message.source, OutcomeStatus.CANCELLED, reason=text)
         else:
             group.failing = group.failing or message
             error = ErrorDetails.from_response(message.response)
-            self._settle(group, message.source, status, message.response, error)
-        await self._hear(group, "on_job_response", message)
+            failed = OutcomeStatus(str(status))
+            self._settle(group, message.source, failed, message.response, error)
+        self._hear(group, "on_job_response", message)
 
-    async def on_stream_end(self, message: BusJobStreamEndMessage) -> None:
+    def on_stream_end(self, message: BusJobStreamEndMessage) -> None:
         """Take the end of a streamed answer, which is the answer.
 
         Args:
@@ -269,17 +289,18 @@ class Requester:
             return
         self._settle(group, message.source, OutcomeStatus.COMPLETED, message.data)
         group.push(JobGroupEvent(JobGroupEvent.STREAM_END, message.source, message.data))
-        await self._hear(group, "on_job_stream_end", message)
+        self._hear(group, "on_job_stream_end", message)
 
-    async def on_update(self, message: UpdateMessage) -> None:
+    def on_update(self, message: UpdateMessage) -> None:
         """Take a progress update.
 
         Args:
             message: The update, well formed.
         """
-        await self._on_event("on_job_update", JobGroupEvent.UPDATE, message, message.update)
+        event = JobGroupEvent(JobGroupEvent.UPDATE, message.source, message.update)
+        self._on_event("on_job_update", message, event)
 
-    async def on_stream(self, message: StreamMessage) -> None:
+    def on_stream(self, message: StreamMessage) -> None:
         """Take the start or a chunk of a streamed answer.
 
         Args:
@@ -289,24 +310,56 @@ class Requester:
             hook, kind = "on_job_stream_start", JobGroupEvent.STREAM_START
         else:
             hook, kind = "on_job_stream_data", JobGroupEvent.STREAM_DATA
-        await self._on_event(hook, kind, message, message.data)
+        self._on_event(hook, message, JobGroupEvent(kind, message.source, message.data))
 
-    async def _on_event(
-        self,
-        hook: str,
-        kind: str,
-        message: UpdateMessage | StreamMessage,
-        data: dict[str, object] | None,
+    def _on_event(
+        self, hook: str, message: UpdateMessage | StreamMessage, event: JobGroupEvent
     ) -> None:
         group = self._awaited(message)
         if group is None or group.failed:
             self._ignored(message)
             return
-        group.push(JobGroupEvent(kind, message.source, data))
-        await self._hear(group, hook, message)
+        heard = not self._hooks.hears(hook) or self._is_heard_at_once(group, hook)
+        group.push(event, heard=heard)
+        self._hear(group, hook, message, event)
 
-    async def _hear(self, group: JobGroup, hook: str, message: JobMessage) -> None:
-        await group.steps.run(lambda: self._hooks.fire(hook, message))
+    def window(self, job_id: str, worker_name: str) -> StreamWindow | None:
+        """Give what holds a worker up that streams faster than it is read.
+
+        Args:
+            job_id: A job.
+            worker_name: The worker that does it.
+
+        Returns:
+            The worker's window, or None when it may stream as fast as it can.
+        """
+        group = self._groups.get(job_id)
+        return group.window(worker_name) if isinstance(group, JobGroup) else None
+
+    def _hear(
+        self,
+        group: JobGroup,
+        hook: str,
+        message: JobMessage,
+        event: JobGroupEvent | None = None,
+    ) -> None:
+        if self._is_heard_at_once(group, hook):
+            self._hooks.announce(hook, message)
+            self._conclude(group)
+        elif self._hooks.hears(hook):
+            group.steps.run(partial(self._fire, group, hook, message, event))
+
+    def _is_heard_at_once(self, group: JobGroup, hook: str) -> bool:
+        return not (group.steps.busy or self._hooks.overrides(hook))
+
+    async def _fire(
+        self, group: JobGroup, hook: str, message: JobMessage, event: JobGroupEvent | None
+    ) -> None:
+        await self._hooks.fire(hook, message)
+        if event is not None:
+            group.heard(event)
+        if group.steps.last:
+            self._conclude(group)
 
     def _awaited(self, message: JobMessage) -> JobGroup | None:
         group = self._groups.get(message.job_id)
@@ -320,22 +373,15 @@ class Requester:
             f"it owes no answer from '{message.source}'"
         )
 
-    async def _acknowledged(self, message: ResponseMessage) -> None:
+    def _unawaited(self, message: ResponseMessage) -> None:
         # Pipecat promises the hook the CANCELLED answer to a cancel, which by then ends nothing.
-        told = self._unacknowledged.get(message.job_id)
-        if (
-            told is None
-            or message.source not in told
-            or answered_status(message) is not JobStatus.CANCELLED
-        ):
+        if not self._endings.is_acknowledged_by(message):
             self._ignored(message)
-            return
-        told.discard(message.source)
-        if not told:
-            self._unacknowledged.take(message.job_id)
-        await Steps(self._worker, in_place=self._in_place).run(
-            lambda: self._hooks.fire("on_job_response", message)
-        )
+        elif self._hooks.overrides("on_job_response"):
+            hearing = self._hooks.fire("on_job_response", message)
+            self._worker.create_task(hearing, "job_hooks")
+        else:
+            self._hooks.announce("on_job_response", message)
 
     def _settle(
         self,
@@ -350,20 +396,34 @@ class Requester:
         group.terminated.add(name)
         group.settle(name, status, response, error, reason)
 
-    async def _conclude(self, group: JobGroup) -> None:
+    def _conclude(self, group: JobGroup) -> None:
         """End a group once everything that arrived for it has been heard."""
-        if group.concluded or (group.pending and not group.failed):
+        if group.concluded or not (group.failed or group.settled):
             return
         group.concluded = True
         if group.failed:
-            if group.failing is not None:
-                await self._hooks.fire("on_job_error", group.failing)
-            await self.end(group, group.verdict)
+            group.steps.run(partial(self._fail, group))
             return
         self._groups.pop(group.job_id, None)
-        result = JobGroupResponse(job_id=group.job_id, responses=group.responses)
-        await self._hooks.fire("on_job_completed", result)
+        if self._hooks.overrides("on_job_completed"):
+            group.steps.run(partial(self._announce_completion, group))
+            return
+        if self._hooks.listens("on_job_completed"):
+            self._hooks.announce("on_job_completed", self._result_of(group))
         group.complete()
+
+    async def _fail(self, group: JobGroup) -> None:
+        if group.failing is not None:
+            await self._hooks.fire("on_job_error", group.failing)
+        await self._endings.end(group, group.verdict)
+
+    async def _announce_completion(self, group: JobGroup) -> None:
+        await self._hooks.fire("on_job_completed", self._result_of(group))
+        group.complete()
+
+    @staticmethod
+    def _result_of(group: JobGroup) -> JobGroupResponse:
+        return JobGroupResponse(job_id=group.job_id, responses=group.responses)
 
     # -- workers that went away --------------------------------------------------------------
 
@@ -376,11 +436,9 @@ class Requester:
         """
         for group in list(self._groups.values()):
             if isinstance(group, JobGroup) and group.awaits(name):
-                self._worker.create_task(self._settle_lost(group, name, reason), "job_lost")
+                self._settle_lost(group, name, reason)
 
-    async def _settle_lost(self, group: JobGroup, name: str, reason: str) -> None:
-        if not group.awaits(name):
-            return
+    def _settle_lost(self, group: JobGroup, name: str, reason: str) -> None:
         logger.warning(f"Worker '{self._worker.name}': lost '{name}': {reason}")
         error = ErrorDetails("WorkerLostError", reason)
         self._settle(group, name, OutcomeStatus.LOST, error=error, reason=reason)
@@ -394,8 +452,8 @@ class Requester:
         )
         group.failing = group.failing or message
         # It may only be out of reach, and should not work on for nobody.
-        self._worker.create_task(self._tell(group.job_id, [name], reason), "job_cancel")
-        await self._hear(group, "on_job_response", message)
+        self._worker.create_task(self._endings.tell(group.job_id, [name], reason), "job_cancel")
+        self._hear(group, "on_job_response", message)
 
     # -- giving up ---------------------------------------------------------------------------
 
@@ -408,82 +466,32 @@ class Requester:
         """
         group = self._groups.get(job_id)
         if isinstance(group, JobGroup):
-            await self._close(group, OutcomeStatus.CANCELLED, reason=reason)
+            await self._endings.close(group, OutcomeStatus.CANCELLED, reason=reason)
+
+    async def end(self, group: PipecatJobGroup, reason: str) -> None:
+        """Call a group off, by whatever the worker's class does to end one.
+
+        Args:
+            group: The group; one that has ended is left alone.
+            reason: Why, for the workers and the caller.
+        """
+        await self._endings.end(group, reason)
 
     async def stop(self) -> None:
         """Call every group off, for good: the worker stops."""
         self._stopped = True
         reason = f"worker '{self._worker.name}' stopped"
         for group in list(self._groups.values()):
-            await self.end(group, reason)
+            await self._endings.end(group, reason)
 
     def _expired(self, group: JobGroup) -> None:
-        if group.pending:
-            group.give_up(OutcomeStatus.TIMED_OUT, reason="timeout")
-        else:
+        if group.settled:
             logger.warning(f"Worker '{self._worker.name}': a hook of job '{group.job_id}' overran")
+        else:
+            group.give_up(OutcomeStatus.TIMED_OUT, reason="timeout")
         if group.failed:
             group.concluded = True
-            self._worker.create_task(self.end(group, "timeout"), "job_timeout")
+            self._worker.create_task(self._endings.end(group, "timeout"), "job_timeout")
         else:
             self._groups.pop(group.job_id, None)
             group.complete()
-
-    async def end(self, group: PipecatJobGroup, reason: str) -> None:
-        """Call a group off through the worker's own method.
-
-        Workers override ``cancel_job_group()``: a ``UIWorker`` closes its cards there. What the
-        override does changes nothing about the end.
-
-        Args:
-            group: The group; one that has ended is left alone.
-            reason: Why, for the workers and the caller.
-        """
-        if group.is_done:
-            return
-        try:
-            # A group still being dispatched is unknown to the override.
-            if not isinstance(group, JobGroup) or group.dispatched:
-                await guarded(
-                    f"cancel_job_group() of worker '{self._worker.name}'",
-                    lambda: self._worker.cancel_job_group(group.job_id, reason=reason),
-                )
-        finally:
-            if isinstance(group, JobGroup):
-                await self._close(group, OutcomeStatus.CANCELLED, reason=reason)
-
-    async def _close(
-        self,
-        group: JobGroup,
-        status: OutcomeStatus,
-        *,
-        error: ErrorDetails | None = None,
-        reason: str | None = None,
-    ) -> None:
-        """End a group as it stands: first for the caller, then for its workers."""
-        group.concluded = True
-        group.give_up(status, error=error, reason=reason)
-        self._groups.pop(group.job_id, None)
-        group.complete()
-        owing, group.owing = group.owing, []
-        for name in owing:
-            self._liveness.unwatch(name, group.job_id)
-        if not owing:
-            return
-        self._unacknowledged.remember(group.job_id, set(owing))
-        telling = self._worker.create_task(self._tell(group.job_id, owing, reason), "job_cancel")
-        # Waiting on the task leaves it alone when this call is itself cancelled.
-        await asyncio.wait({telling}, timeout=CANCEL_GRACE)
-        if not telling.done():
-            logger.warning(
-                f"Worker '{self._worker.name}': the bus has not taken the cancel of job "
-                f"'{group.job_id}' for {CANCEL_GRACE:g} s; going on without"
-            )
-
-    async def _tell(self, job_id: str, names: list[str], reason: str | None) -> None:
-        for name in names:
-            await self._worker.send_bus_message(
-                BusJobCancelMessage(
-                    source=self._worker.name, target=name, job_id=job_id, reason=reason
-                )
-            )

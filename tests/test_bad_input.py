@@ -22,6 +22,10 @@ WRONG = [
     ({"job_id": 7}, "job_id is 7; give a string"),
     ({"job_id": ""}, "job_id is empty"),
     ({"cancellable": "no"}, "cancellable is 'no'; give True or False"),
+    ({"unread_limit": -1}, "unread_limit is -1; give a number of chunks"),
+    ({"unread_limit": True}, "unread_limit is True; give a number of chunks"),
+    ({"unread_limit": 1.5}, "unread_limit is 1.5; give a number of chunks"),
+    ({"latest_update_only": 1}, "latest_update_only is 1; give True or False"),
 ]
 
 

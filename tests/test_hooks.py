@@ -1,6 +1,7 @@
 """Hooks and events: each fires once per occurrence, in order, and changes no outcome."""
 
 import asyncio
+from typing import ClassVar
 
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage
@@ -172,3 +173,29 @@ async def test_slow_hook_of_one_job_does_not_hold_up_another(job_harness: JobHar
     assert not slow.done()
     asker.gate.set()
     await slow
+
+
+async def test_all_that_arrived_is_heard_before_the_job_ends(job_harness: JobHarness):
+    class Slow(Asker):
+        heard: ClassVar[list[object]] = []
+        gate = asyncio.Semaphore(0)
+
+        async def on_job_update(self, message) -> None:
+            await self.gate.acquire()
+            self.heard.append(message.update)
+
+    asker, answerer = Slow(), Answerer()
+    await job_harness.start(asker, answerer)
+    group = await asker.create_job_group_and_request_job(["answerer"], name="wait")
+    await answerer.started.get()
+    for number in range(3):
+        await answerer.send_job_update(group.job_id, {"n": number})
+    answerer.release.set()
+    await job_harness.settle()
+    asker.gate.release()
+    await job_harness.settle()
+    assert (len(asker.heard), group.is_done) == (1, False)
+    asker.gate.release()
+    asker.gate.release()
+    await group.wait()
+    assert asker.heard == [{"n": 0}, {"n": 1}, {"n": 2}]

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -28,8 +29,10 @@ from pipecat_jobs._pipecat import (
     in_tool_call_of,
     proxied_name,
     proxy_connection,
+    start_event_handlers,
     unwatch,
 )
+from pipecat_jobs.hooks import JOB_EVENTS
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, ToolCalls
 
 __all__ = ["new_llm"]
@@ -208,6 +211,47 @@ async def test_call_event_handlers_does_not_wait_for_a_handler(job_harness: JobH
     worker.add_event_handler("on_job_update", slow)
     await call_event_handlers(worker, "on_job_update", "message")
     go_on.set()
+
+
+async def test_start_event_handlers_runs_each_in_a_task_in_the_context_of_the_caller(
+    job_harness: JobHarness,
+):
+    worker, called = PlainWorker("worker"), []
+    await job_harness.start(worker)
+    mood: ContextVar[str] = ContextVar("mood")
+
+    async def first(*args: object) -> None:
+        called.append((mood.get(), *args))
+
+    def second(*args: object) -> None:
+        called.append((mood.get(), *args))
+
+    worker.add_event_handler("on_job_update", first)
+    worker.add_event_handler("on_job_update", second)
+    mood.set("calm")
+    start_event_handlers(worker, "on_job_update", "message")
+    assert not called
+    await job_harness.settle()
+
+    assert called == [("calm", worker, "message")] * 2
+
+
+@pytest.mark.parametrize("event", [*JOB_EVENTS, "on_bus_message"])
+def test_start_event_handlers_can_start_those_of_every_job_event(event: str):
+    worker = PlainWorker("worker")
+    assert not worker._event_handlers[event].is_sync
+
+
+async def test_start_event_handlers_refuses_an_event_whose_handlers_run_in_place():
+    worker = PlainWorker("worker")
+    worker._register_event_handler("on_holiday", sync=True)
+
+    async def wait(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    worker.add_event_handler("on_holiday", wait)
+    with pytest.raises(RuntimeError, match="event on_holiday of worker runs its handlers in place"):
+        start_event_handlers(worker, "on_holiday")
 
 
 # -- proxies -------------------------------------------------------------------------------------

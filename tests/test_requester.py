@@ -338,62 +338,6 @@ async def test_a_failure_while_requests_are_sent_spares_the_workers_not_yet_aske
     assert targets == ["failing", "middle"]
 
 
-async def test_a_bus_that_refuses_a_request_ends_the_job_as_error(
-    chaos_harness: JobHarness, chaos_bus: ChaosBus, monkeypatch
-):
-    asker, first = Asker(), Answerer("first")
-    await chaos_harness.start(asker, first, Answerer("second"))
-    send = chaos_bus.send
-
-    async def refuse_second(message) -> None:
-        if isinstance(message, BusJobRequestMessage) and message.target == "second":
-            raise ConnectionError("bus is down")
-        await send(message)
-
-    monkeypatch.setattr(chaos_bus, "send", refuse_second)
-    with pytest.raises(JobGroupError, match="bus is down") as caught:
-        async with asker.job_group("first", "second", name="wait"):
-            pass
-    await chaos_harness.settle()
-    assert isinstance(caught.value.__cause__, ConnectionError)
-    assert first.ran == first.cancelled
-
-
-async def test_deadline_and_cancel_reach_a_caller_whose_request_the_bus_does_not_take(
-    chaos_harness: JobHarness, chaos_bus: ChaosBus
-):
-    asker, answerer = Asker(), Answerer()
-    await chaos_harness.start(asker, answerer)
-    blocked = chaos_bus.block_publish(BusJobRequestMessage)
-    with pytest.raises(TimeoutError):
-        await asker.ask("answerer", "wait", timeout=0.01)
-    caller = asyncio.create_task(asker.ask("answerer", "wait", job_id="j"))
-    await chaos_harness.settle()
-    await asker.cancel_job_group("j", reason="enough")
-    with pytest.raises(JobCancelledError, match="enough"):
-        await caller
-    blocked.release()
-    await chaos_harness.settle()
-    assert answerer.ran == answerer.cancelled
-
-
-async def test_an_answer_that_comes_before_the_bus_has_taken_its_request_counts(
-    chaos_harness: JobHarness, chaos_bus: ChaosBus, monkeypatch
-):
-    asker = Asker()
-    await chaos_harness.start(asker, Answerer())
-    send, taken = chaos_bus.send, asyncio.Event()
-
-    async def deliver_and_linger(message) -> None:
-        await send(message)
-        if isinstance(message, BusJobRequestMessage):
-            await taken.wait()
-
-    monkeypatch.setattr(chaos_bus, "send", deliver_and_linger)
-    assert (await asker.ask("answerer", "echo", timeout=0.02))["from"] == "answerer"
-    taken.set()
-
-
 async def test_a_slow_hook_does_not_keep_events_from_the_loop_over_them(job_harness: JobHarness):
     class Slow(Asker):
         gate = asyncio.Event()
@@ -428,19 +372,6 @@ async def test_an_update_nobody_iterates_is_not_kept_by_a_fire_and_forget_job(
     await group.wait()
     event = group.event_queue.get_nowait()
     assert (event.data, group.event_queue.get_nowait()) == ({"n": 2}, None)
-
-
-async def test_asking_after_the_worker_has_stopped_says_so(job_harness: JobHarness):
-    asker = Asker()
-    await job_harness.start(asker, Answerer())
-    await job_harness.end(asker)
-    with pytest.raises(JobCancelledError, match="worker 'asker' has stopped"):
-        await asker.ask("answerer", "echo")
-
-
-async def test_asking_before_the_worker_is_attached_says_so():
-    with pytest.raises(RuntimeError, match="attach"):
-        await Asker().ask("answerer")
 
 
 async def test_a_context_is_entered_once(job_harness: JobHarness):

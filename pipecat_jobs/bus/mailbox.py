@@ -3,13 +3,16 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
 
 from loguru import logger
 from pipecat.bus.messages import BusMessage, BusSystemMessage
 from pipecat.bus.subscriber import BusSubscriber
 
-#: Starts a task: its coroutine and its name.
-StartTask = Callable[[Coroutine[None, None, None], str], asyncio.Task[None]]
+#: Starts a task: its coroutine, its name and the context it runs in.
+StartTask = Callable[[Coroutine[None, None, None], str, Context], asyncio.Task[None]]
+#: Handles a message without waiting, or says that it cannot.
+Take = Callable[[BusMessage], bool]
 
 
 class _Lane:
@@ -18,33 +21,38 @@ class _Lane:
     The task begins with the first message, so that a subscriber that gets none costs none.
 
     Args:
-        subscriber: Who gets them.
-        name: What to call the task.
-        start_task: Starts it.
+        mailbox: Whose messages they are.
+        kind: What to call the task after.
         urgent: The lane whose messages go first.
     """
 
-    __slots__ = ("_name", "_start_task", "_subscriber", "_urgent", "_wakes", "messages", "task")
+    __slots__ = ("_mailbox", "_name", "_urgent", "_wakes", "busy", "messages", "task")
 
-    def __init__(
-        self,
-        subscriber: BusSubscriber,
-        name: str,
-        start_task: StartTask,
-        urgent: "_Lane | None" = None,
-    ):
+    def __init__(self, mailbox: "Mailbox", kind: str, urgent: "_Lane | None" = None):
         self.messages: deque[BusMessage] = deque()
+        self.busy = False
+        """Whether a message waits or is being handled."""
         self.task: asyncio.Task[None] | None = None
-        self._subscriber = subscriber
-        self._name = name
-        self._start_task = start_task
+        self._mailbox = mailbox
+        self._name = f"bus_{kind}_{mailbox.subscriber}"
         self._urgent = urgent
         self._wakes: asyncio.Future[None] | None = None
+
+    def add(self, message: BusMessage) -> None:
+        """Add a message.
+
+        Args:
+            message: The message.
+        """
+        self.busy = True
+        self.messages.append(message)
+        if self._mailbox.open:
+            self.wake()
 
     def wake(self) -> None:
         """Have the messages handed over."""
         if self.task is None:
-            self.task = self._start_task(self._run(), self._name)
+            self.task = self._mailbox.start_task(self._run(), self._name)
         elif self._wakes is not None and not self._wakes.done():
             self._wakes.set_result(None)
 
@@ -58,18 +66,18 @@ class _Lane:
                 if self.messages:
                     await self._hand_over(self.messages.popleft())
             if self.task is own_task:
+                self.busy = False
                 self._wakes = loop.create_future()
                 await self._wakes
 
     async def _hand_over(self, message: BusMessage) -> None:
+        subscriber = self._mailbox.subscriber
         # Whatever a subscriber raises, it gets the next message: the one that cancels it, perhaps.
         try:
-            if self._subscriber.accepts_bus_message(message):
-                await self._subscriber.on_bus_message(message)
+            if subscriber.accepts_bus_message(message):
+                await subscriber.on_bus_message(message)
         except Exception as error:
-            logger.opt(exception=error).error(
-                f"subscriber '{self._subscriber.name}' raised at {message}; going on"
-            )
+            _log(subscriber, message, error)
 
 
 class Mailbox:
@@ -80,30 +88,69 @@ class Mailbox:
         start_task: Starts its tasks.
     """
 
-    __slots__ = ("_data", "_system", "open", "subscriber")
+    __slots__ = ("_context", "_data", "_start_task", "_system", "open", "subscriber", "take")
 
     def __init__(self, subscriber: BusSubscriber, start_task: StartTask):
         self.subscriber = subscriber
         self.open = False
         """Whether messages are handed over, rather than kept."""
-        self._system = _Lane(subscriber, f"bus_system_{subscriber}", start_task)
-        self._data = _Lane(subscriber, f"bus_data_{subscriber}", start_task, self._system)
+        self.take: Take | None = None
+        """Handles messages for the subscriber that need no task, where it can."""
+        self._start_task = start_task
+        # Who subscribes decides what its handlers run in, not whoever sends the first message.
+        self._context = copy_context()
+        self._system: _Lane | None = None
+        self._data: _Lane | None = None
 
     def put(self, message: BusMessage) -> None:
-        """Add a message.
+        """Hand a message over at once, if the subscriber can take it so; otherwise add it.
 
         Args:
             message: The message.
         """
-        lane = self._system if isinstance(message, BusSystemMessage) else self._data
-        lane.messages.append(message)
-        if self.open:
-            lane.wake()
+        urgent, take = isinstance(message, BusSystemMessage), self.take
+        if take is not None and self.open and not self._would_overtake(urgent):
+            # Whoever sends to it from within waits in a lane, like behind any other handler.
+            self.take = None
+            try:
+                if self._context.run(take, message):
+                    return
+            except Exception as error:
+                _log(self.subscriber, message, error)
+                return
+            finally:
+                self.take = take
+        if self._system is None:
+            self._system = _Lane(self, "system")
+        if urgent:
+            self._system.add(message)
+            return
+        if self._data is None:
+            self._data = _Lane(self, "data", self._system)
+        self._data.add(message)
+
+    def _would_overtake(self, urgent: bool) -> bool:
+        """Whether a message that is taken now comes before one that it should come after."""
+        if self._system is None:
+            return False
+        return self._system.busy or (not urgent and self._data is not None and self._data.busy)
+
+    def start_task(self, run: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        """Start a task of the subscriber's.
+
+        Args:
+            run: What it does.
+            name: What to call it.
+
+        Returns:
+            The task.
+        """
+        return self._start_task(run, name, self._context.copy())
 
     def start(self) -> None:
         """Hand over what has come, and what will."""
         self.open = True
-        for lane in (self._system, self._data):
+        for lane in self._lanes():
             if lane.messages:
                 lane.wake()
 
@@ -114,6 +161,16 @@ class Mailbox:
             The tasks to cancel. One that calls this, for its subscriber, ends by itself.
         """
         self.open = False
-        tasks = {self._system.task, self._data.task} - {None, asyncio.current_task()}
-        self._system.task = self._data.task = None
-        return [task for task in tasks if task is not None]
+        tasks = [lane.task for lane in self._lanes() if lane.task is not None]
+        for lane in self._lanes():
+            lane.task = None
+        return [task for task in tasks if task is not asyncio.current_task()]
+
+    def _lanes(self) -> list[_Lane]:
+        return [lane for lane in (self._system, self._data) if lane is not None]
+
+
+def _log(subscriber: BusSubscriber, message: BusMessage, error: Exception) -> None:
+    logger.opt(exception=error).error(
+        f"subscriber '{subscriber.name}' raised at {message}; going on"
+    )

@@ -3,14 +3,33 @@
 import asyncio
 from typing import Protocol, runtime_checkable
 
-from loguru import logger
 from pipecat.bus.bus import WorkerBus
-from pipecat.bus.messages import BusMessage
+from pipecat.bus.messages import (
+    BusAddWorkerMessage,
+    BusCancelMessage,
+    BusEndMessage,
+    BusMessage,
+    BusWorkerReadyMessage,
+    BusWorkerRegistryMessage,
+)
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.workers.base_worker import BaseWorker
+from pipecat.workers.runner import WorkerRunner
 
+from pipecat_jobs._pipecat import has_event_handlers
 from pipecat_jobs.bus.mailbox import Mailbox
+from pipecat_jobs.messages import is_job_message
+
+#: What Pipecat's workers pass over even when it is sent to everybody: it is for runners, bridges
+#: and event handlers. Every worker that starts has two of these sent.
+_NOT_FOR_WORKERS = (
+    BusAddWorkerMessage,
+    BusCancelMessage,
+    BusEndMessage,
+    BusWorkerReadyMessage,
+    BusWorkerRegistryMessage,
+)
 
 #: Classes of Pipecat's whose own methods are known to pass over messages for others.
 _PASS_OVER = (BaseWorker, PipelineWorker, BusSubscriber)
@@ -33,13 +52,37 @@ class BusTap(Protocol):
     sees_all_bus_messages: bool
 
 
+@runtime_checkable
+class BusTaker(Protocol):
+    """A subscriber that handles some messages without waiting, and so without a task.
+
+    What it has handled does not reach its ``on_bus_message()``. It is asked only when no earlier
+    message waits for it, and never from within its own handling of another.
+    """
+
+    def take_bus_message(self, message: BusMessage) -> bool:
+        """Handle a message at once.
+
+        Args:
+            message: A message for this subscriber.
+
+        Returns:
+            Whether it has been handled; otherwise ``on_bus_message()`` gets it.
+        """
+        ...
+
+
 class RoutedBus(WorkerBus):
     """A drop-in for Pipecat's in-process bus whose cost does not grow with the number of workers.
 
     Pipecat's :class:`~pipecat.bus.AsyncQueueBus` hands every message to every subscriber. Here a
     message with a target goes to the subscriber of that name, and to those that see everything: the
-    runner, bridge processors, WebSocket proxies, any worker with an ``on_bus_message()`` of its
-    own, and whoever says ``sees_all_bus_messages = True``. A message without a target goes to all.
+    runner (but for messages about jobs, which it passes over), bridge processors, WebSocket
+    proxies, any worker with an ``on_bus_message()`` of its own, and whoever says
+    ``sees_all_bus_messages = True``. A message without a target goes to all that may want it.
+
+    A worker of this package handles a job message in the very call that sends it, since that never
+    waits: handlers and hooks run in tasks of their own. That is what makes a job cheap.
 
     As on Pipecat's bus, messages of one sender reach a subscriber in order, system messages
     overtake the others, a subscriber that raises harms nobody and a slow one delays only itself. A
@@ -55,6 +98,10 @@ class RoutedBus(WorkerBus):
         super().__init__()
         self._mailboxes: dict[str, Mailbox] = {}
         self._seeing_all: dict[str, Mailbox] = {}
+        #: Those of them that also look at job messages for others.
+        self._seeing_jobs: dict[str, Mailbox] = {}
+        #: Workers that look at messages the way Pipecat's do.
+        self._workers: dict[str, BaseWorker] = {}
         self._started = False
 
     async def start(self) -> None:
@@ -80,8 +127,15 @@ class RoutedBus(WorkerBus):
         if name in self._mailboxes:
             return
         mailbox = self._mailboxes[name] = Mailbox(subscriber, self.create_task)
+        if not _has_own_delivery(subscriber):
+            if isinstance(subscriber, BusTaker):
+                mailbox.take = subscriber.take_bus_message
+            if isinstance(subscriber, BaseWorker):
+                self._workers[name] = subscriber
         if sees_all(subscriber):
             self._seeing_all[name] = mailbox
+            if not _passes_over_jobs(subscriber):
+                self._seeing_jobs[name] = mailbox
         if self._started:
             mailbox.start()
 
@@ -94,7 +148,17 @@ class RoutedBus(WorkerBus):
         mailbox = self._mailboxes.pop(subscriber.name, None)
         if mailbox is not None:
             self._seeing_all.pop(subscriber.name, None)
+            self._seeing_jobs.pop(subscriber.name, None)
+            self._workers.pop(subscriber.name, None)
             await self._cancel(mailbox)
+
+    async def send(self, message: BusMessage) -> None:
+        """Deliver a message; one that is only for this process is no different here.
+
+        Args:
+            message: The message.
+        """
+        self.on_message_received(message)
 
     async def publish(self, message: BusMessage) -> None:
         """Deliver a message.
@@ -102,7 +166,6 @@ class RoutedBus(WorkerBus):
         Args:
             message: The message.
         """
-        logger.trace("{}: sending {}", self, message)
         self.on_message_received(message)
 
     def on_message_received(self, message: BusMessage) -> None:
@@ -112,15 +175,23 @@ class RoutedBus(WorkerBus):
             message: The message.
         """
         if not message.target:
-            for mailbox in self._mailboxes.values():
-                mailbox.put(message)
+            passed_over = isinstance(message, _NOT_FOR_WORKERS)
+            for name, mailbox in self._mailboxes.items():
+                if not (passed_over and self._is_plain(name)):
+                    mailbox.put(message)
             return
         target = self._mailboxes.get(message.target)
         if target is not None:
             target.put(message)
-        for mailbox in self._seeing_all.values():
+        taps = self._seeing_jobs if is_job_message(message) else self._seeing_all
+        for mailbox in taps.values():
             if mailbox is not target:
                 mailbox.put(message)
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether a worker does with a message what Pipecat's workers do, and nobody listens."""
+        worker = self._workers.get(name)
+        return worker is not None and not has_event_handlers(worker, "on_bus_message")
 
     async def _cancel(self, mailbox: Mailbox) -> None:
         for task in mailbox.stop():
@@ -139,14 +210,20 @@ def sees_all(subscriber: BusSubscriber) -> bool:
     """
     if isinstance(subscriber, BusTap):
         return subscriber.sees_all_bus_messages
+    return not isinstance(subscriber, BaseWorker) or _has_own_delivery(subscriber)
+
+
+def _has_own_delivery(subscriber: BusSubscriber) -> bool:
+    """Whether it looks at messages in ways that only its author knows."""
     methods = ("on_bus_message", "accepts_bus_message")
     own = vars(subscriber)
-    return (
-        not isinstance(subscriber, BaseWorker)
-        or any(method in own for method in methods)
-        or any(
-            method in vars(kind) and kind not in _PASS_OVER and "_is_jobs_mixin" not in vars(kind)
-            for kind in type(subscriber).__mro__
-            for method in methods
-        )
+    return any(method in own for method in methods) or any(
+        method in vars(kind) and kind not in _PASS_OVER and "_is_jobs_mixin" not in vars(kind)
+        for kind in type(subscriber).__mro__
+        for method in methods
     )
+
+
+def _passes_over_jobs(subscriber: BusSubscriber) -> bool:
+    """Whether it is Pipecat's runner, which looks at everything but jobs."""
+    return type(subscriber) is WorkerRunner and "on_bus_message" not in vars(subscriber)

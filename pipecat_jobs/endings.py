@@ -1,0 +1,131 @@
+"""Calling a job off: first for whoever waits, then at the workers that still owe an answer."""
+
+import asyncio
+from collections.abc import Sequence
+
+from loguru import logger
+from pipecat.bus.messages import BusJobCancelMessage
+from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
+from pipecat.pipeline.job_context import JobStatus
+from pipecat.workers.base_worker import BaseWorker
+
+from pipecat_jobs.groups import JobGroup
+from pipecat_jobs.hooks import guarded
+from pipecat_jobs.liveness import Liveness
+from pipecat_jobs.messages import ResponseMessage, answered_status
+from pipecat_jobs.outcomes import ErrorDetails, OutcomeStatus
+from pipecat_jobs.recent import Recent
+
+#: Seconds that the workers' cancels may take to be sent before the caller goes on without them.
+CANCEL_GRACE = 1.0
+
+
+class Endings:
+    """Ends the groups of a worker that do not complete.
+
+    Args:
+        worker: The worker that asked.
+        groups: Its open groups, by job id.
+        liveness: What watches the workers it asked.
+    """
+
+    def __init__(self, worker: BaseWorker, groups: dict[str, PipecatJobGroup], liveness: Liveness):
+        self._worker = worker
+        self._groups = groups
+        self._liveness = liveness
+        #: By job id: the workers whose answer to the cancel has not come.
+        self._unacknowledged: Recent[str, set[str]] = Recent()
+
+    async def end(self, group: PipecatJobGroup, reason: str) -> None:
+        """Call a group off through the worker's own method.
+
+        Workers override ``cancel_job_group()``: a ``UIWorker`` closes its cards there. What the
+        override does changes nothing about the end.
+
+        Args:
+            group: The group; one that has ended is left alone.
+            reason: Why, for the workers and the caller.
+        """
+        if group.is_done:
+            return
+        try:
+            # A group still being dispatched is unknown to the override.
+            if not isinstance(group, JobGroup) or group.dispatched:
+                await guarded(
+                    f"cancel_job_group() of worker '{self._worker.name}'",
+                    lambda: self._worker.cancel_job_group(group.job_id, reason=reason),
+                )
+        finally:
+            if isinstance(group, JobGroup):
+                await self.close(group, OutcomeStatus.CANCELLED, reason=reason)
+
+    async def close(
+        self,
+        group: JobGroup,
+        status: OutcomeStatus,
+        *,
+        error: ErrorDetails | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """End a group as it stands.
+
+        Args:
+            group: The group.
+            status: How it ended for the workers that owe an answer.
+            error: What went wrong.
+            reason: Why, for the workers and the caller.
+        """
+        group.concluded = True
+        group.give_up(status, error=error, reason=reason)
+        self._groups.pop(group.job_id, None)
+        group.complete()
+        owing, group.owing = group.owing, ()
+        for name in owing:
+            self._liveness.unwatch(name, group.job_id)
+        if not owing:
+            return
+        self._unacknowledged.remember(group.job_id, set(owing))
+        telling = self._worker.create_task(self.tell(group.job_id, owing, reason), "job_cancel")
+        # Waiting on the task leaves it alone when this call is itself cancelled.
+        await asyncio.wait({telling}, timeout=CANCEL_GRACE)
+        if not telling.done():
+            logger.warning(
+                f"Worker '{self._worker.name}': the bus has not taken the cancel of job "
+                f"'{group.job_id}' for {CANCEL_GRACE:g} s; going on without"
+            )
+
+    async def tell(self, job_id: str, names: Sequence[str], reason: str | None) -> None:
+        """Tell workers to stop.
+
+        Args:
+            job_id: The job.
+            names: The workers.
+            reason: Why.
+        """
+        for name in names:
+            await self._worker.send_bus_message(
+                BusJobCancelMessage(
+                    source=self._worker.name, target=name, job_id=job_id, reason=reason
+                )
+            )
+
+    def is_acknowledged_by(self, message: ResponseMessage) -> bool:
+        """Tell whether an answer is a worker's first to a cancel.
+
+        Args:
+            message: An answer that no open group awaits.
+
+        Returns:
+            Whether it is; asked again, it is not.
+        """
+        told = self._unacknowledged.get(message.job_id)
+        if (
+            told is None
+            or message.source not in told
+            or answered_status(message) is not JobStatus.CANCELLED
+        ):
+            return False
+        told.discard(message.source)
+        if not told:
+            self._unacknowledged.take(message.job_id)
+        return True

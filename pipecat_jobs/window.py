@@ -1,0 +1,85 @@
+"""Slowing a worker that streams faster than it is read."""
+
+import asyncio
+
+
+class StreamWindow:
+    """The stream chunks of one worker that nobody has taken yet, and how many there may be.
+
+    The worker waits for room before it sends a chunk. Where both are in one process they share the
+    window, so that it costs no message; answers and cancels do not go through it.
+
+    Args:
+        limit: How many chunks may be under way, unheard by the hooks or unread.
+    """
+
+    __slots__ = ("_limit", "_open", "_reading", "_unheard", "_unread", "_waiting", "under_way")
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._open = True
+        self._reading = False
+        self._unheard = 0
+        self._unread = 0
+        self._waiting: list[asyncio.Future[None]] = []
+        self.under_way = 0
+        """How many chunks have been sent and have not arrived."""
+
+    @property
+    def full(self) -> bool:
+        """Whether another chunk has to wait."""
+        # Nobody may ever read what is not being read now: hooks and the answer may be all that is
+        # wanted, and then the worker must not wait for a reader.
+        unread = self._unread if self._reading else 0
+        return self._open and self.under_way + max(unread, self._unheard) >= self._limit
+
+    async def room(self) -> None:
+        """Wait until another chunk may be sent."""
+        while self.full:
+            waiting = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            await waiting
+
+    def arrived(self, *, heard: bool, kept: bool) -> None:
+        """Note that a chunk has come.
+
+        Args:
+            heard: Whether no hook has to hear it first.
+            kept: Whether it waits to be read.
+        """
+        # One that came twice was under way once.
+        self.under_way = max(0, self.under_way - 1)
+        self._unheard += not heard
+        self._unread += kept
+        self._let_on()
+
+    def heard(self) -> None:
+        """Note that the hooks have heard a chunk."""
+        self._unheard -= 1
+        self._let_on()
+
+    def read(self) -> None:
+        """Note that a chunk has been read."""
+        self._unread -= 1
+        self._let_on()
+
+    def reading(self, reading: bool) -> None:
+        """Note whether somebody reads.
+
+        Args:
+            reading: Whether chunks that wait to be read hold the worker up.
+        """
+        self._reading = reading
+        self._let_on()
+
+    def close(self) -> None:
+        """Hold nobody up any more: the worker's part in the job has ended."""
+        self._open = False
+        self._let_on()
+
+    def _let_on(self) -> None:
+        if self._waiting and not self.full:
+            waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                if not each.done():
+                    each.set_result(None)
