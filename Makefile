@@ -43,7 +43,7 @@ lint: $(NEWEST_ENV)
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
 bench: $(NEWEST_ENV)
-	.venv/bin/python -m benchmarks
+	.venv/bin/python -m benchmarks --json docs/cost.json --plot docs/cost.svg
 
 picture: $(NEWEST_ENV)
 	.venv/bin/python -m examples.debate.picture

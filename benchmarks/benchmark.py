@@ -2,9 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
+
+Work: TypeAlias = Callable[[], Awaitable[None]]
+"""Something that takes time."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,14 @@ class Figure:
         subject: Whose it is, such as ``"pipecat-jobs"``.
         unit: What it is counted in, such as ``"ms"``.
         spread: What came out.
+        workers: How many workers are on the bus, where that varies.
     """
 
     quantity: str
     subject: str
     unit: str
     spread: Spread
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class Benchmark:
             may distort it.
         rounds: How many rounds it takes unless told otherwise.
         run: Measures; gets the number of rounds, at least one.
+        ours: Gives our part of it to be profiled, if it is about time: sets up, and yields what
+            does the work.
     """
 
     name: str
@@ -85,3 +93,4 @@ class Benchmark:
     method: str
     rounds: int
     run: Callable[[int], Coroutine[Any, Any, list[Figure]]]
+    ours: Callable[[], AbstractAsyncContextManager[Work]] | None = None

@@ -82,7 +82,7 @@ def _line(figure: Figure) -> tuple[str, ...]:
         figure.quantity,
         figure.subject,
         str(spread.count),
-        *(f"{number:.2f}".removesuffix(".00") for number in numbers),
+        *(f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}" for number in numbers),
         figure.unit,
     )
 

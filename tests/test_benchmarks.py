@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import round_trip
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.benchmark import Spread
 
@@ -25,28 +24,6 @@ def test_the_interruption_benchmark_measures_both_job_layers(
     assert all(figure["unit"] in ("ms", "tokens") for figure in figures)
 
 
-def test_the_round_trip_benchmark_measures_every_subject_with_few_and_many_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(round_trip, "_IDLE", (0, 2))
-    path = tmp_path / "figures.json"
-
-    main(["round-trip", "--rounds", "2", "--json", str(path)])
-
-    figures = json.loads(path.read_text())["benchmarks"]["round-trip"]["figures"]
-    assert {(figure["quantity"], figure["subject"]) for figure in figures} == {
-        (f"one job, {workers} workers", subject)
-        for workers in (2, 4)
-        for subject in (
-            "asyncio, no bus",
-            "Pipecat's jobs",
-            "ours on Pipecat's bus",
-            "ours on RoutedBus",
-        )
-    }
-    assert {figure["spread"]["count"] for figure in figures} == {2}
-
-
 def test_an_unknown_benchmark_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["speed of light"])
@@ -62,6 +39,27 @@ def test_what_is_no_number_of_rounds_is_refused(rounds: str, capsys: pytest.Capt
         main(["--rounds", rounds])
 
     assert "--rounds" in capsys.readouterr().err
+
+
+def test_a_plot_without_its_figures_is_refused_with_what_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "cost.svg"
+
+    with pytest.raises(SystemExit):
+        main(["round-trip", "--plot", str(path)])
+
+    assert "--plot needs round-trip and group" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_a_profile_of_what_is_not_about_time_is_refused_with_what_is(
+    capsys: pytest.CaptureFixture[str],
+):
+    with pytest.raises(SystemExit):
+        main(["memory", "--profile"])
+
+    assert "--profile needs the names of some of: round-trip, group" in capsys.readouterr().err
 
 
 def test_a_spread_has_the_middle_the_slowest_hundredth_and_the_ends():
