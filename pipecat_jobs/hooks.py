@@ -105,6 +105,7 @@ class Hooks:
             for event in JOB_EVENTS
             if getattr(type(worker), event) is not getattr(BaseWorker, event)
         )
+        self._wrapped: dict[tuple[str, Callable[..., Any]], Callable[..., Any]] = {}
         # Asked for with every message, so that they are not looked up every time.
         self._listened: set[str] = set()
         for event in (*JOB_EVENTS, "on_bus_message"):
@@ -142,6 +143,33 @@ class Hooks:
             self._listened.add(event)
         else:
             self._listened.discard(event)
+
+    def wrapped(self, event: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """Give what to register in place of an event handler.
+
+        Args:
+            event: The event it handles.
+            handler: The handler.
+
+        Returns:
+            For a job's event one that logs what it raises with its traceback; else the handler.
+        """
+        if event not in JOB_EVENTS:
+            return handler
+        wrapped = self._wrapped[event, handler] = logging_traceback(event, handler)
+        return wrapped
+
+    def unwrapped(self, event: str, handler: Callable[..., Any]) -> Callable[..., Any]:
+        """Give what was registered in place of an event handler, and forget it.
+
+        Args:
+            event: The event it handles.
+            handler: The handler.
+
+        Returns:
+            What :meth:`wrapped` gave for it; else the handler.
+        """
+        return self._wrapped.pop((event, handler), handler)
 
     def hears(self, event: str) -> bool:
         """Tell whether anybody's code runs at an event.

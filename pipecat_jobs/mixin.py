@@ -21,21 +21,19 @@ from pipecat.bus.messages import (
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.pipeline.job_context import JobParams as PipecatJobParams
-from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.llm import LLMContextWorker
 
 from pipecat_jobs._pipecat import call_event_handlers
+from pipecat_jobs.answering import Answering
 from pipecat_jobs.answers import Answers
-from pipecat_jobs.bases import UnderWorkers
 from pipecat_jobs.contexts import JobContext, JobGroupContext
 from pipecat_jobs.executor import Executor
 from pipecat_jobs.groups import JobGroup
 from pipecat_jobs.handlers import collect_handlers
-from pipecat_jobs.hooks import JOB_EVENTS, Hooks, logging_traceback
+from pipecat_jobs.hooks import Hooks
 from pipecat_jobs.liveness import Departure
 from pipecat_jobs.messages import JobMessage, is_job_message, malformed
-from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.params import (
     JobGroupKeywords,
     JobKeywords,
@@ -47,7 +45,7 @@ from pipecat_jobs.turns import LLMTurns
 from pipecat_jobs.window import StreamWindow
 
 
-class JobsMixin(BaseWorker, metaclass=UnderWorkers):
+class JobsMixin(Answering):
     """Gives any Pipecat worker jobs that always end.
 
     Mix it into a worker class of your own; :mod:`pipecat_jobs.workers` has Pipecat's four with it
@@ -95,7 +93,7 @@ class JobsMixin(BaseWorker, metaclass=UnderWorkers):
         create = "create_job_group_and_request_job"
         extended = getattr(type(self), create) is not getattr(JobsMixin, create)
         self.__requester = Requester(self, hooks, self.__departure_of, extended=extended)
-        self.__answers = Answers(self, self.__window_of)
+        self._job_answers = Answers(self, self.__window_of)
         turns: LLMTurns | None = None
         if isinstance(self, LLMContextWorker):
             turns = LLMTurns(self, lambda job, failure: executor.on_turn_failure(job, failure))
@@ -103,13 +101,12 @@ class JobsMixin(BaseWorker, metaclass=UnderWorkers):
         self.__executor = executor = Executor(
             self,
             hooks,
-            self.__answers,
+            self._job_answers,
             collect_handlers(type(self)),
             request_concurrency=concurrency,
             cancel_grace=self.job_cancel_grace,
             stop_turns=turns.stop_job if turns is not None else None,
         )
-        self.__event_handlers: dict[tuple[str, Callable[..., Any]], Callable[..., Any]] = {}
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -291,85 +288,6 @@ class JobsMixin(BaseWorker, metaclass=UnderWorkers):
         """
         self.__requester.lost(worker_name, reason)
 
-    # -- answering ---------------------------------------------------------------------------
-
-    async def send_job_response(
-        self,
-        job_id: str,
-        response: JobData | None = None,
-        *,
-        status: JobStatus = JobStatus.COMPLETED,
-        urgent: bool = False,
-    ) -> None:
-        """Answer a job, which ends it.
-
-        Args:
-            job_id: A job this worker holds.
-            response: The answer.
-            status: How it went.
-            urgent: Whether the answer overtakes other messages.
-
-        Raises:
-            UnknownJobError: If the job is not open here.
-            InvalidJobTypeError: If the response is no dict.
-        """
-        await self.__answers.respond(job_id, response, status=status, urgent=urgent)
-
-    async def send_job_update(
-        self, job_id: str, update: JobData | None = None, *, urgent: bool = False
-    ) -> None:
-        """Report progress on a job.
-
-        Args:
-            job_id: A job this worker holds.
-            update: The progress.
-            urgent: Whether the update overtakes other messages.
-
-        Raises:
-            UnknownJobError: If the job is not open here.
-            InvalidJobTypeError: If the update is no dict.
-        """
-        await self.__answers.update(job_id, update, urgent=urgent)
-
-    async def send_job_stream_start(self, job_id: str, data: JobData | None = None) -> None:
-        """Begin a streamed answer.
-
-        Args:
-            job_id: A job this worker holds.
-            data: What to say of the stream, e.g. its content type.
-
-        Raises:
-            UnknownJobError: If the job is not open here.
-            InvalidJobTypeError: If the data is no dict.
-        """
-        await self.__answers.stream(BusJobStreamStartMessage, job_id, data)
-
-    async def send_job_stream_data(self, job_id: str, data: JobData | None = None) -> None:
-        """Send a chunk of a streamed answer.
-
-        Args:
-            job_id: A job this worker holds.
-            data: The chunk.
-
-        Raises:
-            UnknownJobError: If the job is not open here.
-            InvalidJobTypeError: If the data is no dict.
-        """
-        await self.__answers.stream(BusJobStreamDataMessage, job_id, data)
-
-    async def send_job_stream_end(self, job_id: str, data: JobData | None = None) -> None:
-        """End a streamed answer, which ends the job.
-
-        Args:
-            job_id: A job this worker holds.
-            data: The answer.
-
-        Raises:
-            UnknownJobError: If the job is not open here.
-            InvalidJobTypeError: If the data is no dict.
-        """
-        await self.__answers.stream_end(job_id, data)
-
     # -- between the bus and the halves ------------------------------------------------------
 
     def accepts_bus_message(self, message: BusMessage) -> bool:
@@ -476,13 +394,11 @@ class JobsMixin(BaseWorker, metaclass=UnderWorkers):
             event_name: The event.
             handler: The function to call.
         """
-        if event_name in JOB_EVENTS:
-            wrapped = logging_traceback(event_name, handler)
-            self.__event_handlers[event_name, handler] = wrapped
-            handler = wrapped
-        super().add_event_handler(event_name, handler)
-        if self.__hooks is not None:
-            self.__hooks.note_listeners(event_name)
+        if self.__hooks is None:
+            super().add_event_handler(event_name, handler)
+            return
+        super().add_event_handler(event_name, self.__hooks.wrapped(event_name, handler))
+        self.__hooks.note_listeners(event_name)
 
     def remove_event_handler(self, event_name: str, handler: Callable[..., Any]) -> None:
         """Remove a handler that was added.
@@ -491,7 +407,8 @@ class JobsMixin(BaseWorker, metaclass=UnderWorkers):
             event_name: The event.
             handler: The function that was given.
         """
-        handler = self.__event_handlers.pop((event_name, handler), handler)
-        super().remove_event_handler(event_name, handler)
-        if self.__hooks is not None:
-            self.__hooks.note_listeners(event_name)
+        if self.__hooks is None:
+            super().remove_event_handler(event_name, handler)
+            return
+        super().remove_event_handler(event_name, self.__hooks.unwrapped(event_name, handler))
+        self.__hooks.note_listeners(event_name)

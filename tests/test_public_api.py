@@ -64,10 +64,11 @@ def test_what_is_pipecats_stays_pipecats():
         (pipecat_jobs.LLMContextWorker, PipecatLLMContextWorker),
     ],
 )
-def test_workers_are_pipecats_with_the_mixin_right_above_base_worker(ours, pipecats):
+def test_workers_are_pipecats_with_the_mixin_above_base_worker_alone(ours, pipecats):
     assert issubclass(ours, pipecats)
     order = ours.__mro__
-    assert order.index(pipecat_jobs.JobsMixin) == order.index(PipecatBaseWorker) - 1
+    mixin = order[order.index(pipecat_jobs.JobsMixin) : order.index(PipecatBaseWorker)]
+    assert all(part.__module__.startswith("pipecat_jobs.") for part in mixin)
 
 
 @pytest.mark.parametrize("bases", ["JobsMixin, Own", "Own, JobsMixin"])
@@ -115,7 +116,7 @@ def test_halves_do_not_know_each_other_and_nothing_imports_in_a_circle():
         return direct.union(*(reaches(module, seen | direct) for module in direct))
 
     asking = {"requester", "groups", "endings", "liveness"}
-    answering = {"executor", "executions", "answers", "handlers"}
+    answering = {"executor", "executions", "answers", "answering", "handlers"}
     for half, other in ((asking, answering), (answering, asking)):
         for module in half:
             assert not reaches(module) & other, f"{module} knows the other half"
