@@ -152,14 +152,6 @@ class RoutedBus(WorkerBus):
             self._workers.pop(subscriber.name, None)
             await self._cancel(mailbox)
 
-    async def send(self, message: BusMessage) -> None:
-        """Deliver a message; one that is only for this process is no different here.
-
-        Args:
-            message: The message.
-        """
-        self.on_message_received(message)
-
     async def publish(self, message: BusMessage) -> None:
         """Deliver a message.
 
