@@ -190,3 +190,43 @@ class UnknownJobError(RuntimeError):
         self.worker = worker
         self.job_id = job_id
         self.ended = ended
+
+
+class MessageTypeError(InvalidJobTypeError):
+    """A message holds something that the bus cannot carry to another process.
+
+    Parameters:
+        type_name: The type of what it holds.
+        path: Where in the message it is, e.g. ``"payload.when"``.
+    """
+
+    def __init__(self, type_name: str, path: str):
+        super().__init__(
+            f"{path} is a {type_name}, which the bus does not carry; send dicts, lists, strings, "
+            "numbers, booleans, bytes and None, or give the bus the type: types=[...]"
+        )
+        self.type_name = type_name
+        self.path = path
+
+
+class MessageTooLargeError(InvalidJobError):
+    """A message is larger than the bus carries.
+
+    Parameters:
+        message: What was to be sent, as text.
+        size: Its size in bytes, encoded.
+        limit: The most that the bus carries, in bytes.
+    """
+
+    def __init__(self, message: str, *, size: int, limit: int):
+        super().__init__(
+            f"{message} takes {size:,} bytes, the bus carries {limit:,}; store the data elsewhere "
+            "and send where it is, or raise max_message_bytes on every bus of the channel"
+        )
+        self.message = message
+        self.size = size
+        self.limit = limit
+
+
+class UnreadableMessageError(ValueError):
+    """What came over the wire is not a message this process knows, or not one it trusts."""

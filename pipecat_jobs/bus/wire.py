@@ -1,0 +1,276 @@
+"""Bus messages as bytes, and back.
+
+Only types that are known beforehand are ever built from bytes. What the bytes name is looked up in
+a table and never imported, so that whoever can write to the server cannot choose what runs here.
+"""
+
+import base64
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
+from types import ModuleType
+from typing import Any, TypeAlias, cast
+
+from pipecat.adapters.llm.schemas.tools_schema import ToolsSchema
+from pipecat.bus import messages as bus_messages
+from pipecat.bus.adapters import LLMContextAdapter, ToolsSchemaAdapter, TypeAdapter
+from pipecat.bus.messages import BusLocalMessage, BusMessage
+from pipecat.bus.ui import messages as ui_messages
+from pipecat.frames import frames
+from pipecat.metrics import metrics
+from pipecat.pipeline.job_context import JobStatus
+from pipecat.processors.aggregators.llm_context import NOT_GIVEN, LLMContext
+from pipecat.processors.frame_processor import FrameDirection
+from pipecat.registry.types import WorkerRegistryEntry
+from pydantic import BaseModel
+
+from pipecat_jobs.errors import MessageTooLargeError, MessageTypeError, UnreadableMessageError
+
+#: The key that marks a JSON object as something else than a dict.
+_TAG = "$"
+_VALUE = "v"
+_NOT_GIVEN = type(NOT_GIVEN)
+
+#: Never carried: they begin and end one pipeline.
+_LIFECYCLE = (frames.StartFrame, frames.EndFrame, frames.CancelFrame, frames.StopFrame)
+
+#: What one type looks like as JSON, and how it is built from that.
+_Encode: TypeAlias = Callable[[Any, str], object]
+_Decode: TypeAlias = Callable[[Any], object]
+
+
+class WireCodec:
+    """Turns bus messages into bytes and back.
+
+    Carried are Pipecat's bus messages that are not local, its frames, and what those hold: enums,
+    dataclasses, LLM contexts and tool schemas. What a frame holds beyond that, a callback or the
+    processor that pushed it, arrives as None.
+
+    Args:
+        types: Further types: dataclasses (messages and frames among them), enums and pydantic
+            models. Every process of a channel needs the same ones.
+        adapters: Pipecat's adapters for types that are none of these.
+        max_bytes: The most that an encoded message may take.
+
+    Raises:
+        InvalidJobTypeError: If a type can be neither encoded nor decoded.
+        ValueError: If two types have the same name.
+
+    Example::
+
+        from dataclasses import dataclass
+
+        from pipecat_jobs.bus.wire import WireCodec
+
+        @dataclass
+        class Place:
+            city: str
+
+        codec = WireCodec(types=[Place])
+        request = BusJobRequestMessage(
+            source="host", target="guide", job_id="1", payload={"where": Place("Oslo")}
+        )
+        assert codec.decode(codec.encode(request)).payload == {"where": Place("Oslo")}
+    """
+
+    def __init__(
+        self,
+        types: Iterable[type] = (),
+        *,
+        adapters: Mapping[type, TypeAdapter] | None = None,
+        max_bytes: int = 1_000_000,
+    ):
+        self._max_bytes = max_bytes
+        self._encoders: dict[type, _Encode] = {}
+        self._decoders: dict[str, _Decode] = {
+            "bytes": base64.b64decode,
+            "tuple": tuple,
+            "set": set,
+            "frozenset": frozenset,
+            "dict": dict,
+            "NOT_GIVEN": lambda _: NOT_GIVEN,
+        }
+        self._encoders.update(
+            {
+                bytes: _tagged("bytes", lambda value, _: base64.b64encode(value).decode("ascii")),
+                tuple: _tagged("tuple", self._encode_items),
+                set: _tagged("set", self._encode_items),
+                frozenset: _tagged("frozenset", self._encode_items),
+                _NOT_GIVEN: _tagged("NOT_GIVEN", lambda _, __: None),
+                dict: self._encode_dict,
+                list: self._encode_items,
+            }
+        )
+        adapted = {LLMContext: LLMContextAdapter(), ToolsSchema: ToolsSchemaAdapter()}
+        for kind, adapter in {**adapted, **(adapters or {})}.items():
+            self._add_adapter(kind, adapter)
+        for kind in (*_pipecats_types(), *types):
+            self._add(kind)
+
+    def encode(self, message: BusMessage) -> bytes:
+        """Turn a message into bytes.
+
+        Args:
+            message: The message.
+
+        Returns:
+            What :meth:`decode` takes.
+
+        Raises:
+            MessageTypeError: If the message, or something in it, is of a type that is not carried.
+            MessageTooLargeError: If it takes more bytes than are carried.
+        """
+        try:
+            value = self._encode(message, "")
+        except RecursionError as error:
+            raise MessageTypeError("structure that contains itself", str(message)) from error
+        data = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(
+            "utf-8", "surrogatepass"
+        )
+        if len(data) > self._max_bytes:
+            raise MessageTooLargeError(str(message), size=len(data), limit=self._max_bytes)
+        return data
+
+    def decode(self, data: bytes) -> BusMessage:
+        """Build a message from bytes.
+
+        Args:
+            data: What :meth:`encode` gave, or anything at all.
+
+        Returns:
+            The message.
+
+        Raises:
+            UnreadableMessageError: If the bytes are no message, or name a type that is not known.
+        """
+        if len(data) > self._max_bytes:
+            raise UnreadableMessageError(f"{len(data):,} bytes, more than {self._max_bytes:,}")
+        try:
+            message = json.loads(data.decode("utf-8", "surrogatepass"), object_hook=self._decode)
+        except UnreadableMessageError:
+            raise
+        # Whatever a type of a bot's own raises, the bytes are at fault.
+        except Exception as error:
+            raise UnreadableMessageError(f"not a message: {error}") from error
+        if not isinstance(message, BusMessage):
+            raise UnreadableMessageError(f"a {type(message).__name__}, not a message")
+        target = cast(object, message.target)
+        if not isinstance(cast(object, message.source), str):
+            raise UnreadableMessageError(f"source is {message.source!r}, not a name")
+        if target is not None and not isinstance(target, str):
+            raise UnreadableMessageError(f"target is {target!r}, not a name")
+        return message
+
+    def _encode(self, value: Any, path: str) -> object:
+        kind: type = type(value)
+        if kind in (str, int, float, bool) or value is None:
+            return value
+        encode = self._encoders.get(kind)
+        if encode is None:
+            raise MessageTypeError(kind.__qualname__, path.lstrip(".") or "the message")
+        return encode(value, path)
+
+    def _encode_items(self, values: Iterable[Any], path: str) -> list[object]:
+        return [self._encode(value, f"{path}[{n}]") for n, value in enumerate(values)]
+
+    def _encode_dict(self, value: dict[Any, Any], path: str) -> dict[str, object]:
+        if _TAG not in value and all(type(key) is str for key in value):
+            return {key: self._encode(item, f"{path}.{key}") for key, item in value.items()}
+        return {_TAG: "dict", _VALUE: self._encode_items(value.items(), path)}
+
+    def _decode(self, value: dict[str, Any]) -> object:
+        name = value.get(_TAG)
+        if name is None:
+            return value
+        decode = self._decoders.get(name)
+        if decode is None:
+            raise UnreadableMessageError(f"unknown type {name!r}")
+        return decode(value[_VALUE])
+
+    def _add(self, kind: type) -> None:
+        if issubclass(kind, Enum):
+            self._register(kind, lambda value, _: value.name, lambda name: kind[name])
+        elif issubclass(kind, BaseModel):
+            self._register(
+                kind,
+                lambda value, path: self._encode_fields(vars(value), path),
+                kind.model_validate,
+            )
+        elif dataclasses.is_dataclass(kind):
+            if issubclass(kind, BusLocalMessage):
+                raise MessageTypeError(kind.__qualname__, "types=[...]: a local message")
+            fields = dataclasses.fields(kind)
+            init = {field.name for field in fields if field.init}
+            later = {field.name for field in fields if not field.init}
+            names = [field.name for field in fields]
+            encode = self._encode_frame if issubclass(kind, frames.Frame) else self._encode_fields
+            self._register(
+                kind,
+                lambda value, path: encode({name: getattr(value, name) for name in names}, path),
+                lambda data: _build(kind, init, later, data),
+            )
+        else:
+            raise MessageTypeError(kind.__qualname__, "types=[...]: neither dataclass nor enum")
+
+    def _add_adapter(self, kind: type, adapter: TypeAdapter) -> None:
+        # The adapter's own result is plain data like any other, and is encoded as such.
+        self._register(
+            kind,
+            lambda value, path: self._encode(adapter.serialize(value, lambda part: part), path),
+            lambda data: adapter.deserialize(data, lambda part: part, target_type=kind),
+        )
+
+    def _encode_fields(self, fields: Mapping[str, Any], path: str) -> dict[str, object]:
+        return {name: self._encode(value, f"{path}.{name}") for name, value in fields.items()}
+
+    def _encode_frame(self, fields: Mapping[str, Any], path: str) -> dict[str, object]:
+        # A frame's callbacks and processors belong to the pipeline that it leaves.
+        encoded: dict[str, object] = {}
+        for name, value in fields.items():
+            try:
+                encoded[name] = self._encode(value, f"{path}.{name}")
+            except MessageTypeError:
+                encoded[name] = None
+        return encoded
+
+    def _register(self, kind: type, encode: _Encode, decode: _Decode) -> None:
+        name = kind.__qualname__
+        if kind in self._encoders:
+            return
+        if name in self._decoders:
+            raise ValueError(f"two types are named '{name}'; rename one")
+        self._encoders[kind] = _tagged(name, encode)
+        self._decoders[name] = decode
+
+
+def _tagged(name: str, encode: _Encode) -> _Encode:
+    return lambda value, path: {_TAG: name, _VALUE: encode(value, path)}
+
+
+def _build(kind: type, init: set[str], later: set[str], data: dict[str, Any]) -> object:
+    # A newer peer may know more fields than this process does.
+    built = kind(**{name: value for name, value in data.items() if name in init})
+    for name in later & data.keys():
+        setattr(built, name, data[name])
+    return built
+
+
+def _pipecats_types() -> Iterator[type]:
+    yield from (FrameDirection, JobStatus, WorkerRegistryEntry)
+    for module in (bus_messages, ui_messages):
+        for kind in _types_in(module):
+            if issubclass(kind, BusMessage) and not issubclass(kind, BusLocalMessage):
+                yield kind
+    for module in (frames, metrics):
+        for kind in _types_in(module):
+            if kind not in _LIFECYCLE and (
+                dataclasses.is_dataclass(kind) or issubclass(kind, Enum | BaseModel)
+            ):
+                yield kind
+
+
+def _types_in(module: ModuleType) -> Iterator[type]:
+    for value in vars(module).values():
+        if isinstance(value, type):
+            yield value

@@ -1,0 +1,107 @@
+"""What goes around a message on the wire keeps strangers and recordings out."""
+
+import pytest
+
+from pipecat_jobs.bus.envelope import Envelopes, Letter
+from pipecat_jobs.errors import UnreadableMessageError
+
+SECRET = "correct horse battery staple"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def signed(channel: str = "c", secret: str | bytes | None = SECRET, **options) -> Envelopes:
+    return Envelopes(channel, secret=secret, **options)
+
+
+@pytest.mark.parametrize("secret", [None, SECRET, b"\x00bytes"])
+def test_a_message_comes_out_as_it_went_in(secret):
+    body = b"two\nlines \x00\xff"
+    sealed = signed(secret=secret).seal("data", "p1", 7, body)
+    assert signed(secret=secret).open("data", sealed) == Letter("p1", 7, body)
+
+
+@pytest.mark.parametrize(
+    "reader", [signed(channel="d"), signed(secret="another"), signed(secret=None)]
+)
+def test_another_channel_or_another_secret_does_not_open_it(reader: Envelopes):
+    sealed = signed().seal("data", "p1", 1, b"body")
+    with pytest.raises(UnreadableMessageError, match="not signed with this channel's secret"):
+        reader.open("data", sealed)
+
+
+def test_an_unsigned_message_is_refused_where_a_secret_is_set():
+    sealed = signed(secret=None).seal("data", "p1", 1, b"body")
+    with pytest.raises(UnreadableMessageError, match="not signed"):
+        signed().open("data", sealed)
+
+
+def test_a_message_is_refused_in_another_place_than_it_was_signed_for():
+    sealed = signed().seal("data", "p1", 1, b"body")
+    with pytest.raises(UnreadableMessageError, match="not signed"):
+        signed().open("urgent", sealed)
+
+
+def test_changing_any_byte_of_it_breaks_it():
+    sealed = signed().seal("data", "p1", 1, b"body")
+    for at in range(len(sealed)):
+        changed = bytearray(sealed)
+        changed[at] ^= 1
+        with pytest.raises(UnreadableMessageError):
+            signed().open("data", bytes(changed))
+
+
+def test_a_recorded_message_is_refused_where_it_has_been():
+    reader = signed()
+    first, second = (signed().seal("data", "p1", number, b"body") for number in (1, 2))
+    reader.open("data", first)
+    reader.open("data", second)
+    for recorded in (first, second):
+        with pytest.raises(UnreadableMessageError, match="has been here before"):
+            reader.open("data", recorded)
+    # Each sender and each purpose counts for itself.
+    assert reader.open("urgent", signed().seal("urgent", "p1", 1, b"body"))
+    assert reader.open("data", signed().seal("data", "p2", 1, b"body"))
+
+
+def test_a_message_that_may_come_out_of_order_moves_no_place():
+    reader = signed()
+    sealed = signed().seal("job", "p1", 5, b"body")
+    assert reader.open("job", sealed, in_order=False) == reader.open("job", sealed, in_order=False)
+    assert reader.open("job", sealed).number == 5
+
+
+def test_an_old_recording_is_refused_where_it_has_never_been():
+    clock = Clock()
+    sealed = signed(clock=clock).seal("data", "p1", 1, b"body")
+    clock.now += 299
+    assert signed(clock=clock).open("data", sealed)
+    clock.now += 2
+    with pytest.raises(UnreadableMessageError, match="set the clocks"):
+        signed(clock=clock).open("data", sealed)
+
+
+def test_without_a_secret_clocks_may_differ():
+    clock = Clock()
+    sealed = signed(secret=None, clock=clock).seal("data", "p1", 1, b"body")
+    clock.now += 1e6
+    assert signed(secret=None, clock=clock).open("data", sealed)
+
+
+@pytest.mark.parametrize(
+    "sealed", [b"", b"\n", b"1 p1 1 1 -", b"2 p1 1 1 -\nx", b"1 p1 x 1 -\nx", b"1 \xff 1 1 -\nx"]
+)
+def test_what_is_no_envelope_is_refused(sealed: bytes):
+    with pytest.raises(UnreadableMessageError):
+        signed(secret=None).open("data", sealed)
+
+
+def test_an_empty_secret_is_refused():
+    with pytest.raises(ValueError, match="long random string"):
+        signed(secret="")
