@@ -230,3 +230,15 @@ class MessageTooLargeError(InvalidJobError):
 
 class UnreadableMessageError(ValueError):
     """What came over the wire is not a message this process knows, or not one it trusts."""
+
+
+class RedisStartError(RuntimeError):
+    """A Redis server of this process's own could not be started.
+
+    Parameters:
+        output: What the server printed, if it ran at all.
+    """
+
+    def __init__(self, why: str, *, output: str = ""):
+        super().__init__(f"{why}\n{output}".rstrip())
+        self.output = output

