@@ -25,7 +25,8 @@ test-newest: $(VOICE_ENV) speech
 
 # The same tests on our bus in place of Pipecat's, without those that bring a bus of their own.
 test-routed: $(VOICE_ENV) speech
-	PIPECAT_JOBS_BUS=routed .venv/bin/pytest --ignore tests/test_property.py --ignore tests/test_evals.py
+	PIPECAT_JOBS_BUS=routed .venv/bin/pytest --ignore tests/test_property.py --ignore tests/test_evals.py \
+		--ignore-glob 'tests/test_redis_*'
 
 # The lowest supported Pipecat, and the wheel that people install rather than this tree.
 test-lowest: $(LOWEST_ENV) speech

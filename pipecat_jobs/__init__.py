@@ -4,9 +4,12 @@ from pipecat.pipeline.job_context import JobEvent, JobGroupEvent, JobGroupRespon
 from pipecat.workers.llm import tool
 
 from pipecat_jobs._version import __version__
+from pipecat_jobs.attempts import job_attempt
 from pipecat_jobs.bus import RoutedBus
 from pipecat_jobs.contexts import JobContext, JobGroupContext
 from pipecat_jobs.errors import (
+    BusFullError,
+    BusUnavailableError,
     DuplicateJobHandlerError,
     InvalidJobError,
     InvalidJobTypeError,
@@ -18,7 +21,10 @@ from pipecat_jobs.errors import (
     LLMTurnError,
     LLMTurnInterruptedError,
     LLMTurnTimeoutError,
+    MessageTooLargeError,
+    MessageTypeError,
     NoJobHandlerError,
+    RedisStartError,
     UnknownJobError,
     WorkerLostError,
     WorkerNotReadyError,
@@ -36,6 +42,8 @@ from pipecat_jobs.workers import BaseWorker, LLMContextWorker, LLMWorker, Pipeli
 
 __all__ = [
     "BaseWorker",
+    "BusFullError",
+    "BusUnavailableError",
     "DuplicateJobHandlerError",
     "ErrorDetails",
     "InvalidJobError",
@@ -63,9 +71,12 @@ __all__ = [
     "LLMTurnInterruptedError",
     "LLMTurnTimeoutError",
     "LLMWorker",
+    "MessageTooLargeError",
+    "MessageTypeError",
     "NoJobHandlerError",
     "OutcomeStatus",
     "PipelineWorker",
+    "RedisStartError",
     "RoutedBus",
     "ToolCallContext",
     "UnknownJobError",
@@ -73,6 +84,7 @@ __all__ = [
     "WorkerNotReadyError",
     "__version__",
     "job",
+    "job_attempt",
     "job_tool",
     "tool",
     "tool_call",

@@ -14,6 +14,7 @@ from pipecat.services.llm_service import LLMService
 from pipecat.utils.base_object import BaseObject
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.llm import LLMWorker, llm_worker
+from pipecat.workers.runner import WorkerRunner
 
 if TYPE_CHECKING:
     from pipecat.workers.proxy.websocket import WebSocketProxyClient, WebSocketProxyServer
@@ -140,3 +141,15 @@ def in_tool_call_of(worker: LLMWorker) -> bool:
         Whether the worker holds back the frames that this code queues.
     """
     return llm_worker._IN_TOOL_CALL.get() is worker
+
+
+def forget_runner(runner: WorkerRunner, gone: str) -> None:
+    """Take the workers of another runner out of a runner's registry, and be ready for its return.
+
+    Args:
+        runner: The runner that knew them.
+        gone: Name of the runner that is gone.
+    """
+    runner.registry._remote_workers.pop(gone, None)
+    # Otherwise a process that comes back under its name would get no answer to its announcement.
+    runner._known_runners.discard(gone)

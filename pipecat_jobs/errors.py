@@ -242,3 +242,33 @@ class RedisStartError(RuntimeError):
     def __init__(self, why: str, *, output: str = ""):
         super().__init__(f"{why}\n{output}".rstrip())
         self.output = output
+
+
+class BusFullError(RuntimeError):
+    """The server is away, and as many messages wait for it as the bus keeps.
+
+    Parameters:
+        limit: How many that is.
+    """
+
+    def __init__(self, limit: int):
+        super().__init__(
+            f"{limit:,} messages wait for the Redis server; see why it is away, or raise "
+            "outbox_limit"
+        )
+        self.limit = limit
+
+
+class BusUnavailableError(RuntimeError):
+    """The server could not be reached when the bus started.
+
+    Parameters:
+        cause: What went wrong last.
+    """
+
+    def __init__(self, cause: str, *, seconds: float):
+        super().__init__(
+            f"the Redis server could not be reached within {seconds:g} s: {cause}; check the URL, "
+            "the password and that the server runs"
+        )
+        self.cause = cause

@@ -19,16 +19,22 @@ class HandlerSpec:
         job_name: The job it does.
         sequential: Whether its calls run one at a time.
         max_concurrency: How many of its jobs may be open at once, or None for any number.
+        run_once: Whether a job is lost with its process, rather than begun again in another.
     """
 
     attribute: str
     job_name: str
     sequential: bool = False
     max_concurrency: int | None = None
+    run_once: bool = False
 
 
 def job(
-    *, name: str, sequential: bool = False, max_concurrency: int | None = None
+    *,
+    name: str,
+    sequential: bool = False,
+    max_concurrency: int | None = None,
+    run_once: bool = False,
 ) -> Callable[[Handler], Handler]:
     """Mark a worker's method as the handler of a job.
 
@@ -50,6 +56,9 @@ def job(
         max_concurrency: Keep at most this many of this handler's jobs open; the others wait in
             order of arrival. Unlike with ``sequential``, a job counts until it has been answered,
             so a handler that answers later keeps its place.
+        run_once: Never begin a job of this handler again after its process was lost: a payment,
+            say. On a bus that spans processes, such a job ends as lost; without this, another
+            process that hosts the worker takes it up.
 
     Returns:
         The decorator, which gives the method back unchanged.
@@ -92,6 +101,7 @@ def job(
             job_name=name,
             job_sequential=sequential,
             job_max_concurrency=max_concurrency,
+            job_run_once=run_once,
         )
         return method
 
@@ -127,6 +137,7 @@ def collect_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
                 marks["job_name"],
                 bool(marks.get("job_sequential")),
                 marks.get("job_max_concurrency"),
+                bool(marks.get("job_run_once")),
             )
             if (other := handlers.get(spec.job_name)) is not None:
                 raise DuplicateJobHandlerError(

@@ -277,16 +277,19 @@ class JobsMixin(Answering):
         """
         await self.__requester.request_update(job_id, worker_name)
 
-    async def worker_lost(self, worker_name: str, *, reason: str) -> None:
+    async def worker_lost(
+        self, worker_name: str, *, reason: str, job_id: str | None = None
+    ) -> None:
         """Say that a worker is gone, where Pipecat cannot notice: its host or its bus went away.
 
-        Every job it owes this worker ends as lost, which raises ``WorkerLostError``.
+        What it owes this worker ends as lost, which raises ``WorkerLostError``.
 
         Args:
             worker_name: The worker that is gone.
             reason: How that is known, for the error's message.
+            job_id: The one job that is lost, where others of that worker are not; None for all.
         """
-        self.__requester.lost(worker_name, reason)
+        self.__requester.lost(worker_name, reason, job_id)
 
     # -- between the bus and the halves ------------------------------------------------------
 

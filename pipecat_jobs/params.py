@@ -17,7 +17,7 @@ UNREAD_LIMIT = 1_000
 
 
 class JobParams(PipecatJobParams):
-    """How to run a job at one worker. Pipecat's ``JobParams``, plus ``job_id``.
+    """How to run a job at one worker. Pipecat's ``JobParams``, and what only this package has.
 
     Parameters:
         name: Name of the ``@job`` handler to run, or None for ``on_job_request``.
@@ -30,11 +30,14 @@ class JobParams(PipecatJobParams):
             ``send_job_stream_data()`` waits, 0 for any number.
         latest_update_only: Whether an update takes the place of the one before it, if nobody has
             read that yet.
+        run_once: Whether the job is lost with a process that dies at it, on a bus that spans
+            processes, rather than begun again in another.
     """
 
     job_id: str | None = None
     unread_limit: int = UNREAD_LIMIT
     latest_update_only: bool = False
+    run_once: bool = False
 
 
 class JobGroupParams(JobParams, PipecatJobGroupParams):
@@ -61,6 +64,8 @@ class JobKeywords(TypedDict, total=False):
             ``async for`` reads them or hooks hear them, and where both workers are in one process.
         latest_update_only: Whether an update takes the place of the one before it from the same
             worker, if ``async for`` has not read that yet; False by default.
+        run_once: Whether the job is lost with a process that dies at it, on a bus that spans
+            processes, rather than begun again in another; False by default.
     """
 
     name: str | None
@@ -71,6 +76,7 @@ class JobKeywords(TypedDict, total=False):
     job_id: str | None
     unread_limit: int | None
     latest_update_only: bool | None
+    run_once: bool | None
 
 
 class JobGroupKeywords(JobKeywords, total=False):
@@ -104,6 +110,7 @@ _WANTED = {
     "cancel_on_error": "True or False",
     "unread_limit": "a number of chunks, 0 for any number",
     "latest_update_only": "True or False",
+    "run_once": "True or False",
 }
 
 

@@ -19,6 +19,7 @@ from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.registry import WorkerRegistry
 from pipecat.workers.base_worker import BaseWorker
 
+from pipecat_jobs.attempts import set_run_once
 from pipecat_jobs.deadline import Deadline
 from pipecat_jobs.endings import Endings
 from pipecat_jobs.errors import InvalidJobError, UnknownJobError
@@ -222,15 +223,16 @@ class Requester:
         if (reason := self._liveness.watch(name, group.job_id)) is not None:
             self._settle_lost(group, name, reason)
             return
-        await self._worker.send_bus_message(
-            BusJobRequestMessage(
-                source=self._worker.name,
-                target=name,
-                job_id=group.job_id,
-                job_name=group.params.name,
-                payload=group.params.payload,
-            )
+        request = BusJobRequestMessage(
+            source=self._worker.name,
+            target=name,
+            job_id=group.job_id,
+            job_name=group.params.name,
+            payload=group.params.payload,
         )
+        if group.params.run_once:
+            set_run_once(request)
+        await self._worker.send_bus_message(request)
 
     async def request_update(self, job_id: str, worker_name: str) -> None:
         """Ask a worker how far it is.
@@ -427,14 +429,17 @@ class Requester:
 
     # -- workers that went away --------------------------------------------------------------
 
-    def lost(self, name: str, reason: str) -> None:
-        """End every job that a worker still owes.
+    def lost(self, name: str, reason: str, job_id: str | None = None) -> None:
+        """End what a worker still owes.
 
         Args:
             name: The worker that is gone.
             reason: How that is known.
+            job_id: The one job that is lost; None for all.
         """
         for group in list(self._groups.values()):
+            if job_id not in (None, group.job_id):
+                continue
             if isinstance(group, JobGroup) and group.awaits(name):
                 self._settle_lost(group, name, reason)
 

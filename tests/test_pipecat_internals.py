@@ -9,11 +9,16 @@ from typing import Any
 import pytest
 from llm_workers import NewLLM, new_llm
 from peers import PlainPeer
-from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
+from pipecat.bus.messages import (
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusMessage,
+    BusWorkerRegistryMessage,
+)
 from pipecat.frames.frames import LLMMessagesAppendFrame
 from pipecat.pipeline.job_context import JobParams
 from pipecat.registry import WorkerRegistry
-from pipecat.registry.types import WorkerReadyData
+from pipecat.registry.types import WorkerReadyData, WorkerRegistryEntry
 from pipecat.services.llm_service import FunctionCallParams
 from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
@@ -25,6 +30,7 @@ from pipecat_jobs import LLMContextWorker, tool
 from pipecat_jobs._pipecat import (
     call_event_handlers,
     cancel_function_call,
+    forget_runner,
     has_event_handlers,
     in_tool_call_of,
     proxied_name,
@@ -479,3 +485,31 @@ async def test_in_tool_call_of_knows_whose_tool_is_running(
     assert worker.in_own_tool is True
     assert not in_tool_call_of(worker)
     await cancel_function_call(worker.llm, "a")
+
+
+# -- forget_runner -------------------------------------------------------------------------------
+
+
+async def test_a_forgotten_runner_leaves_the_registry_and_is_answered_when_it_is_back(
+    job_harness: JobHarness,
+):
+    await job_harness.start(PlainWorker("local"))
+    sent: list[BusWorkerRegistryMessage] = []
+    publish = job_harness.bus.publish
+
+    async def keep(message: BusMessage) -> None:
+        if isinstance(message, BusWorkerRegistryMessage) and message.runner != "other":
+            sent.append(message)
+        await publish(message)
+
+    job_harness.bus.publish = keep
+    entry = WorkerRegistryEntry("remote")
+    announcement = BusWorkerRegistryMessage(source="other", runner="other", workers=[entry])
+    for answers in (1, 2):
+        await job_harness.bus.send(announcement)
+        await job_harness.settle()
+        assert "remote" in job_harness.registry
+        assert len(sent) == answers
+        forget_runner(job_harness.runner, "other")
+        assert "remote" not in job_harness.registry
+        assert "local" in job_harness.registry

@@ -19,13 +19,14 @@ import pipecat_jobs.testing
 PACKAGE = Path(pipecat_jobs.__file__).parent
 
 NAMES = """
-    BaseWorker DuplicateJobHandlerError ErrorDetails InvalidJobError InvalidJobTypeError
-    JobCancelledError JobContext JobError JobEvent JobGroup JobGroupContext JobGroupError
-    JobGroupEvent JobGroupParams JobGroupResponse JobOutcome JobParams JobRefusedError JobStatus
-    JobTimeoutError JobTool JobToolProgress JobsMixin LLMContextWorker LLMTurnError
-    LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker NoJobHandlerError OutcomeStatus
-    PipelineWorker RoutedBus ToolCallContext UnknownJobError WorkerLostError WorkerNotReadyError
-    __version__ job job_tool tool tool_call
+    BaseWorker BusFullError BusUnavailableError DuplicateJobHandlerError ErrorDetails
+    InvalidJobError InvalidJobTypeError JobCancelledError JobContext JobError JobEvent JobGroup
+    JobGroupContext JobGroupError JobGroupEvent JobGroupParams JobGroupResponse JobOutcome
+    JobParams JobRefusedError JobStatus JobTimeoutError JobTool JobToolProgress JobsMixin
+    LLMContextWorker LLMTurnError LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker
+    MessageTooLargeError MessageTypeError NoJobHandlerError OutcomeStatus PipelineWorker
+    RedisStartError RoutedBus ToolCallContext UnknownJobError WorkerLostError
+    WorkerNotReadyError __version__ job job_attempt job_tool tool tool_call
 """.split()
 
 TESTING_NAMES = """

@@ -1,5 +1,7 @@
 """Jobs across processes and machines, on Redis Streams: ``pip install "pipecat-jobs[redis]"``."""
 
 from pipecat_jobs.bus.redis.embedded import EmbeddedRedis
+from pipecat_jobs.bus.redis.stats import BusStats
+from pipecat_jobs.bus.redis.streams import RedisStreamsBus
 
-__all__ = ["EmbeddedRedis"]
+__all__ = ["BusStats", "EmbeddedRedis", "RedisStreamsBus"]

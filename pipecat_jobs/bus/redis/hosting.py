@@ -1,0 +1,74 @@
+"""What a process offers to a channel: the names it has, and how much each of its workers takes."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipecat.bus.subscriber import BusSubscriber
+from pipecat.workers.base_worker import BaseWorker
+from pipecat.workers.llm import LLMContextWorker
+
+from pipecat_jobs._pipecat import proxied_name
+from pipecat_jobs.handlers import collect_handlers
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A name, and the requests that are taken for it.
+
+    Parameters:
+        name: The subscriber's name.
+        rooms: How many jobs may be open at once, by job name; under "" for all other names. None
+            when it takes no requests.
+        once: Names of the jobs that are never run twice.
+    """
+
+    name: str
+    rooms: dict[str, int] | None = None
+    once: tuple[str, ...] = ()
+
+    def as_text(self, uid: str) -> str:
+        """Say it as the channel's script reads it.
+
+        Args:
+            uid: What tells this process from others for as long as it lives.
+
+        Returns:
+            JSON, or nothing when no requests are taken.
+        """
+        if self.rooms is None:
+            return ""
+        once = dict.fromkeys(self.once, True)
+        return json.dumps({"uid": uid, "rooms": self.rooms, "once": once})
+
+
+def offers_of(subscriber: BusSubscriber, room: int) -> Iterator[Offer]:
+    """Read off a subscriber what it offers.
+
+    Args:
+        subscriber: Whoever is on the bus.
+        room: How many jobs without a bound of their own it takes at once.
+
+    Yields:
+        Its name, and that of the remote worker it stands for, if it does.
+    """
+    if not isinstance(subscriber, BaseWorker):
+        yield Offer(subscriber.name)
+        return
+    rooms = {"": _request_room(subscriber, room)}
+    once: list[str] = []
+    for name, spec in collect_handlers(type(subscriber)).items():
+        rooms[name] = 1 if spec.sequential else spec.max_concurrency or room
+        if spec.run_once:
+            once.append(name)
+    yield Offer(subscriber.name, rooms, tuple(once))
+    proxied = proxied_name(subscriber)
+    if proxied is not None:
+        yield Offer(proxied, {"": room})
+
+
+def _request_room(worker: BaseWorker, room: int) -> int:
+    concurrency: object = getattr(worker, "job_request_concurrency", None)
+    if concurrency == "auto" and isinstance(worker, LLMContextWorker):
+        return 1
+    return concurrency if isinstance(concurrency, int) else room

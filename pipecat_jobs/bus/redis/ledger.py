@@ -1,0 +1,221 @@
+"""Which jobs this process has asked others for, and which it does for others."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipecat.bus.messages import (
+    BusJobCancelMessage,
+    BusJobResponseMessage,
+    BusJobResponseUrgentMessage,
+    BusJobStreamDataMessage,
+    BusJobStreamEndMessage,
+    BusJobStreamStartMessage,
+    BusJobUpdateMessage,
+    BusJobUpdateRequestMessage,
+    BusJobUpdateUrgentMessage,
+    BusMessage,
+)
+
+from pipecat_jobs.bus.redis.outbox import Call
+
+#: From the one who asked to the worker.
+ORDERS = (BusJobCancelMessage, BusJobUpdateRequestMessage)
+#: From the worker, and the end of the job.
+ENDS = (BusJobResponseMessage, BusJobResponseUrgentMessage, BusJobStreamEndMessage)
+#: From the worker to the one who asked.
+TELLINGS = (
+    *ENDS,
+    BusJobUpdateMessage,
+    BusJobUpdateUrgentMessage,
+    BusJobStreamStartMessage,
+    BusJobStreamDataMessage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Parties:
+    """One job, as both sides know it.
+
+    Parameters:
+        asker: The worker that asked.
+        worker: The worker that was asked.
+        job_id: The job's id.
+    """
+
+    asker: str
+    worker: str
+    job_id: str
+
+    @classmethod
+    def of(cls, message: BusMessage) -> "Parties | None":
+        """Read off a message whose job it is about.
+
+        Args:
+            message: Any message.
+
+        Returns:
+            The job, or None when it is about none, or for nobody.
+        """
+        if not message.target:
+            return None
+        if isinstance(message, TELLINGS):
+            return cls(message.target, message.source, message.job_id)
+        if isinstance(message, ORDERS):
+            return cls(message.source, message.target, message.job_id)
+        return None
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A job that this process has asked for.
+
+    Parameters:
+        parties: Whose it is.
+        request: The call that asks for it.
+        sent: Whether the server has it.
+        cancelled: Whether it has been called off.
+        attempt: How often it has been asked for, without a word whether it was heard before.
+    """
+
+    parties: Parties
+    request: Call
+    sent: bool = False
+    cancelled: bool = False
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A job that this process does.
+
+    Parameters:
+        parties: Whose it is.
+        ref: The server's name for it.
+        attempt: The attempt that this process makes.
+    """
+
+    parties: Parties
+    ref: str
+    attempt: int
+
+
+class Ledger:
+    """The jobs of this process that cross the server, in both directions."""
+
+    def __init__(self) -> None:
+        self._asked: dict[Parties, Asked] = {}
+        self._held: dict[Parties, Held] = {}
+        self._by_ref: dict[str, Held] = {}
+        self._free = asyncio.Event()
+        self._free.set()
+
+    # -- asked -------------------------------------------------------------------------------
+
+    def ask(self, asked: Asked) -> None:
+        """Note a job that is asked for.
+
+        Args:
+            asked: The job.
+        """
+        self._asked[asked.parties] = asked
+
+    def asked(self, parties: Parties) -> Asked | None:
+        """Look up a job that was asked for.
+
+        Args:
+            parties: Whose.
+
+        Returns:
+            The job, while it is open.
+        """
+        return self._asked.get(parties)
+
+    def answered(self, parties: Parties) -> Asked | None:
+        """Note that a job has ended.
+
+        Args:
+            parties: Whose.
+
+        Returns:
+            The job, if it was open.
+        """
+        return self._asked.pop(parties, None)
+
+    def open(self) -> list[Asked]:
+        """List what has been asked for and not answered.
+
+        Returns:
+            The jobs.
+        """
+        return list(self._asked.values())
+
+    def numbered(self, numbers: Iterable[str]) -> list[Asked]:
+        """Find open jobs by the numbers of their calls.
+
+        Args:
+            numbers: The numbers, as text.
+
+        Returns:
+            Those that are open.
+        """
+        wanted = {int(number) for number in numbers}
+        return [asked for asked in self._asked.values() if asked.request.number in wanted]
+
+    # -- held --------------------------------------------------------------------------------
+
+    def hold(self, held: Held) -> None:
+        """Note a job that this process takes.
+
+        Args:
+            held: The job.
+        """
+        self._held[held.parties] = held
+        self._by_ref[held.ref] = held
+        self._free.clear()
+
+    def held(self, parties: Parties) -> Held | None:
+        """Look up a job that this process does.
+
+        Args:
+            parties: Whose.
+
+        Returns:
+            The job, while it is open.
+        """
+        return self._held.get(parties)
+
+    def held_as(self, ref: str) -> Held | None:
+        """Look up a job that this process does.
+
+        Args:
+            ref: The server's name for it.
+
+        Returns:
+            The job, while it is open.
+        """
+        return self._by_ref.get(ref)
+
+    def all_held(self) -> list[Held]:
+        """List what this process does for others.
+
+        Returns:
+            The jobs.
+        """
+        return list(self._by_ref.values())
+
+    def let_go(self, held: Held) -> None:
+        """Note that a job is not, or no more, this process's.
+
+        Args:
+            held: The job.
+        """
+        if self._held.get(held.parties) is held:
+            del self._held[held.parties]
+        self._by_ref.pop(held.ref, None)
+        if not self._by_ref:
+            self._free.set()
+
+    async def free(self) -> None:
+        """Wait until this process does nothing for others."""
+        await self._free.wait()

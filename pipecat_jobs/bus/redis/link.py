@@ -1,0 +1,102 @@
+"""One connection to the server, which comes back after it has broken."""
+
+import asyncio
+from typing import Any, TypeAlias, cast
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+#: One command: its name and its arguments.
+Command: TypeAlias = tuple[bytes | str | int, ...]
+#: What the server says to a command; an error it answers with is given, not raised.
+Reply: TypeAlias = "bytes | int | list[Reply] | ResponseError | None"
+
+
+class UnreachableError(ConnectionError):
+    """The server cannot be reached, or does not answer."""
+
+
+class Link:
+    """Sends commands over a connection of its own, several at once.
+
+    Args:
+        client: Says where the server is and how to speak to it.
+        timeout: How long connecting, and an answer, may each take, in seconds.
+    """
+
+    def __init__(self, client: Redis, *, timeout: float):
+        self._client = client
+        self._timeout = timeout
+        self._connection: AbstractConnection | None = None
+        self._lock = asyncio.Lock()
+
+    async def call(self, *commands: Command, wait: float = 0) -> list[Reply]:
+        """Send commands and collect what the server says to each.
+
+        Args:
+            *commands: The commands, in order.
+            wait: How much longer than usual the answer may take, in seconds.
+
+        Returns:
+            One reply for each.
+
+        Raises:
+            UnreachableError: If the connection breaks first. What came of the commands is unknown.
+        """
+        async with self._lock:
+            try:
+                async with asyncio.timeout(self._timeout + wait):
+                    connection = await self._connected()
+                    packed = connection.pack_commands(commands)
+                    await connection.send_packed_command(packed, check_health=False)
+                    return [await self._read(connection) for _ in commands]
+            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+                await self._drop()
+                raise UnreachableError(str(error) or type(error).__name__) from error
+            except BaseException:
+                # Replies that nobody read would be taken for those of the next commands.
+                await self._drop()
+                raise
+
+    async def close(self) -> None:
+        """Close the connection. The next call opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect()
+
+    async def _connected(self) -> AbstractConnection:
+        if self._connection is None:
+            pool = self._client.connection_pool
+            # Ours alone, so that a blocking read keeps none of the caller's pool; and read raw,
+            # whatever the caller's client decodes to.
+            settings: dict[str, Any] = {
+                **pool.connection_kwargs,
+                "protocol": 2,
+                "decode_responses": False,
+                "socket_timeout": None,
+                "retry": Retry(NoBackoff(), 0),
+                "retry_on_error": [],
+                "health_check_interval": 0,
+            }
+            self._connection = pool.connection_class(**settings)
+        if not self._connection.is_connected:
+            await self._connection.connect()
+        return self._connection
+
+    @staticmethod
+    async def _read(connection: AbstractConnection) -> Reply:
+        try:
+            return cast(Reply, await connection.read_response(disable_decoding=True))
+        except ResponseError as error:
+            return error
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # Without waiting: the other side may be out of reach.
+            await connection.disconnect(nowait=True)

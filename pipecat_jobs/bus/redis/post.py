@@ -1,0 +1,400 @@
+"""What becomes of a message: which way it goes, and what is done with one that comes."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+from loguru import logger
+from pipecat.bus.messages import (
+    BusFrameMessage,
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusMessage,
+    BusSystemMessage,
+)
+from pipecat.bus.subscriber import BusSubscriber
+from pipecat.pipeline.job_context import JobStatus
+
+from pipecat_jobs.attempts import runs_once, set_attempt
+from pipecat_jobs.bus.envelope import Envelopes
+from pipecat_jobs.bus.redis.inbox import Entry
+from pipecat_jobs.bus.redis.ledger import ENDS, ORDERS, TELLINGS, Asked, Held, Ledger, Parties
+from pipecat_jobs.bus.redis.outbox import Argument, Call, Lane, Outbox
+from pipecat_jobs.bus.redis.stats import BusStats
+from pipecat_jobs.bus.wire import WireCodec
+from pipecat_jobs.errors import MessageTypeError, UnreadableMessageError
+from pipecat_jobs.outcomes import ErrorDetails
+
+#: What a request is signed for; the others are signed for the lane they take.
+_REQUEST = "job"
+#: The most jobs that one audit asks about.
+_AUDITED = 1000
+
+
+class LocalSide(Protocol):
+    """The part of the bus that is in this process."""
+
+    def subscriber(self, name: str) -> BusSubscriber | None:
+        """Look a subscriber up."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Tell whether a name is a subscriber here, or stands behind one."""
+        ...
+
+    def takes_requests(self, worker: str) -> bool:
+        """Tell whether requests for a worker are taken now."""
+        ...
+
+    def on_message_received(self, message: BusMessage) -> None:
+        """Deliver a message to subscribers of this process."""
+        ...
+
+    def process_gone(self, runners: Iterable[str]) -> None:
+        """Hear that a process of the channel is gone."""
+        ...
+
+    def tell_lost(self, subscriber: "HearsOfLoss", parties: Parties, reason: str) -> None:
+        """Tell a requester that one of its jobs is lost."""
+        ...
+
+
+@runtime_checkable
+class HearsOfLoss(Protocol):
+    """A requester that can be told that a worker is gone."""
+
+    async def worker_lost(
+        self, worker_name: str, *, reason: str, job_id: str | None = None
+    ) -> None:
+        """Hear it."""
+        ...
+
+
+class Post:
+    """Sends messages off and takes in those that come.
+
+    Args:
+        local: The subscribers of this process.
+        outbox: Where what crosses the server goes.
+        codec: Turns messages into bytes and back.
+        envelopes: Goes around them.
+        takeover: Seconds that a request waits for a process, for the error's message.
+        through_server: Whether messages for this process cross the server too.
+        stats: Where to count.
+    """
+
+    def __init__(
+        self,
+        local: LocalSide,
+        outbox: Outbox,
+        codec: WireCodec,
+        envelopes: Envelopes,
+        *,
+        takeover: float,
+        through_server: bool,
+        stats: BusStats,
+    ):
+        self._local = local
+        self._outbox = outbox
+        self._codec = codec
+        self._envelopes = envelopes
+        self._through_server = through_server
+        self._stats = stats
+        self._warned: set[str] = set()
+        self._marks: list[asyncio.Event] = []
+        self.ledger = Ledger()
+        self._reasons = {
+            "unhosted": f"no process that may run it came within {takeover:g} s",
+            "once": "the process that ran it is gone, and it must not run twice",
+            "attempts": "every process that ran it was lost with it",
+            "unreadable": "the process that took it could not read it",
+            "expelled": "this process was away for longer than its lease",
+            "unknown": "the server has lost it",
+        }
+
+    # -- sending -----------------------------------------------------------------------------
+
+    def publish(self, message: BusMessage) -> None:
+        """Send a message on its way.
+
+        Args:
+            message: The message.
+
+        Raises:
+            MessageTypeError: If it holds what cannot be carried.
+            MessageTooLargeError: If it is too large.
+            BusFullError: If the server is away and too much waits for it.
+        """
+        target, parties = message.target, Parties.of(message)
+        stays = bool(target) and not self._through_server and self._local.has(target or "")
+        if parties is not None and isinstance(message, ORDERS):
+            asked = self.ledger.asked(parties)
+            if asked is not None:
+                self._order(asked, message)
+                return
+        if parties is not None and isinstance(message, TELLINGS):
+            held = self.ledger.held(parties)
+            if held is not None:
+                self._tell(held, message)
+                return
+            if not stays:
+                # The job has ended, or is another process's by now.
+                self._stats.late_answers += 1
+                logger.debug(f"{self._local}: not sending {message}: not this process's job")
+                return
+        if stays:
+            self._local.on_message_received(message)
+        elif isinstance(message, BusJobRequestMessage) and target:
+            self._ask(message, target)
+        else:
+            self._route(message)
+
+    def _ask(self, message: BusJobRequestMessage, target: str) -> None:
+        parties = Parties(message.source, target, message.job_id)
+        if self.ledger.asked(parties) is not None:
+            logger.warning(f"{self._local}: not sending {message}: it has been sent")
+            return
+        body, job_name = self._codec.encode(message), message.job_name or ""
+        once = runs_once(message)
+
+        def arguments(process: str, number: int) -> tuple[Argument, ...]:
+            sealed = self._envelopes.seal(_REQUEST, process, number, body)
+            return target, job_name, "1" if once else "0", asked.attempt, sealed
+
+        def replied(_: str) -> None:
+            asked.sent = True
+
+        call = Call(Lane.DATA, "ask", arguments, replied, outlives=not once, essential=False)
+        asked = Asked(parties, call)
+        self._outbox.put(call)
+        self.ledger.ask(asked)
+
+    def _order(self, asked: Asked, message: BusMessage) -> None:
+        cancels = isinstance(message, BusJobCancelMessage)
+        body, lane = self._codec.encode(message), _lane(message)
+        if cancels:
+            asked.cancelled = True
+            if self._outbox.withdraw(asked.request):
+                self._cancelled_untaken(asked)
+                return
+
+        def arguments(process: str, number: int) -> tuple[Argument, ...]:
+            sealed = self._envelopes.seal(lane.letter, process, number, body)
+            return asked.request.number, lane.letter, "1" if cancels else "0", sealed
+
+        def replied(reply: str) -> None:
+            if reply == "untaken":
+                self._cancelled_untaken(asked)
+
+        self._outbox.put(Call(lane, "order", arguments, replied))
+
+    def _tell(self, held: Held, message: BusMessage) -> None:
+        body, lane = self._codec.encode(message), _lane(message)
+        last = isinstance(message, ENDS)
+
+        def arguments(process: str, number: int) -> tuple[Argument, ...]:
+            sealed = self._envelopes.seal(lane.letter, process, number, body)
+            return held.ref, held.attempt, lane.letter, "1" if last else "0", sealed
+
+        def replied(reply: str) -> None:
+            if reply == "stale":
+                self._stats.late_answers += 1
+                logger.warning(f"{self._local}: {message} came too late: not this process's job")
+
+        self._outbox.put(Call(lane, "tell", arguments, replied, essential=last))
+        if last:
+            self.ledger.let_go(held)
+
+    def _route(self, message: BusMessage) -> None:
+        try:
+            body = self._codec.encode(message)
+        except MessageTypeError as error:
+            if not isinstance(message, BusFrameMessage):
+                raise
+            # A pipeline pushes what it likes across a bridge; not all of it is for others.
+            body = None
+            if error.type_name not in self._warned:
+                self._warned.add(error.type_name)
+                logger.warning(f"{self._local}: not sent to other processes: {error}")
+        if not message.target and not self._through_server:
+            self._local.on_message_received(message)
+        if body is None:
+            return
+        sealed_body, lane, target = body, _lane(message), message.target or ""
+        to_self = "1" if self._through_server else "0"
+
+        def arguments(process: str, number: int) -> tuple[Argument, ...]:
+            sealed = self._envelopes.seal(lane.letter, process, number, sealed_body)
+            return lane.letter, target, sealed, to_self
+
+        urgent = lane is Lane.URGENT
+        self._outbox.put(Call(lane, "route", arguments, outlives=True, essential=urgent))
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def read(self, entry: Entry) -> None:
+        """Do with a message from the inbox what has to be done.
+
+        Args:
+            entry: The message.
+        """
+        try:
+            self._read(entry)
+        except UnreadableMessageError as error:
+            log = logger.debug if self._stats.garbage else logger.warning
+            self._stats.garbage += 1
+            log(f"{self._local}: skipping what is no message of this channel: {error}")
+            if entry.kind == "j":
+                # Whoever asked must not wait for it.
+                self._answer_ref("refuse", entry.ref, entry.attempt)
+
+    def _read(self, entry: Entry) -> None:
+        match entry.kind:
+            case "m":
+                letter = self._envelopes.open(entry.lane.letter, entry.body)
+                self._arrived(self._codec.decode(letter.body), answers=bool(entry.ref))
+            case "j":
+                letter = self._envelopes.open(_REQUEST, entry.body, in_order=False)
+                message = self._codec.decode(letter.body)
+                if not isinstance(message, BusJobRequestMessage) or not message.target:
+                    raise UnreadableMessageError(f"{message} is no request")
+                self._take(message, message.target, entry)
+            case "c":
+                held = self.ledger.held_as(entry.ref)
+                if held is not None:
+                    self.revoke(held, f"the process of '{held.parties.asker}' is gone")
+            case "l":
+                number = entry.ref.rpartition(":")[2]
+                for asked in self.ledger.numbered([number]):
+                    self._lost(asked, entry.body.decode())
+            case "g":
+                self._local.process_gone(entry.body.decode().splitlines())
+            case "x":
+                unknown, _, held = entry.body.decode().partition("|")
+                self._audited(unknown.split(" ") if unknown else [], set(held.split()))
+            case "e":
+                for mark in self._marks:
+                    mark.set()
+                self._marks.clear()
+            case _:
+                raise UnreadableMessageError(f"an entry of kind {entry.kind!r}")
+
+    def _arrived(self, message: BusMessage, *, answers: bool) -> None:
+        parties = Parties.of(message)
+        if parties is not None and isinstance(message, TELLINGS):
+            if not answers:
+                raise UnreadableMessageError(f"{message} answers for a job it does not hold")
+            if isinstance(message, ENDS):
+                self.ledger.answered(parties)
+        self._local.on_message_received(message)
+
+    def _take(self, message: BusJobRequestMessage, target: str, entry: Entry) -> None:
+        if not self._local.takes_requests(target):
+            self.give_back(entry.ref, entry.attempt, started=False)
+            return
+        parties = Parties(message.source, target, message.job_id)
+        self.ledger.hold(Held(parties, entry.ref, entry.attempt))
+        if entry.attempt > 1:
+            self._stats.taken_over += 1
+        set_attempt(message, entry.attempt)
+        self._local.on_message_received(message)
+
+    def _audited(self, unknown: list[str], held: set[str]) -> None:
+        for asked in self.ledger.numbered(unknown):
+            if asked.sent:
+                self._lost(asked, "unknown")
+        known = {each.ref for each in self.ledger.all_held()}
+        for ref in held - known:
+            # The server went back to a state from before this process had done with it.
+            self._answer_ref("disown", ref, 0)
+
+    # -- ends that nobody else can tell of ---------------------------------------------------
+
+    def _cancelled_untaken(self, asked: Asked) -> None:
+        self.ledger.answered(asked.parties)
+        self._answer(asked, JobStatus.CANCELLED, {"reason": "cancelled before it was taken"})
+
+    def _lost(self, asked: Asked, why: str) -> None:
+        self.ledger.answered(asked.parties)
+        if asked.cancelled:
+            self._answer(asked, JobStatus.CANCELLED, None)
+            return
+        self._stats.lost += 1
+        parties = asked.parties
+        reason = f"worker '{parties.worker}': {self._reasons.get(why, why)}"
+        requester = self._local.subscriber(parties.asker)
+        if isinstance(requester, HearsOfLoss):
+            self._local.tell_lost(requester, parties, reason)
+        else:
+            error = ErrorDetails("WorkerLostError", reason)
+            self._answer(asked, JobStatus.ERROR, error.to_response())
+
+    def _answer(self, asked: Asked, status: JobStatus, response: dict[str, object] | None) -> None:
+        self._local.on_message_received(
+            BusJobResponseMessage(
+                source=asked.parties.worker,
+                target=asked.parties.asker,
+                job_id=asked.parties.job_id,
+                status=status,
+                response=response,
+            )
+        )
+
+    # -- jobs that change hands --------------------------------------------------------------
+
+    def revoke(self, held: Held, reason: str) -> None:
+        """Stop a job that is no longer this process's.
+
+        Args:
+            held: The job.
+            reason: Why, for the worker.
+        """
+        self.ledger.let_go(held)
+        parties = held.parties
+        self._local.on_message_received(
+            BusJobCancelMessage(
+                source=parties.asker, target=parties.worker, job_id=parties.job_id, reason=reason
+            )
+        )
+
+    def give_back(self, ref: str, attempt: int, *, started: bool) -> None:
+        """Give a job to another process.
+
+        Args:
+            ref: The server's name for it.
+            attempt: The attempt that was this process's.
+            started: Whether a worker has got it.
+        """
+        self._answer_ref("give_back", ref, attempt, "1" if started else "0")
+
+    def expelled(self) -> None:
+        """Give up what the process had, which the others have been told it is gone with."""
+        for held in self.ledger.all_held():
+            self.revoke(held, self._reasons["expelled"])
+        for asked in self.ledger.open():
+            if asked.sent or (asked.request.number and not asked.request.outlives):
+                self._lost(asked, "expelled")
+            elif asked.request.number:
+                asked.attempt += 1
+
+    def audit(self) -> None:
+        """Ask the server what it knows of this process's jobs."""
+        sent = [asked.request.number for asked in self.ledger.open() if asked.sent]
+        for start in range(0, max(len(sent), 1), _AUDITED):
+            numbers = tuple(sent[start : start + _AUDITED])
+            self._outbox.put(Call(Lane.CONTROL, "audit", lambda _, __, n=numbers: n))
+
+    async def caught_up(self) -> None:
+        """Wait until what is on its way to this process by now has been read."""
+        mark = asyncio.Event()
+        self._marks.append(mark)
+        self._outbox.put(Call(Lane.CONTROL, "mark", lambda _, __: ()))
+        await mark.wait()
+
+    def _answer_ref(self, command: str, ref: str, attempt: int, *more: str) -> None:
+        self._outbox.put(Call(Lane.CONTROL, command, lambda _, __: (ref, attempt, *more)))
+
+
+def _lane(message: BusMessage) -> Lane:
+    return Lane.URGENT if isinstance(message, BusSystemMessage) else Lane.DATA

@@ -1,0 +1,326 @@
+"""This process on a channel: its lease, what it sends and what it reads."""
+
+import asyncio
+import random
+import uuid
+from collections.abc import Coroutine, Iterable
+from typing import Protocol, cast
+
+from loguru import logger
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, ResponseError
+
+from pipecat_jobs.bus.redis.hosting import Offer
+from pipecat_jobs.bus.redis.inbox import Entry, Inbox
+from pipecat_jobs.bus.redis.link import Command, Link, Reply, UnreachableError
+from pipecat_jobs.bus.redis.outbox import Call, Outbox
+from pipecat_jobs.bus.redis.script import LOAD, Channel
+from pipecat_jobs.bus.redis.stats import BusStats
+from pipecat_jobs.errors import BusUnavailableError
+
+#: Calls sent in one go.
+_BATCH = 64
+#: Renewals of a lease within its length, so that one may be late.
+_RENEWALS = 4
+#: Seconds between looks at whether the server has forgotten something.
+_AUDIT_EVERY = 5.0
+_LONGEST_BACKOFF = 1.0
+
+
+class Occupant(Protocol):
+    """Whoever uses the process to reach the channel."""
+
+    def offers(self) -> Iterable[Offer]:
+        """List what the process has to offer to others."""
+        ...
+
+    def runner_name(self) -> str:
+        """Name the runner, by which others know this process's workers."""
+        ...
+
+    def read(self, entry: Entry) -> None:
+        """Take a message."""
+        ...
+
+    def expelled(self) -> None:
+        """Hear that the process was declared dead: what it held is no longer its own."""
+        ...
+
+    def rejoined(self) -> None:
+        """Hear that it is back on the channel."""
+        ...
+
+    def audit(self) -> None:
+        """Compare its books with the server's."""
+        ...
+
+    def create_task(self, coroutine: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        """Start a task."""
+        ...
+
+    async def cancel_task(self, task: asyncio.Task[None]) -> None:
+        """Cancel a task and wait for it."""
+        ...
+
+
+class _Delays:
+    """Growing pauses, no two processes in step."""
+
+    def __init__(self) -> None:
+        self._next = 0.05
+
+    def __next__(self) -> float:
+        delay, self._next = self._next, min(self._next * 2, _LONGEST_BACKOFF)
+        return delay * random.uniform(0.5, 1.0)
+
+
+class Process:
+    """Keeps a process on its channel, whatever becomes of the server meanwhile.
+
+    Args:
+        client: Says where the server is.
+        channel: The channel.
+        outbox: What is to be sent.
+        occupant: Who gets what is read.
+        lease: Seconds that the process may give no sign of life.
+        timeout: Seconds that the server may take for an answer.
+        stats: Where to count.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        channel: Channel,
+        outbox: Outbox,
+        occupant: Occupant,
+        *,
+        lease: float,
+        timeout: float,
+        stats: BusStats,
+    ):
+        self._channel = channel
+        self._outbox = outbox
+        self._occupant = occupant
+        self._lease = lease
+        self._stats = stats
+        self._sending, self._renewing, self._reading = (
+            Link(client, timeout=timeout) for _ in range(3)
+        )
+        #: Tells this process from all others for as long as it lives, declared dead or not.
+        self.uid = uuid.uuid4().hex[:16]
+        self.id = ""
+        self._number = 0
+        self._away = False
+        self._joining = asyncio.Lock()
+        self._reader: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, timeout: float) -> None:
+        """Join the channel.
+
+        Args:
+            timeout: Seconds to try for.
+
+        Raises:
+            BusUnavailableError: If the server could not be reached.
+        """
+        delays, cause = _Delays(), ""
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    try:
+                        await self._join()
+                        break
+                    except UnreachableError as error:
+                        cause = str(error)
+                        await asyncio.sleep(next(delays))
+        except TimeoutError as error:
+            await self._close()
+            raise BusUnavailableError(cause, seconds=timeout) from error
+        self._tasks = [
+            self._occupant.create_task(self._send(), "redis_send"),
+            self._occupant.create_task(self._renew(), "redis_lease"),
+        ]
+
+    async def stop(self, timeout: float) -> None:
+        """Send what waits to be sent and leave the channel.
+
+        Args:
+            timeout: Seconds that sending may take.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._outbox.empty()
+        except TimeoutError:
+            logger.warning(f"{self._occupant}: {len(self._outbox)} messages were never sent")
+        for task in (*self._tasks, self._reader):
+            if task is not None:
+                await self._occupant.cancel_task(task)
+        self._tasks, self._reader = [], None
+        try:
+            await self._sending.call(self._channel.call("leave", self.id, 0))
+        except UnreachableError as error:
+            logger.warning(f"{self._occupant}: left without a word, the server is away: {error}")
+        await self._close()
+
+    async def roster(self) -> set[str]:
+        """Ask for the runners of the processes on the channel.
+
+        Returns:
+            Their names.
+
+        Raises:
+            UnreachableError: If the server is away.
+        """
+        [names] = await self._renewing.call(self._channel.call("roster", self.id, 0))
+        return {name.decode() for name in cast(list[bytes], names)}
+
+    async def _close(self) -> None:
+        for link in (self._sending, self._renewing, self._reading):
+            await link.close()
+
+    # -- belonging to the channel ------------------------------------------------------------
+
+    async def _join(self) -> None:
+        self.id = uuid.uuid4().hex[:16]
+        calls = [("join", (self.uid, self._occupant.runner_name()))]
+        for offer in self._occupant.offers():
+            calls.append(("host", (offer.name, offer.as_text(self.uid))))
+        commands = [self._channel.call(name, self.id, 0, *args) for name, args in calls]
+        for reply in await self._sending.call(LOAD, *commands):
+            if isinstance(reply, ResponseError):
+                raise UnreachableError(str(reply)) from reply
+        self._reader = self._occupant.create_task(self._read(self.id), "redis_read")
+
+    async def _rejoin(self, expelled: str) -> None:
+        async with self._joining:
+            if self.id != expelled:
+                return
+            logger.warning(
+                f"{self._occupant}: this process gave no sign of life for {self._lease:g} s, or "
+                "the server has lost its data; the jobs it had are given up, and it joins anew"
+            )
+            self._stats.expulsions += 1
+            if self._reader is not None:
+                await self._occupant.cancel_task(self._reader)
+            self._occupant.expelled()
+            self._outbox.sent([call for call in self._outbox.tried() if not call.outlives])
+            for call in self._outbox.tried():
+                call.number = 0
+            delays = _Delays()
+            while True:
+                try:
+                    await self._join()
+                    break
+                except UnreachableError as error:
+                    await self._pause(delays, error)
+            self._occupant.rejoined()
+
+    async def _renew(self) -> None:
+        renewal, loop = self._lease / _RENEWALS, asyncio.get_running_loop()
+        audit_at = loop.time() + _AUDIT_EVERY
+        while True:
+            await asyncio.sleep(renewal)
+            process = self.id
+            try:
+                [reply] = await self._renewing.call(self._channel.call("renew", process, 0))
+            except UnreachableError:
+                # The sender says so, and when it is over.
+                continue
+            if reply == b"fenced":
+                await self._rejoin(process)
+            elif isinstance(reply, NoScriptError):
+                await self._load(self._renewing)
+            elif isinstance(reply, ResponseError):
+                logger.error(f"{self._occupant}: the lease is not renewed: {reply}")
+            if loop.time() >= audit_at:
+                audit_at = loop.time() + _AUDIT_EVERY
+                self._occupant.audit()
+
+    # -- sending -----------------------------------------------------------------------------
+
+    async def _send(self) -> None:
+        delays = _Delays()
+        while True:
+            calls = await self._outbox.take(_BATCH)
+            process = self.id
+            try:
+                replies = await self._sending.call(*map(self._command, calls))
+            except UnreachableError as error:
+                await self._pause(delays, error)
+                continue
+            if self._away:
+                self._is_back()
+            problem = self._note(calls, replies)
+            if problem is None:
+                delays = _Delays()
+            elif problem == b"fenced":
+                await self._rejoin(process)
+            elif isinstance(problem, NoScriptError):
+                await self._load(self._sending)
+            else:
+                logger.error(f"{self._occupant}: the server refuses a message: {problem}")
+                await asyncio.sleep(next(delays))
+
+    def _command(self, call: Call) -> Command:
+        if not call.number:
+            self._number += 1
+            call.number = self._number
+        arguments = call.arguments(self.id, call.number)
+        return self._channel.call(call.name, self.id, call.number, *arguments)
+
+    def _note(self, calls: list[Call], replies: list[Reply]) -> Reply:
+        """Tick off what was taken. Gives the first reply that says that a call was not."""
+        done: list[Call] = []
+        problem: Reply = None
+        for call, reply in zip(calls, replies, strict=True):
+            if isinstance(reply, ResponseError) or reply == b"fenced":
+                problem = reply
+                break
+            done.append(call)
+        self._stats.sent += len(done)
+        self._outbox.sent(done)
+        for call, reply in zip(done, replies, strict=False):
+            call.replied(cast(bytes, reply).decode())
+        return problem
+
+    async def _load(self, link: Link) -> None:
+        try:
+            await link.call(LOAD)
+        except UnreachableError:
+            logger.debug(f"{self._occupant}: the server went away while the script was loaded")
+
+    async def _pause(self, delays: _Delays, error: UnreachableError) -> None:
+        if not self._away:
+            self._away = True
+            logger.warning(f"{self._occupant}: the server is away, messages wait: {error}")
+        await asyncio.sleep(next(delays))
+
+    def _is_back(self) -> None:
+        self._away = False
+        self._stats.reconnects += 1
+        logger.info(f"{self._occupant}: the server is back")
+        self._occupant.audit()
+
+    # -- reading -----------------------------------------------------------------------------
+
+    async def _read(self, process: str) -> None:
+        streams = self._channel.inbox(process)
+        inbox = Inbox(streams, self._reading)
+        delays = _Delays()
+        while True:
+            try:
+                await inbox.read(self._take)
+            except UnreachableError as error:
+                logger.debug(f"{self._occupant}: reading again after: {error}")
+                await asyncio.sleep(next(delays))
+            else:
+                delays = _Delays()
+
+    def _take(self, entry: Entry) -> None:
+        self._stats.received += 1
+        # What cannot be taken must not keep the rest from being read.
+        try:
+            self._occupant.read(entry)
+        except Exception as error:
+            logger.opt(exception=error).error(f"{self._occupant}: raised at {entry}; going on")

@@ -1,0 +1,77 @@
+"""The script that keeps a channel's state, as commands for the server."""
+
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+
+from pipecat_jobs.bus.redis.link import Command
+
+_SOURCE = files("pipecat_jobs.bus.redis").joinpath("channel.lua").read_bytes()
+_SHA = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()
+
+#: What makes the server know the script.
+LOAD: Command = ("SCRIPT", "LOAD", _SOURCE)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What every process of a channel has to say alike.
+
+    Parameters:
+        lease: Seconds without a sign of life after which a process counts as dead.
+        takeover: Seconds that a request waits for a process that may take it.
+        max_attempts: How many processes a request may be lost with before it is given up.
+        inbox: How many messages may wait for one process before it counts as dead.
+        linger: Seconds that keys outlive the last process that cares for them.
+    """
+
+    lease: float
+    takeover: float
+    max_attempts: int
+    inbox: int = 100_000
+    linger: float = 60.0
+
+    def __str__(self) -> str:
+        milliseconds = [round(each * 1000) for each in (self.lease, self.takeover, self.linger)]
+        lease, takeover, linger = milliseconds
+        return f"{lease} {takeover} {self.max_attempts} {self.inbox} {linger}"
+
+
+class Channel:
+    """Makes the commands of one channel.
+
+    Args:
+        name: The channel's name.
+        limits: Its limits.
+    """
+
+    def __init__(self, name: str, limits: Limits):
+        # The braces keep all keys of a channel in one slot of a cluster.
+        self.prefix = f"pipecat-jobs:{{{name}}}"
+        self._limits = str(limits)
+
+    def call(self, name: str, process: str, number: int, *arguments: bytes | str | int) -> Command:
+        """Make one command.
+
+        Args:
+            name: A command of the script.
+            process: Id of this process.
+            number: The call's number among those of this process, or 0 for one that may be
+                repeated.
+            *arguments: What the command takes.
+
+        Returns:
+            The command.
+        """
+        return ("EVALSHA", _SHA, 1, self.prefix, name, process, self._limits, number, *arguments)
+
+    def inbox(self, process: str) -> tuple[str, str]:
+        """Name the streams that a process reads.
+
+        Args:
+            process: Its id.
+
+        Returns:
+            The urgent one and the other.
+        """
+        return f"{self.prefix}:in:{process}:u", f"{self.prefix}:in:{process}:d"

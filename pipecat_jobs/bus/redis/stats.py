@@ -1,0 +1,28 @@
+"""What a bus counts about itself."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class BusStats:
+    """Counters of one process since it was started.
+
+    Parameters:
+        sent: Calls that the server has taken.
+        received: Messages that came from the server.
+        garbage: Messages that were not readable or not trusted.
+        late_answers: What this process said of jobs that were no longer its own.
+        reconnects: How often the server was away and came back.
+        expulsions: How often this process was declared dead and came back.
+        taken_over: Jobs that were begun here after another process was lost with them.
+        lost: Jobs of this process that ended as lost.
+    """
+
+    sent: int = 0
+    received: int = 0
+    garbage: int = 0
+    late_answers: int = 0
+    reconnects: int = 0
+    expulsions: int = 0
+    taken_over: int = 0
+    lost: int = 0

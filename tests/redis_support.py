@@ -1,0 +1,101 @@
+"""Processes of a channel, in this process or in their own, on a server of the tests' own."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+from pipecat.registry.types import WorkerReadyData
+from pipecat.workers.base_worker import BaseWorker
+from pipecat.workers.runner import WorkerRunner
+from redis.asyncio import Redis
+
+from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
+
+#: A lease that a busy machine keeps, and that a test can wait for.
+LEASE = 1.0
+
+
+@pytest.fixture
+async def redis_server() -> AsyncIterator[EmbeddedRedis]:
+    async with EmbeddedRedis() as server:
+        yield server
+
+
+@pytest.fixture
+async def redis(redis_server: EmbeddedRedis) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_server.url, decode_responses=True) as redis:
+        yield redis
+
+
+class Member:
+    """One process of a channel, as far as the channel can tell."""
+
+    def __init__(self, url: str, *workers: BaseWorker, name: str | None = None, **options: Any):
+        self.bus = RedisStreamsBus(url, **{"lease": LEASE, "takeover": LEASE, **options})
+        self.workers = workers
+        self.runner = WorkerRunner(name=name, bus=self.bus, handle_sigint=False)
+
+    async def __aenter__(self) -> Self:
+        ready = asyncio.Event()
+        self.runner.add_event_handler("on_ready", lambda _: ready.set())
+        await self.runner.add_workers(*self.workers)
+        self._running = asyncio.create_task(self.runner.run(auto_end=False))
+        await self._or_ended(ready.wait())
+        for worker in self.workers:
+            await self.knows(worker.name)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.runner.cancel()
+        await self._running
+
+    async def _or_ended(self, waiting: Any) -> None:
+        task = asyncio.ensure_future(waiting)
+        await asyncio.wait({task, self._running}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            await self._running
+            raise AssertionError("the runner has ended")
+
+    async def knows(self, *names: str) -> None:
+        """Wait until workers are in the registry, wherever they run."""
+        for name in names:
+            known = asyncio.Event()
+
+            async def on_ready(data: WorkerReadyData, known: asyncio.Event = known) -> None:
+                known.set()
+
+            await self.runner.registry.watch(name, on_ready)
+            await known.wait()
+
+    async def forgets(self, name: str) -> None:
+        """Wait until a worker is out of the registry."""
+        await until(lambda: name not in self.runner.registry)
+
+
+async def until(true: Callable[[], object], *, timeout: float = 20.0) -> None:
+    """Wait for what no event tells of."""
+
+    async def now() -> object:
+        return true()
+
+    await until_async(now, timeout=timeout)
+
+
+async def until_async(true: Callable[[], Awaitable[object]], *, timeout: float = 20.0) -> None:
+    """Wait for what only the server can say."""
+    async with asyncio.timeout(timeout):
+        while not await true():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def nothing_remains(redis: Redis) -> None:
+    """Check that a clean end has left nothing on the server."""
+    assert await redis.keys() == []

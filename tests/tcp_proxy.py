@@ -1,0 +1,79 @@
+"""A proxy between a bus and its server that delays, swallows and cuts."""
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+
+class TcpProxy:
+    """Stands before a server on a unix socket, at a port of this machine."""
+
+    def __init__(self, url: str):
+        self._socket = urlsplit(url).path
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+        self.delay = 0.0
+        """Seconds that each piece of data is held back, in either direction."""
+        self.swallows_replies = False
+        """Whether what the server says goes nowhere."""
+        self.connections = 0
+        self._open = asyncio.Event()
+        self._open.set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.reset()
+        self._server.close()
+        for pump in list(self._pumps):
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    def reset(self) -> None:
+        """Cut every connection, with whatever is on its way."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def block(self) -> None:
+        """Let nothing through, and keep the connections open."""
+        self._open.clear()
+
+    def unblock(self) -> None:
+        self._open.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        server_reader, server_writer = await asyncio.open_unix_connection(self._socket)
+        self._writers |= {writer, server_writer}
+        pumps = [
+            asyncio.create_task(self._pump(reader, server_writer, replies=False)),
+            asyncio.create_task(self._pump(server_reader, writer, replies=True)),
+        ]
+        self._pumps.update(pumps)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        for end in (writer, server_writer):
+            end.close()
+            self._writers.discard(end)
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool
+    ) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if self.delay:
+                    await asyncio.sleep(self.delay)
+                await self._open.wait()
+                if not (replies and self.swallows_replies):
+                    writer.write(data)
+                    await writer.drain()

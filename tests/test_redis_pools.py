@@ -1,0 +1,159 @@
+"""``RedisStreamsBus``: several processes host a worker of one name, and what is kept of it all."""
+
+import asyncio
+
+import pytest
+from pipecat.bus.messages import BusJobRequestMessage
+from redis.asyncio import Redis
+from redis_support import LEASE, Member, nothing_remains, redis, redis_server, until
+from support import Answerer, Asker
+
+from pipecat_jobs import JobTimeoutError, OutcomeStatus, WorkerLostError, job
+from pipecat_jobs.bus.redis import EmbeddedRedis
+
+__all__ = ["redis", "redis_server"]
+
+
+class Narrow(Answerer):
+    @job(name="narrow", max_concurrency=2)
+    async def narrow(self, message: BusJobRequestMessage) -> dict:
+        return await self.wait_for_release(message)
+
+
+# -- pools ---------------------------------------------------------------------------------------
+
+
+async def test_a_pool_shares_the_work_by_the_room_its_processes_have(redis_server: EmbeddedRedis):
+    async with (
+        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, one := Narrow("w")),
+        Member(redis_server.url, two := Narrow("w")),
+    ):
+        await member.knows("w")
+        asking = [
+            asyncio.create_task(asker.ask("w", "narrow", timeout=20, job_id=f"job-{number}"))
+            for number in range(6)
+        ]
+        started = [await worker.started.get() for worker in (one, two, one, two)]
+        assert len(one.active_jobs) == len(two.active_jobs) == 2
+        # What waits for room waits at the server, and comes in order.
+        one.release.set()
+        rest = [await one.started.get() for _ in range(2)]
+        assert sorted(started + rest) == [f"job-{number}" for number in range(6)]
+        two.release.set()
+        await asyncio.gather(*asking)
+
+
+async def test_a_full_worker_keeps_nobody_from_its_other_jobs(redis_server: EmbeddedRedis):
+    async with (
+        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, worker := Narrow("w")),
+    ):
+        await member.knows("w")
+        asking = [asyncio.create_task(asker.ask("w", "narrow", timeout=20)) for _ in range(3)]
+        for _ in range(2):
+            await worker.started.get()
+        assert (await asker.ask("w", "echo", timeout=5))["from"] == "w"
+        worker.release.set()
+        await asyncio.gather(*asking)
+
+
+async def test_a_cancel_of_a_request_that_waits_for_room_keeps_it_from_running(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    async with (
+        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, worker := Narrow("w")),
+    ):
+        await member.knows("w")
+        held = [asyncio.create_task(asker.ask("w", "narrow", timeout=20)) for _ in range(2)]
+        for _ in held:
+            await worker.started.get()
+        with pytest.raises(JobTimeoutError):
+            await asker.ask("w", "narrow", timeout=0.1)
+        await until(lambda: asker.fired() == ["on_job_response"])
+        assert not await redis.keys("*:queue*")
+        worker.release.set()
+        await asyncio.gather(*held)
+        assert len(worker.ran) == 2
+
+
+async def test_a_request_that_nobody_can_take_is_lost_in_bounded_time(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    async with (
+        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, worker := Answerer()) as other,
+    ):
+        await member.knows("answerer")
+        await other.bus.drain()
+        with pytest.raises(WorkerLostError, match=f"came within {LEASE:g} s") as caught:
+            await asker.ask("answerer", "echo", timeout=20)
+        assert caught.value.outcomes["answerer"].status is OutcomeStatus.LOST
+        assert not worker.ran
+
+
+async def test_a_worker_that_ends_takes_no_more_and_another_process_is_asked(
+    redis_server: EmbeddedRedis,
+):
+    async with (
+        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, one := Answerer()),
+        Member(redis_server.url, two := Answerer()),
+    ):
+        await member.knows("answerer")
+        await one.stop()
+        for _ in range(6):
+            await asker.ask("answerer", "echo", timeout=5)
+        assert not one.ran
+        assert len(two.ran) == 6
+
+
+async def test_many_workers_in_a_few_processes_each_answer_for_themselves(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    names = [f"w{number}" for number in range(64)]
+    async with (
+        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, *map(Answerer, names[:32])),
+        Member(redis_server.url, *map(Answerer, names[32:])),
+    ):
+        await member.knows(*names)
+        async with asker.job_group(*names, name="echo", timeout=20) as group:
+            pass
+        assert {name: answer["from"] for name, answer in group.responses.items()} == {
+            name: name for name in names
+        }
+    await nothing_remains(redis)
+
+
+# -- what is kept at the server ------------------------------------------------------------------
+
+
+async def test_every_key_has_a_time_to_live(redis_server: EmbeddedRedis, redis: Redis):
+    async with (
+        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, worker := Narrow("w")),
+    ):
+        await member.knows("w")
+        asking = [asyncio.create_task(asker.ask("w", "narrow", timeout=20)) for _ in range(4)]
+        for _ in range(2):
+            await worker.started.get()
+        await member.bus._outbox.empty()
+        keys = await redis.keys()
+        assert len({key.split(":")[2] for key in keys}) > 10
+        assert [key for key in keys if await redis.pttl(key) < 0] == []
+        worker.release.set()
+        await asyncio.gather(*asking)
+
+
+async def test_streams_are_trimmed_as_they_are_read(redis_server: EmbeddedRedis, redis: Redis):
+    async with (
+        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, Answerer()),
+    ):
+        await member.knows("answerer")
+        for _ in range(200):
+            await asker.ask("answerer", "echo", timeout=5)
+        lengths = [await redis.xlen(key) for key in await redis.keys("*:in:*")]
+        assert max(lengths) <= 2

@@ -1,0 +1,289 @@
+"""``RedisStreamsBus``: what becomes of jobs when the server, or the way to it, is in trouble."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bot_process import free_port
+from redis.asyncio import Redis
+from redis_support import LEASE, Member, nothing_remains, redis, redis_server, until
+from support import Answerer, Asker
+from tcp_proxy import TcpProxy
+from test_embedded_redis import gone, pid_of
+
+from pipecat_jobs import BusFullError, BusUnavailableError, JobTimeoutError, WorkerLostError
+from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
+
+__all__ = ["redis", "redis_server"]
+
+#: The kinds of keys that say who does which job.
+BOOKS = {b"jobs", b"reqs", b"held", b"load"}
+
+
+@pytest.fixture
+async def proxy(redis_server: EmbeddedRedis) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(redis_server.url) as proxy:
+        yield proxy
+
+
+class Pair:
+    """A requester and a worker, each in a process of its own as far as the channel can tell."""
+
+    def __init__(self, asker_url: str, worker_url: str, **options: Any):
+        self.asker, self.worker = Asker(), Answerer()
+        self.asking = Member(asker_url, self.asker, **options)
+        self.working = Member(worker_url, self.worker, **options)
+
+    async def __aenter__(self) -> "Pair":
+        await self.asking.__aenter__()
+        await self.working.__aenter__()
+        await self.asking.knows("answerer")
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        await self.working.__aexit__(*exc)
+        await self.asking.__aexit__(*exc)
+
+    def ask(self, name: str, **keywords: Any) -> asyncio.Task:
+        return asyncio.create_task(self.asker.ask("answerer", name, timeout=30, **keywords))
+
+
+async def kill(server: EmbeddedRedis) -> None:
+    pid = await pid_of(server)
+    os.kill(pid, signal.SIGKILL)
+    await gone(pid)
+
+
+# -- the server restarts -------------------------------------------------------------------------
+
+
+async def test_a_restart_that_keeps_the_data_loses_nothing(tmp_path: Path):
+    server = EmbeddedRedis(folder=tmp_path, persistent=True)
+    await server.start()
+    async with Pair(server.url, server.url) as pair:
+        held = pair.ask("wait")
+        await pair.worker.started.get()
+        await kill(server)
+        await server.stop()
+        # Longer than any lease: what counts is the time that the server runs.
+        await asyncio.sleep(2 * LEASE)
+        sent_meanwhile = [pair.ask("echo", payload={"number": number}) for number in range(20)]
+        pair.worker.release.set()
+        await server.start()
+        assert await held == {"from": "answerer"}
+        answers = [await each for each in sent_meanwhile]
+        assert [answer["payload"]["number"] for answer in answers] == list(range(20))
+        assert len(pair.worker.ran) == 21
+        assert pair.asking.bus.stats.expulsions == pair.working.bus.stats.expulsions == 0
+    await server.stop()
+
+
+async def test_what_a_restart_without_persistence_lost_ends_as_lost(tmp_path: Path):
+    server = EmbeddedRedis(folder=tmp_path)
+    await server.start()
+    async with Pair(server.url, server.url) as pair:
+        held = pair.ask("wait")
+        await pair.worker.started.get()
+        await kill(server)
+        await server.stop()
+        sent_meanwhile = pair.ask("echo", payload={"x": 1})
+        await server.start()
+        with pytest.raises(WorkerLostError, match=r"its lease|has lost it"):
+            await held
+        # The worker stops as well, and both go on together.
+        await until(lambda: pair.worker.cancelled)
+        assert (await sent_meanwhile)["payload"] == {"x": 1}
+        assert (await pair.ask("echo", payload={"x": 2}))["payload"] == {"x": 2}
+        assert "answerer" in pair.asking.runner.registry
+        async with Redis.from_url(server.url, decode_responses=True) as redis:
+            await redis.script_flush()
+            assert (await pair.ask("echo", payload={"x": 3}))["payload"] == {"x": 3}
+    await server.stop()
+
+
+async def test_flushing_the_server_ends_jobs_as_lost(redis_server: EmbeddedRedis, redis: Redis):
+    async with Pair(redis_server.url, redis_server.url) as pair:
+        held = pair.ask("wait")
+        await pair.worker.started.get()
+        await redis.flushall()
+        with pytest.raises(WorkerLostError):
+            await held
+        await until(lambda: pair.asking.bus.stats.expulsions and pair.working.bus.stats.expulsions)
+        assert (await pair.ask("echo", payload={"x": 1}))["payload"] == {"x": 1}
+    await nothing_remains(redis)
+
+
+async def test_a_job_that_the_server_forgot_ends_as_lost(redis_server: EmbeddedRedis, redis: Redis):
+    async with Pair(redis_server.url, redis_server.url) as pair:
+        held = pair.ask("wait")
+        await pair.worker.started.get()
+        [key] = await redis.keys("*:jobs:*")
+        await redis.delete(key)
+        pair.asking.bus.audit()
+        with pytest.raises(WorkerLostError, match="the server has lost it"):
+            await held
+
+
+async def test_an_answer_that_the_server_forgot_is_given_again(redis_server: EmbeddedRedis):
+    """As after a fail-over to a replica that had not heard of the answer yet."""
+    async with (
+        Redis.from_url(redis_server.url) as raw,
+        TcpProxy(redis_server.url) as proxy,
+        Pair(proxy.url, redis_server.url) as pair,
+        contextlib.AsyncExitStack() as later,
+    ):
+        held = pair.ask("wait")
+        await pair.worker.started.get()
+        other = Answerer()
+        await later.enter_async_context(Member(redis_server.url, other))
+        keys = [key for key in await raw.keys() if key.split(b":")[2] in BOOKS]
+        before = {key: await raw.dump(key) for key in keys}
+        # The answer is on the server, and whoever asked has not read it.
+        await pair.asking.bus._outbox.empty()
+        proxy.block()
+        pair.worker.release.set()
+        await until(lambda: pair.worker.active_jobs == {})
+        await pair.working.bus._outbox.empty()
+        for key, value in before.items():
+            await raw.restore(key, 60_000, value, replace=True)
+        for key in await raw.keys("*:in:*:d"):
+            await raw.delete(key)
+        proxy.reset()
+        proxy.unblock()
+        pair.working.bus.audit()
+        await other.started.get()
+        other.release.set()
+        assert (await held) == {"from": "answerer"}
+
+
+async def test_a_server_that_is_not_there_is_an_error_at_the_start():
+    bus = RedisStreamsBus(f"redis://127.0.0.1:{free_port()}", start_timeout=0.3)
+    member = Member("redis://127.0.0.1:1")
+    member.runner._bus = bus
+    with pytest.raises(BusUnavailableError, match="check the URL"):
+        await member.runner.run()
+
+
+async def test_a_wrong_password_is_an_error_at_the_start_that_says_so():
+    async with EmbeddedRedis(port=free_port()) as server:
+        address = server.url.rpartition("@")[2]
+        member = Member(f"redis://:wrong@{address}", start_timeout=0.3)
+        with pytest.raises(BusUnavailableError, match=r"invalid|WRONGPASS") as caught:
+            await member.runner.run()
+        assert caught.value.cause
+
+
+# -- the way to the server -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["asker", "worker"])
+async def test_connections_that_are_cut_in_mid_traffic_lose_and_double_nothing(
+    redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis, end: str
+):
+    urls = (proxy.url, redis_server.url) if end == "asker" else (redis_server.url, proxy.url)
+    async with Pair(*urls) as pair:
+        over = asyncio.Event()
+        asked: list[int] = []
+
+        async def keep_asking(first: int) -> None:
+            number = first
+            while not over.is_set():
+                answer = await pair.ask("echo", payload={"number": number})
+                assert answer["payload"] == {"number": number}
+                asked.append(number)
+                number += 100
+
+        asking = [asyncio.create_task(keep_asking(first)) for first in range(10)]
+        for _ in range(10):
+            before = len(asked)
+            await until(lambda before=before: len(asked) > before + 5)
+            proxy.reset()
+        over.set()
+        await asyncio.gather(*asking)
+        assert len(pair.worker.ran) == len(set(pair.worker.ran)) == len(asked)
+    await nothing_remains(redis)
+
+
+async def test_requests_whose_receipt_got_lost_are_not_sent_twice(
+    redis_server: EmbeddedRedis, proxy: TcpProxy
+):
+    async with Pair(proxy.url, redis_server.url) as pair:
+        for number in range(5):
+            await pair.asking.bus._outbox.empty()
+            proxy.swallows_replies = True
+            asking = pair.ask("echo", payload={"number": number})
+            await until(lambda number=number: len(pair.worker.ran) == number + 1)
+            proxy.swallows_replies = False
+            proxy.reset()
+            assert (await asking)["payload"] == {"number": number}
+        assert len(pair.worker.ran) == 5
+        assert pair.asking.bus.stats.reconnects >= 4
+
+
+async def test_a_slow_network_delays_jobs_and_breaks_none(
+    redis_server: EmbeddedRedis, proxy: TcpProxy
+):
+    async with Pair(proxy.url, redis_server.url) as pair:
+        proxy.delay = 0.1
+        answers = [await each for each in [pair.ask("echo", payload={"n": n}) for n in range(20)]]
+        assert [answer["payload"]["n"] for answer in answers] == list(range(20))
+        chunks = []
+        async with pair.asker.job("answerer", name="count", payload={"to": 20}, timeout=30) as j:
+            async for event in j:
+                chunks.append(event.data)
+        assert [chunk["number"] for chunk in chunks if chunk] == list(range(20))
+        assert pair.asking.bus.stats.expulsions == 0
+
+
+async def test_a_process_that_is_cut_off_for_longer_than_its_lease_gives_up_its_jobs(
+    redis_server: EmbeddedRedis, proxy: TcpProxy
+):
+    async with Pair(redis_server.url, proxy.url) as pair:
+        held = pair.ask("wait")
+        await pair.worker.started.get()
+        proxy.block()
+        with pytest.raises(WorkerLostError, match="no process that may run it came"):
+            await held
+        proxy.unblock()
+        proxy.reset()
+        await until(lambda: pair.worker.cancelled)
+        await pair.asking.knows("answerer")
+        assert (await pair.ask("echo", payload={"x": 1}))["payload"] == {"x": 1}
+
+
+async def test_a_cancel_while_the_server_is_away_stops_the_request_from_being_sent(
+    redis_server: EmbeddedRedis, proxy: TcpProxy
+):
+    async with Pair(proxy.url, redis_server.url) as pair:
+        await pair.asking.bus._outbox.empty()
+        proxy.block()
+        first = pair.ask("echo")
+        await until(lambda: len(pair.asking.bus._outbox) == 1)
+        second = pair.asker.job("answerer", name="echo", timeout=0.2)
+        with pytest.raises(JobTimeoutError):
+            async with second:
+                pass
+        proxy.unblock()
+        await first
+        await pair.ask("echo")
+        assert len(pair.worker.ran) == 2
+
+
+async def test_more_messages_than_are_kept_is_an_error_at_the_sender(
+    redis_server: EmbeddedRedis, proxy: TcpProxy
+):
+    async with Pair(proxy.url, redis_server.url, outbox_limit=3) as pair:
+        await pair.asking.bus._outbox.empty()
+        proxy.block()
+        asking = [pair.ask("echo") for _ in range(3)]
+        await until(lambda: len(pair.asking.bus._outbox) == 3)
+        with pytest.raises(Exception, match="3 messages wait") as caught:
+            await pair.ask("echo")
+        assert isinstance(caught.value.__cause__, BusFullError)
+        proxy.unblock()
+        await asyncio.gather(*asking)
