@@ -241,3 +241,34 @@ async def test_bus_snippets_make_a_runner_and_a_quiet_worker(names: dict[str, ob
         names |= await names["make"]()
     assert isinstance(names["runner"], WorkerRunner)
     assert not sees_all(names["Quiet"]("quiet"))
+
+
+async def test_snippets_of_the_distributed_page_run(
+    names: dict[str, object], monkeypatch: pytest.MonkeyPatch, job_harness: JobHarness
+):
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1")
+    for code in blocks("docs/distributed.md", "python"):
+        await run(code, names)
+    assert isinstance(names["new_runner"](), WorkerRunner)
+    await job_harness.start(names["Cashier"]("cashier"))
+    async with names["self"].job("cashier", name="receipt", timeout=5) as j:
+        pass
+    assert j.response == {"again": False}
+
+
+def test_each_row_of_the_failure_table_is_a_test():
+    tests = {
+        name
+        for path in (ROOT / "tests").glob("test_redis_*.py")
+        for name in re.findall(r"^async def (test_\w+)", path.read_text(), re.MULTILINE)
+    }
+    table = (ROOT / "docs/distributed.md").read_text().split("## When something fails")[1]
+    rows = re.findall(r"`(test_\w+)`", table)
+    assert len(rows) > 25
+    assert set(rows) <= tests
+    of_processes = re.findall(
+        r"^async def (test_\w+)",
+        (ROOT / "tests/test_redis_processes.py").read_text(),
+        re.MULTILINE,
+    )
+    assert set(of_processes) <= set(rows)

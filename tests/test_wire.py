@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipecat.adapters.llm.schemas.function_schema import FunctionSchema
-from pipecat.adapters.llm.schemas.tools_schema import ToolsSchema
 from pipecat.bus import messages as bus_messages
 from pipecat.bus.adapters import TypeAdapter
 from pipecat.bus.messages import (
@@ -37,6 +35,7 @@ from pipecat.frames.frames import (
     LLMMessagesAppendFrame,
     LLMTextFrame,
     TextFrame,
+    ToolsSchema,
     TranscriptionFrame,
 )
 from pipecat.pipeline.job_context import JobStatus
@@ -145,7 +144,17 @@ def test_frames_that_bridges_carry_arrive_whole():
 
 
 def test_an_llm_context_is_carried_with_its_tools():
-    schema = FunctionSchema("look_up", "Looks up.", {"word": {"type": "string"}}, ["word"])
+    word = {"type": "string"}
+
+    async def look_up(params, word: str):
+        """Looks up.
+
+        Args:
+            word: What.
+        """
+
+    [schema] = ToolsSchema([look_up]).standard_tools
+    assert schema.properties["word"]["type"] == word["type"]
     messages = [{"role": "user", "content": "hi"}, LLMSpecificMessage("openai", {"x": 1})]
     context = LLMContext(messages=messages, tools=ToolsSchema([schema]), tool_choice="auto")
     arrived = carried(LLMContextFrame(context)).context

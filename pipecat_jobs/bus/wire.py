@@ -12,7 +12,6 @@ from enum import Enum
 from types import ModuleType
 from typing import Any, TypeAlias, cast
 
-from pipecat.adapters.llm.schemas.tools_schema import ToolsSchema
 from pipecat.bus import messages as bus_messages
 from pipecat.bus.adapters import LLMContextAdapter, ToolsSchemaAdapter, TypeAdapter
 from pipecat.bus.messages import BusLocalMessage, BusMessage
@@ -26,6 +25,9 @@ from pipecat.registry.types import WorkerRegistryEntry
 from pydantic import BaseModel
 
 from pipecat_jobs.errors import MessageTooLargeError, MessageTypeError, UnreadableMessageError
+
+# Where Pipecat keeps the class depends on its release; the frames' module has it on all of them.
+_ToolsSchema: type = frames.ToolsSchema  # pyright: ignore[reportPrivateImportUsage]
 
 #: The key that marks a JSON object as something else than a dict.
 _TAG = "$"
@@ -102,7 +104,7 @@ class WireCodec:
                 list: self._encode_items,
             }
         )
-        adapted = {LLMContext: LLMContextAdapter(), ToolsSchema: ToolsSchemaAdapter()}
+        adapted = {LLMContext: LLMContextAdapter(), _ToolsSchema: ToolsSchemaAdapter()}
         for kind, adapter in {**adapted, **(adapters or {})}.items():
             self._add_adapter(kind, adapter)
         for kind in (*_pipecats_types(), *types):
