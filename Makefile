@@ -6,10 +6,14 @@ NEWEST_ENV := .venv/ready
 LOWEST_ENV := .venv-lowest/ready
 VOICE_ENV := .venv/voice
 
-.PHONY: demo voice test test-newest test-routed test-lowest lint bench speech picture clean
+.PHONY: demo demo-distributed voice test test-newest test-routed test-lowest lint bench speech picture clean
 
 demo: $(NEWEST_ENV)
 	@.venv/bin/python -m examples.debate
+
+# The same in four processes; Ctrl-K kills one in mid-sentence.
+demo-distributed: $(NEWEST_ENV)
+	@.venv/bin/python -m examples.distributed
 
 # ARGS="--port 8000", say: whatever Pipecat's runner takes.
 voice: $(VOICE_ENV)
@@ -19,6 +23,7 @@ voice: $(VOICE_ENV)
 test: lint $(VOICE_ENV) $(LOWEST_ENV) speech
 	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-newest test-routed test-lowest
 	.venv/bin/python -m examples.debate --plain </dev/null
+	.venv/bin/python -m examples.distributed --plain </dev/null
 
 test-newest: $(VOICE_ENV) speech
 	.venv/bin/pytest

@@ -39,6 +39,7 @@ EXAMPLES = [
 #: Every command of the README, and what runs it.
 COMMANDS = {
     "make demo": "`make test` runs the same without a terminal; test_example_debate.py with one",
+    "make demo-distributed": "test_example_distributed.py; `make test` runs it without a terminal",
     "pip install .": "`make test-lowest` installs the wheel that it builds",
     "python examples/single_job.py": "test_examples.py",
     "python examples/job_group.py": "test_examples.py",

@@ -31,9 +31,10 @@ _LABELS = {
 class Screen:
     """The whole terminal: the board, and what the user is typing."""
 
-    def __init__(self, board: Board, notice: str):
+    def __init__(self, board: Board, notice: str, *, keys: str = ""):
         self._board = board
-        self._notice = notice
+        self._keys = f"{keys} · " if keys else ""
+        self.notice = notice
         self.typed = ""
 
     def __rich__(self) -> Layout:
@@ -49,7 +50,7 @@ class Screen:
         header = Table.grid(expand=True)
         header.add_column(no_wrap=True)
         header.add_column(justify="right", no_wrap=True)
-        header.add_row(Text("pipecat-jobs", style="bold"), Text(self._notice, style="dim"))
+        header.add_row(Text("pipecat-jobs", style="bold"), Text(self.notice, style="dim"))
         topic = Text(self._board.topic, style="bold", no_wrap=True, overflow="ellipsis")
         centered = Table.grid(expand=True)
         centered.add_column(justify="center")
@@ -63,7 +64,7 @@ class Screen:
             prompt.append(" The next topic; your first key stops the debate", style="dim")
         return Panel(
             _Tail(prompt),
-            subtitle=Text("Enter: debate it · Ctrl-C: quit", style="dim"),
+            subtitle=Text(f"Enter: debate it · {self._keys}Ctrl-C: quit", style="dim"),
             subtitle_align="right",
             border_style="dim",
             padding=(0, 1),

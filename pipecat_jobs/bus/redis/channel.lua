@@ -101,8 +101,13 @@ local function choose(job)
       local slot = spec.rooms[job.j] and job.j or ''
       local taken = redis.call('HGET', P .. ':load:' .. process, job.w .. '\0' .. slot)
       local share = (tonumber(taken) or 0) / spec.rooms[slot]
-      if share < (best and best.share or 1) then
-        best = {process = process, slot = slot, share = share, once = spec.once[job.j]}
+      if share < 1 then
+        -- Among equals, the one that has least to do for all its workers.
+        local busy = redis.call('SCARD', P .. ':held:' .. process)
+        if not best or share < best.share or share == best.share and busy < best.busy then
+          best = {process = process, slot = slot, share = share, busy = busy}
+          best.once = spec.once[job.j]
+        end
       end
     end
   end

@@ -1,0 +1,89 @@
+"""``python -m examples.distributed``: the debate in four processes; Ctrl-K kills one."""
+
+import argparse
+import asyncio
+import sys
+
+from loguru import logger
+
+_KILL = "\x0b"
+
+
+async def at_terminal(topic: str) -> int:
+    """Debate at the terminal until the user quits.
+
+    Args:
+        topic: The first topic.
+
+    Returns:
+        The exit code.
+    """
+    from examples.debate.screen import Screen
+    from examples.debate.stage import find_provider
+    from examples.debate.terminal import end_with_sigterm, talk
+    from examples.distributed.stage import distributed
+
+    end_with_sigterm()
+    async with find_provider() as provider, distributed(provider) as stage:
+        screen = Screen(stage.board, provider.notice, keys="Ctrl-K: kill a process")
+
+        def kill() -> None:
+            screen.notice = stage.kill()
+
+        return await talk(topic, stage.moderator, stage.board, screen, {_KILL: kill})
+
+
+async def plain(topic: str, kills: int) -> int:
+    """Play one debate, kill processes in the middle of it, and print what happens.
+
+    Args:
+        topic: The topic.
+        kills: How many to kill.
+
+    Returns:
+        The exit code.
+    """
+    from examples.debate.stage import find_provider
+    from examples.distributed.stage import distributed
+
+    async with find_provider(tempo=0.5) as provider, distributed(provider) as stage:
+        board = stage.board
+        print(f"{provider.notice}.\n\nTopic: {topic}", flush=True)
+        await stage.moderator.hear(topic)
+        for _ in range(kills):
+            await board.until(lambda: board.moderator.ended or stage.victim() is not None)
+            print(stage.kill(), flush=True)
+        await board.until(lambda: board.moderator.ended)
+        for speaker in board.speakers:
+            print(f"\n{speaker.name.upper()} ({speaker.state}, {speaker.seconds:.1f} s)")
+            print(speaker.text or speaker.problem, flush=True)
+    return 0
+
+
+def main() -> int:
+    """Read the command line and run the demo.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.distributed",
+        description="A moderator and three debaters in four processes; Ctrl-K kills one.",
+    )
+    parser.add_argument("--topic", default="Should AI be regulated?", help="the first topic")
+    parser.add_argument("--plain", action="store_true", help="print one debate and exit")
+    parser.add_argument("--kills", type=int, default=1, help="how many to kill, with --plain")
+    arguments = parser.parse_args()
+    logger.remove()
+    interactive = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.plain
+    try:
+        if interactive:
+            return asyncio.run(at_terminal(arguments.topic))
+        return asyncio.run(plain(arguments.topic, arguments.kills))
+    except KeyboardInterrupt:
+        return 130
+    except asyncio.CancelledError:
+        return 143
+
+
+sys.exit(main())

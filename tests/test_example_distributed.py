@@ -1,0 +1,43 @@
+"""The debate in four processes, some of which are killed."""
+
+import asyncio
+import re
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+from pathlib import Path
+
+import pytest
+from bot_process import bot_environment
+
+ROOT = Path(__file__).parents[1]
+
+
+async def play(*arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "examples.distributed", "--plain", *arguments),
+        cwd=ROOT,
+        env=bot_environment(),
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=STDOUT,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()
+    return " ".join(out.decode().split())
+
+
+async def test_a_debate_goes_on_when_the_process_of_a_debater_is_killed():
+    said = await play()
+    [killed] = re.findall(r"SIGKILL to process (\d+), in the middle of the (\w+)'s", said)
+    assert re.search(r"\(Process \d+ takes over\.\)", said)
+    for name in ("ADVOCATE", "CRITIC", "ANALYST", "MODERATOR"):
+        assert f"{name} (done" in said, killed
+    assert "had no answer" not in said
+
+
+@pytest.mark.timeout(90)
+async def test_the_moderator_names_who_is_missing_when_nobody_is_left_to_take_over():
+    said = await play("--kills", "3")
+    assert len(re.findall("SIGKILL to process", said)) == 3
+    assert "MODERATOR (done" in said
+    assert "had no answer" in said
