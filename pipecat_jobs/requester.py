@@ -1,7 +1,6 @@
 """What this worker asked of others."""
 
 import asyncio
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeGuard
 
@@ -23,6 +22,7 @@ from pipecat_jobs.attempts import set_run_once
 from pipecat_jobs.deadline import Deadline
 from pipecat_jobs.endings import Endings
 from pipecat_jobs.errors import InvalidJobError, UnknownJobError
+from pipecat_jobs.extended import Call, ExtendedCalls
 from pipecat_jobs.groups import JobGroup
 from pipecat_jobs.hooks import Hooks, Steps
 from pipecat_jobs.liveness import DepartureOf, Liveness
@@ -38,15 +38,6 @@ from pipecat_jobs.params import JobGroupParams
 from pipecat_jobs.readiness import until_ready
 from pipecat_jobs.recent import Recent
 from pipecat_jobs.window import StreamWindow
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What is known of a group that goes through the worker's own method."""
-
-    params: JobGroupParams
-    single: bool
-    keeps_events: bool
 
 
 class Requester:
@@ -69,12 +60,12 @@ class Requester:
     ):
         self._worker = worker
         self._hooks = hooks
-        self._extended = extended
+        self._is_extended = extended
         self._liveness = Liveness(worker, self.lost, departure_of)
         # The worker's own ``job_groups``: Pipecat's workers look their groups up there.
         self._groups: dict[str, PipecatJobGroup] = worker.job_groups
         self._endings = Endings(worker, self._groups, self._liveness)
-        self._calls: dict[str, _Call] = {}
+        self._extended = ExtendedCalls(worker, self._groups, self._endings)
         self._used: Recent[str, None] = Recent()
         self._stopped = False
 
@@ -99,22 +90,11 @@ class Requester:
         Returns:
             The group.
         """
-        if not self._extended:
+        if not self._is_extended:
             return await self._ask(worker_names, params, single, keeps_events)
         assert params.job_id is not None
-        job_id = params.job_id
-        self._check_id(job_id)
-        self._calls[job_id] = _Call(params, single, keeps_events)
-        try:
-            return await self._worker.create_job_group_and_request_job(worker_names, params=params)
-        except BaseException as error:
-            # What extends the method may fail, or be cancelled, after the requests have gone out.
-            group = self._groups.get(job_id)
-            if group is not None:
-                await self._endings.end(group, f"dispatch cut off by {type(error).__name__}")
-            raise
-        finally:
-            self._calls.pop(job_id, None)
+        self._check_id(params.job_id)
+        return await self._extended.dispatch(worker_names, Call(params, single, keeps_events))
 
     def has_checked(self, params: PipecatJobGroupParams | None) -> TypeGuard[JobGroupParams]:
         """Tell whether parameters come from :meth:`dispatch`, and need no second check.
@@ -125,13 +105,10 @@ class Requester:
         Returns:
             Whether they are those that were handed to :meth:`dispatch`.
         """
-        if not isinstance(params, JobGroupParams) or params.job_id is None:
-            return False
-        call = self._calls.get(params.job_id)
-        return call is not None and call.params is params
+        return self._extended.has_checked(params)
 
     def _check_id(self, job_id: str) -> None:
-        if job_id in self._groups or job_id in self._calls:
+        if job_id in self._groups or job_id in self._extended:
             raise self._refused_id(job_id, "is in use")
         if job_id in self._used:
             # What is still under way for the earlier job would be taken for this one's.
@@ -157,9 +134,7 @@ class Requester:
             InvalidJobError: If the job id is in use.
         """
         assert params.job_id is not None
-        call = self._calls.pop(params.job_id, None)
-        if call is None:
-            return await self._ask(worker_names, params, single=False, keeps_events=False)
+        call = self._extended.take(params.job_id) or Call(params)
         return await self._ask(worker_names, params, call.single, call.keeps_events)
 
     async def _ask(
