@@ -3,7 +3,6 @@
 import asyncio
 import sys
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -28,17 +27,14 @@ from starlette.websockets import WebSocket
 
 from pipecat_jobs import LLMContextWorker, tool
 from pipecat_jobs._pipecat import (
-    call_event_handlers,
     cancel_function_call,
     forget_runner,
     has_event_handlers,
     in_tool_call_of,
     proxied_name,
     proxy_connection,
-    start_event_handlers,
     unwatch,
 )
-from pipecat_jobs.hooks import JOB_EVENTS
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, ToolCalls
 
 __all__ = ["new_llm"]
@@ -160,106 +156,6 @@ async def test_watching_a_worker_that_is_ready_tells_at_once(registry: WorkerReg
     assert watcher.told == ["early"]
 
 
-# -- event handlers ------------------------------------------------------------------------------
-
-
-async def _handle(*_: object) -> None:
-    pass
-
-
-async def test_has_event_handlers_tells_whether_anybody_listens():
-    worker = PlainWorker("worker")
-    assert not has_event_handlers(worker, "on_job_request")
-
-    worker.add_event_handler("on_job_request", _handle)
-    assert has_event_handlers(worker, "on_job_request")
-    assert not has_event_handlers(worker, "on_job_response")
-
-    worker.remove_event_handler("on_job_request", _handle)
-    assert not has_event_handlers(worker, "on_job_request")
-
-
-def test_has_event_handlers_knows_no_unknown_event():
-    assert not has_event_handlers(PlainWorker("worker"), "on_holiday")
-
-
-async def test_call_event_handlers_calls_each_with_the_worker_and_the_arguments(
-    job_harness: JobHarness,
-):
-    worker, called = PlainWorker("worker"), []
-    await job_harness.start(worker)
-
-    async def first(*args: object) -> None:
-        called.append(("first", *args))
-
-    def second(*args: object) -> None:
-        called.append(("second", *args))
-
-    worker.add_event_handler("on_job_update", first)
-    worker.add_event_handler("on_job_update", second)
-    await call_event_handlers(worker, "on_job_update", "message")
-    await job_harness.settle()
-
-    assert sorted(called) == [("first", worker, "message"), ("second", worker, "message")]
-
-
-async def test_call_event_handlers_without_one_does_nothing():
-    await call_event_handlers(PlainWorker("worker"), "on_job_update", "message")
-
-
-async def test_call_event_handlers_does_not_wait_for_a_handler(job_harness: JobHarness):
-    worker, go_on = PlainWorker("worker"), asyncio.Event()
-    await job_harness.start(worker)
-
-    async def slow(*_: object) -> None:
-        await go_on.wait()
-
-    worker.add_event_handler("on_job_update", slow)
-    await call_event_handlers(worker, "on_job_update", "message")
-    go_on.set()
-
-
-async def test_start_event_handlers_runs_each_in_a_task_in_the_context_of_the_caller(
-    job_harness: JobHarness,
-):
-    worker, called = PlainWorker("worker"), []
-    await job_harness.start(worker)
-    mood: ContextVar[str] = ContextVar("mood")
-
-    async def first(*args: object) -> None:
-        called.append((mood.get(), *args))
-
-    def second(*args: object) -> None:
-        called.append((mood.get(), *args))
-
-    worker.add_event_handler("on_job_update", first)
-    worker.add_event_handler("on_job_update", second)
-    mood.set("calm")
-    start_event_handlers(worker, "on_job_update", "message")
-    assert not called
-    await job_harness.settle()
-
-    assert called == [("calm", worker, "message")] * 2
-
-
-@pytest.mark.parametrize("event", [*JOB_EVENTS, "on_bus_message"])
-def test_start_event_handlers_can_start_those_of_every_job_event(event: str):
-    worker = PlainWorker("worker")
-    assert not worker._event_handlers[event].is_sync
-
-
-async def test_start_event_handlers_refuses_an_event_whose_handlers_run_in_place():
-    worker = PlainWorker("worker")
-    worker._register_event_handler("on_holiday", sync=True)
-
-    async def wait(*_: object) -> None:
-        await asyncio.Event().wait()
-
-    worker.add_event_handler("on_holiday", wait)
-    with pytest.raises(RuntimeError, match="event on_holiday of worker runs its handlers in place"):
-        start_event_handlers(worker, "on_holiday")
-
-
 # -- proxies -------------------------------------------------------------------------------------
 
 
@@ -267,6 +163,10 @@ def _client() -> WebSocketProxyClient:
     return WebSocketProxyClient(
         "proxy", url="ws://127.0.0.1:1", remote_worker_name="remote", local_worker_name="local"
     )
+
+
+async def _handle(*_: object) -> None:
+    return None
 
 
 async def _never(*_: Any) -> Any:
