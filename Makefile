@@ -6,7 +6,7 @@ NEWEST_ENV := .venv/ready
 LOWEST_ENV := .venv-lowest/ready
 VOICE_ENV := .venv/voice
 
-.PHONY: demo demo-distributed voice test test-newest test-routed test-lowest lint bench speech picture clean
+.PHONY: demo demo-distributed voice test test-newest test-routed test-redis test-lowest lint bench speech picture clean
 
 demo: $(NEWEST_ENV)
 	@.venv/bin/python -m examples.debate
@@ -21,7 +21,7 @@ voice: $(VOICE_ENV)
 
 # Two at a time: the tests wait more than they work.
 test: lint $(VOICE_ENV) $(LOWEST_ENV) speech
-	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-newest test-routed test-lowest
+	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-newest test-routed test-lowest test-redis
 	.venv/bin/python -m examples.debate --plain </dev/null
 	.venv/bin/python -m examples.distributed --plain </dev/null
 
@@ -32,6 +32,13 @@ test-newest: $(VOICE_ENV) speech
 test-routed: $(VOICE_ENV) speech
 	PIPECAT_JOBS_BUS=routed .venv/bin/pytest --ignore tests/test_property.py --ignore tests/test_evals.py \
 		--ignore-glob 'tests/test_redis_*'
+
+# And across a Redis server of each test's own, through which every message goes.
+test-redis: $(VOICE_ENV)
+	PIPECAT_JOBS_BUS=redis .venv/bin/pytest --tb=native --ignore tests/test_property.py \
+		--ignore-glob 'tests/test_redis_*' --ignore-glob 'tests/test_example*' \
+		$(foreach no,evals routed_bus docs voice_bot real_sound benchmarks embedded_redis wire \
+		envelope public_api,--ignore tests/test_$(no).py)
 
 # The lowest supported Pipecat, and the wheel that people install rather than this tree.
 test-lowest: $(LOWEST_ENV) speech

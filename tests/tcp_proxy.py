@@ -13,6 +13,7 @@ class TcpProxy:
     def __init__(self, url: str):
         self._socket = urlsplit(url).path
         self._writers: set[asyncio.StreamWriter] = set()
+        self._forsaken: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
         self.delay = 0.0
         """Seconds that each piece of data is held back, in either direction."""
@@ -44,6 +45,10 @@ class TcpProxy:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def forsake(self) -> None:
+        """Never again pass on what the server says over the connections there are."""
+        self._forsaken |= self._writers
+
     def block(self) -> None:
         """Let nothing through, and keep the connections open."""
         self._open.clear()
@@ -74,6 +79,6 @@ class TcpProxy:
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 await self._open.wait()
-                if not (replies and self.swallows_replies):
+                if not (replies and (self.swallows_replies or writer in self._forsaken)):
                     writer.write(data)
                     await writer.drain()

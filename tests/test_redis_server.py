@@ -287,3 +287,19 @@ async def test_more_messages_than_are_kept_is_an_error_at_the_sender(
         assert isinstance(caught.value.__cause__, BusFullError)
         proxy.unblock()
         await asyncio.gather(*asking)
+
+
+async def test_messages_come_soon_after_a_connection_that_hung_without_a_word(
+    redis_server: EmbeddedRedis, proxy: TcpProxy
+):
+    async with Pair(proxy.url, redis_server.url) as pair:
+        await pair.asking.bus._outbox.empty()
+        proxy.swallows_replies = True
+        asking = pair.ask("echo", payload={"x": 1})
+        await until(lambda: pair.worker.ran)
+        # The connections made until now stay dead; new ones are alive.
+        proxy.forsake()
+        proxy.swallows_replies = False
+        began = asyncio.get_running_loop().time()
+        assert (await asking)["payload"] == {"x": 1}
+        assert asyncio.get_running_loop().time() - began < 5

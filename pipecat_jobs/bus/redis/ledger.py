@@ -57,7 +57,8 @@ class Parties:
         Returns:
             The job, or None when it is about none, or for nobody.
         """
-        if not message.target:
+        # A peer may have sent anything as the id.
+        if not message.target or not isinstance(vars(message).get("job_id"), str):
             return None
         if isinstance(message, TELLINGS):
             return cls(message.target, message.source, message.job_id)

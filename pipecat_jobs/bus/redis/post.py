@@ -24,6 +24,7 @@ from pipecat_jobs.bus.redis.outbox import Argument, Call, Lane, Outbox
 from pipecat_jobs.bus.redis.stats import BusStats
 from pipecat_jobs.bus.wire import WireCodec
 from pipecat_jobs.errors import MessageTypeError, UnreadableMessageError
+from pipecat_jobs.messages import malformed
 from pipecat_jobs.outcomes import ErrorDetails
 
 #: What a request is signed for; the others are signed for the lane they take.
@@ -259,6 +260,8 @@ class Post:
                 message = self._codec.decode(letter.body)
                 if not isinstance(message, BusJobRequestMessage) or not message.target:
                     raise UnreadableMessageError(f"{message} is no request")
+                if problem := malformed(message):
+                    raise UnreadableMessageError(f"{message}: {problem}")
                 self._take(message, message.target, entry)
             case "c":
                 held = self.ledger.held_as(entry.ref)
@@ -389,7 +392,7 @@ class Post:
         """Wait until what is on its way to this process by now has been read."""
         mark = asyncio.Event()
         self._marks.append(mark)
-        self._outbox.put(Call(Lane.CONTROL, "mark", lambda _, __: ()))
+        self._outbox.put(Call(Lane.CONTROL, "mark", lambda _, __: (), outlives=True))
         await mark.wait()
 
     def _answer_ref(self, command: str, ref: str, attempt: int, *more: str) -> None:

@@ -103,9 +103,9 @@ class Process:
         self._occupant = occupant
         self._lease = lease
         self._stats = stats
-        self._sending, self._renewing, self._reading = (
-            Link(client, timeout=timeout) for _ in range(3)
-        )
+        self._sending, self._reading = (Link(client, timeout=timeout) for _ in range(2))
+        # Soon enough to try again over another connection before the lease is over.
+        self._renewing = Link(client, timeout=lease / 2)
         #: Tells this process from all others for as long as it lives, declared dead or not.
         self.uid = uuid.uuid4().hex[:16]
         self.id = ""
@@ -251,6 +251,8 @@ class Process:
                 continue
             if self._away:
                 self._is_back()
+                # Its connection may hang where this one broke.
+                await self._reading.close()
             problem = self._note(calls, replies)
             if problem is None:
                 delays = _Delays()

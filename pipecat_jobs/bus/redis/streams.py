@@ -112,6 +112,7 @@ class RedisStreamsBus(RoutedBus):
         self._process: Process | None = None
         self._subscribers: dict[str, BusSubscriber] = {}
         self._offers: dict[str, list[Offer]] = {}
+        self._ended: set[str] = set()
         self._announced: dict[str, BusWorkerRegistryMessage] = {}
         self._draining = False
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -213,7 +214,9 @@ class RedisStreamsBus(RoutedBus):
         for held in ledger.all_held():
             self._post.revoke(held, f"process of worker '{held.parties.worker}' is drained")
             self._post.give_back(held.ref, held.attempt, started=True)
-        await self._outbox.empty()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * self._lease):
+                await self._outbox.empty()
 
     async def _take_no_more(self) -> None:
         self._draining = True
@@ -234,6 +237,7 @@ class RedisStreamsBus(RoutedBus):
         if subscriber.name not in self._subscribers:
             self._subscribers[subscriber.name] = subscriber
             offers = self._offers[subscriber.name] = list(offers_of(subscriber, self._room))
+            self._ended -= {offer.name for offer in offers}
             if self._process is not None:
                 for offer in offers:
                     self._call("host", offer.name, offer.as_text(self._process.uid))
@@ -249,13 +253,15 @@ class RedisStreamsBus(RoutedBus):
         watch = self._watches.pop(subscriber.name, None)
         if watch is not None:
             await self.cancel_task(watch)
-        self._withdraw(subscriber.name)
-        self._subscribers.pop(subscriber.name, None)
+        if self._subscribers.pop(subscriber.name, None) is not None:
+            self._take_none_for(subscriber.name, "unhost")
+            del self._offers[subscriber.name]
         await super().unsubscribe(subscriber)
 
-    def _withdraw(self, name: str) -> None:
-        for offer in self._offers.pop(name, []):
-            self._call("unhost", offer.name)
+    def _take_none_for(self, subscriber: str, command: str) -> None:
+        for offer in self._offers[subscriber]:
+            self._ended.add(offer.name)
+            self._call(command, offer.name)
             for held in self._post.ledger.all_held():
                 if held.parties.worker == offer.name:
                     self._post.ledger.let_go(held)
@@ -267,7 +273,8 @@ class RedisStreamsBus(RoutedBus):
 
             async def watch() -> None:
                 await subscriber.wait()
-                self._withdraw(name)
+                # It goes on to get messages, as a worker that has ended does on any bus.
+                self._take_none_for(name, "withdraw")
 
             self._watches[name] = self.create_task(watch(), f"bus_watch_{name}")
 
@@ -324,7 +331,7 @@ class RedisStreamsBus(RoutedBus):
         Returns:
             False once it has ended, or while this process is drained.
         """
-        return not self._draining and self._offered(worker)
+        return not self._draining and self._offered(worker) and worker not in self._ended
 
     def _offered(self, name: str) -> bool:
         return any(offer.name == name for offers in self._offers.values() for offer in offers)
@@ -338,7 +345,7 @@ class RedisStreamsBus(RoutedBus):
             One offer for each name.
         """
         offers = [offer for offers in self._offers.values() for offer in offers]
-        return [Offer(offer.name) for offer in offers] if self._draining else offers
+        return [offer if self.takes_requests(offer.name) else Offer(offer.name) for offer in offers]
 
     def runner_name(self) -> str:
         """Name the runners of this process.

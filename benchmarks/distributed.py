@@ -1,0 +1,267 @@
+"""What a job costs between processes: ``python -m benchmarks.distributed``."""
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from loguru import logger
+from pipecat.bus.bus import WorkerBus
+from pipecat.bus.messages import BusJobRequestMessage
+from pipecat.bus.network.redis import RedisBus
+from pipecat.workers.runner import WorkerRunner
+from redis.asyncio import Redis
+
+from benchmarks.benchmark import Benchmark, Figure, Spread
+from benchmarks.report import as_text, machine
+from pipecat_jobs import BaseWorker, job
+from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
+
+#: How many processes are on the channel: the one that asks, the one that answers, and idle ones.
+_PROCESSES = (2, 10, 50)
+#: Jobs in a row that make a sample of the round trip.
+_JOBS = 20
+#: Jobs that are open at once when throughput is measured.
+_AT_ONCE = 100
+#: Deaths that are measured at most: each takes the lease's time.
+_MOST_DEATHS = 10
+#: Seconds that idle processes are watched for.
+_IDLE_FOR = 4.0
+
+_BARE, _PIPECATS, _OURS = "XADD and XREAD alone", "ours on Pipecat's RedisBus", "RedisStreamsBus"
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["benchmarks.distributed"])
+
+
+class _Answerer(BaseWorker):
+    def __init__(self, name: str, redis: Redis):
+        super().__init__(name)
+        self._redis = redis
+
+    @job(name="echo")
+    async def echo(self, message: BusJobRequestMessage) -> dict[str, Any]:
+        return message.payload or {}
+
+    @job(name="hold")
+    async def hold(self, message: BusJobRequestMessage) -> dict[str, Any]:
+        await self._redis.rpush("started", os.getpid())
+        try:
+            await self._redis.blpop("gate")
+        except asyncio.CancelledError:
+            stopped = time.monotonic()
+            await self._redis.rpush("stopped", stopped)
+            raise
+        return {}
+
+
+def _bus(subject: str, url: str) -> WorkerBus:
+    if subject == _OURS:
+        return RedisStreamsBus(url)
+    return RedisBus(redis=Redis.from_url(url), channel="pipecat")
+
+
+async def _serve(subject: str, url: str, worker: str) -> None:
+    notes = Redis.from_url(url, db=1)
+    runner = WorkerRunner(bus=_bus(subject, url), handle_sigint=False, handle_sigterm=True)
+    await runner.add_workers(_Answerer(worker, notes))
+    await runner.run(auto_end=False)
+
+
+async def _echo(url: str) -> None:
+    redis, last = Redis.from_url(url), b"0"
+    while True:
+        [(_, entries)] = await redis.xread({"there": last}, block=0)
+        for _, fields in entries:
+            await redis.xadd("back", fields)
+        last = entries[-1][0]
+
+
+def _process(subject: str, url: str, worker: str) -> None:
+    logger.remove()
+    asyncio.run(_echo(url) if subject == _BARE else _serve(subject, url, worker))
+
+
+def _start(subject: str, url: str, worker: str) -> Any:
+    process = _FORKS.Process(target=_process, args=(subject, url, worker), daemon=True)
+    process.start()
+    return process
+
+
+@asynccontextmanager
+async def _channel(subject: str, processes: int) -> AsyncIterator[tuple[BaseWorker, Redis, str]]:
+    """A requester here, a worker in another process, and idle workers in further ones."""
+    async with EmbeddedRedis() as server:
+        names = ["answerer", *(f"idle-{number}" for number in range(processes - 2))]
+        others = [_start(subject, server.url, name) for name in names]
+        asker, notes = BaseWorker("asker"), Redis.from_url(server.url, db=1)
+        runner = WorkerRunner(bus=_bus(subject, server.url), handle_sigint=False)
+        await runner.add_workers(asker)
+        running = asyncio.create_task(runner.run(auto_end=False))
+        await _known(runner, names)
+        try:
+            yield asker, notes, server.url
+        finally:
+            await runner.cancel()
+            await running
+            for process in others:
+                process.kill()
+                process.join()
+            await notes.aclose()
+
+
+async def _known(runner: WorkerRunner, names: list[str]) -> None:
+    for name in names:
+        known = asyncio.Event()
+
+        async def on_ready(_: object, known: asyncio.Event = known) -> None:
+            known.set()
+
+        await runner.registry.watch(name, on_ready)
+        await known.wait()
+
+
+async def _time(once: Callable[[], Awaitable[object]], times: int) -> float:
+    began = time.monotonic()
+    for _ in range(times):
+        await once()
+    return 1000 * (time.monotonic() - began) / times
+
+
+async def _bare(rounds: int) -> list[Figure]:
+    async with EmbeddedRedis() as server, Redis.from_url(server.url) as redis:
+        process = _start(_BARE, server.url, "")
+        last = b"0"
+
+        async def there_and_back() -> None:
+            nonlocal last
+            await redis.xadd("there", {"b": b"x" * 200})
+            [(_, [(last, _)])] = await redis.xread({"back": last}, block=0)
+
+        await _time(there_and_back, _JOBS)
+        samples = [await _time(there_and_back, _JOBS) for _ in range(rounds)]
+        process.kill()
+        process.join()
+    return [Figure("there and back, 2 processes", _BARE, "ms", Spread.of(samples))]
+
+
+async def _round_trips(subject: str, processes: int, rounds: int) -> list[Figure]:
+    async with _channel(subject, processes) as (asker, *_):
+
+        async def one_job() -> None:
+            async with asker.job("answerer", name="echo", payload={"text": "hello"}, timeout=30):
+                pass
+
+        await _time(one_job, _JOBS)
+        samples = [await _time(one_job, _JOBS) for _ in range(rounds)]
+        rates: list[float] = []
+        for _ in range(max(rounds // 5, 1)):
+            began = time.monotonic()
+            await asyncio.gather(*(one_job() for _ in range(_AT_ONCE)))
+            rates.append(_AT_ONCE / (time.monotonic() - began))
+    where = f"{processes} processes"
+    return [
+        Figure(f"one job, {where}", subject, "ms", Spread.of(samples)),
+        Figure(f"{_AT_ONCE} jobs at once, {where}", subject, "jobs/s", Spread.of(rates)),
+    ]
+
+
+async def _cancels(rounds: int) -> list[Figure]:
+    samples: list[float] = []
+    async with _channel(_OURS, 2) as (asker, notes, _):
+
+        async def held() -> None:
+            async with asker.job("answerer", name="hold"):
+                pass
+
+        for _ in range(rounds):
+            holding = asyncio.create_task(held())
+            await notes.blpop(["started"])
+            began = time.monotonic()
+            holding.cancel()
+            _, stopped = await notes.blpop(["stopped"])
+            samples.append(1000 * (float(stopped) - began))
+            await asyncio.wait({holding})
+    return [Figure("from cancelling to the handler", _OURS, "ms", Spread.of(samples))]
+
+
+async def _deaths(rounds: int) -> list[Figure]:
+    samples: list[float] = []
+    async with _channel(_OURS, 2) as (asker, notes, url):
+        spares: list[Any] = []
+        for _ in range(min(rounds, _MOST_DEATHS)):
+            answers: asyncio.Task[None] = asyncio.create_task(_hold(asker))
+            _, pid = await notes.blpop(["started"])
+            spares.append(_start(_OURS, url, "answerer"))
+            async with Redis.from_url(url) as redis:
+                while await redis.hlen("pipecat-jobs:{pipecat}:hosts:answerer") < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            began = time.monotonic()
+            os.kill(int(pid), signal.SIGKILL)
+            await notes.blpop(["started"])
+            await notes.rpush("gate", "open")
+            await answers
+            samples.append(time.monotonic() - began)
+        for process in spares:
+            process.kill()
+            process.join()
+    return [Figure("from SIGKILL to the answer from elsewhere", _OURS, "s", Spread.of(samples))]
+
+
+async def _hold(asker: BaseWorker) -> None:
+    async with asker.job("answerer", name="hold"):
+        pass
+
+
+async def _idle() -> list[Figure]:
+    processes = 10
+    async with _channel(_OURS, processes) as (_, _, url), Redis.from_url(url) as redis:
+        before = await redis.info("stats")
+        await asyncio.sleep(_IDLE_FOR)
+        after = await redis.info("stats")
+    commands = after["total_commands_processed"] - before["total_commands_processed"]
+    per_second = Spread.of([commands / _IDLE_FOR / processes])
+    return [Figure("an idle process", _OURS, "commands/s", per_second)]
+
+
+async def _run(rounds: int) -> list[Figure]:
+    figures = await _bare(rounds)
+    for processes in _PROCESSES:
+        for subject in (_OURS, _PIPECATS):
+            figures += await _round_trips(subject, processes, rounds)
+    return [*figures, *await _cancels(rounds), *await _deaths(rounds), *await _idle()]
+
+
+DISTRIBUTED = Benchmark(
+    name="distributed",
+    title="one worker asks another in another process",
+    method=(
+        f"From the call to the answer; the mean of {_JOBS} jobs in a row is one sample. The Redis "
+        "server and all processes share this machine, so that what many processes compute at once "
+        "counts as delay. Persistence is off. Cancelling is measured from the caller's "
+        "cancellation to the one in the other process's handler."
+    ),
+    rounds=50,
+    run=_run,
+)
+
+
+def main() -> None:
+    """Run the benchmark and print what it finds."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.distributed", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=DISTRIBUTED.rounds)
+    options = parser.parse_args()
+    logger.remove()
+    logger.add(sys.stderr, level="ERROR")
+    print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    print(as_text(DISTRIBUTED, asyncio.run(_run(options.rounds))))
+
+
+if __name__ == "__main__":
+    main()
