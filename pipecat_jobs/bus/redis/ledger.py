@@ -108,6 +108,8 @@ class Ledger:
         self._asked: dict[Parties, Asked] = {}
         self._held: dict[Parties, Held] = {}
         self._by_ref: dict[str, Held] = {}
+        #: By the server's names: jobs that are done with here, which the server does not know yet.
+        self._leaving: set[str] = set()
         self._free = asyncio.Event()
         self._free.set()
 
@@ -204,6 +206,37 @@ class Ledger:
             The jobs.
         """
         return list(self._by_ref.values())
+
+    def leaving(self, ref: str) -> None:
+        """Note that the server is about to be told that this process has done with a job.
+
+        Args:
+            ref: The server's name for it.
+        """
+        self._leaving.add(ref)
+
+    def left(self, ref: str) -> None:
+        """Note that the server has been told.
+
+        Args:
+            ref: The server's name for it.
+        """
+        self._leaving.discard(ref)
+
+    def none_is_leaving(self) -> None:
+        """Note that the server will not be told, and gives the jobs away by itself."""
+        self._leaving.clear()
+
+    def is_known(self, ref: str) -> bool:
+        """Tell whether the server has reason to think that this process does a job.
+
+        Args:
+            ref: The server's name for it.
+
+        Returns:
+            Whether it is open here, or the news that it is not are still on their way.
+        """
+        return ref in self._by_ref or ref in self._leaving
 
     def let_go(self, held: Held) -> None:
         """Note that a job is not, or no more, this process's.

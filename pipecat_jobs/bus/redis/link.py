@@ -64,10 +64,9 @@ class Link:
                 raise
 
     async def close(self) -> None:
-        """Close the connection. The next call opens another."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect()
+        """Close the connection, also under a call that waits. The next call opens it again."""
+        if self._connection is not None:
+            await self._connection.disconnect()
 
     async def _connected(self) -> AbstractConnection:
         if self._connection is None:

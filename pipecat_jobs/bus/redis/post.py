@@ -199,6 +199,8 @@ class Post:
             return held.ref, held.attempt, lane.letter, "1" if last else "0", sealed
 
         def replied(reply: str) -> None:
+            if last:
+                self.ledger.left(held.ref)
             if reply == "stale":
                 self._stats.late_answers += 1
                 logger.warning(f"{self._local}: {message} came too late: not this process's job")
@@ -206,6 +208,7 @@ class Post:
         self._outbox.put(Call(lane, "tell", arguments, replied, essential=last))
         if last:
             self.ledger.let_go(held)
+            self.ledger.leaving(held.ref)
 
     def _route(self, message: BusMessage) -> None:
         try:
@@ -307,10 +310,10 @@ class Post:
         for asked in self.ledger.numbered(unknown):
             if asked.sent:
                 self._lost(asked, "unknown")
-        known = {each.ref for each in self.ledger.all_held()}
-        for ref in held - known:
-            # The server went back to a state from before this process had done with it.
-            self._answer_ref("disown", ref, 0)
+        for ref in held:
+            if not self.ledger.is_known(ref):
+                # The server went back to a state from before this process had done with it.
+                self._answer_ref("disown", ref, 0)
 
     # -- ends that nobody else can tell of ---------------------------------------------------
 
@@ -375,6 +378,7 @@ class Post:
         """Give up what the process had, which the others have been told it is gone with."""
         for held in self.ledger.all_held():
             self.revoke(held, self._reasons["expelled"])
+        self.ledger.none_is_leaving()
         for asked in self.ledger.open():
             if asked.sent or (asked.request.number and not asked.request.outlives):
                 self._lost(asked, "expelled")
@@ -396,7 +400,12 @@ class Post:
         await mark.wait()
 
     def _answer_ref(self, command: str, ref: str, attempt: int, *more: str) -> None:
-        self._outbox.put(Call(Lane.CONTROL, command, lambda _, __: (ref, attempt, *more)))
+        self.ledger.leaving(ref)
+
+        def replied(_: str) -> None:
+            self.ledger.left(ref)
+
+        self._outbox.put(Call(Lane.CONTROL, command, lambda _, __: (ref, attempt, *more), replied))
 
 
 def _lane(message: BusMessage) -> Lane:

@@ -1,0 +1,108 @@
+"""Where the books of a process and those of the server differ."""
+
+from collections.abc import Iterable
+
+import pytest
+from pipecat.bus.messages import BusJobResponseMessage, BusMessage
+from pipecat.bus.subscriber import BusSubscriber
+from pipecat.pipeline.job_context import JobStatus
+
+from pipecat_jobs.bus.envelope import Envelopes
+from pipecat_jobs.bus.redis.inbox import Entry
+from pipecat_jobs.bus.redis.ledger import Held, Parties
+from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
+from pipecat_jobs.bus.redis.post import HearsOfLoss, Post
+from pipecat_jobs.bus.redis.stats import BusStats
+from pipecat_jobs.bus.wire import WireCodec
+
+HELD = Held(Parties("asker", "answerer", "1"), "process:7", 1)
+
+
+class Nobody:
+    """A process without subscribers."""
+
+    def subscriber(self, name: str) -> BusSubscriber | None:
+        return None
+
+    def has(self, name: str) -> bool:
+        return False
+
+    def takes_requests(self, worker: str) -> bool:
+        return True
+
+    def on_message_received(self, message: BusMessage) -> None: ...
+
+    def process_gone(self, runners: Iterable[str]) -> None: ...
+
+    def tell_lost(self, subscriber: HearsOfLoss, parties: Parties, reason: str) -> None: ...
+
+
+class Desk:
+    """A post whose outbox is emptied by the test."""
+
+    def __init__(self) -> None:
+        self.outbox = Outbox(100)
+        self.post = Post(
+            Nobody(),
+            self.outbox,
+            WireCodec(),
+            Envelopes("channel"),
+            takeover=1.0,
+            through_server=False,
+            stats=BusStats(),
+        )
+        self.post.ledger.hold(HELD)
+
+    def answer(self) -> None:
+        self.post.publish(
+            BusJobResponseMessage(
+                source="answerer", target="asker", job_id="1", status=JobStatus.COMPLETED
+            )
+        )
+
+    def server_says_it_is_held(self) -> None:
+        self.post.read(Entry(Lane.DATA, "x", "", 0, f"|{HELD.ref}".encode()))
+
+    async def calls(self) -> list[Call]:
+        return await self.outbox.take(10) if len(self.outbox) else []
+
+
+async def names(desk: Desk) -> list[str]:
+    return [call.name for call in await desk.calls()]
+
+
+async def test_a_job_whose_answer_is_on_its_way_is_not_given_away():
+    """The server was asked before it had the answer, as when a connection is cut in between."""
+    desk = Desk()
+    desk.answer()
+    desk.server_says_it_is_held()
+    assert await names(desk) == ["tell"]
+
+
+async def test_a_job_that_is_being_given_back_is_not_given_away_as_well():
+    desk = Desk()
+    desk.post.ledger.let_go(HELD)
+    desk.post.give_back(HELD.ref, HELD.attempt, started=True)
+    desk.server_says_it_is_held()
+    assert await names(desk) == ["give_back"]
+
+
+async def test_a_job_that_this_process_does_is_its_own():
+    desk = Desk()
+    desk.server_says_it_is_held()
+    assert await names(desk) == []
+
+
+@pytest.mark.parametrize("way", ["it was answered", "the process was declared dead"])
+async def test_a_job_that_a_server_has_forgotten_the_end_of_is_given_away(way: str):
+    desk = Desk()
+    desk.answer()
+    (tell,) = await desk.calls()
+    desk.outbox.sent([tell])
+    if way == "it was answered":
+        tell.replied("ok")
+    else:
+        desk.post.expelled()
+    desk.server_says_it_is_held()
+    desk.server_says_it_is_held()
+    assert await names(desk) == ["disown"]
