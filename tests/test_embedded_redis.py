@@ -118,3 +118,17 @@ def test_a_server_is_found_on_the_path_or_the_error_says_what_to_install(
         find_server()
     (tmp_path / "valkey-server").touch(mode=0o755)
     assert find_server() == str(tmp_path / "valkey-server")
+
+
+async def test_a_server_that_has_not_set_itself_up_can_be_ended(tmp_path: Path):
+    """Redis at first forgets a SIGTERM; a shell never hears one that was ignored at its start."""
+    server = tmp_path / "server"
+    server.write_text(
+        "#!/bin/sh\ntrap 'exit 0' TERM\necho Ready to accept connections\n"
+        "while :; do sleep 0.01; done\n"
+    )
+    server.chmod(0o700)
+    embedded = EmbeddedRedis(executable=str(server))
+    await embedded.start()
+    async with asyncio.timeout(10):
+        await embedded.stop()

@@ -13,13 +13,14 @@ from typing import Self
 
 from pipecat_jobs.errors import RedisStartError
 
-#: Ends the server when this process ends, however that happens: then the pipe closes.
+#: Ends the server when this process ends, however that happens: then the pipe closes. By SIGKILL,
+#: since a server that is still setting itself up forgets a SIGTERM, and none has anything to save.
 _KEEPER = """
 trap '' INT TERM
 "$1" "$2/redis.conf" </dev/null & server=$!
 exec >/dev/null 2>&1
 cat >/dev/null
-kill "$server" 2>/dev/null
+kill -KILL "$server" 2>/dev/null
 wait "$server"
 [ "$3" = keep ] || rm -rf "$2"
 """
