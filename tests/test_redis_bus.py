@@ -23,6 +23,7 @@ from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from redis.asyncio import Redis
 from redis_support import Member, nothing_remains, redis, redis_server, until
 from support import Answerer, Asker, cancelled
+from tcp_proxy import TcpProxy
 from test_routed_bus import Listener, data
 
 from pipecat_jobs import (
@@ -36,6 +37,7 @@ from pipecat_jobs import (
 )
 from pipecat_jobs.bus.envelope import Envelopes, Letter
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
+from pipecat_jobs.bus.redis.inbox import Inbox
 
 __all__ = ["redis", "redis_server"]
 
@@ -97,19 +99,19 @@ async def test_a_cancel_stops_the_handler_in_the_other_process(redis_server: Emb
 
 async def test_an_urgent_message_overtakes_data_that_is_queued(redis_server: EmbeddedRedis):
     async with (
+        TcpProxy(redis_server.url) as proxy,
         Member(redis_server.url) as sender,
-        Member(redis_server.url) as receiver,
+        Member(proxy.url) as receiver,
     ):
         heard = await listener(receiver, "a")
-        # Both wait in the inbox before either is read.
-        await receiver.bus.cancel_task(receiver.bus._process._reader)
+        # All wait in the inbox before any is read.
+        proxy.block()
         for number in range(100):
             await sender.bus.send(data("a", number=number))
         await sender.bus.send(BusJobCancelMessage(source="sender", target="a", job_id="1"))
         await sender.bus._outbox.empty()
-        receiver.bus._process._reader = receiver.bus.create_task(
-            receiver.bus._process._read(receiver.bus._process.id), "redis_read"
-        )
+        proxy.reset()
+        proxy.unblock()
         first, *rest = await heard.hear(101)
         assert isinstance(first, BusJobCancelMessage)
         assert [message.text for message in rest] == [str(number) for number in range(100)]
@@ -421,3 +423,24 @@ async def test_a_user_with_the_documented_rights_is_enough(
             await strangers.set("other", "1")
         await strangers.aclose()
     await nothing_remains(redis)
+
+
+async def test_a_reader_that_fails_unforeseen_goes_on(
+    redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+):
+    reads, failed = Inbox.read, asyncio.Event()
+
+    async def fail_once(inbox: Inbox, take: Any) -> None:
+        await reads(inbox, take)
+        if not failed.is_set():
+            failed.set()
+            raise ValueError("unforeseen")
+
+    monkeypatch.setattr(Inbox, "read", fail_once)
+    async with (
+        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, Answerer()),
+    ):
+        await member.knows("answerer")
+        assert await asker.ask("answerer", "echo", timeout=10)
+        assert failed.is_set()

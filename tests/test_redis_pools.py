@@ -1,6 +1,7 @@
 """``RedisStreamsBus``: several processes host a worker of one name, and what is kept of it all."""
 
 import asyncio
+import contextlib
 
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage
@@ -157,3 +158,25 @@ async def test_streams_are_trimmed_as_they_are_read(redis_server: EmbeddedRedis,
             await asker.ask("answerer", "echo", timeout=5)
         lengths = [await redis.xlen(key) for key in await redis.keys("*:in:*")]
         assert max(lengths) <= 2
+
+
+async def test_a_process_that_joins_costs_the_others_a_message_or_two_each(
+    redis_server: EmbeddedRedis,
+):
+    async with contextlib.AsyncExitStack() as stack:
+        members = [Member(redis_server.url, Answerer(f"w{number}")) for number in range(8)]
+        for member in members:
+            await stack.enter_async_context(member)
+        for member in members:
+            await member.knows(*(f"w{number}" for number in range(8)))
+            await member.bus._post.caught_up()
+        before = [member.bus.stats.received for member in members]
+        await stack.enter_async_context(last := Member(redis_server.url, Answerer("last")))
+        for member in members:
+            await member.knows("last")
+        await last.knows(*(f"w{number}" for number in range(8)))
+        for member in (*members, last, *members):
+            await member.bus._post.caught_up()
+        after = [member.bus.stats.received for member in members]
+        marks = 2
+        assert max(now - then for now, then in zip(after, before, strict=True)) <= 3 + marks

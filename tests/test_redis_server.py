@@ -15,9 +15,11 @@ from redis_support import LEASE, Member, nothing_remains, redis, redis_server, u
 from support import Answerer, Asker
 from tcp_proxy import TcpProxy
 from test_embedded_redis import gone, pid_of
+from test_routed_bus import data
 
 from pipecat_jobs import BusFullError, BusUnavailableError, JobTimeoutError, WorkerLostError
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
+from pipecat_jobs.bus.redis.script import Channel, Limits
 
 __all__ = ["redis", "redis_server"]
 
@@ -303,3 +305,23 @@ async def test_messages_come_soon_after_a_connection_that_hung_without_a_word(
         began = asyncio.get_running_loop().time()
         assert (await asking)["payload"] == {"x": 1}
         assert asyncio.get_running_loop().time() - began < 5
+
+
+async def test_a_process_that_lets_too_many_messages_pile_up_counts_as_dead(
+    redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
+):
+    async with Pair(redis_server.url, proxy.url) as pair:
+        held = pair.ask("wait")
+        await pair.worker.started.get()
+        few = Limits(LEASE, LEASE, max_attempts=3, inbox=5)
+        pair.asking.bus._process._channel = Channel("pipecat", few)
+        proxy.block()
+        for number in range(10):
+            await pair.asking.bus.send(data("answerer", number=number))
+        with pytest.raises(WorkerLostError):
+            await held
+        assert not await redis.keys(f"*:in:{pair.working.bus._process.id}:*")
+        proxy.unblock()
+        proxy.reset()
+        await until(lambda: pair.working.bus.stats.expulsions)
+        await pair.asking.knows("answerer")

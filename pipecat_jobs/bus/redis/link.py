@@ -69,7 +69,8 @@ class Link:
             await self._connection.disconnect()
 
     async def _connected(self) -> AbstractConnection:
-        if self._connection is None:
+        connection = self._connection
+        if connection is None:
             pool = self._client.connection_pool
             # Ours alone, so that a blocking read keeps none of the caller's pool; and read raw,
             # whatever the caller's client decodes to.
@@ -82,10 +83,10 @@ class Link:
                 "retry_on_error": [],
                 "health_check_interval": 0,
             }
-            self._connection = pool.connection_class(**settings)
-        if not self._connection.is_connected:
-            await self._connection.connect()
-        return self._connection
+            connection = self._connection = pool.connection_class(**settings)
+        if not connection.is_connected:
+            await connection.connect()
+        return connection
 
     @staticmethod
     async def _read(connection: AbstractConnection) -> Reply:

@@ -149,7 +149,7 @@ class Post:
         elif isinstance(message, BusJobRequestMessage) and target:
             self._ask(message, target)
         else:
-            self._route(message)
+            self.route(message, target or "")
 
     def _ask(self, message: BusJobRequestMessage, target: str) -> None:
         parties = Parties(message.source, target, message.job_id)
@@ -210,7 +210,16 @@ class Post:
             self.ledger.let_go(held)
             self.ledger.leaving(held.ref)
 
-    def _route(self, message: BusMessage) -> None:
+    def route(self, message: BusMessage, target: str) -> None:
+        """Send a message on its way that is about no job of this process.
+
+        Args:
+            message: The message.
+            target: Whom to send it to, or nobody for everybody, this process included.
+
+        Raises:
+            MessageTypeError: If it holds what cannot be carried.
+        """
         try:
             body = self._codec.encode(message)
         except MessageTypeError as error:
@@ -221,11 +230,11 @@ class Post:
             if error.type_name not in self._warned:
                 self._warned.add(error.type_name)
                 logger.warning(f"{self._local}: not sent to other processes: {error}")
-        if not message.target and not self._through_server:
+        if not target and not self._through_server:
             self._local.on_message_received(message)
         if body is None:
             return
-        sealed_body, lane, target = body, _lane(message), message.target or ""
+        sealed_body, lane = body, _lane(message)
         to_self = "1" if self._through_server else "0"
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import uuid
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Protocol, cast
 
 from loguru import logger
@@ -138,8 +138,8 @@ class Process:
             await self._close()
             raise BusUnavailableError(cause, seconds=timeout) from error
         self._tasks = [
-            self._occupant.create_task(self._send(), "redis_send"),
-            self._occupant.create_task(self._renew(), "redis_lease"),
+            self._occupant.create_task(self._for_ever(self._send), "redis_send"),
+            self._occupant.create_task(self._for_ever(self._renew), "redis_lease"),
         ]
 
     async def stop(self, timeout: float) -> None:
@@ -179,6 +179,16 @@ class Process:
         for link in (self._sending, self._renewing, self._reading):
             await link.close()
 
+    async def _for_ever(self, loop: Callable[[], Awaitable[None]]) -> None:
+        delays = _Delays()
+        while True:
+            # A process that is on the channel and does not read would keep others waiting.
+            try:
+                await loop()
+            except Exception as error:
+                logger.opt(exception=error).error(f"{self._occupant}: going on after: {error!r}")
+                await asyncio.sleep(next(delays))
+
     # -- belonging to the channel ------------------------------------------------------------
 
     async def _join(self) -> None:
@@ -190,7 +200,10 @@ class Process:
         for reply in await self._sending.call(LOAD, *commands):
             if isinstance(reply, ResponseError):
                 raise UnreachableError(str(reply)) from reply
-        self._reader = self._occupant.create_task(self._read(self.id), "redis_read")
+        inbox = Inbox(self._channel.inbox(self.id), self._reading)
+        self._reader = self._occupant.create_task(
+            self._for_ever(lambda: self._read(inbox)), "redis_read"
+        )
 
     async def _rejoin(self, expelled: str) -> None:
         async with self._joining:
@@ -306,9 +319,7 @@ class Process:
 
     # -- reading -----------------------------------------------------------------------------
 
-    async def _read(self, process: str) -> None:
-        streams = self._channel.inbox(process)
-        inbox = Inbox(streams, self._reading)
+    async def _read(self, inbox: Inbox) -> None:
         delays = _Delays()
         while True:
             try:

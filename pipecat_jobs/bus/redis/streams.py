@@ -113,6 +113,8 @@ class RedisStreamsBus(RoutedBus):
         self._subscribers: dict[str, BusSubscriber] = {}
         self._offers: dict[str, list[Offer]] = {}
         self._ended: set[str] = set()
+        self._known: set[str] = set()
+        self._newcomers: set[str] = set()
         self._announced: dict[str, BusWorkerRegistryMessage] = {}
         self._draining = False
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -297,8 +299,26 @@ class RedisStreamsBus(RoutedBus):
         """
         logger.trace("{}: sending {}", self, message)
         if isinstance(message, BusWorkerRegistryMessage) and message.source in self._subscribers:
+            before = self._announced.get(message.source)
             self._announced[message.source] = message
+            if before is not None and before.workers == message.workers:
+                # A runner answers each newcomer for all to hear, and the others have heard it.
+                for newcomer in self._newcomers:
+                    self._post.route(message, newcomer)
+                self._newcomers.clear()
+                return
         self._post.publish(message)
+
+    def on_message_received(self, message: BusMessage) -> None:
+        """Deliver a message to the subscribers of this process.
+
+        Args:
+            message: The message.
+        """
+        if isinstance(message, BusWorkerRegistryMessage) and message.runner not in self._known:
+            self._known.add(message.runner)
+            self._newcomers.add(message.runner)
+        super().on_message_received(message)
 
     def subscriber(self, name: str) -> BusSubscriber | None:
         """Look a subscriber of this process up.
@@ -386,6 +406,7 @@ class RedisStreamsBus(RoutedBus):
         """
         for gone in runners:
             logger.info(f"{self}: the process of runner '{gone}' is gone")
+            self._known.discard(gone)
             for runner in self._runners():
                 forget_runner(runner, gone)
 
