@@ -19,7 +19,7 @@ class TcpProxy:
         """Seconds that each piece of data is held back, in either direction."""
         self.swallows_replies = False
         """Whether what the server says goes nowhere."""
-        self.connections = 0
+        self.connected = asyncio.Event()
         self._open = asyncio.Event()
         self._open.set()
 
@@ -57,7 +57,7 @@ class TcpProxy:
         self._open.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
+        self.connected.set()
         server_reader, server_writer = await asyncio.open_unix_connection(self._socket)
         self._writers |= {writer, server_writer}
         pumps = [

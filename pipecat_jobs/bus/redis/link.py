@@ -64,9 +64,10 @@ class Link:
                 raise
 
     async def close(self) -> None:
-        """Close the connection, also under a call that waits. The next call opens it again."""
-        if self._connection is not None:
-            await self._connection.disconnect()
+        """Close the connection. The next call opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect()
 
     async def _connected(self) -> AbstractConnection:
         connection = self._connection
@@ -85,7 +86,13 @@ class Link:
             }
             connection = self._connection = pool.connection_class(**settings)
         if not connection.is_connected:
-            await connection.connect()
+            try:
+                await connection.connect()
+                if self._connection is not connection:
+                    raise RedisConnectionError("closed while it was opened")
+            except BaseException:
+                await connection.disconnect(nowait=True)
+                raise
         return connection
 
     @staticmethod
