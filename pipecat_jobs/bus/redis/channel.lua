@@ -33,9 +33,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local MEMBERS, WAITING = P .. ':members', P .. ':waiting'
 local overflowing = {}
 
-local function live_on(key)
-  redis.call('PEXPIRE', key, linger)
-end
+local function live_on(key) redis.call('PEXPIRE', key, linger) end
 
 local function queue_of(worker, job)
   return P .. ':queue:' .. #worker .. ':' .. worker .. ':' .. job
@@ -105,8 +103,8 @@ local function choose(job)
         -- Among equals, the one that has least to do for all its workers.
         local busy = redis.call('SCARD', P .. ':held:' .. process)
         if not best or share < best.share or share == best.share and busy < best.busy then
-          best = {process = process, slot = slot, share = share, busy = busy}
-          best.once = spec.once[job.j]
+          local once = spec.once[job.j]
+          best = {process = process, slot = slot, share = share, busy = busy, once = once}
         end
       end
     end
@@ -420,45 +418,35 @@ function commands.order(n, lane, cancels, body)
   return 'ok'
 end
 
-local function mine(ref, attempt)
-  local job = find(ref)
-  return job and job.o == me and job.a == tonumber(attempt) and job
+-- For the process that has taken a job, while the job is still its own.
+local function for_owner(act)
+  return function(ref, attempt, ...)
+    local job = find(ref)
+    if not job or job.o ~= me or job.a ~= tonumber(attempt) then
+      return 'stale'
+    end
+    act(ref, job, ...)
+    return 'ok'
+  end
 end
 
--- From the process that has taken a job to the one that asked, if the job is still its own.
-function commands.tell(ref, attempt, lane, last, body)
-  local job = mine(ref, attempt)
-  if not job then
-    return 'stale'
-  end
+commands.tell = for_owner(function(ref, job, lane, last, body)
   local asker = asker_of(ref)
-  push(asker, lane, 'm', ref, attempt, body)
+  push(asker, lane, 'm', ref, job.a, body)
   if last == '1' then
     finish(ref, job)
   end
-  return 'ok'
-end
+end)
 
-function commands.give_back(ref, attempt, started)
-  local job = mine(ref, attempt)
-  if not job then
-    return 'stale'
-  end
-  local uid = started == '1' and redis.call('HGET', P .. ':proc:' .. me, 'uid')
+commands.give_back = for_owner(function(ref, job, started)
   local worker, job_name = job.w, job.j
-  hand_back(ref, job, uid)
+  hand_back(ref, job, started == '1' and redis.call('HGET', P .. ':proc:' .. me, 'uid'))
   fill(worker, job_name)
-  return 'ok'
-end
+end)
 
-function commands.refuse(ref, attempt)
-  local job = mine(ref, attempt)
-  if not job then
-    return 'stale'
-  end
+commands.refuse = for_owner(function(ref, job)
   lose(ref, job, 'unreadable')
-  return 'ok'
-end
+end)
 
 -- Behind all that is in the caller's inbox by now.
 function commands.mark()
