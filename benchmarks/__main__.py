@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.benchmark import Benchmark, Figure
 from benchmarks.child import log_errors_only
+from benchmarks.distributed import DISTRIBUTED
 from benchmarks.group import GROUP
 from benchmarks.imports import IMPORT
 from benchmarks.interruption import INTERRUPTION
@@ -21,11 +22,20 @@ from benchmarks.throughput import THROUGHPUT
 
 BENCHMARKS = {
     benchmark.name: benchmark
-    for benchmark in (INTERRUPTION, ROUND_TRIP, GROUP, THROUGHPUT, MEMORY, STREAM, IMPORT)
+    for benchmark in (
+        INTERRUPTION,
+        ROUND_TRIP,
+        GROUP,
+        THROUGHPUT,
+        MEMORY,
+        STREAM,
+        IMPORT,
+        DISTRIBUTED,
+    )
 }
 
 #: What the plot shows, and under which titles.
-PLOTTED = {ROUND_TRIP: "one job", GROUP: "one job of all workers on the bus"}
+PLOTTED = {ROUND_TRIP: "one job", GROUP: "a group of all workers on the bus"}
 
 
 def _rounds(text: str) -> int:

@@ -1,11 +1,9 @@
-"""What a job costs between processes: ``python -m benchmarks.distributed``."""
+"""What a job costs between processes."""
 
-import argparse
 import asyncio
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +17,6 @@ from pipecat.workers.runner import WorkerRunner
 from redis.asyncio import Redis
 
 from benchmarks.benchmark import Benchmark, Figure, Spread
-from benchmarks.report import as_text, machine
 from pipecat_jobs import BaseWorker, job
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
 
@@ -256,23 +253,6 @@ DISTRIBUTED = Benchmark(
         "counts as delay. Persistence is off. Cancelling is measured from the caller's "
         "cancellation to the one in the other process's handler."
     ),
-    rounds=50,
+    rounds=20,
     run=_run,
 )
-
-
-def main() -> None:
-    """Run the benchmark and print what it finds."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.distributed", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=DISTRIBUTED.rounds)
-    options = parser.parse_args()
-    # The processes are forked from one that has imported this file under its own name already.
-    os.environ["PYTHONWARNINGS"] = "ignore::RuntimeWarning:runpy"
-    logger.remove()
-    logger.add(sys.stderr, level="ERROR")
-    print(", ".join(f"{name} {value}" for name, value in machine().items()))
-    print(as_text(DISTRIBUTED, asyncio.run(_run(options.rounds))))
-
-
-if __name__ == "__main__":
-    main()

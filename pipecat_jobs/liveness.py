@@ -2,9 +2,9 @@
 
 Pipecat keeps a worker that has ended in its registry, and says nothing when a proxied worker's
 connection drops. What can be known in this process: a worker of the same runner has a ``wait()``,
-and a worker behind a WebSocket proxy is as reachable as the proxy. A worker in another process on
-a network bus gives no sign; there the caller's timeout decides, or
-:meth:`~pipecat_jobs.JobsMixin.worker_lost` for whoever knows better.
+and a worker behind a WebSocket proxy is as reachable as the proxy. Of a worker in another process
+the bus has to tell, by :meth:`~pipecat_jobs.JobsMixin.worker_lost`: ``RedisStreamsBus`` does, on
+Pipecat's network buses the caller's timeout decides.
 """
 
 import asyncio

@@ -74,7 +74,13 @@ def _settle_across(
             received = -1
             while received != bus.stats.received:
                 received = bus.stats.received + 1
-                await bus._post.caught_up()
+                mark = asyncio.ensure_future(bus._post.caught_up())
+                # A runner that has ended, or is about to, has taken its bus with it.
+                running = {harness._run_task} - {None}
+                await asyncio.wait({mark, *running}, return_when=asyncio.FIRST_COMPLETED)
+                if not mark.done():
+                    mark.cancel()
+                    return
                 await settle(harness)
 
     return settle_across

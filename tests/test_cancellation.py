@@ -296,6 +296,7 @@ class TestShutdown:
             for call in calls:
                 with pytest.raises((JobCancelledError, JobGroupError)):
                     await call
+            await harness.settle()
             assert not asker.job_groups
             assert not answerer.active_jobs
 

@@ -277,6 +277,7 @@ async def updates(job_harness: JobHarness, latest_update_only: bool) -> list[obj
         await streamer.send_job_update(job_id, {"percent": 30})
         await streamer.send_job_response(job_id)
         await other.send_job_response(job_id)
+        await job_harness.settle()
         read = [(event.worker_name, event.type, event.data) async for event in group]
     await job_harness.settle()
     assert asker.fired().count("on_job_update") == 4
