@@ -19,30 +19,35 @@ demo-distributed: $(NEWEST_ENV)
 voice: $(VOICE_ENV)
 	@.venv/bin/python -m examples.debate.bot $(ARGS)
 
-# Two at a time: the tests wait more than they work.
+# Two at a time, the longest first.
 test: lint $(VOICE_ENV) $(LOWEST_ENV) speech
-	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-newest test-routed test-lowest test-redis
+	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory \
+		test-newest test-lowest test-routed test-redis
 	.venv/bin/python -m examples.debate --plain </dev/null
 	.venv/bin/python -m examples.distributed --plain </dev/null
 
 test-newest: $(VOICE_ENV) speech
 	.venv/bin/pytest
 
-# The same tests on our bus in place of Pipecat's, without those that bring a bus of their own.
+# The same tests on our bus in place of Pipecat's, without those that bring a bus of their own or
+# need none.
 test-routed: $(VOICE_ENV) speech
-	PIPECAT_JOBS_BUS=routed .venv/bin/pytest --ignore tests/test_property.py --ignore tests/test_evals.py \
-		--ignore-glob 'tests/test_redis_*'
+	PIPECAT_JOBS_BUS=routed .venv/bin/pytest --ignore-glob 'tests/test_redis_*' \
+		--ignore-glob 'tests/test_testing_*' --ignore-glob 'tests/test_benchmark*' \
+		$(foreach no,property evals docs embedded_redis wire envelope public_api bad_input,\
+		--ignore tests/test_$(no).py)
 
 # And across a Redis server of each test's own, through which every message goes.
-test-redis: $(VOICE_ENV)
+test-redis: $(VOICE_ENV) speech
 	PIPECAT_JOBS_BUS=redis .venv/bin/pytest --tb=native --ignore tests/test_property.py \
 		--ignore-glob 'tests/test_redis_*' --ignore-glob 'tests/test_example*' \
-		$(foreach no,evals routed_bus docs voice_bot real_sound benchmarks embedded_redis wire \
-		envelope public_api,--ignore tests/test_$(no).py)
+		--ignore-glob 'tests/test_benchmark*' --ignore-glob 'tests/test_routed_bus*' \
+		$(foreach no,evals docs voice_bot real_sound embedded_redis wire envelope public_api,\
+		--ignore tests/test_$(no).py)
 
 # The lowest supported Pipecat, and the wheel that people install rather than this tree.
 test-lowest: $(LOWEST_ENV) speech
-	.venv-lowest/bin/pytest
+	.venv-lowest/bin/pytest --ignore-glob 'tests/test_benchmark*'
 
 # The user of the tests with real sound; where it cannot be had, they are skipped and say so.
 speech:
