@@ -82,7 +82,7 @@ def malformed(message: JobMessage) -> str | None:
         value = fields.get(field)
         if value is not None and not isinstance(value, kind):
             return f"{field} is {value!r}, not a {kind.__name__}"
-    if "status" in fields and answered_status(message) is None:  # pyright: ignore
+    if isinstance(message, ResponseMessage) and answered_status(message) is None:
         return f"status is {fields.get('status')!r}, not a JobStatus"
     return None
 
