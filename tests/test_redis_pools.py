@@ -6,7 +6,7 @@ import contextlib
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage
 from redis.asyncio import Redis
-from redis_support import LEASE, Member, nothing_remains, redis, redis_server, until
+from redis_support import LEASE, Member, nothing_remains, redis, redis_server, until, until_async
 from support import Answerer, Asker
 
 from pipecat_jobs import JobTimeoutError, OutcomeStatus, WorkerLostError, job
@@ -142,10 +142,59 @@ async def test_every_key_has_a_time_to_live(redis_server: EmbeddedRedis, redis: 
             await worker.started.get()
         await member.bus._outbox.empty()
         keys = await redis.keys()
-        assert len({key.split(":")[2] for key in keys}) > 10
+        assert len({key.split(":")[2] for key in keys}) == 9
         assert [key for key in keys if await redis.pttl(key) < 0] == []
         worker.release.set()
         await asyncio.gather(*asking)
+
+
+async def test_keys_outlive_the_longest_time_that_somebody_waits(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    slow = {"lease": 100.0, "takeover": 200.0}
+    async with (
+        Member(redis_server.url, asker := Asker(), **slow) as member,
+        Member(redis_server.url, worker := Narrow("w"), **slow) as working,
+    ):
+        await member.knows("w")
+        asking = [asyncio.create_task(asker.ask("w", "narrow", timeout=300)) for _ in range(4)]
+        for _ in range(2):
+            await worker.started.get()
+        await working.bus.drain(timeout=0)
+        await until_async(lambda: redis.exists("pipecat-jobs:{pipecat}:waiting"))
+        lives = {key: await redis.pttl(key) for key in await redis.keys()}
+        assert min(lives.values()) > 300_000, lives
+        for task in asking:
+            task.cancel()
+        await asyncio.wait(asking)
+
+
+async def test_a_job_costs_the_server_as_much_with_many_processes_as_with_two(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    async def commands_for(jobs: int) -> int:
+        await member.bus._post.caught_up()
+        await redis.config_resetstat()
+        for _ in range(jobs):
+            await asker.ask("w", "echo", timeout=5)
+        stats = await redis.info("commandstats")
+        return sum(each["calls"] for each in stats.values())
+
+    # No lease is renewed meanwhile.
+    calm = {"lease": 100.0}
+    async with contextlib.AsyncExitStack() as stack:
+        member = Member(redis_server.url, asker := Asker(), **calm)
+        await stack.enter_async_context(member)
+        await stack.enter_async_context(Member(redis_server.url, Answerer("w"), **calm))
+        await member.knows("w")
+        with_two = await commands_for(100)
+        for number in range(8):
+            idle = Member(redis_server.url, Answerer(f"idle-{number}"), **calm)
+            await stack.enter_async_context(idle)
+            await member.knows(f"idle-{number}")
+        with_ten = await commands_for(100)
+    assert with_ten == pytest.approx(with_two, rel=0.1)
+    assert with_two <= 100 * 30
 
 
 async def test_streams_are_trimmed_as_they_are_read(redis_server: EmbeddedRedis, redis: Redis):

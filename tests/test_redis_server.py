@@ -24,7 +24,7 @@ from pipecat_jobs.bus.redis.script import Channel, Limits
 __all__ = ["redis", "redis_server"]
 
 #: The kinds of keys that say who does which job.
-BOOKS = {b"jobs", b"reqs", b"held", b"load"}
+BOOKS = (b"proc",)
 
 
 @pytest.fixture
@@ -46,6 +46,13 @@ class Pair:
         await self.working.__aenter__()
         await self.asking.knows("answerer")
         return self
+
+    async def forget_jobs(self, redis: Redis) -> None:
+        """Have the server lose what was asked, and nothing else."""
+        process = f"pipecat-jobs:{{pipecat}}:proc:{self.asking.bus._process.id}"
+        for field in await redis.hkeys(process):
+            if field.startswith("job:"):
+                await redis.hdel(process, field)
 
     async def __aexit__(self, *exc: Any) -> None:
         await self.working.__aexit__(*exc)
@@ -124,11 +131,29 @@ async def test_a_job_that_the_server_forgot_ends_as_lost(redis_server: EmbeddedR
     async with Pair(redis_server.url, redis_server.url) as pair:
         held = pair.ask("wait")
         await pair.worker.started.get()
-        [key] = await redis.keys("*:jobs:*")
-        await redis.delete(key)
+        await pair.forget_jobs(redis)
         pair.asking.bus.audit()
         with pytest.raises(WorkerLostError, match="the server has lost it"):
             await held
+
+
+async def test_the_room_of_a_job_that_the_server_forgot_is_free_again(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    async with Pair(redis_server.url, redis_server.url, room=2) as pair:
+        held = [pair.ask("wait") for _ in range(3)]
+        for _ in range(2):
+            await pair.worker.started.get()
+        await pair.forget_jobs(redis)
+        pair.asking.bus.audit()
+        lost = await asyncio.gather(*held, return_exceptions=True)
+        assert {type(error) for error in lost} == {WorkerLostError}
+        waiting = pair.ask("wait")
+        pair.worker.release.set()
+        await until(lambda: pair.worker.active_jobs == {})
+        await pair.working.bus._outbox.empty()
+        pair.working.bus.audit()
+        assert (await waiting) == {"from": "answerer"}
 
 
 async def test_an_answer_that_the_server_forgot_is_given_again(redis_server: EmbeddedRedis):

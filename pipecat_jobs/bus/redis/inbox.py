@@ -1,5 +1,6 @@
 """The messages that wait for this process."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -67,6 +68,9 @@ class Inbox:
             urgent = (await self._fetch((Lane.URGENT,))).get(Lane.URGENT, []) if full else []
         for lane, entries in found.items():
             self._hand_over(lane, entries, take)
+        # What is answered at once goes before the next read: a turn to answer, one to send.
+        for _ in range(2):
+            await asyncio.sleep(0)
 
     def _hand_over(
         self, lane: Lane, entries: list[list[Reply]], take: Callable[[Entry], None]

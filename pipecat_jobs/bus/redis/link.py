@@ -1,8 +1,10 @@
 """One connection to the server, which comes back after it has broken."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
+from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
@@ -15,6 +17,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 Command: TypeAlias = tuple[bytes | str | int, ...]
 #: What the server says to a command; an error it answers with is given, not raised.
 Reply: TypeAlias = "bytes | int | list[Reply] | ResponseError | None"
+
+# What hiredis says of it takes one argument; it takes any number.
+_pack = cast(Callable[[Command], bytes], pack_command)
 
 
 class UnreachableError(ConnectionError):
@@ -52,7 +57,8 @@ class Link:
             try:
                 async with asyncio.timeout(self._timeout + wait):
                     connection = await self._connected()
-                    packed = connection.pack_commands(commands)
+                    # The connection's own packing is pure Python.
+                    packed = b"".join(map(_pack, commands))
                     await connection.send_packed_command(packed, check_health=False)
                     return [await self._read(connection) for _ in commands]
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:

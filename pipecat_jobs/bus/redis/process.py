@@ -197,7 +197,7 @@ class Process:
         for offer in self._occupant.offers():
             calls.append(("host", (offer.name, offer.as_text(self.uid))))
         commands = [self._channel.call(name, self.id, 0, *args) for name, args in calls]
-        for reply in await self._sending.call(LOAD, *commands):
+        for reply in await self._sending.call(*LOAD, *commands):
             if isinstance(reply, ResponseError):
                 raise UnreachableError(str(reply)) from reply
         inbox = Inbox(self._channel.inbox(self.id), self._reading)
@@ -301,9 +301,9 @@ class Process:
 
     async def _load(self, link: Link) -> None:
         try:
-            await link.call(LOAD)
+            await link.call(*LOAD)
         except UnreachableError:
-            logger.debug(f"{self._occupant}: the server went away while the script was loaded")
+            logger.debug(f"{self._occupant}: the server went away while the scripts were loaded")
 
     async def _pause(self, delays: _Delays, error: UnreachableError) -> None:
         if not self._away:

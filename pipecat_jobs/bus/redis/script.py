@@ -1,16 +1,32 @@
-"""The script that keeps a channel's state, as commands for the server."""
+"""The scripts that keep a channel's state, as commands for the server."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 
 from pipecat_jobs.bus.redis.link import Command
 
-_SOURCE = files("pipecat_jobs.bus.redis").joinpath("channel.lua").read_bytes()
-_SHA = hashlib.sha1(_SOURCE, usedforsecurity=False).hexdigest()
+_FOLDER = files("pipecat_jobs.bus.redis").joinpath("lua")
+_COMMANDS = re.compile(rb"^(?:function )?commands\.(\w+)", re.MULTILINE)
 
-#: What makes the server know the script.
-LOAD: Command = ("SCRIPT", "LOAD", _SOURCE)
+
+def _script(part: str) -> bytes:
+    names = ("state", "placing", part, "run")
+    return b"\n".join(_FOLDER.joinpath(f"{name}.lua").read_bytes() for name in names)
+
+
+# The server runs a script from its top each time; the one for what is sent leaves the other's part
+# out.
+_SCRIPTS = (_script("traffic"), _script("membership"))
+_SHAS = {
+    command.decode(): hashlib.sha1(script, usedforsecurity=False).hexdigest()
+    for script in _SCRIPTS
+    for command in _COMMANDS.findall(script)
+}
+
+#: What makes the server know the scripts.
+LOAD: tuple[Command, ...] = tuple(("SCRIPT", "LOAD", script) for script in _SCRIPTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +38,17 @@ class Limits:
         takeover: Seconds that a request waits for a process that may take it.
         max_attempts: How many processes a request may be lost with before it is given up.
         inbox: How many messages may wait for one process before it counts as dead.
-        linger: Seconds that keys outlive the last process that cares for them.
     """
 
     lease: float
     takeover: float
     max_attempts: int
     inbox: int = 100_000
-    linger: float = 60.0
+
+    @property
+    def linger(self) -> float:
+        """Seconds that keys outlive the last process that cares for them."""
+        return 60.0 + 2 * (self.lease + self.takeover)
 
     def __str__(self) -> str:
         milliseconds = [round(each * 1000) for each in (self.lease, self.takeover, self.linger)]
@@ -54,7 +73,7 @@ class Channel:
         """Make one command.
 
         Args:
-            name: A command of the script.
+            name: A command of the scripts.
             process: Id of this process.
             number: The call's number among those of this process, or 0 for one that may be
                 repeated.
@@ -63,7 +82,17 @@ class Channel:
         Returns:
             The command.
         """
-        return ("EVALSHA", _SHA, 1, self.prefix, name, process, self._limits, number, *arguments)
+        return (
+            "EVALSHA",
+            _SHAS[name],
+            1,
+            self.prefix,
+            name,
+            process,
+            self._limits,
+            number,
+            *arguments,
+        )
 
     def inbox(self, process: str) -> tuple[str, str]:
         """Name the streams that a process reads.

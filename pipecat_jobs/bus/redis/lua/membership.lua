@@ -1,0 +1,125 @@
+-- Who is on the channel, and what they take.
+
+-- While the server is away no lease is renewed, which is nobody's fault.
+local function note_beat()
+  local at, beat = now(), redis.call('GET', P .. ':beat')
+  if beat and at - beat > tonumber(lease) then
+    for _, other in ipairs(redis.call('ZRANGE', MEMBERS, 0, -1)) do
+      redis.call('ZADD', MEMBERS, 'XX', 'GT', at + lease, other)
+    end
+  end
+  redis.call('SET', P .. ':beat', at, 'PX', linger)
+  redis.call('ZADD', MEMBERS, at + lease, me)
+  live_on(MEMBERS)
+  live_on(process_of(me))
+  live_on(stream_of(me, 'u'))
+  live_on(stream_of(me, 'd'))
+end
+
+local function bury(at)
+  for _, other in ipairs(redis.call('ZRANGEBYSCORE', MEMBERS, '-inf', at, 'LIMIT', 0, 16)) do
+    expel(other)
+  end
+end
+
+local function give_up_waiting(at)
+  for _, ref in ipairs(redis.call('ZRANGEBYSCORE', WAITING, '-inf', at, 'LIMIT', 0, 256)) do
+    redis.call('ZREM', WAITING, ref)
+    local job = find(ref)
+    if job and not select(2, choose(job)) then
+      lose(ref, job, 'unhosted')
+    end
+  end
+end
+
+function commands.join(uid, runner)
+  redis.call('HSET', process_of(me), 'uid', uid, 'runner', runner, 'n', 0)
+  for _, lane in ipairs({'u', 'd'}) do
+    redis.call('XADD', stream_of(me, lane), 'MAXLEN', 0, '*', 'k', 'joined')
+  end
+  note_beat()
+  return 'ok'
+end
+
+function commands.leave()
+  expel(me)
+  if redis.call('EXISTS', MEMBERS) == 0 then
+    redis.call('DEL', P .. ':beat', P .. ':turns')
+  end
+  return 'ok'
+end
+
+function commands.renew()
+  if not redis.call('ZSCORE', MEMBERS, me) or not redis.call('HGET', process_of(me), 'n') then
+    return 'fenced'
+  end
+  note_beat()
+  bury(now())
+  give_up_waiting(now())
+  live_on(P .. ':hosted:' .. me)
+  for _, name in ipairs(redis.call('SMEMBERS', P .. ':hosted:' .. me)) do
+    live_on(P .. ':names:' .. name)
+    live_on(P .. ':hosts:' .. name)
+    for _, job_name in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. name)) do
+      live_on(P .. ':queues:' .. name)
+      live_on(queue_of(name, job_name))
+    end
+  end
+  return 'ok'
+end
+
+function commands.roster()
+  local runners = {}
+  for _, process in ipairs(redis.call('ZRANGE', MEMBERS, 0, -1)) do
+    runners[#runners + 1] = redis.call('HGET', process_of(process), 'runner')
+  end
+  return runners
+end
+
+function commands.host(name, spec)
+  redis.call('SADD', P .. ':names:' .. name, me)
+  redis.call('SADD', P .. ':hosted:' .. me, name)
+  live_on(P .. ':names:' .. name)
+  live_on(P .. ':hosted:' .. me)
+  if spec ~= '' then
+    redis.call('HSET', P .. ':hosts:' .. name, me, spec)
+    live_on(P .. ':hosts:' .. name)
+    fill_all(name)
+  end
+  return 'ok'
+end
+
+function commands.withdraw(name)
+  withdraw(me, name)
+  return 'ok'
+end
+
+function commands.unhost(name)
+  withdraw(me, name)
+  redis.call('SREM', P .. ':names:' .. name, me)
+  redis.call('SREM', P .. ':hosted:' .. me, name)
+  return 'ok'
+end
+
+-- Behind all that is in the caller's inbox by now.
+function commands.mark()
+  push(me, 'd', 'e', '', 0, '')
+  return 'ok'
+end
+
+-- Where the caller's books and the server's may differ, after a server has lost its last moments:
+-- which of the caller's jobs are unknown here, and which it holds. The answer comes through the
+-- inbox, behind all that has been said of them.
+function commands.audit(...)
+  local unknown = {}
+  for _, n in ipairs({...}) do
+    if redis.call('HEXISTS', process_of(me), 'job:' .. n) == 0 then
+      unknown[#unknown + 1] = n
+    end
+  end
+  local held = fields_of(me, 'held:')
+  if #unknown + #held > 0 then
+    push(me, 'd', 'x', '', 0, table.concat(unknown, ' ') .. '|' .. table.concat(held, ' '))
+  end
+  return 'ok'
+end

@@ -1,0 +1,233 @@
+-- Who does a job, and what becomes of it when that process cannot.
+
+local lose
+
+local function has_tried(job, uid)
+  for _, tried in ipairs(job.tried) do
+    if tried == uid then
+      return true
+    end
+  end
+  return false
+end
+
+-- Whose turn it is among hosts that are alike, from 0.
+local function turn_of(worker, count)
+  if count == 1 then
+    return 0
+  end
+  local turn = redis.call('HINCRBY', P .. ':turns', worker, 1)
+  live_on(P .. ':turns')
+  return turn
+end
+
+-- The host with the most room for a job, and whether there is any host at all that may have it.
+local function choose(job)
+  local hosts = redis.call('HGETALL', P .. ':hosts:' .. job.w)
+  local count = #hosts / 2
+  local best, any = nil, false
+  if count == 0 then
+    return nil, false
+  end
+  local turn = turn_of(job.w, count)
+  for i = 0, count - 1 do
+    local at = (turn + i) % count * 2 + 1
+    local process, spec = hosts[at], cjson.decode(hosts[at + 1])
+    if not has_tried(job, spec.uid) then
+      any = true
+      local kind = spec.rooms[job.j] and job.j or ''
+      local load = 'load:' .. job.w .. '\0' .. kind
+      local counts = redis.call('HMGET', process_of(process), load, 'busy')
+      local taken, busy = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
+      local share = taken / spec.rooms[kind]
+      -- Among equals, the one that has least to do for all its workers.
+      if share < 1
+        and (not best or share < best.share or share == best.share and busy < best.busy)
+      then
+        best = {
+          process = process, kind = kind, load = load, taken = taken, share = share, busy = busy,
+          once = spec.once[job.j],
+        }
+      end
+    end
+  end
+  return best, any
+end
+
+-- To a host that was chosen in this very step; with the request if it is a new one.
+local function assign(ref, job, host, request)
+  if host.once and job.a > 1 then
+    lose(ref, job, 'once')
+    return
+  end
+  job.o, job.s, job.once = host.process, host.kind, job.once or host.once or false
+  redis.call(
+    'HSET', process_of(job.o), 'held:' .. ref, host.load,
+    host.load, host.taken + 1, 'busy', host.busy + 1
+  )
+  keep(ref, job, request)
+  push(job.o, 'd', 'j', ref, job.a, request or request_of(ref))
+end
+
+local function await_host(ref)
+  redis.call('ZADD', WAITING, 'NX', now() + takeover, ref)
+  live_on(WAITING)
+end
+
+local function place(ref, job, side, request)
+  local host, any = choose(job)
+  if host then
+    assign(ref, job, host, request)
+    return
+  end
+  local queue = queue_of(job.w, job.j)
+  redis.call(side, queue, ref)
+  redis.call('SADD', P .. ':queues:' .. job.w, job.j)
+  live_on(queue)
+  live_on(P .. ':queues:' .. job.w)
+  keep(ref, job, request)
+  if not any then
+    await_host(ref)
+  end
+end
+
+local function forget_queue_if_empty(worker, job_name)
+  if redis.call('EXISTS', queue_of(worker, job_name)) == 0 then
+    redis.call('SREM', P .. ':queues:' .. worker, job_name)
+  end
+end
+
+-- Hand out what waits for room. A few at the head may have to wait for another host than this one.
+local function fill(worker, job_name)
+  local queue, passed = queue_of(worker, job_name), {}
+  local ref = redis.call('LPOP', queue)
+  if not ref then
+    return
+  end
+  while ref do
+    local job = find(ref)
+    local host = job and choose(job)
+    if host then
+      redis.call('ZREM', WAITING, ref)
+      assign(ref, job, host)
+    elseif job then
+      passed[#passed + 1] = ref
+      if #job.tried == 0 or #passed == 16 then
+        break
+      end
+    end
+    ref = redis.call('LPOP', queue)
+  end
+  for i = #passed, 1, -1 do
+    redis.call('LPUSH', queue, passed[i])
+  end
+  forget_queue_if_empty(worker, job_name)
+end
+
+local function fill_all(worker)
+  for _, job_name in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. worker)) do
+    fill(worker, job_name)
+  end
+end
+
+local function free(process, ref, load)
+  local key, held = process_of(process), 'held:' .. ref
+  local left = redis.call('HINCRBY', key, load, -1)
+  redis.call('HINCRBY', key, 'busy', -1)
+  redis.call('HDEL', key, held, left <= 0 and load or held)
+end
+
+local function release(ref, job)
+  free(job.o, ref, 'load:' .. job.w .. '\0' .. job.s)
+  job.o = ''
+end
+
+local function finish(ref, job)
+  local asker, n = asker_of(ref)
+  redis.call('HDEL', process_of(asker), 'job:' .. n, 'req:' .. n)
+  if job.o ~= '' then
+    release(ref, job)
+    fill(job.w, job.j)
+  else
+    redis.call('LREM', queue_of(job.w, job.j), 0, ref)
+    redis.call('ZREM', WAITING, ref)
+    forget_queue_if_empty(job.w, job.j)
+  end
+end
+
+-- Behind whatever the worker said before, which is why it is not urgent.
+function lose(ref, job, why)
+  local asker = asker_of(ref)
+  push(asker, 'd', 'l', ref, job.a, why)
+  finish(ref, job)
+end
+
+local function hand_back(ref, job, started_at)
+  release(ref, job)
+  if job.c then
+    lose(ref, job, 'cancelled')
+  elseif started_at and job.once then
+    lose(ref, job, 'once')
+  elseif started_at and job.a >= attempts then
+    lose(ref, job, 'attempts')
+  else
+    if started_at then
+      job.a = job.a + 1
+      job.tried[#job.tried + 1] = started_at
+    end
+    place(ref, job, 'LPUSH')
+  end
+end
+
+local function withdraw(process, worker)
+  redis.call('HDEL', P .. ':hosts:' .. worker, process)
+  if redis.call('EXISTS', P .. ':hosts:' .. worker) == 0 then
+    redis.call('HDEL', P .. ':turns', worker)
+    for _, job_name in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. worker)) do
+      for _, ref in ipairs(redis.call('LRANGE', queue_of(worker, job_name), 0, -1)) do
+        await_host(ref)
+      end
+    end
+  end
+end
+
+-- What a process has of one kind, by the prefix of the fields.
+local function fields_of(process, prefix)
+  local found = {}
+  for _, field in ipairs(redis.call('HKEYS', process_of(process))) do
+    if string.sub(field, 1, #prefix) == prefix then
+      found[#found + 1] = string.sub(field, #prefix + 1)
+    end
+  end
+  return found
+end
+
+local function expel(process)
+  local uid, runner = unpack(redis.call('HMGET', process_of(process), 'uid', 'runner'))
+  redis.call('ZREM', MEMBERS, process)
+  for _, name in ipairs(redis.call('SMEMBERS', P .. ':hosted:' .. process)) do
+    redis.call('SREM', P .. ':names:' .. name, process)
+    withdraw(process, name)
+  end
+  for _, n in ipairs(fields_of(process, 'job:')) do
+    local ref = process .. ':' .. n
+    local job = find(ref)
+    if job.o ~= '' then
+      push(job.o, 'u', 'c', ref, job.a, '')
+    end
+    finish(ref, job)
+  end
+  for _, ref in ipairs(fields_of(process, 'held:')) do
+    local job = find(ref)
+    if job then
+      hand_back(ref, job, uid or '')
+    end
+  end
+  redis.call(
+    'DEL', process_of(process), P .. ':hosted:' .. process,
+    stream_of(process, 'u'), stream_of(process, 'd')
+  )
+  for _, other in ipairs(redis.call('ZRANGE', MEMBERS, 0, -1)) do
+    push(other, 'u', 'g', process, 0, runner or '')
+  end
+end
