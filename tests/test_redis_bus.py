@@ -85,6 +85,18 @@ async def test_jobs_streams_updates_errors_and_groups_cross_processes(redis_serv
         assert "ValueError" in (caught.value.outcomes["b"].error.traceback or "")
 
 
+async def test_a_name_that_is_no_unicode_text_keeps_nothing_from_being_sent(
+    redis_server: EmbeddedRedis,
+):
+    broken = "half of an emoji: \ud83d"
+    async with (
+        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, Answerer(broken)),
+    ):
+        await member.knows(broken)
+        assert (await asker.ask(broken, "echo", timeout=5))["from"] == broken
+
+
 async def test_a_cancel_stops_the_handler_in_the_other_process(redis_server: EmbeddedRedis):
     async with (
         Member(redis_server.url, asker := Asker()) as member,

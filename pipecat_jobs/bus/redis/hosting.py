@@ -39,7 +39,7 @@ class Offer:
         if self.rooms is None:
             return ""
         once = dict.fromkeys(self.once, True)
-        return json.dumps({"uid": uid, "rooms": self.rooms, "once": once})
+        return json.dumps({"uid": uid, "rooms": self.rooms, "once": once}, ensure_ascii=False)
 
 
 def offers_of(subscriber: BusSubscriber, room: int) -> Iterator[Offer]:

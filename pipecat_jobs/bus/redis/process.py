@@ -173,7 +173,7 @@ class Process:
             UnreachableError: If the server is away.
         """
         [names] = await self._renewing.call(self._channel.call("roster", self.id, 0))
-        return {name.decode() for name in cast(list[bytes], names)}
+        return {name.decode("utf-8", "surrogatepass") for name in cast(list[bytes], names)}
 
     async def _close(self) -> None:
         for link in (self._sending, self._renewing, self._reading):

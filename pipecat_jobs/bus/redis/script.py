@@ -4,6 +4,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from importlib.resources import files
+from operator import methodcaller
 
 from pipecat_jobs.bus.redis.link import Command
 
@@ -24,6 +25,8 @@ _SHAS = {
     for script in _SCRIPTS
     for command in _COMMANDS.findall(script)
 }
+
+_encoded = methodcaller("encode", "utf-8", "surrogatepass")
 
 #: What makes the server know the scripts.
 LOAD: tuple[Command, ...] = tuple(("SCRIPT", "LOAD", script) for script in _SCRIPTS)
@@ -82,17 +85,10 @@ class Channel:
         Returns:
             The command.
         """
-        return (
-            "EVALSHA",
-            _SHAS[name],
-            1,
-            self.prefix,
-            name,
-            process,
-            self._limits,
-            number,
-            *arguments,
-        )
+        # A name may hold half of a surrogate pair, and must not keep the others from being sent.
+        sent = [_encoded(each) if isinstance(each, str) else each for each in arguments]
+        head = ("EVALSHA", _SHAS[name], 1, self.prefix, name, process, self._limits, number)
+        return (*head, *sent)
 
     def inbox(self, process: str) -> tuple[str, str]:
         """Name the streams that a process reads.
