@@ -37,12 +37,13 @@ test-routed: $(VOICE_ENV) speech
 		$(foreach no,property evals docs embedded_redis wire envelope public_api bad_input,\
 		--ignore tests/test_$(no).py)
 
-# And across a Redis server of each test's own, through which every message goes.
+# And across a Redis server of each test's own, through which every message goes. How far a stream
+# runs ahead is another matter there: tests/test_redis_streams.py.
 test-redis: $(VOICE_ENV) speech
 	PIPECAT_JOBS_BUS=redis .venv/bin/pytest --tb=native --ignore tests/test_property.py \
 		--ignore-glob 'tests/test_redis_*' --ignore-glob 'tests/test_example*' \
 		--ignore-glob 'tests/test_benchmark*' --ignore-glob 'tests/test_routed_bus*' \
-		$(foreach no,evals docs voice_bot real_sound embedded_redis wire envelope public_api,\
+		$(foreach no,evals docs voice_bot real_sound embedded_redis wire envelope public_api streams_that_are_read_slowly,\
 		--ignore tests/test_$(no).py)
 
 # The lowest supported Pipecat, and the wheel that people install rather than this tree.

@@ -1,7 +1,5 @@
 """What a worker says of the jobs it holds: progress, streams and answers."""
 
-from collections.abc import Callable
-
 from loguru import logger
 from pipecat.bus.messages import (
     BusDataMessage,
@@ -23,10 +21,7 @@ from pipecat_jobs.executions import Execution
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.params import check_data
 from pipecat_jobs.recent import Recent
-from pipecat_jobs.window import StreamWindow
-
-#: Finds what holds a stream up that is faster than its reader; None when nothing does.
-WindowOf = Callable[[BusJobRequestMessage], StreamWindow | None]
+from pipecat_jobs.window import window_of
 
 
 class Answers:
@@ -34,12 +29,10 @@ class Answers:
 
     Args:
         worker: The worker that was asked.
-        window_of: Finds what a stream has to wait for.
     """
 
-    def __init__(self, worker: BaseWorker, window_of: WindowOf):
+    def __init__(self, worker: BaseWorker):
         self._worker = worker
-        self._window_of = window_of
         # The worker's own ``active_jobs``: Pipecat's workers look their jobs up there.
         self._active: dict[str, BusJobRequestMessage] = worker.active_jobs
         self._executions: dict[str, Execution] = {}
@@ -171,7 +164,7 @@ class Answers:
             data=check_data("stream data", data),
         )
         if message_class is BusJobStreamDataMessage and execution.window is None:
-            execution.window = self._window_of(execution.request)
+            execution.window = window_of(execution.request)
         window = execution.window
         if window is None or message_class is BusJobStreamStartMessage:
             await self._worker.send_bus_message(chunk)

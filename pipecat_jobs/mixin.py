@@ -42,7 +42,6 @@ from pipecat_jobs.params import (
 )
 from pipecat_jobs.requester import Requester
 from pipecat_jobs.turns import LLMTurns
-from pipecat_jobs.window import StreamWindow
 
 
 class JobsMixin(Answering):
@@ -93,7 +92,7 @@ class JobsMixin(Answering):
         create = "create_job_group_and_request_job"
         extended = getattr(type(self), create) is not getattr(JobsMixin, create)
         self.__requester = Requester(self, hooks, self.__departure_of, extended=extended)
-        self._job_answers = Answers(self, self.__window_of)
+        self._job_answers = Answers(self)
         turns: LLMTurns | None = None
         if isinstance(self, LLMContextWorker):
             turns = LLMTurns(self, lambda job, failure: executor.on_turn_failure(job, failure))
@@ -383,12 +382,6 @@ class JobsMixin(Answering):
     @staticmethod
     def __departure_of(worker: BaseWorker) -> Departure | None:
         return worker.__departure if isinstance(worker, JobsMixin) else None
-
-    def __window_of(self, request: BusJobRequestMessage) -> StreamWindow | None:
-        requester = self.worker_runner.get_worker(request.source)
-        if isinstance(requester, JobsMixin):
-            return requester.__requester.window(request.job_id, self.name)
-        return None
 
     def add_event_handler(self, event_name: str, handler: Callable[..., Any]) -> None:
         """Add a handler, whose exceptions are logged with their traceback for job events.

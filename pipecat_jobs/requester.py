@@ -37,7 +37,7 @@ from pipecat_jobs.outcomes import ErrorDetails, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
 from pipecat_jobs.readiness import until_ready
 from pipecat_jobs.recent import Recent
-from pipecat_jobs.window import StreamWindow
+from pipecat_jobs.window import set_window
 
 
 class Requester:
@@ -207,6 +207,7 @@ class Requester:
         )
         if group.params.run_once:
             set_run_once(request)
+        set_window(request, group.window)
         await self._worker.send_bus_message(request)
 
     async def request_update(self, job_id: str, worker_name: str) -> None:
@@ -299,19 +300,6 @@ class Requester:
         heard = not self._hooks.hears(hook) or self._is_heard_at_once(group, hook)
         group.push(event, heard=heard)
         self._hear(group, hook, message, event)
-
-    def window(self, job_id: str, worker_name: str) -> StreamWindow | None:
-        """Give what holds a worker up that streams faster than it is read.
-
-        Args:
-            job_id: A job.
-            worker_name: The worker that does it.
-
-        Returns:
-            The worker's window, or None when it may stream as fast as it can.
-        """
-        group = self._groups.get(job_id)
-        return group.window(worker_name) if isinstance(group, JobGroup) else None
 
     def _hear(
         self,

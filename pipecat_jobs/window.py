@@ -1,22 +1,78 @@
-"""Slowing a worker that streams faster than it is read."""
+"""Slowing a worker that streams faster than it is read.
+
+The window that a stream has to wait for travels beside the request, within a process.
+"""
 
 import asyncio
+from collections.abc import Callable
+from typing import Self, TypeAlias
+
+from pipecat.bus.messages import BusJobRequestMessage
+
+#: Gives the window of a worker, by its name.
+WindowOf: TypeAlias = "Callable[[str], StreamWindow | None]"
+
+
+class _Source:
+    """Goes with a request, and with what is made of it by copying."""
+
+    __slots__ = ("window_of",)
+
+    def __init__(self, window_of: WindowOf):
+        self.window_of = window_of
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+
+def set_window(request: BusJobRequestMessage, window_of: WindowOf) -> None:
+    """Say what the answer to a request has to wait for, when it is a stream.
+
+    Args:
+        request: The request.
+        window_of: Gives the window, once there is a stream.
+    """
+    vars(request)["stream_window"] = _Source(window_of)
+
+
+def window_of(request: BusJobRequestMessage) -> "StreamWindow | None":
+    """Find what the answer to a request has to wait for, when it is a stream.
+
+    Args:
+        request: The request.
+
+    Returns:
+        The window, or None when the worker may stream as fast as it can.
+    """
+    source: object = vars(request).get("stream_window")
+    return source.window_of(request.target or "") if isinstance(source, _Source) else None
 
 
 class StreamWindow:
     """The stream chunks of one worker that nobody has taken yet, and how many there may be.
 
     The worker waits for room before it sends a chunk. Where both are in one process they share the
-    window, so that it costs no message; answers and cancels do not go through it.
+    window, so that it costs no message; answers and cancels do not go through it. Where they are
+    not, each process has a window of its own, and the reader's says when the other has to wait.
 
     Args:
         limit: How many chunks may be under way, unheard by the hooks or unread.
     """
 
-    __slots__ = ("_limit", "_open", "_reading", "_unheard", "_unread", "_waiting", "under_way")
+    __slots__ = (
+        "_held",
+        "_limit",
+        "_open",
+        "_reading",
+        "_unheard",
+        "_unread",
+        "_waiting",
+        "under_way",
+    )
 
     def __init__(self, limit: int):
         self._limit = limit
+        self._held = False
         self._open = True
         self._reading = False
         self._unheard = 0
@@ -31,14 +87,32 @@ class StreamWindow:
         # Nobody may ever read what is not being read now: hooks and the answer may be all that is
         # wanted, and then the worker must not wait for a reader.
         unread = self._unread if self._reading else 0
-        return self._open and self.under_way + max(unread, self._unheard) >= self._limit
+        backlog = self.under_way + max(unread, self._unheard)
+        return self._open and (self._held or backlog >= self._limit)
 
     async def room(self) -> None:
         """Wait until another chunk may be sent."""
         while self.full:
-            waiting = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiting)
-            await waiting
+            await self.next_room()
+
+    def next_room(self) -> asyncio.Future[None]:
+        """Promise to tell when there is room again.
+
+        Returns:
+            Done once a chunk may be sent, or never when the job is forgotten first.
+        """
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        return waiting
+
+    def hold(self, held: bool) -> None:
+        """Note whether a reader in another process wants the worker to wait.
+
+        Args:
+            held: Whether it does.
+        """
+        self._held = held
+        self._let_on()
 
     def arrived(self, *, heard: bool, kept: bool) -> None:
         """Note that a chunk has come.

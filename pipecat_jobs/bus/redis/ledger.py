@@ -1,8 +1,8 @@
 """Which jobs this process has asked others for, and which it does for others."""
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from pipecat.bus.messages import (
     BusJobCancelMessage,
@@ -18,7 +18,10 @@ from pipecat.bus.messages import (
 )
 
 from pipecat_jobs.bus.redis.outbox import Call
+from pipecat_jobs.window import StreamWindow
 
+#: How many chunks of one stream wait here to be sent, before the worker has to.
+_UNSENT = 64
 #: From the one who asked to the worker.
 ORDERS = (BusJobCancelMessage, BusJobUpdateRequestMessage)
 #: From the worker, and the end of the job.
@@ -77,6 +80,8 @@ class Asked:
         sent: Whether the server has it.
         cancelled: Whether it has been called off.
         attempt: How often it has been asked for, without a word whether it was heard before.
+        window: Finds what shows that its stream is not read fast enough.
+        held_up: The attempt of which the stream has been told to wait, or 0.
     """
 
     parties: Parties
@@ -84,6 +89,8 @@ class Asked:
     sent: bool = False
     cancelled: bool = False
     attempt: int = 1
+    window: Callable[[], StreamWindow | None] = lambda: None
+    held_up: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +101,13 @@ class Held:
         parties: Whose it is.
         ref: The server's name for it.
         attempt: The attempt that this process makes.
+        window: What its stream waits for.
     """
 
     parties: Parties
     ref: str
     attempt: int
+    window: StreamWindow = field(default_factory=lambda: StreamWindow(_UNSENT), compare=False)
 
 
 class Ledger:

@@ -10,6 +10,7 @@ from pipecat.bus.messages import (
     BusJobCancelMessage,
     BusJobRequestMessage,
     BusJobResponseMessage,
+    BusJobStreamDataMessage,
     BusMessage,
     BusSystemMessage,
 )
@@ -26,9 +27,12 @@ from pipecat_jobs.bus.wire import WireCodec
 from pipecat_jobs.errors import MessageTypeError, UnreadableMessageError
 from pipecat_jobs.messages import malformed
 from pipecat_jobs.outcomes import ErrorDetails
+from pipecat_jobs.window import StreamWindow, set_window, window_of
 
-#: What a request is signed for; the others are signed for the lane they take.
-_REQUEST = "job"
+#: What a request is signed for, and how a stream has to flow; the others are signed for the lane
+#: they take.
+_REQUEST, _FLOW = "job", "flow"
+_WAIT, _GO_ON = b"wait", b"go on"
 #: The most jobs that one audit asks about.
 _AUDITED = 1000
 
@@ -167,7 +171,7 @@ class Post:
             asked.sent = True
 
         call = Call(Lane.DATA, "ask", arguments, replied, outlives=not once, essential=False)
-        asked = Asked(parties, call)
+        asked = Asked(parties, call, window=lambda: window_of(message))
         self._outbox.put(call)
         self.ledger.ask(asked)
 
@@ -182,7 +186,7 @@ class Post:
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             sealed = self._envelopes.seal(lane.letter, process, number, body)
-            return asked.request.number, lane.letter, "1" if cancels else "0", sealed
+            return asked.request.number, lane.letter, "m", "1" if cancels else "0", sealed
 
         def replied(reply: str) -> None:
             if reply == "untaken":
@@ -192,20 +196,24 @@ class Post:
 
     def _tell(self, held: Held, message: BusMessage) -> None:
         body, lane = self._codec.encode(message), _lane(message)
-        last = isinstance(message, ENDS)
+        last, streams = isinstance(message, ENDS), isinstance(message, BusJobStreamDataMessage)
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             sealed = self._envelopes.seal(lane.letter, process, number, body)
             return held.ref, held.attempt, lane.letter, "1" if last else "0", sealed
 
         def replied(reply: str) -> None:
+            if streams:
+                held.window.arrived(heard=True, kept=False)
             if last:
                 self.ledger.left(held.ref)
             if reply == "stale":
                 self._stats.late_answers += 1
                 logger.warning(f"{self._local}: {message} came too late: not this process's job")
 
-        self._outbox.put(Call(lane, "tell", arguments, replied, essential=last))
+        # A stream that waits for its turn is bounded by that.
+        essential = last or (streams and held.window.under_way > 0)
+        self._outbox.put(Call(lane, "tell", arguments, replied, essential=essential))
         if last:
             self.ledger.let_go(held)
             self.ledger.leaving(held.ref)
@@ -266,7 +274,7 @@ class Post:
         match entry.kind:
             case "m":
                 letter = self._envelopes.open(entry.lane.letter, entry.body)
-                self._arrived(self._codec.decode(letter.body), answers=bool(entry.ref))
+                self._arrived(self._codec.decode(letter.body), entry)
             case "j":
                 letter = self._envelopes.open(_REQUEST, entry.body, in_order=False)
                 message = self._codec.decode(letter.body)
@@ -275,6 +283,11 @@ class Post:
                 if problem := malformed(message):
                     raise UnreadableMessageError(f"{message}: {problem}")
                 self._take(message, message.target, entry)
+            case "f":
+                letter = self._envelopes.open(_FLOW, entry.body)
+                held = self.ledger.held_as(entry.ref)
+                if held is not None:
+                    held.window.hold(letter.body == _WAIT)
             case "c":
                 held = self.ledger.held_as(entry.ref)
                 if held is not None:
@@ -295,24 +308,51 @@ class Post:
             case _:
                 raise UnreadableMessageError(f"an entry of kind {entry.kind!r}")
 
-    def _arrived(self, message: BusMessage, *, answers: bool) -> None:
+    def _arrived(self, message: BusMessage, entry: Entry) -> None:
         parties = Parties.of(message)
         if parties is not None and isinstance(message, TELLINGS):
-            if not answers:
+            if not entry.ref:
                 raise UnreadableMessageError(f"{message} answers for a job it does not hold")
             if isinstance(message, ENDS):
                 self.ledger.answered(parties)
         self._local.on_message_received(message)
+        if parties is not None and isinstance(message, BusJobStreamDataMessage):
+            asked = self.ledger.asked(parties)
+            window = asked.window() if asked is not None else None
+            if asked is not None and window is not None:
+                self._slow(asked, window, entry.attempt)
+
+    def _slow(self, asked: Asked, window: StreamWindow, attempt: int) -> None:
+        if not window.full or asked.held_up == attempt:
+            return
+        asked.held_up = attempt
+        self._flow(asked, _WAIT)
+
+        def has_room(_: object) -> None:
+            if asked.held_up == attempt and self.ledger.asked(asked.parties) is asked:
+                asked.held_up = 0
+                self._flow(asked, _GO_ON)
+
+        window.next_room().add_done_callback(has_room)
+
+    def _flow(self, asked: Asked, how: bytes) -> None:
+        def arguments(process: str, number: int) -> tuple[Argument, ...]:
+            sealed = self._envelopes.seal(_FLOW, process, number, how)
+            return asked.request.number, Lane.URGENT.letter, "f", "0", sealed
+
+        self._outbox.put(Call(Lane.URGENT, "order", arguments))
 
     def _take(self, message: BusJobRequestMessage, target: str, entry: Entry) -> None:
         if not self._local.takes_requests(target):
             self.give_back(entry.ref, entry.attempt, started=False)
             return
         parties = Parties(message.source, target, message.job_id)
-        self.ledger.hold(Held(parties, entry.ref, entry.attempt))
+        held = Held(parties, entry.ref, entry.attempt)
+        self.ledger.hold(held)
         if entry.attempt > 1:
             self._stats.taken_over += 1
         set_attempt(message, entry.attempt)
+        set_window(message, lambda _: held.window)
         self._local.on_message_received(message)
 
     def _audited(self, unknown: list[str], held: set[str]) -> None:

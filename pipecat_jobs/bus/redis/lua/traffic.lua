@@ -24,8 +24,9 @@ function commands.ask(worker, job_name, once, attempt, body)
   return 'ok'
 end
 
--- To the process that has taken a job of the caller's; a cancel of one that nobody has taken wins.
-function commands.order(n, lane, cancels, body)
+-- To the process that has taken a job of the caller's: a message, or how its stream has to flow. A
+-- cancel of a job that nobody has taken wins.
+function commands.order(n, lane, kind, cancels, body)
   local ref = me .. ':' .. n
   local job = find(ref)
   if not job then
@@ -40,7 +41,7 @@ function commands.order(n, lane, cancels, body)
     keep(ref, job)
   end
   if job.o ~= '' then
-    push(job.o, lane, 'm', '', 0, body)
+    push(job.o, lane, kind, kind == 'f' and ref or '', 0, body)
   end
   return 'ok'
 end
