@@ -77,6 +77,9 @@ function commands.roster()
 end
 
 function commands.host(name, spec)
+  if not redis.call('ZSCORE', MEMBERS, me) then
+    return 'fenced'
+  end
   redis.call('SADD', P .. ':names:' .. name, me)
   redis.call('SADD', P .. ':hosted:' .. me, name)
   live_on(P .. ':names:' .. name)

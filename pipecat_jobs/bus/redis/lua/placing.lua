@@ -2,15 +2,6 @@
 
 local lose
 
-local function has_tried(job, uid)
-  for _, tried in ipairs(job.tried) do
-    if tried == uid then
-      return true
-    end
-  end
-  return false
-end
-
 -- Whose turn it is among hosts that are alike, from 0.
 local function turn_of(worker, count)
   if count == 1 then
@@ -33,7 +24,7 @@ local function choose(job)
   for i = 0, count - 1 do
     local at = (turn + i) % count * 2 + 1
     local process, spec = hosts[at], cjson.decode(hosts[at + 1])
-    if not has_tried(job, spec.uid) then
+    if not job.tried[spec.uid] then
       any = true
       local kind = spec.rooms[job.j] and job.j or ''
       local load = 'load:' .. job.w .. '\0' .. kind
@@ -112,7 +103,7 @@ local function fill(worker, job_name)
       assign(ref, job, host)
     elseif job then
       passed[#passed + 1] = ref
-      if #job.tried == 0 or #passed == 16 then
+      if not next(job.tried) or #passed == 16 then
         break
       end
     end
@@ -124,9 +115,12 @@ local function fill(worker, job_name)
   forget_queue_if_empty(worker, job_name)
 end
 
+-- One name after the other begins, or those that share room would keep each other from it.
 local function fill_all(worker)
-  for _, job_name in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. worker)) do
-    fill(worker, job_name)
+  local names = redis.call('SMEMBERS', P .. ':queues:' .. worker)
+  local first = #names > 1 and now() or 0
+  for i = 1, #names do
+    fill(worker, names[(first + i) % #names + 1])
   end
 end
 
@@ -147,7 +141,7 @@ local function finish(ref, job)
   redis.call('HDEL', process_of(asker), 'job:' .. n, 'req:' .. n)
   if job.o ~= '' then
     release(ref, job)
-    fill(job.w, job.j)
+    fill_all(job.w)
   else
     redis.call('LREM', queue_of(job.w, job.j), 0, ref)
     redis.call('ZREM', WAITING, ref)
@@ -173,20 +167,22 @@ local function hand_back(ref, job, started_at)
   else
     if started_at then
       job.a = job.a + 1
-      job.tried[#job.tried + 1] = started_at
+      job.tried[started_at] = true
     end
     place(ref, job, 'LPUSH')
   end
+  fill_all(job.w)
 end
 
 local function withdraw(process, worker)
   redis.call('HDEL', P .. ':hosts:' .. worker, process)
   if redis.call('EXISTS', P .. ':hosts:' .. worker) == 0 then
     redis.call('HDEL', P .. ':turns', worker)
-    for _, job_name in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. worker)) do
-      for _, ref in ipairs(redis.call('LRANGE', queue_of(worker, job_name), 0, -1)) do
-        await_host(ref)
-      end
+  end
+  -- Those that are left may have been tried.
+  for _, job_name in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. worker)) do
+    for _, ref in ipairs(redis.call('LRANGE', queue_of(worker, job_name), 0, -1)) do
+      await_host(ref)
     end
   end
 end
@@ -209,9 +205,14 @@ local function expel(process)
     redis.call('SREM', P .. ':names:' .. name, process)
     withdraw(process, name)
   end
+  -- All at once, so that the room of one is not given to the next.
+  local asked = {}
   for _, n in ipairs(fields_of(process, 'job:')) do
     local ref = process .. ':' .. n
-    local job = find(ref)
+    asked[ref] = find(ref)
+    redis.call('HDEL', process_of(process), 'job:' .. n)
+  end
+  for ref, job in pairs(asked) do
     if job.o ~= '' then
       push(job.o, 'u', 'c', ref, job.a, '')
     end

@@ -63,7 +63,7 @@ local function push(process, lane, kind, ref, attempt, body)
 end
 
 -- Jobs: w worker, j job name, o owner, s kind of room it takes there, a attempt, once, c cancelled,
--- tried uids of the processes it has been lost with.
+-- tried by uid the processes it has been lost with.
 
 local function find(ref)
   local asker, n = asker_of(ref)

@@ -67,9 +67,7 @@ commands.tell = for_owner(function(ref, job, lane, last, body)
 end)
 
 commands.give_back = for_owner(function(ref, job, started)
-  local worker, job_name = job.w, job.j
   hand_back(ref, job, started == '1' and redis.call('HGET', process_of(me), 'uid'))
-  fill(worker, job_name)
 end)
 
 commands.refuse = for_owner(function(ref, job)
