@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import pytest
-from pipecat.bus.messages import BusJobResponseMessage, BusMessage
+from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage, BusMessage
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.pipeline.job_context import JobStatus
 
@@ -21,6 +21,8 @@ HELD = Held(Parties("asker", "answerer", "1"), "process:7", 1)
 class Nobody:
     """A process without subscribers."""
 
+    drained = False
+
     def subscriber(self, name: str) -> BusSubscriber | None:
         return None
 
@@ -28,7 +30,7 @@ class Nobody:
         return False
 
     def takes_requests(self, worker: str) -> bool:
-        return True
+        return not self.drained
 
     def on_message_received(self, message: BusMessage) -> None: ...
 
@@ -41,9 +43,9 @@ class Desk:
     """A post whose outbox is emptied by the test."""
 
     def __init__(self) -> None:
-        self.outbox = Outbox(100)
+        self.outbox, self.local = Outbox(100), Nobody()
         self.post = Post(
-            Nobody(),
+            self.local,
             self.outbox,
             WireCodec(),
             Envelopes("channel"),
@@ -106,3 +108,22 @@ async def test_a_job_that_a_server_has_forgotten_the_end_of_is_given_away(way: s
     desk.server_says_it_is_held()
     desk.server_says_it_is_held()
     assert await names(desk) == ["disown"]
+
+
+@pytest.mark.parametrize("meanwhile", ["it was answered", "the process is drained"])
+async def test_a_request_that_comes_again_changes_nothing(meanwhile: str):
+    """Held again, it would never be answered; given back, others would do it as well."""
+    desk = Desk()
+    request = BusJobRequestMessage(source="asker", target="answerer", job_id="1")
+    body = Envelopes("channel").seal("job", "process", 8, WireCodec().encode(request))
+    entry = Entry(Lane.DATA, "j", "process:8", 1, body)
+    desk.post.ledger.let_go(HELD)
+    desk.post.read(entry)
+    if meanwhile == "it was answered":
+        desk.answer()
+    else:
+        desk.local.drained = True
+    before, held = await names(desk), desk.post.ledger.all_held()
+    desk.post.read(entry)
+    assert await names(desk) == before
+    assert desk.post.ledger.all_held() == held

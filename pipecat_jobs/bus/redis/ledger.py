@@ -18,10 +18,13 @@ from pipecat.bus.messages import (
 )
 
 from pipecat_jobs.bus.redis.outbox import Call
+from pipecat_jobs.recent import Recent
 from pipecat_jobs.window import StreamWindow
 
 #: How many chunks of one stream wait here to be sent, before the worker has to.
 _UNSENT = 64
+#: How many of the jobs that this process has taken are kept in mind, to know a repeated request.
+_MOST_BEGUN = 4096
 #: From the one who asked to the worker.
 ORDERS = (BusJobCancelMessage, BusJobUpdateRequestMessage)
 #: From the worker, and the end of the job.
@@ -117,6 +120,7 @@ class Ledger:
         self._asked: dict[Parties, Asked] = {}
         self._held: dict[Parties, Held] = {}
         self._by_ref: dict[str, Held] = {}
+        self._begun: Recent[tuple[str, int], None] = Recent(_MOST_BEGUN)
         #: By the server's names: jobs that are done with here, which the server does not know yet.
         self._leaving: set[str] = set()
         self._free = asyncio.Event()
@@ -182,9 +186,22 @@ class Ledger:
         Args:
             held: The job.
         """
+        self._begun.remember((held.ref, held.attempt), None)
         self._held[held.parties] = held
         self._by_ref[held.ref] = held
         self._free.clear()
+
+    def has_begun(self, ref: str, attempt: int) -> bool:
+        """Tell whether this process has taken a job before, whatever has become of that.
+
+        Args:
+            ref: The server's name for it.
+            attempt: The attempt.
+
+        Returns:
+            Whether it has.
+        """
+        return (ref, attempt) in self._begun
 
     def held(self, parties: Parties) -> Held | None:
         """Look up a job that this process does.

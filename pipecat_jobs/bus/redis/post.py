@@ -343,6 +343,9 @@ class Post:
         self._outbox.put(Call(Lane.URGENT, "order", arguments))
 
     def _take(self, message: BusJobRequestMessage, target: str, entry: Entry) -> None:
+        if self.ledger.has_begun(entry.ref, entry.attempt):
+            logger.warning(f"{self._local}: ignoring a second request for '{entry.ref}'")
+            return
         if not self._local.takes_requests(target):
             self.give_back(entry.ref, entry.attempt, started=False)
             return
