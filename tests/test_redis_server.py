@@ -350,3 +350,45 @@ async def test_a_process_that_lets_too_many_messages_pile_up_counts_as_dead(
         proxy.reset()
         await until(lambda: pair.working.bus.stats.expulsions)
         await pair.asking.knows("answerer")
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+async def test_a_process_leaves_nothing_though_the_server_has_forgotten_the_script(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    async with Member(redis_server.url, Answerer()) as member:
+        await member.bus._outbox.empty()
+        process, member.bus._process = member.bus._process, None
+        assert process is not None
+        await redis.script_flush()
+        assert await process.roster() == {member.runner.name}
+        await redis.script_flush()
+        await process.stop(timeout=5)
+        await nothing_remains(redis)
+
+
+async def test_a_process_that_stops_while_it_joins_anew_reads_no_more(
+    redis_server: EmbeddedRedis, redis: Redis, monkeypatch: pytest.MonkeyPatch
+):
+    async with Member(redis_server.url, Answerer()) as member:
+        bus, process = member.bus, member.bus._process
+        assert process is not None
+        await bus._outbox.empty()
+        before, cancel = process._reader, bus.cancel_task
+
+        async def cancel_and_wait(task: asyncio.Task[None]) -> None:
+            await cancel(task)
+            if task is sender:
+                await until(lambda: process._reader is not before)
+
+        sender, _ = process._tasks
+        bus._process = None
+        await redis.execute_command(*process._channel.call("leave", process.id, 0))
+        monkeypatch.setattr(bus, "cancel_task", cancel_and_wait)
+        await process.stop(timeout=5)
+        monkeypatch.undo()
+        tasks = {task.get_name() for task in asyncio.all_tasks()}
+        assert not [name for name in tasks if "redis_read" in name]
+        await nothing_remains(redis)

@@ -153,12 +153,14 @@ class Process:
                 await self._outbox.empty()
         except TimeoutError:
             logger.warning(f"{self._occupant}: {len(self._outbox)} messages were never sent")
-        for task in (*self._tasks, self._reader):
-            if task is not None:
-                await self._occupant.cancel_task(task)
+        for task in self._tasks:
+            await self._occupant.cancel_task(task)
+        # Known only now: until they have ended, one of the others may join anew.
+        if self._reader is not None:
+            await self._occupant.cancel_task(self._reader)
         self._tasks, self._reader = [], None
         try:
-            await self._sending.call(self._channel.call("leave", self.id, 0))
+            await self._call_once(self._sending, "leave")
         except UnreachableError as error:
             logger.warning(f"{self._occupant}: left without a word, the server is away: {error}")
         await self._close()
@@ -172,8 +174,15 @@ class Process:
         Raises:
             UnreachableError: If the server is away.
         """
-        [names] = await self._renewing.call(self._channel.call("roster", self.id, 0))
+        names = await self._call_once(self._renewing, "roster")
         return {name.decode("utf-8", "surrogatepass") for name in cast(list[bytes], names)}
+
+    async def _call_once(self, link: Link, name: str) -> Reply:
+        # With the scripts, since the server may have forgotten them.
+        *_, reply = await link.call(*LOAD, self._channel.call(name, self.id, 0))
+        if isinstance(reply, ResponseError):
+            raise UnreachableError(str(reply)) from reply
+        return reply
 
     async def _close(self) -> None:
         for link in (self._sending, self._renewing, self._reading):
