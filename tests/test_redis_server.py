@@ -127,6 +127,22 @@ async def test_flushing_the_server_ends_jobs_as_lost(redis_server: EmbeddedRedis
     await nothing_remains(redis)
 
 
+async def test_who_missed_that_a_process_is_back_hears_of_its_workers_all_the_same(
+    redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
+):
+    async with Pair(proxy.url, redis_server.url) as pair:
+        await pair.working.knows("asker")
+        proxy.block()
+        pair.asking.bus.process_gone([pair.working.runner.name])
+        await redis.flushall()
+        # It says that it is back while nobody else is on the channel.
+        await until(lambda: pair.working.bus._roster is not None)
+        await pair.working.bus._outbox.empty()
+        proxy.unblock()
+        proxy.reset()
+        await pair.asking.knows("answerer")
+
+
 async def test_a_job_that_the_server_forgot_ends_as_lost(redis_server: EmbeddedRedis, redis: Redis):
     async with Pair(redis_server.url, redis_server.url) as pair:
         held = pair.ask("wait")

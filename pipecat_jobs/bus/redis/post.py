@@ -13,6 +13,7 @@ from pipecat.bus.messages import (
     BusJobStreamDataMessage,
     BusMessage,
     BusSystemMessage,
+    BusWorkerRegistryMessage,
 )
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.pipeline.job_context import JobStatus
@@ -54,6 +55,10 @@ class LocalSide(Protocol):
 
     def on_message_received(self, message: BusMessage) -> None:
         """Deliver a message to subscribers of this process."""
+        ...
+
+    def introduced(self, runner: str, process: str) -> None:
+        """Hear in which process of the channel a runner is."""
         ...
 
     def process_gone(self, runners: Iterable[str]) -> None:
@@ -274,7 +279,10 @@ class Post:
         match entry.kind:
             case "m":
                 letter = self._envelopes.open(entry.lane.letter, entry.body)
-                self._arrived(self._codec.decode(letter.body), entry)
+                message = self._codec.decode(letter.body)
+                if isinstance(message, BusWorkerRegistryMessage):
+                    self._local.introduced(message.runner, letter.sender)
+                self._arrived(message, entry)
             case "j":
                 letter = self._envelopes.open(_REQUEST, entry.body, in_order=False)
                 message = self._codec.decode(letter.body)

@@ -113,7 +113,7 @@ class RedisStreamsBus(RoutedBus):
         self._subscribers: dict[str, BusSubscriber] = {}
         self._offers: dict[str, list[Offer]] = {}
         self._ended: set[str] = set()
-        self._known: set[str] = set()
+        self._known: dict[str, str] = {}
         self._newcomers: set[str] = set()
         self._announced: dict[str, BusWorkerRegistryMessage] = {}
         self._draining = False
@@ -309,17 +309,6 @@ class RedisStreamsBus(RoutedBus):
                 return
         self._post.publish(message)
 
-    def on_message_received(self, message: BusMessage) -> None:
-        """Deliver a message to the subscribers of this process.
-
-        Args:
-            message: The message.
-        """
-        if isinstance(message, BusWorkerRegistryMessage) and message.runner not in self._known:
-            self._known.add(message.runner)
-            self._newcomers.add(message.runner)
-        super().on_message_received(message)
-
     def subscriber(self, name: str) -> BusSubscriber | None:
         """Look a subscriber of this process up.
 
@@ -398,6 +387,22 @@ class RedisStreamsBus(RoutedBus):
         """Find out whether the server has forgotten a job."""
         self._post.audit()
 
+    def introduced(self, runner: str, process: str) -> None:
+        """Take note of the process that a runner is in.
+
+        Args:
+            runner: The runner's name.
+            process: The process's id, which is another when it has joined anew.
+        """
+        before = self._known.get(runner)
+        self._known[runner] = process
+        if before is None:
+            self._newcomers.add(runner)
+        elif before != process:
+            # While it was away it may have missed what was said of the workers here.
+            for message in self._announced.values():
+                self._post.route(message, runner)
+
     def process_gone(self, runners: Iterable[str]) -> None:
         """Take the workers of a process that is gone out of the registry.
 
@@ -406,7 +411,7 @@ class RedisStreamsBus(RoutedBus):
         """
         for gone in runners:
             logger.info(f"{self}: the process of runner '{gone}' is gone")
-            self._known.discard(gone)
+            self._known.pop(gone, None)
             for runner in self._runners():
                 forget_runner(runner, gone)
 
