@@ -317,6 +317,23 @@ async def test_a_cancel_while_the_server_is_away_stops_the_request_from_being_se
         assert len(pair.worker.ran) == 2
 
 
+async def test_a_job_that_is_cancelled_before_its_receipt_is_not_asked_for_again(
+    redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
+):
+    async with Pair(proxy.url, redis_server.url) as pair:
+        await pair.asking.bus._outbox.empty()
+        proxy.block()
+        with pytest.raises(JobTimeoutError):
+            await pair.asker.ask("answerer", "wait", timeout=0.2)
+        assert pair.asking.bus._outbox.tried()
+        await redis.flushall()
+        proxy.reset()
+        proxy.unblock()
+        await until(lambda: pair.asking.bus.stats.expulsions and pair.working.bus.stats.expulsions)
+        assert (await pair.ask("echo", payload={"x": 1}))["payload"] == {"x": 1}
+        assert len(pair.worker.ran) == 1
+
+
 async def test_more_messages_than_are_kept_is_an_error_at_the_sender(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):

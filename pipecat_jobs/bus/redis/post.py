@@ -185,6 +185,8 @@ class Post:
         body, lane = self._codec.encode(message), _lane(message)
         if cancels:
             asked.cancelled = True
+            # Asked for again, it would be begun by somebody who never hears of the cancel.
+            asked.request.outlives = False
             if self._outbox.withdraw(asked.request):
                 self._cancelled_untaken(asked)
                 return
