@@ -112,20 +112,31 @@ async def test_a_job_that_a_server_has_forgotten_the_end_of_is_given_away(way: s
     assert await names(desk) == ["disown"]
 
 
+def request() -> Entry:
+    message = BusJobRequestMessage(source="asker", target="answerer", job_id="1")
+    body = Envelopes("channel").seal("job", "process", 8, WireCodec().encode(message))
+    return Entry(Lane.DATA, "j", "process:8", 1, body)
+
+
 @pytest.mark.parametrize("meanwhile", ["it was answered", "the process is drained"])
 async def test_a_request_that_comes_again_changes_nothing(meanwhile: str):
     """Held again, it would never be answered; given back, others would do it as well."""
     desk = Desk()
-    request = BusJobRequestMessage(source="asker", target="answerer", job_id="1")
-    body = Envelopes("channel").seal("job", "process", 8, WireCodec().encode(request))
-    entry = Entry(Lane.DATA, "j", "process:8", 1, body)
     desk.post.ledger.let_go(HELD)
-    desk.post.read(entry)
+    desk.post.read(request())
     if meanwhile == "it was answered":
         desk.answer()
     else:
         desk.local.drained = True
     before, held = await names(desk), desk.post.ledger.all_held()
-    desk.post.read(entry)
+    desk.post.read(request())
     assert await names(desk) == before
     assert desk.post.ledger.all_held() == held
+
+
+async def test_a_requesters_death_that_overtakes_its_request_wins():
+    desk = Desk()
+    desk.post.ledger.let_go(HELD)
+    desk.post.read(Entry(Lane.URGENT, "c", "process:8", 1, b""))
+    desk.post.read(request())
+    assert desk.post.ledger.all_held() == []

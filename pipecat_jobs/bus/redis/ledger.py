@@ -23,8 +23,8 @@ from pipecat_jobs.window import StreamWindow
 
 #: How many chunks of one stream wait here to be sent, before the worker has to.
 _UNSENT = 64
-#: How many of the jobs that this process has taken are kept in mind, to know a repeated request.
-_MOST_BEGUN = 4096
+#: How many jobs of others are kept in mind, to know a request that nothing is to be done about.
+_MOST_HEARD = 4096
 #: From the one who asked to the worker.
 ORDERS = (BusJobCancelMessage, BusJobUpdateRequestMessage)
 #: From the worker, and the end of the job.
@@ -120,7 +120,7 @@ class Ledger:
         self._asked: dict[Parties, Asked] = {}
         self._held: dict[Parties, Held] = {}
         self._by_ref: dict[str, Held] = {}
-        self._begun: Recent[tuple[str, int], None] = Recent(_MOST_BEGUN)
+        self._heard: Recent[tuple[str, int], None] = Recent(_MOST_HEARD)
         #: By the server's names: jobs that are done with here, which the server does not know yet.
         self._leaving: set[str] = set()
         self._free = asyncio.Event()
@@ -186,13 +186,22 @@ class Ledger:
         Args:
             held: The job.
         """
-        self._begun.remember((held.ref, held.attempt), None)
+        self._heard.remember((held.ref, held.attempt), None)
         self._held[held.parties] = held
         self._by_ref[held.ref] = held
         self._free.clear()
 
-    def has_begun(self, ref: str, attempt: int) -> bool:
-        """Tell whether this process has taken a job before, whatever has become of that.
+    def call_off(self, ref: str, attempt: int) -> None:
+        """Note that a job is not to be taken, should its request still come.
+
+        Args:
+            ref: The server's name for it.
+            attempt: The attempt.
+        """
+        self._heard.remember((ref, attempt), None)
+
+    def has_heard(self, ref: str, attempt: int) -> bool:
+        """Tell whether this process has taken a job before, or has heard that it is called off.
 
         Args:
             ref: The server's name for it.
@@ -201,7 +210,7 @@ class Ledger:
         Returns:
             Whether it has.
         """
-        return (ref, attempt) in self._begun
+        return (ref, attempt) in self._heard
 
     def held(self, parties: Parties) -> Held | None:
         """Look up a job that this process does.

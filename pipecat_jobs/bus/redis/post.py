@@ -300,6 +300,8 @@ class Post:
                     held.window.hold(letter.body == _WAIT)
             case "c":
                 held = self.ledger.held_as(entry.ref)
+                # It overtakes a request that has not been read yet.
+                self.ledger.call_off(entry.ref, entry.attempt)
                 if held is not None:
                     self.revoke(held, f"the process of '{held.parties.asker}' is gone")
             case "l":
@@ -353,8 +355,10 @@ class Post:
         self._outbox.put(Call(Lane.URGENT, "order", arguments))
 
     def _take(self, message: BusJobRequestMessage, target: str, entry: Entry) -> None:
-        if self.ledger.has_begun(entry.ref, entry.attempt):
-            logger.warning(f"{self._local}: ignoring a second request for '{entry.ref}'")
+        if self.ledger.has_heard(entry.ref, entry.attempt):
+            logger.warning(
+                f"{self._local}: ignoring {message}: it was called off, or was here before"
+            )
             return
         if not self._local.takes_requests(target):
             self.give_back(entry.ref, entry.attempt, started=False)
