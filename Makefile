@@ -6,7 +6,7 @@ NEWEST_ENV := .venv/ready
 LOWEST_ENV := .venv-lowest/ready
 VOICE_ENV := .venv/voice
 
-.PHONY: demo demo-distributed voice test test-newest test-routed test-redis test-lowest lint bench speech picture clean
+.PHONY: demo demo-distributed voice test test-newest test-routed test-redis test-redis-pubsub test-lowest lint bench speech picture clean
 
 demo: $(NEWEST_ENV)
 	@.venv/bin/python -m examples.debate
@@ -22,7 +22,7 @@ voice: $(VOICE_ENV)
 # Two at a time, the longest first.
 test: lint $(VOICE_ENV) $(LOWEST_ENV) speech
 	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory \
-		test-newest test-lowest test-routed test-redis
+		test-newest test-lowest test-routed test-redis test-redis-pubsub
 	.venv/bin/python -m examples.debate --plain </dev/null
 	.venv/bin/python -m examples.distributed --plain </dev/null
 
@@ -45,6 +45,13 @@ test-redis: $(VOICE_ENV) speech
 		--ignore-glob 'tests/test_benchmark*' --ignore-glob 'tests/test_routed_bus*' \
 		$(foreach no,evals docs voice_bot real_sound embedded_redis wire envelope public_api streams_that_are_read_slowly,\
 		--ignore tests/test_$(no).py)
+
+# Over Pipecat's own RedisBus: the tests of the contract. The others, PUBSUB='tests/test_[lt]*',
+# take a minute more and are about LLMs and tools, for which the bus matters little.
+PUBSUB ?= $(foreach part,bad_input cancellation dispatch executor gaps_* hooks nothing_left \
+	peers_plain_* pipecat_events pipecat_parity_* requester seed_* streams_*,tests/test_$(part).py)
+test-redis-pubsub: $(NEWEST_ENV)
+	PIPECAT_JOBS_BUS=redis-pubsub .venv/bin/pytest --tb=native $(PUBSUB)
 
 # The lowest supported Pipecat, and the wheel that people install rather than this tree.
 test-lowest: $(LOWEST_ENV) speech
