@@ -95,7 +95,7 @@ class Endings:
             )
 
     async def tell(self, job_id: str, names: Sequence[str], reason: str | None) -> None:
-        """Tell workers to stop.
+        """Tell workers to stop, each of them whether or not another could be told.
 
         Args:
             job_id: The job.
@@ -103,11 +103,15 @@ class Endings:
             reason: Why.
         """
         for name in names:
-            await self._worker.send_bus_message(
-                BusJobCancelMessage(
-                    source=self._worker.name, target=name, job_id=job_id, reason=reason
-                )
+            cancel = BusJobCancelMessage(
+                source=self._worker.name, target=name, job_id=job_id, reason=reason
             )
+            try:
+                await self._worker.send_bus_message(cancel)
+            except Exception as error:
+                logger.opt(exception=error).error(
+                    f"Worker '{self._worker.name}': could not cancel job '{job_id}' at '{name}'"
+                )
 
     def is_acknowledged_by(self, message: ResponseMessage) -> bool:
         """Tell whether an answer is a worker's first to a cancel.

@@ -179,7 +179,7 @@ class Executor:
             if not execution.cancelled:
                 # Nobody called the job off: the handler, or whoever holds the task, did.
                 reason = {"reason": "handler cancelled"}
-                await self._answers.finish(execution, JobStatus.CANCELLED, reason)
+                await self._end(execution, JobStatus.CANCELLED, reason)
             raise
         except Exception as error:
             await self._failed(execution, error)
@@ -193,12 +193,21 @@ class Executor:
         job_id = execution.request.job_id
         if isinstance(error, LLMTurnInterruptedError):
             logger.debug(f"{self}: job '{job_id}' is cancelled: {error}")
-            await self._answers.finish(execution, JobStatus.CANCELLED, {"reason": str(error)})
+            await self._end(execution, JobStatus.CANCELLED, {"reason": str(error)})
         else:
             logger.opt(exception=error).error(f"{self}: job '{job_id}' failed: {error!r}")
             details = ErrorDetails.from_exception(error)
-            await self._answers.finish(execution, JobStatus.ERROR, details.to_response())
+            await self._end(execution, JobStatus.ERROR, details.to_response())
         await self._stop_its_turns(execution)
+
+    async def _end(self, execution: Execution, status: JobStatus, response: JobData | None) -> None:
+        try:
+            await self._answers.finish(execution, status, response)
+        except Exception as error:
+            # Nobody is left to try again, and an open job would keep its place for good.
+            job_id = execution.request.job_id
+            logger.opt(exception=error).error(f"{self}: could not answer for job '{job_id}'")
+            self._answers.forget(execution)
 
     def on_turn_failure(self, execution: Execution, failure: LLMTurnError) -> None:
         """End a job whose answer was left to an LLM turn that gave none.
@@ -312,7 +321,7 @@ class Executor:
                 logger.warning(f"{self}: on_job_cancelled() of job '{message.job_id}' overruns")
         else:
             self._hooks.announce("on_job_cancelled", message)
-        await self._answers.finish(execution, JobStatus.CANCELLED, None)
+        await self._end(execution, JobStatus.CANCELLED, None)
         execution.leave()
 
     async def _cancel_tasks(self, executions: list[Execution]) -> None:
