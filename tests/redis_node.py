@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage
+from pipecat.bus.network.redis import RedisBus
 from pipecat.workers.runner import WorkerRunner
 from redis.asyncio import Redis
-from redis_support import LEASE
+from redis_support import CHANNEL, LEASE
 
 from pipecat_jobs import BaseWorker, JobError, job, job_attempt
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
@@ -146,17 +147,17 @@ class NodeAsker(BaseWorker):
 
 async def _run(url: str, spec: dict[str, Any]) -> None:
     notes = Notes(url)
-    options = {"lease": LEASE, "takeover": LEASE, **spec.get("options", {})}
-    bus = RedisStreamsBus(spec.get("url", url), **options)
+    bus = _pubsub_bus(url) if spec.get("pubsub") else _streams_bus(url, spec)
     runner = WorkerRunner(name=spec["name"], bus=bus, handle_sigint=False)
 
-    async def drain() -> None:
-        await bus.drain(spec.get("drain_timeout"))
-        await notes.write("drained", stats=bus.stats.late_answers)
+    async def leave() -> None:
+        if isinstance(bus, RedisStreamsBus):
+            await bus.drain(spec.get("drain_timeout"))
+            await notes.write("drained", stats=bus.stats.late_answers)
         await runner.end()
 
     def on_sigterm() -> None:
-        runner.create_task(drain(), "drain")
+        runner.create_task(leave(), "leave")
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_sigterm)
     workers = [NodeWorker(name, notes) for name in spec.get("workers", [])]
@@ -166,6 +167,15 @@ async def _run(url: str, spec: dict[str, Any]) -> None:
     runner.add_event_handler("on_ready", lambda _: asyncio.ensure_future(on_ready))
     await runner.run(auto_end=False)
     await notes.close()
+
+
+def _streams_bus(url: str, spec: dict[str, Any]) -> RedisStreamsBus:
+    options = {"lease": LEASE, "takeover": LEASE, **spec.get("options", {})}
+    return RedisStreamsBus(spec.get("url", url), **options)
+
+
+def _pubsub_bus(url: str) -> RedisBus:
+    return RedisBus(redis=Redis.from_url(url), channel=CHANNEL)
 
 
 def run_node(url: str, spec: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import pytest
+from pipecat.bus import WorkerBus
+from pipecat.bus.network.redis import RedisBus
 from pipecat.registry.types import WorkerReadyData
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
@@ -13,6 +15,8 @@ from redis.asyncio import Redis
 
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
 
+#: The channel of those on Pipecat's own bus.
+CHANNEL = "bots"
 #: A lease that a busy machine keeps, and that a test can wait for.
 LEASE = 1.0
 
@@ -29,13 +33,12 @@ async def redis(redis_server: EmbeddedRedis) -> AsyncIterator[Redis]:
         yield redis
 
 
-class Member:
-    """One process of a channel, as far as the channel can tell."""
+class Process:
+    """One process on a bus, as far as the bus can tell."""
 
-    def __init__(self, url: str, *workers: BaseWorker, name: str | None = None, **options: Any):
-        self.bus = RedisStreamsBus(url, **{"lease": LEASE, "takeover": LEASE, **options})
+    def __init__(self, bus: WorkerBus, *workers: BaseWorker, name: str | None = None):
         self.workers = workers
-        self.runner = WorkerRunner(name=name, bus=self.bus, handle_sigint=False)
+        self.runner = WorkerRunner(name=name, bus=bus, handle_sigint=False)
 
     async def __aenter__(self) -> Self:
         ready = asyncio.Event()
@@ -78,6 +81,26 @@ class Member:
     async def forgets(self, name: str) -> None:
         """Wait until a worker is out of the registry."""
         await until(lambda: name not in self.runner.registry)
+
+
+class Member(Process):
+    """One process of a channel of ours."""
+
+    def __init__(self, url: str, *workers: BaseWorker, name: str | None = None, **options: Any):
+        self.bus = RedisStreamsBus(url, **{"lease": LEASE, "takeover": LEASE, **options})
+        super().__init__(self.bus, *workers, name=name)
+
+
+class PubSubMember(Process):
+    """One process of a channel on Pipecat's own bus."""
+
+    def __init__(self, url: str, *workers: BaseWorker, **options: Any):
+        self.redis = Redis.from_url(url, **options)
+        super().__init__(RedisBus(redis=self.redis, channel=CHANNEL), *workers)
+
+    async def __aexit__(self, *exception: Any) -> None:
+        await super().__aexit__(*exception)
+        await self.redis.aclose()
 
 
 async def until(true: Callable[[], object], *, timeout: float = 20.0) -> None:
