@@ -19,7 +19,9 @@ from test_routed_bus import data
 
 from pipecat_jobs import BusFullError, BusUnavailableError, JobTimeoutError, WorkerLostError
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
-from pipecat_jobs.bus.redis.script import Channel, Limits
+from pipecat_jobs.bus.redis.link import Command, Reply, UnreachableError
+from pipecat_jobs.bus.redis.outbox import Call, Lane
+from pipecat_jobs.bus.redis.script import LOAD, Channel, Limits
 
 __all__ = ["redis", "redis_server"]
 
@@ -383,6 +385,65 @@ async def test_a_process_that_lets_too_many_messages_pile_up_counts_as_dead(
         proxy.reset()
         await until(lambda: pair.working.bus.stats.expulsions)
         await pair.asking.knows("answerer")
+
+
+# -- joining anew --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def member(redis_server: EmbeddedRedis) -> AsyncIterator[Member]:
+    async with Member(redis_server.url, Answerer()) as member:
+        await member.bus._outbox.empty()
+        yield member
+
+
+async def test_a_process_that_hears_no_receipt_for_joining_is_on_the_channel_once(
+    member: Member, redis: Redis, monkeypatch: pytest.MonkeyPatch
+):
+    """Jobs would be given to the other one, and its death would be told of both."""
+    process = member.bus._process
+    assert process is not None
+
+    async def lose_the_receipt(*commands: Command) -> list[Reply]:
+        monkeypatch.undo()
+        await process._sending.call(*commands)
+        raise UnreachableError("no receipt")
+
+    monkeypatch.setattr(process._sending, "call", lose_the_receipt)
+    await redis.execute_command(*process._channel.call("leave", process.id, 0))
+    await until(lambda: member.bus._roster is not None)
+    assert await redis.zrange("pipecat-jobs:{pipecat}:members", 0, -1) == [process.id]
+
+
+async def test_a_lease_that_is_renewed_while_the_process_joins_anew_is_not_taken_for_lost(
+    member: Member, redis: Redis, monkeypatch: pytest.MonkeyPatch
+):
+    process = member.bus._process
+    assert process is not None
+    call, renew = process._sending.call, process._renewing.call
+    joining, renewed = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def join_late(*commands: Command) -> list[Reply]:
+        if commands[0] == LOAD and not joining.is_set():
+            joining.set()
+            await renewed.acquire()
+        return await call(*commands)
+
+    async def note_renewal(*commands: Command) -> list[Reply]:
+        is_meanwhile = joining.is_set()
+        replies = await renew(*commands)
+        if is_meanwhile:
+            renewed.release()
+        return replies
+
+    monkeypatch.setattr(process._sending, "call", join_late)
+    monkeypatch.setattr(process._renewing, "call", note_renewal)
+    await redis.execute_command(*process._channel.call("leave", process.id, 0))
+    # The sender notices it first.
+    member.bus._outbox.put(Call(Lane.CONTROL, "mark", lambda _, __: ()))
+    await until(lambda: member.bus._roster is not None)
+    await renewed.acquire()
+    assert member.bus.stats.expulsions == 1
 
 
 # -- the end -------------------------------------------------------------------------------------

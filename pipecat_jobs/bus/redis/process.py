@@ -63,6 +63,10 @@ class Occupant(Protocol):
         ...
 
 
+def _new_id() -> str:
+    return uuid.uuid4().hex[:16]
+
+
 class _Delays:
     """Growing pauses, no two processes in step."""
 
@@ -107,8 +111,9 @@ class Process:
         # Soon enough to try again over another connection before the lease is over.
         self._renewing = Link(client, timeout=lease / 2)
         #: Tells this process from all others for as long as it lives, declared dead or not.
-        self.uid = uuid.uuid4().hex[:16]
+        self.uid = _new_id()
         self.id = ""
+        self._joins_as = _new_id()
         self._number = 0
         self._away = False
         self._joining = asyncio.Lock()
@@ -178,8 +183,9 @@ class Process:
         return {name.decode("utf-8", "surrogatepass") for name in cast(list[bytes], names)}
 
     async def _call_once(self, link: Link, name: str) -> Reply:
-        # With the scripts, since the server may have forgotten them.
-        *_, reply = await link.call(*LOAD, self._channel.call(name, self.id, 0))
+        # With the scripts, since the server may have forgotten them; and by the name that it knows
+        # this process by, or may know it by.
+        *_, reply = await link.call(*LOAD, self._channel.call(name, self._joins_as, 0))
         if isinstance(reply, ResponseError):
             raise UnreachableError(str(reply)) from reply
         return reply
@@ -201,14 +207,18 @@ class Process:
     # -- belonging to the channel ------------------------------------------------------------
 
     async def _join(self) -> None:
-        self.id = uuid.uuid4().hex[:16]
+        # When nobody said whether it was heard, it is tried again under the same name: under
+        # another one, this process would be on the channel twice, and one of them would die.
+        name = self._joins_as
         calls = [("join", (self.uid, self._occupant.runner_name()))]
         for offer in self._occupant.offers():
             calls.append(("host", (offer.name, offer.as_text(self.uid))))
-        commands = [self._channel.call(name, self.id, 0, *args) for name, args in calls]
+        commands = [self._channel.call(command, name, 0, *args) for command, args in calls]
         for reply in await self._sending.call(*LOAD, *commands):
             if isinstance(reply, ResponseError):
                 raise UnreachableError(str(reply)) from reply
+        # Not before: a lease that is renewed meanwhile would be taken for lost.
+        self.id = name
         inbox = Inbox(self._channel.inbox(self.id), self._reading)
         self._reader = self._occupant.create_task(
             self._for_ever(lambda: self._read(inbox)), "redis_read"
@@ -229,7 +239,7 @@ class Process:
             self._outbox.sent([call for call in self._outbox.tried() if not call.outlives])
             for call in self._outbox.tried():
                 call.number = 0
-            delays = _Delays()
+            self._joins_as, delays = _new_id(), _Delays()
             while True:
                 try:
                     await self._join()

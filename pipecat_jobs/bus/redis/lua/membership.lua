@@ -34,8 +34,10 @@ end
 
 function commands.join(uid, runner)
   redis.call('HSET', process_of(me), 'uid', uid, 'runner', runner, 'n', 0)
+  -- There before the first message, and empty: a key gets its time to live here, and once only.
   for _, lane in ipairs({'u', 'd'}) do
-    redis.call('XADD', stream_of(me, lane), 'MAXLEN', 0, '*', 'k', 'joined')
+    local stream = stream_of(me, lane)
+    redis.call('XDEL', stream, redis.call('XADD', stream, '*', 'k', 'joined'))
   end
   note_beat()
   return 'ok'
