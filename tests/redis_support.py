@@ -86,7 +86,13 @@ class Process:
 class Member(Process):
     """One process of a channel of ours."""
 
-    def __init__(self, url: str, *workers: BaseWorker, name: str | None = None, **options: Any):
+    def __init__(
+        self,
+        url: str | Redis | None,
+        *workers: BaseWorker,
+        name: str | None = None,
+        **options: Any,
+    ):
         self.bus = RedisStreamsBus(url, **{"lease": LEASE, "takeover": LEASE, **options})
         super().__init__(self.bus, *workers, name=name)
 

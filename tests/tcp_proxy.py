@@ -2,16 +2,23 @@
 
 import asyncio
 import contextlib
+import ssl
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
 
 class TcpProxy:
-    """Stands before a server on a unix socket, at a port of this machine."""
+    """Stands before a server on a unix socket, at a port of this machine.
 
-    def __init__(self, url: str):
+    Args:
+        url: Where the server is.
+        tls: What the proxy speaks TLS with; None to speak plainly.
+    """
+
+    def __init__(self, url: str, *, tls: ssl.SSLContext | None = None):
         self._socket = urlsplit(url).path
+        self._tls = tls
         self._writers: set[asyncio.StreamWriter] = set()
         self._forsaken: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
@@ -24,8 +31,9 @@ class TcpProxy:
         self._open.set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.url = f"redis{'s' if self._tls else ''}://127.0.0.1:{self.port}"
         return self
 
     async def __aexit__(

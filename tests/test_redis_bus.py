@@ -383,9 +383,7 @@ def test_the_first_attempt_is_one_on_every_bus():
 
 
 async def test_without_a_url_the_bus_brings_its_own_server():
-    member = Member.__new__(Member)
-    Member.__init__(member, None, asker := Asker())  # type: ignore[arg-type]
-    async with member, Member(member.bus.url, Answerer()):
+    async with Member(None, asker := Asker()) as member, Member(member.bus.url, Answerer()):
         await member.knows("answerer")
         assert await asker.ask("answerer", "echo", timeout=5)
     with pytest.raises(RuntimeError, match="once it is started"):
@@ -397,7 +395,7 @@ async def test_a_client_of_the_users_says_where_the_server_is_whatever_it_decode
 ):
     async with Redis.from_url(redis_server.url, decode_responses=True, protocol=3) as client:
         async with (
-            Member(client, asker := Asker()) as member,  # type: ignore[arg-type]
+            Member(client, asker := Asker()) as member,
             Member(redis_server.url, Answerer()),
         ):
             await member.knows("answerer")

@@ -63,7 +63,7 @@ class Link:
                     return [await self._read(connection) for _ in commands]
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:
                 await self._drop()
-                raise UnreachableError(str(error) or type(error).__name__) from error
+                raise UnreachableError(_reason(error)) from error
             except BaseException:
                 # Replies that nobody read would be taken for those of the next commands.
                 await self._drop()
@@ -113,3 +113,11 @@ class Link:
         if connection is not None:
             # Without waiting: the other side may be out of reach.
             await connection.disconnect(nowait=True)
+
+
+def _reason(error: Exception) -> str:
+    said, cause = str(error) or type(error).__name__, error.__context__
+    # Of what went wrong with TLS, older releases of redis-py pass on a number alone.
+    if isinstance(cause, OSError) and cause.strerror and cause.strerror not in said:
+        said += f" ({cause.strerror})"
+    return said
