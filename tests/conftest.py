@@ -19,6 +19,7 @@ from suite_buses import (
 )
 
 from pipecat_jobs.bus import RoutedBus
+from pipecat_jobs.bus.redis import embedded
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, harness
 
 # For the examples. Last, so that an installed pipecat_jobs is tested, not the one beside them.
@@ -49,6 +50,14 @@ async def pubsub_buses(pubsub_server: str) -> AsyncIterator[PubSubBuses]:
     buses = PubSubBuses(pubsub_server)
     yield buses
     await buses.close()
+
+
+@pytest.fixture(autouse=True)
+def redis_executable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the tests on the Redis or Valkey server that the environment names, if it does."""
+    executable = os.environ.get("PIPECAT_JOBS_REDIS_SERVER")
+    if executable:
+        monkeypatch.setattr(embedded, "find_server", lambda: executable)
 
 
 @pytest.fixture(autouse=True)
