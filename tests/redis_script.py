@@ -1,0 +1,100 @@
+"""Processes that call the channel's script themselves, one step at a time."""
+
+import json
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from pipecat_jobs.bus.redis.script import LOAD, Channel, Limits
+
+#: Nobody's lease ends, and no request is given up, unless the test sees to it.
+LIMITS: dict[str, Any] = {"lease": 600, "takeover": 600, "max_attempts": 3, "linger": 1000}
+PREFIX = Channel("c", Limits(**LIMITS)).prefix
+#: Of keys.
+KINDS = (
+    "members proc hosted names hosts in jobs reqs held load queues queue waiting turns beat".split()
+)
+
+
+class Process:
+    """A process as the script sees it."""
+
+    def __init__(self, redis: Redis, name: str, uid: str | None = None, **limits: Any):
+        self._redis = redis
+        self._channel = Channel("c", Limits(**{**LIMITS, **limits}))
+        self._number = 0
+        self.id = name
+        self.uid = uid or f"uid-{name}"
+
+    async def call(self, command: str, *arguments: str | int) -> Any:
+        """Call what may be repeated."""
+        return await self._redis.execute_command(
+            *self._channel.call(command, self.id, 0, *arguments)
+        )
+
+    async def say(self, command: str, *arguments: str | int) -> str:
+        """Call what is done once."""
+        self._number += 1
+        return await self.repeat(command, *arguments)
+
+    async def repeat(self, command: str, *arguments: str | int) -> str:
+        """Make the last call again."""
+        return await self._redis.execute_command(
+            *self._channel.call(command, self.id, self._number, *arguments)
+        )
+
+    async def join(self, *workers: str, **options: Any) -> "Process":
+        await self.call("join", self.uid, f"runner-{self.id}")
+        for worker in workers:
+            await self.host(worker, **options)
+        return self
+
+    def spec(self, once: tuple[str, ...] = (), **rooms: int) -> str:
+        """What is offered: room for so many jobs, by name, and for one of any other."""
+        once_by_name = dict.fromkeys(once, True)
+        return json.dumps({"uid": self.uid, "rooms": {"": 1, **rooms}, "once": once_by_name})
+
+    async def host(self, worker: str, **options: Any) -> None:
+        await self.say("host", worker, self.spec(**options))
+
+    async def ask(self, worker: str, job: str = "job", *, once: bool = False, attempt: int = 1):
+        """Ask for a job, and give its name at the server."""
+        assert await self.say("ask", worker, job, int(once), attempt, "request") == "ok"
+        return f"{self.id}:{self._number}"
+
+    async def cancel(self, ref: str) -> str:
+        return await self.say("order", ref.rpartition(":")[2], "u", "1", "cancel")
+
+    async def answer(self, ref: str, attempt: int = 1, *, lane: str = "d", last: bool = True):
+        return await self.say("tell", ref, attempt, lane, int(last), "answer")
+
+    async def read(self) -> list[tuple[str, str, str, str]]:
+        """Take what is in the inbox: lane, kind, job and attempt or body of each."""
+        found = []
+        for lane in "ud":
+            stream = f"{PREFIX}:in:{self.id}:{lane}"
+            for _, entry in await self._redis.xrange(stream):
+                more = entry["a"] if entry["k"] == "j" else entry["b"]
+                found.append((lane, entry["k"], entry["r"], more))
+            await self._redis.delete(stream)
+        return found
+
+    async def jobs(self) -> list[tuple[str, int]]:
+        """Take what is in the inbox, and give the jobs with their attempts."""
+        return [(ref, int(attempt)) for _, kind, ref, attempt in await self.read() if kind == "j"]
+
+    async def lease_ends(self) -> None:
+        await self._redis.zadd(f"{PREFIX}:members", {self.id: 1})
+
+
+@pytest.fixture
+async def script(redis: Redis) -> Redis:
+    """The server, with the script loaded."""
+    await redis.execute_command(*LOAD)
+    return redis
+
+
+async def kinds(redis: Redis) -> set[str]:
+    """The kinds of keys there are."""
+    return {key.split(":")[2] for key in await redis.keys()}

@@ -1,0 +1,172 @@
+"""The channel's script, called as processes call it, step by step: who gets what."""
+
+import pytest
+from redis.asyncio import Redis
+from redis_script import Process, script
+from redis_support import nothing_remains, redis, redis_server
+
+__all__ = ["redis", "redis_server", "script"]
+
+pytestmark = pytest.mark.usefixtures("script")
+
+
+# -- who gets a job ------------------------------------------------------------------------------
+
+
+async def test_hosts_with_the_same_room_take_turns(redis: Redis):
+    asker = await Process(redis, "a").join()
+    hosts = [await Process(redis, name).join("w") for name in "xyz"]
+    given = {host.id: 0 for host in hosts}
+    for _ in range(9):
+        ref = await asker.ask("w")
+        for host in hosts:
+            for taken, _ in await host.jobs():
+                assert taken == ref
+                given[host.id] += 1
+                await host.answer(ref)
+    assert given == {"x": 3, "y": 3, "z": 3}
+
+
+async def test_among_hosts_with_the_same_room_the_one_with_the_least_to_do_is_asked(redis: Redis):
+    asker = await Process(redis, "a").join()
+    busy, idle = [await Process(redis, name).join("w", job=4) for name in "xy"]
+    await busy.host("other")
+    await asker.ask("other")
+    await busy.read()
+    for _ in range(4):
+        ref = await asker.ask("w")
+        assert await idle.jobs() == [(ref, 1)]
+        await idle.answer(ref)
+    assert await busy.jobs() == []
+
+
+async def test_a_host_with_room_for_more_is_asked_more(redis: Redis):
+    asker = await Process(redis, "a").join()
+    small = await Process(redis, "x").join("w", job=2)
+    large = await Process(redis, "y").join("w", job=6)
+    refs = [await asker.ask("w") for _ in range(9)]
+    few, many = await small.jobs(), await large.jobs()
+    assert (len(few), len(many)) == (2, 6)
+    # The one that found no room waits for it.
+    await large.answer(many[0][0])
+    assert await large.jobs() == [(refs[8], 1)]
+    assert await small.jobs() == []
+
+
+async def test_a_job_with_room_of_its_own_leaves_the_others_theirs(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w", wide=2)
+    wide = [await asker.ask("w", "wide") for _ in range(3)]
+    other = await asker.ask("w")
+    assert await host.jobs() == [(wide[0], 1), (wide[1], 1), (other, 1)]
+    await host.answer(other)
+    assert await host.jobs() == []
+    await host.answer(wide[0])
+    assert await host.jobs() == [(wide[2], 1)]
+
+
+async def test_what_waits_for_room_is_given_out_in_the_order_it_was_asked(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    refs = [await asker.ask("w") for _ in range(5)]
+    for ref in refs:
+        assert await host.jobs() == [(ref, 1)]
+        await host.answer(ref)
+
+
+async def test_a_new_host_gets_what_waits(redis: Redis):
+    asker = await Process(redis, "a").join()
+    refs = [await asker.ask("w", name) for name in ("one", "two")]
+    host = await Process(redis, "x").join("w", one=1, two=1)
+    assert sorted(await host.jobs()) == [(ref, 1) for ref in refs]
+    await host.call("leave")
+    await asker.call("leave")
+    await nothing_remains(redis)
+
+
+async def test_a_process_without_room_for_the_name_gets_no_requests(redis: Redis):
+    asker = await Process(redis, "a").join()
+    other = await Process(redis, "x").join()
+    await other.say("host", "w", "")
+    await asker.ask("w")
+    assert await other.read() == []
+    await asker.call("route", "d", "w", "hello", "0")
+    assert await other.read() == [("d", "m", "", "hello")]
+
+
+# -- what each may say, and to whom --------------------------------------------------------------
+
+
+async def test_a_call_that_is_repeated_is_not_done_again(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w", job=5)
+    await asker.ask("w")
+    assert await asker.repeat("ask", "w", "job", 0, 1, "request") == "again"
+    assert len(await host.jobs()) == 1
+
+
+@pytest.mark.parametrize("to_self", ["0", "1"])
+async def test_what_is_for_all_goes_to_all_and_back_only_if_it_is_asked_for(
+    redis: Redis, to_self: str
+):
+    one, two = [await Process(redis, name).join() for name in "ab"]
+    await one.say("route", "u", "", "hello", to_self)
+    assert await two.read() == [("u", "m", "", "hello")]
+    assert len(await one.read()) == int(to_self)
+
+
+async def test_messages_of_a_job_take_the_lane_they_are_sent_by(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    ref = await asker.ask("w")
+    await host.read()
+    for lane in "ud":
+        await asker.say("order", ref.rpartition(":")[2], lane, "0", "order")
+        assert await host.read() == [(lane, "m", "", "order")]
+        await host.answer(ref, lane=lane, last=lane == "d")
+        assert await asker.read() == [(lane, "m", ref, "answer")]
+
+
+async def test_a_request_that_is_given_back_unread_is_given_out_at_the_same_attempt(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    ref, waiting = [await asker.ask("w") for _ in range(2)]
+    await host.say("withdraw", "w")
+    other = await Process(redis, "y").join()
+    assert await host.say("give_back", ref, 1, "0") == "ok"
+    await other.host("w")
+    assert await other.jobs() == [(ref, 1)]
+    await other.answer(ref)
+    assert await other.jobs() == [(waiting, 1)]
+
+
+async def test_a_request_that_cannot_be_read_is_lost_to_the_one_who_asked(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    ref = await asker.ask("w")
+    assert await host.say("refuse", ref, 1) == "ok"
+    assert await asker.read() == [("d", "l", ref, "unreadable")]
+
+
+async def test_only_its_owner_gives_a_job_away(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    other = await Process(redis, "y").join()
+    ref = await asker.ask("w")
+    await host.read()
+    assert await other.say("disown", ref, 0) == "ok"
+    assert await other.say("give_back", ref, 1, "1") == "stale"
+    assert await host.answer(ref) == "ok"
+
+
+async def test_the_server_says_what_it_does_not_know_and_what_it_thinks_is_held(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    ref = await asker.ask("w")
+    await host.read()
+    await asker.say("audit", ref.rpartition(":")[2])
+    assert await asker.read() == []
+    await asker.say("audit", ref.rpartition(":")[2], "77")
+    assert await asker.read() == [("d", "x", "", "77|")]
+    await host.say("audit")
+    assert await host.read() == [("d", "x", "", f"|{ref}")]
