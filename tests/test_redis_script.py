@@ -65,6 +65,18 @@ async def test_a_job_with_room_of_its_own_leaves_the_others_theirs(redis: Redis)
     assert await host.jobs() == [(wide[2], 1)]
 
 
+async def test_jobs_that_share_room_wait_for_each_other_and_each_gets_its_turn(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    waiting = {await asker.ask("w", name) for name in ("one", "two", "three", "two")}
+    for left in (3, 2, 1, 0):
+        [(ref, _)] = await host.jobs()
+        waiting.remove(ref)
+        assert len(waiting) == left
+        await host.answer(ref)
+    assert await host.jobs() == []
+
+
 async def test_what_waits_for_room_is_given_out_in_the_order_it_was_asked(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
@@ -138,6 +150,20 @@ async def test_a_request_that_is_given_back_unread_is_given_out_at_the_same_atte
     assert await other.jobs() == [(ref, 1)]
     await other.answer(ref)
     assert await other.jobs() == [(waiting, 1)]
+
+
+@pytest.mark.parametrize("command", ["give_back", "disown"])
+async def test_the_room_of_a_job_that_is_given_back_is_given_to_the_next(
+    redis: Redis, command: str
+):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    ref, waiting = [await asker.ask("w") for _ in range(2)]
+    await host.read()
+    await host.say(command, ref, 1, "1")
+    assert await host.jobs() == [(waiting, 1)]
+    other = await Process(redis, "y").join("w")
+    assert await other.jobs() == [(ref, 2)]
 
 
 async def test_a_request_that_cannot_be_read_is_lost_to_the_one_who_asked(redis: Redis):
