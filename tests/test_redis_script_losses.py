@@ -139,6 +139,25 @@ async def test_what_a_process_says_before_its_job_is_lost_is_read_before(redis: 
     assert rest == [("d", "m", ref, "answer"), ("d", "l", ref, "attempts")]
 
 
+async def test_who_does_a_job_for_a_process_that_is_gone_is_told_behind_the_request(redis: Redis):
+    asker, other = [await Process(redis, name).join() for name in "ab"]
+    host = await Process(redis, "x").join("w")
+    ref = await asker.ask("w")
+    await asker.ask("w")
+    waiting = await other.ask("w")
+    await asker.lease_ends()
+    await other.call("renew")
+    # What that process asked and nobody had begun is not begun any more.
+    assert await host.read() == [
+        ("u", "g", "a", "runner-a"),
+        ("d", "j", ref, "1"),
+        ("d", "c", ref, ""),
+        ("d", "j", waiting, "1"),
+    ]
+    assert await host.answer(ref) == "stale"
+    assert await redis.keys("*:queue*") == []
+
+
 async def test_a_process_that_is_gone_leaves_nothing_behind_and_others_hear_of_it(redis: Redis):
     one, two = [await Process(redis, name).join("w", "v") for name in "ab"]
     await one.ask("w")
