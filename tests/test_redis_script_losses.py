@@ -268,6 +268,44 @@ async def test_a_request_that_is_called_off_while_it_waits_is_gone(redis: Redis)
     assert await host.jobs() == []
 
 
+# -- what the server has lost --------------------------------------------------------------------
+
+
+async def lose_jobs_of(redis: Redis, process: Process) -> None:
+    """Servers that run out of memory may evict whatever has a time to live."""
+    assert await redis.delete(f"{PREFIX}:jobs:{process.id}")
+
+
+async def test_a_lost_job_of_a_process_that_is_gone_keeps_nobody_from_its_others(redis: Redis):
+    one, two = [await Process(redis, name).join() for name in "ab"]
+    host = await Process(redis, "x").join("w", job=5)
+    refs = [await asker.ask("w") for asker in (one, two, one, two)]
+    await lose_jobs_of(redis, one)
+    await host.lease_ends()
+    await one.call("renew")
+    relief = await Process(redis, "y").join("w", job=5)
+    assert sorted(await relief.jobs()) == [(refs[1], 2), (refs[3], 2)]
+
+
+async def test_a_lost_job_that_waits_for_room_keeps_nobody_from_it(redis: Redis):
+    one, two = [await Process(redis, name).join() for name in "ab"]
+    host = await Process(redis, "x").join("w")
+    running, _, waiting = [await asker.ask("w") for asker in (two, one, two)]
+    await lose_jobs_of(redis, one)
+    await host.read()
+    await host.answer(running)
+    assert await host.jobs() == [(waiting, 1)]
+
+
+async def test_a_lost_job_that_waits_for_a_host_keeps_nobody_from_being_given_up(redis: Redis):
+    one, two = [await Process(redis, name, takeover=0).join() for name in "ab"]
+    await one.ask("w")
+    waiting = await two.ask("w")
+    await lose_jobs_of(redis, one)
+    assert await one.call("renew") == "ok"
+    assert await two.read() == [("d", "l", waiting, "unhosted")]
+
+
 # -- leases --------------------------------------------------------------------------------------
 
 
