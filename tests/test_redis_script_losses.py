@@ -239,6 +239,23 @@ async def test_a_request_has_only_so_much_time_whatever_comes_and_goes(redis: Re
     assert await redis.zscore(f"{PREFIX}:waiting", ref) == until
 
 
+async def test_a_job_whose_only_other_host_goes_is_lost_in_time(redis: Redis):
+    asker = await Process(redis, "a", takeover=0).join()
+    first = await Process(redis, "x", uid="stalls", takeover=0).join("w")
+    ref = await asker.ask("w")
+    await first.lease_ends()
+    other = await Process(redis, "y", takeover=0).join("w")
+    busy = await asker.ask("w")
+    assert await other.jobs() == [(busy, 1)]
+    await asker.call("renew")
+    await Process(redis, "z", uid="stalls", takeover=0).join("w")
+    await asker.call("renew")
+    assert [entry for entry in await asker.read() if entry[1] == "l"] == []
+    await other.call("leave")
+    await asker.call("renew")
+    assert ("d", "l", ref, "unhosted") in await asker.read()
+
+
 async def test_what_waits_for_room_is_given_up_once_nobody_is_left_to_have_any(redis: Redis):
     asker = await Process(redis, "a", takeover=0).join()
     host = await Process(redis, "x", takeover=0).join("w")
