@@ -189,6 +189,16 @@ async def test_a_process_that_is_gone_can_say_nothing_any_more(redis: Redis):
     assert await one.say("mark") == "ok"
 
 
+async def test_a_process_that_is_gone_before_it_offers_a_worker_gets_no_requests(redis: Redis):
+    asker, late = [await Process(redis, name).join() for name in "ab"]
+    await late.lease_ends()
+    await asker.call("renew")
+    assert await late.call("host", "w", late.spec()) == "fenced"
+    ref = await asker.ask("w")
+    host = await Process(redis, "x").join("w")
+    assert await host.jobs() == [(ref, 1)]
+
+
 async def test_nothing_is_kept_for_a_process_that_is_not_on_the_channel(redis: Redis):
     one = await Process(redis, "a").join()
     await redis.sadd(f"{PREFIX}:names:w", "nobody")
