@@ -9,36 +9,42 @@ from redis.asyncio import Redis
 from pipecat_jobs.bus.redis.script import LOAD, Channel, Limits
 
 #: Nobody's lease ends, and no request is given up, unless the test sees to it.
-LIMITS: dict[str, Any] = {"lease": 600, "takeover": 600, "max_attempts": 3, "linger": 1000}
+LIMITS: dict[str, Any] = {"lease": 600, "takeover": 600, "max_attempts": 3}
 PREFIX = Channel("c", Limits(**LIMITS)).prefix
 #: Of keys.
-KINDS = (
-    "members proc hosted names hosts in jobs reqs held load queues queue waiting turns beat".split()
-)
+KINDS = set("members proc hosted names hosts in queues queue waiting turns beat".split())
 
 
 class Process:
     """A process as the script sees it."""
 
-    def __init__(self, redis: Redis, name: str, uid: str | None = None, **limits: Any):
+    def __init__(
+        self,
+        redis: Redis,
+        name: str,
+        uid: str | None = None,
+        *,
+        channel: str = "c",
+        **limits: Any,
+    ):
         self._redis = redis
-        self._channel = Channel("c", Limits(**{**LIMITS, **limits}))
+        self._channel = Channel(channel, Limits(**{**LIMITS, **limits}))
         self._number = 0
         self.id = name
         self.uid = uid or f"uid-{name}"
 
-    async def call(self, command: str, *arguments: str | int) -> Any:
+    async def call(self, command: str, *arguments: bytes | str | int) -> Any:
         """Call what may be repeated."""
         return await self._redis.execute_command(
             *self._channel.call(command, self.id, 0, *arguments)
         )
 
-    async def say(self, command: str, *arguments: str | int) -> str:
+    async def say(self, command: str, *arguments: bytes | str | int) -> str:
         """Call what is done once."""
         self._number += 1
         return await self.repeat(command, *arguments)
 
-    async def repeat(self, command: str, *arguments: str | int) -> str:
+    async def repeat(self, command: str, *arguments: bytes | str | int) -> str:
         """Make the last call again."""
         return await self._redis.execute_command(
             *self._channel.call(command, self.id, self._number, *arguments)
@@ -64,7 +70,7 @@ class Process:
         return f"{self.id}:{self._number}"
 
     async def cancel(self, ref: str) -> str:
-        return await self.say("order", ref.rpartition(":")[2], "u", "1", "cancel")
+        return await self.say("order", ref.rpartition(":")[2], "u", "m", "1", "cancel")
 
     async def answer(self, ref: str, attempt: int = 1, *, lane: str = "d", last: bool = True):
         return await self.say("tell", ref, attempt, lane, int(last), "answer")
@@ -77,7 +83,7 @@ class Process:
             for _, entry in await self._redis.xrange(stream):
                 more = entry["a"] if entry["k"] == "j" else entry["b"]
                 found.append((lane, entry["k"], entry["r"], more))
-            await self._redis.delete(stream)
+            await self._redis.xtrim(stream, maxlen=0)
         return found
 
     async def jobs(self) -> list[tuple[str, int]]:
@@ -91,10 +97,22 @@ class Process:
 @pytest.fixture
 async def script(redis: Redis) -> Redis:
     """The server, with the script loaded."""
-    await redis.execute_command(*LOAD)
+    for command in LOAD:
+        await redis.execute_command(*command)
     return redis
 
 
 async def kinds(redis: Redis) -> set[str]:
     """The kinds of keys there are."""
     return {key.split(":")[2] for key in await redis.keys()}
+
+
+async def held_jobs(redis: Redis) -> list[str]:
+    """The jobs that any process has taken, as the server names them."""
+    processes = [await redis.hkeys(key) for key in await redis.keys("*:proc:*")]
+    return [
+        field.removeprefix("held:")
+        for fields in processes
+        for field in fields
+        if field.startswith("held:")
+    ]

@@ -78,6 +78,19 @@ class Process:
             await self.runner.registry.watch(name, on_ready)
             await known.wait()
 
+    async def sent(self) -> None:
+        """Wait until the server has what this process has sent."""
+        await self.bus._outbox.empty()
+
+    @property
+    def unsent(self) -> int:
+        """How many messages wait for the server."""
+        return len(self.bus._outbox)
+
+    async def caught_up(self) -> None:
+        """Wait until this process has read what is in its inbox by now."""
+        await self.bus._post.caught_up()
+
     async def forgets(self, name: str) -> None:
         """Wait until a worker is out of the registry."""
         await until(lambda: name not in self.runner.registry)
@@ -123,6 +136,12 @@ async def until_async(true: Callable[[], Awaitable[object]], *, timeout: float =
     async with asyncio.timeout(timeout):
         while not await true():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def process_of(redis: Redis, name: str) -> str:
+    """The id of the one process that has a subscriber of that name."""
+    [process] = await redis.smembers(f"pipecat-jobs:{{pipecat}}:names:{name}")
+    return process
 
 
 async def nothing_remains(redis: Redis) -> None:

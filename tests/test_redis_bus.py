@@ -21,7 +21,7 @@ from pipecat.pipeline.job_context import JobParams, JobStatus
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from redis.asyncio import Redis
-from redis_support import Member, nothing_remains, redis, redis_server, until
+from redis_support import Member, nothing_remains, process_of, redis, redis_server, until
 from support import Answerer, Asker, cancelled
 from tcp_proxy import TcpProxy
 from test_routed_bus import Listener, data
@@ -55,7 +55,7 @@ async def listener(member: Member, name: str) -> Listener:
     listener = Hears(name)
     await member.bus.subscribe(listener)
     # What was offered has reached the server once this has.
-    await member.bus._outbox.empty()
+    await member.sent()
     return listener
 
 
@@ -121,7 +121,7 @@ async def test_an_urgent_message_overtakes_data_that_is_queued(redis_server: Emb
         for number in range(100):
             await sender.bus.send(data("a", number=number))
         await sender.bus.send(BusJobCancelMessage(source="sender", target="a", job_id="1"))
-        await sender.bus._outbox.empty()
+        await sender.sent()
         proxy.reset()
         proxy.unblock()
         first, *rest = await heard.hear(101)
@@ -249,8 +249,8 @@ async def test_an_answer_that_cannot_be_carried_ends_the_job_as_an_error(
             await asker.ask("odd", "odd", timeout=5)
 
 
-async def inbox_of(redis: Redis, member: Member) -> str:
-    return f"pipecat-jobs:{{pipecat}}:in:{member.bus._process.id}:d"
+async def inbox_of(redis: Redis, name: str) -> str:
+    return f"pipecat-jobs:{{pipecat}}:in:{await process_of(redis, name)}:d"
 
 
 async def test_garbage_in_a_stream_is_counted_logged_once_and_skipped(
@@ -260,7 +260,7 @@ async def test_garbage_in_a_stream_is_counted_logged_once_and_skipped(
     sink = logger.add(lambda text: said.append(str(text)), level="WARNING")
     async with Member(redis_server.url) as one, Member(redis_server.url) as two:
         heard = await listener(two, "a")
-        stream = await inbox_of(redis, two)
+        stream = await inbox_of(redis, "a")
         for fields in (
             {"b": "no kind"},
             {"k": "m", "r": "", "a": 0, "b": "no envelope"},
@@ -305,7 +305,7 @@ async def test_a_stranger_without_the_secret_can_send_nothing_and_replay_nothing
         garbage = two.bus.stats.garbage
         [sealed] = [sealed for sealed in recorded if b'"text":"3"' in sealed]
         again = {"k": "m", "r": "", "a": 0, "b": sealed}
-        await redis.xadd(await inbox_of(redis, two), again)
+        await redis.xadd(await inbox_of(redis, "a"), again)
         await until(lambda: two.bus.stats.garbage > garbage)
         assert heard.heard.empty()
 
@@ -363,7 +363,7 @@ async def test_a_request_published_twice_runs_once(redis_server: EmbeddedRedis):
         for _ in range(2):
             await member.bus.send(request)
         await until(lambda: answerer.ran)
-        await member.bus._outbox.empty()
+        await member.sent()
         assert answerer.ran == ["1"]
 
 

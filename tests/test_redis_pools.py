@@ -140,7 +140,7 @@ async def test_every_key_has_a_time_to_live(redis_server: EmbeddedRedis, redis: 
         asking = [asyncio.create_task(asker.ask("w", "narrow", timeout=20)) for _ in range(4)]
         for _ in range(2):
             await worker.started.get()
-        await member.bus._outbox.empty()
+        await member.sent()
         keys = await redis.keys()
         assert len({key.split(":")[2] for key in keys}) == 9
         assert [key for key in keys if await redis.pttl(key) < 0] == []
@@ -218,14 +218,14 @@ async def test_a_process_that_joins_costs_the_others_a_message_or_two_each(
             await stack.enter_async_context(member)
         for member in members:
             await member.knows(*(f"w{number}" for number in range(8)))
-            await member.bus._post.caught_up()
+            await member.caught_up()
         before = [member.bus.stats.received for member in members]
         await stack.enter_async_context(last := Member(redis_server.url, Answerer("last")))
         for member in members:
             await member.knows("last")
         await last.knows(*(f"w{number}" for number in range(8)))
         for member in (*members, last, *members):
-            await member.bus._post.caught_up()
+            await member.caught_up()
         after = [member.bus.stats.received for member in members]
         marks = 2
         assert max(now - then for now, then in zip(after, before, strict=True)) <= 3 + marks

@@ -133,7 +133,7 @@ async def test_messages_of_a_job_take_the_lane_they_are_sent_by(redis: Redis):
     ref = await asker.ask("w")
     await host.read()
     for lane in "ud":
-        await asker.say("order", ref.rpartition(":")[2], lane, "0", "order")
+        await asker.say("order", ref.rpartition(":")[2], lane, "m", "0", "order")
         assert await host.read() == [(lane, "m", "", "order")]
         await host.answer(ref, lane=lane, last=lane == "d")
         assert await asker.read() == [(lane, "m", ref, "answer")]
@@ -174,7 +174,7 @@ async def test_a_request_that_cannot_be_read_is_lost_to_the_one_who_asked(redis:
     assert await asker.read() == [("d", "l", ref, "unreadable")]
 
 
-async def test_only_its_owner_gives_a_job_away(redis: Redis):
+async def test_only_its_owner_gives_a_job_away_or_answers_for_it(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     other = await Process(redis, "y").join()
@@ -182,6 +182,9 @@ async def test_only_its_owner_gives_a_job_away(redis: Redis):
     await host.read()
     assert await other.say("disown", ref, 0) == "ok"
     assert await other.say("give_back", ref, 1, "1") == "stale"
+    assert await other.say("refuse", ref, 1) == "stale"
+    assert await other.answer(ref) == "stale"
+    assert await host.answer(ref, attempt=2) == "stale"
     assert await host.answer(ref) == "ok"
 
 

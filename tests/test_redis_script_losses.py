@@ -139,7 +139,7 @@ async def test_what_a_process_says_before_its_job_is_lost_is_read_before(redis: 
     assert rest == [("d", "m", ref, "answer"), ("d", "l", ref, "attempts")]
 
 
-async def test_who_does_a_job_for_a_process_that_is_gone_is_told_behind_the_request(redis: Redis):
+async def test_who_does_a_job_for_a_process_that_is_gone_is_told(redis: Redis):
     asker, other = [await Process(redis, name).join() for name in "ab"]
     host = await Process(redis, "x").join("w")
     ref = await asker.ask("w")
@@ -149,9 +149,9 @@ async def test_who_does_a_job_for_a_process_that_is_gone_is_told_behind_the_requ
     await other.call("renew")
     # What that process asked and nobody had begun is not begun any more.
     assert await host.read() == [
+        ("u", "c", ref, ""),
         ("u", "g", "a", "runner-a"),
         ("d", "j", ref, "1"),
-        ("d", "c", ref, ""),
         ("d", "j", waiting, "1"),
     ]
     assert await host.answer(ref) == "stale"
@@ -203,7 +203,7 @@ async def test_nothing_is_kept_for_a_process_that_is_not_on_the_channel(redis: R
     one = await Process(redis, "a").join()
     await redis.sadd(f"{PREFIX}:names:w", "nobody")
     await one.say("route", "d", "w", "hello", "0")
-    assert await redis.keys("*:in:*") == []
+    assert await redis.keys("*:in:nobody:*") == []
 
 
 async def test_a_process_that_reads_nothing_counts_as_dead_and_its_jobs_go_on(redis: Redis):
@@ -290,7 +290,7 @@ async def test_a_request_that_is_called_off_while_it_waits_is_gone(redis: Redis)
     ref = await asker.ask("w")
     assert await asker.cancel(ref) == "untaken"
     assert await asker.cancel(ref) == "over"
-    assert await kinds(redis) == {"members", "proc", "beat"}
+    assert await kinds(redis) == {"members", "proc", "in", "beat"}
     host = await Process(redis, "x").join("w")
     assert await host.jobs() == []
 
@@ -300,7 +300,8 @@ async def test_a_request_that_is_called_off_while_it_waits_is_gone(redis: Redis)
 
 async def lose_jobs_of(redis: Redis, process: Process) -> None:
     """Servers that run out of memory may evict whatever has a time to live."""
-    assert await redis.delete(f"{PREFIX}:jobs:{process.id}")
+    key = f"{PREFIX}:proc:{process.id}"
+    assert await redis.hdel(key, *(f for f in await redis.hkeys(key) if f.startswith("job:")))
 
 
 async def test_a_lost_job_of_a_process_that_is_gone_keeps_nobody_from_its_others(redis: Redis):
@@ -331,6 +332,14 @@ async def test_a_lost_job_that_waits_for_a_host_keeps_nobody_from_being_given_up
     await lose_jobs_of(redis, one)
     assert await one.call("renew") == "ok"
     assert await two.read() == [("d", "l", waiting, "unhosted")]
+
+
+@pytest.mark.parametrize("key", ["proc:a", "in:a:u", "in:a:d"])
+async def test_a_process_of_which_something_is_lost_has_to_join_anew(redis: Redis, key: str):
+    process = await Process(redis, "a").join()
+    assert await process.call("renew") == "ok"
+    await redis.delete(f"{PREFIX}:{key}")
+    assert await process.call("renew") == "fenced"
 
 
 # -- leases --------------------------------------------------------------------------------------
@@ -380,13 +389,13 @@ async def test_everything_lives_as_long_as_a_process_cares_for_it(redis: Redis):
         await host.ask(worker)
     await host.say("route", "u", "w", "hello", "1")
     keys = set(await redis.keys())
-    assert len({key.split(":")[2] for key in keys}) == len(KINDS)
+    assert {key.split(":")[2] for key in keys} == KINDS - {"turns"}
     for key in keys:
-        assert 900 < await redis.ttl(key) <= 1000
+        assert 2400 < await redis.ttl(key) <= 2460
         await redis.expire(key, 10)
     await host.call("renew")
-    # Turns and times are counted anew with the next request.
-    of_requests = {key for key in keys if key.endswith((":turns", ":waiting")) or "nobody" in key}
+    # Times are counted anew with the next request.
+    of_requests = {key for key in keys if key.endswith(":waiting") or "nobody" in key}
     assert {key for key in keys if await redis.ttl(key) <= 10} == of_requests
 
 
@@ -403,7 +412,7 @@ async def test_a_name_that_is_taken_back_is_gone(redis: Redis):
     one = await Process(redis, "a").join("w")
     two = await Process(redis, "b").join()
     await one.say("unhost", "w")
-    assert await kinds(redis) == {"members", "proc", "beat"}
+    assert await kinds(redis) == {"members", "proc", "in", "beat"}
     await two.ask("w")
     await two.say("route", "d", "w", "hello", "0")
     assert await one.read() == []
@@ -418,4 +427,4 @@ async def test_a_job_that_has_ended_leaves_nothing(redis: Redis):
         await host.answer(ref)
     await host.read()
     await asker.read()
-    assert await kinds(redis) == before | {"turns"}
+    assert await kinds(redis) == before

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from bot_process import free_port
 from redis.asyncio import Redis
-from redis_support import LEASE, Member, nothing_remains, redis, redis_server, until
+from redis_script import Process, script
+from redis_support import LEASE, Member, nothing_remains, process_of, redis, redis_server, until
 from support import Answerer, Asker
 from tcp_proxy import TcpProxy
 from test_embedded_redis import gone, pid_of
-from test_routed_bus import data
 
 from pipecat_jobs import BusFullError, BusUnavailableError, JobTimeoutError, WorkerLostError
-from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
+from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.bus.redis.link import Command, Reply, UnreachableError
 from pipecat_jobs.bus.redis.outbox import Call, Lane
-from pipecat_jobs.bus.redis.script import LOAD, Channel, Limits
+from pipecat_jobs.bus.redis.script import LOAD
 
-__all__ = ["redis", "redis_server"]
+__all__ = ["redis", "redis_server", "script"]
 
 #: The kinds of keys that say who does which job.
 BOOKS = (b"proc",)
@@ -189,15 +189,15 @@ async def test_an_answer_that_the_server_forgot_is_given_again(redis_server: Emb
         keys = [key for key in await raw.keys() if key.split(b":")[2] in BOOKS]
         before = {key: await raw.dump(key) for key in keys}
         # The answer is on the server, and whoever asked has not read it.
-        await pair.asking.bus._outbox.empty()
+        await pair.asking.sent()
         proxy.block()
         pair.worker.release.set()
         await until(lambda: pair.worker.active_jobs == {})
-        await pair.working.bus._outbox.empty()
+        await pair.working.sent()
         for key, value in before.items():
             await raw.restore(key, 60_000, value, replace=True)
         for key in await raw.keys("*:in:*:d"):
-            await raw.delete(key)
+            await raw.xtrim(key, maxlen=0)
         proxy.reset()
         proxy.unblock()
         pair.working.bus.audit()
@@ -207,9 +207,7 @@ async def test_an_answer_that_the_server_forgot_is_given_again(redis_server: Emb
 
 
 async def test_a_server_that_is_not_there_is_an_error_at_the_start():
-    bus = RedisStreamsBus(f"redis://127.0.0.1:{free_port()}", start_timeout=0.3)
-    member = Member("redis://127.0.0.1:1")
-    member.runner._bus = bus
+    member = Member(f"redis://127.0.0.1:{free_port()}", start_timeout=0.3)
     with pytest.raises(BusUnavailableError, match="check the URL"):
         await member.runner.run()
 
@@ -259,7 +257,7 @@ async def test_requests_whose_receipt_got_lost_are_not_sent_twice(
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
         for number in range(5):
-            await pair.asking.bus._outbox.empty()
+            await pair.asking.sent()
             proxy.swallows_replies = True
             asking = pair.ask("echo", payload={"number": number})
             await until(lambda number=number: len(pair.worker.ran) == number + 1)
@@ -305,10 +303,10 @@ async def test_a_cancel_while_the_server_is_away_stops_the_request_from_being_se
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
-        await pair.asking.bus._outbox.empty()
+        await pair.asking.sent()
         proxy.block()
         first = pair.ask("echo")
-        await until(lambda: len(pair.asking.bus._outbox) == 1)
+        await until(lambda: pair.asking.unsent == 1)
         second = pair.asker.job("answerer", name="echo", timeout=0.2)
         with pytest.raises(JobTimeoutError):
             async with second:
@@ -340,10 +338,10 @@ async def test_more_messages_than_are_kept_is_an_error_at_the_sender(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Pair(proxy.url, redis_server.url, outbox_limit=3) as pair:
-        await pair.asking.bus._outbox.empty()
+        await pair.asking.sent()
         proxy.block()
         asking = [pair.ask("echo") for _ in range(3)]
-        await until(lambda: len(pair.asking.bus._outbox) == 3)
+        await until(lambda: pair.asking.unsent == 3)
         with pytest.raises(Exception, match="3 messages wait") as caught:
             await pair.ask("echo")
         assert isinstance(caught.value.__cause__, BusFullError)
@@ -355,7 +353,7 @@ async def test_messages_come_soon_after_a_connection_that_hung_without_a_word(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
-        await pair.asking.bus._outbox.empty()
+        await pair.asking.sent()
         proxy.swallows_replies = True
         asking = pair.ask("echo", payload={"x": 1})
         await until(lambda: pair.worker.ran)
@@ -368,19 +366,21 @@ async def test_messages_come_soon_after_a_connection_that_hung_without_a_word(
 
 
 async def test_a_process_that_lets_too_many_messages_pile_up_counts_as_dead(
-    redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
+    redis_server: EmbeddedRedis, proxy: TcpProxy, script: Redis
 ):
+    redis = script
     async with Pair(redis_server.url, proxy.url) as pair:
         held = pair.ask("wait")
         await pair.worker.started.get()
-        few = Limits(LEASE, LEASE, max_attempts=3, inbox=5)
-        pair.asking.bus._process._channel = Channel("pipecat", few)
+        piled = await process_of(redis, "answerer")
         proxy.block()
-        for number in range(10):
-            await pair.asking.bus.send(data("answerer", number=number))
+        sender = await Process(redis, "sender", channel="pipecat", takeover=LEASE, inbox=5).join()
+        for _ in range(10):
+            await sender.say("route", "d", "answerer", "hello", "0")
+        assert not await redis.keys(f"*{piled}*")
+        await sender.call("leave")
         with pytest.raises(WorkerLostError):
             await held
-        assert not await redis.keys(f"*:in:{pair.working.bus._process.id}:*")
         proxy.unblock()
         proxy.reset()
         await until(lambda: pair.working.bus.stats.expulsions)
@@ -424,7 +424,7 @@ async def test_a_lease_that_is_renewed_while_the_process_joins_anew_is_not_taken
     joining, renewed = asyncio.Event(), asyncio.Semaphore(0)
 
     async def join_late(*commands: Command) -> list[Reply]:
-        if commands[0] == LOAD and not joining.is_set():
+        if commands[:1] == LOAD[:1] and not joining.is_set():
             joining.set()
             await renewed.acquire()
         return await call(*commands)

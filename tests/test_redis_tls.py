@@ -73,8 +73,8 @@ async def test_a_certificate_that_is_not_trusted_is_an_error_at_the_start_that_s
 
 async def test_tls_connections_that_are_cut_come_back(front: Front, redis_server: EmbeddedRedis):
     async with (
-        Member(front.trusting_url, asker := Asker()) as member,
-        Member(redis_server.url, answerer := Answerer()),
+        Member(front.trusting_url, asker := Asker(), lease=5.0) as member,
+        Member(redis_server.url, answerer := Answerer(), lease=5.0),
     ):
         await member.knows("answerer")
         asking = asyncio.create_task(asker.ask("answerer", "wait", timeout=20))

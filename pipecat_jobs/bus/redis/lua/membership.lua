@@ -11,9 +11,15 @@ local function note_beat()
   redis.call('SET', P .. ':beat', at, 'PX', linger)
   redis.call('ZADD', MEMBERS, at + lease, me)
   live_on(MEMBERS)
-  live_on(process_of(me))
-  live_on(stream_of(me, 'u'))
-  live_on(stream_of(me, 'd'))
+end
+
+-- Tells whether all of it is there.
+local function keep_alive(process)
+  local whole = live_on(process_of(process))
+  for _, lane in ipairs({'u', 'd'}) do
+    whole = live_on(stream_of(process, lane)) and whole
+  end
+  return whole
 end
 
 local function bury(at)
@@ -34,11 +40,12 @@ end
 
 function commands.join(uid, runner)
   redis.call('HSET', process_of(me), 'uid', uid, 'runner', runner, 'n', 0)
-  -- There before the first message, and empty: a key gets its time to live here, and once only.
+  -- There before the first message: without its streams a process is sent nothing.
   for _, lane in ipairs({'u', 'd'}) do
     local stream = stream_of(me, lane)
     redis.call('XDEL', stream, redis.call('XADD', stream, '*', 'k', 'joined'))
   end
+  keep_alive(me)
   note_beat()
   return 'ok'
 end
@@ -52,7 +59,7 @@ function commands.leave()
 end
 
 function commands.renew()
-  if not redis.call('ZSCORE', MEMBERS, me) or not redis.call('HGET', process_of(me), 'n') then
+  if not redis.call('ZSCORE', MEMBERS, me) or not keep_alive(me) then
     return 'fenced'
   end
   note_beat()

@@ -39,7 +39,8 @@ local function now()
   return clock[1] * 1000 + math.floor(clock[2] / 1000)
 end
 
-local function live_on(key) redis.call('PEXPIRE', key, linger) end
+-- Tells whether there is such a key.
+local function live_on(key) return redis.call('PEXPIRE', key, linger) == 1 end
 
 local function process_of(process) return P .. ':proc:' .. process end
 
@@ -59,7 +60,7 @@ local function push(process, lane, kind, ref, attempt, body)
     overflowing[process] = true
     return
   end
-  redis.call('XADD', stream, '*', 'k', kind, 'r', ref, 'a', attempt, 'b', body)
+  redis.call('XADD', stream, 'NOMKSTREAM', '*', 'k', kind, 'r', ref, 'a', attempt, 'b', body)
 end
 
 -- Jobs: w worker, j job name, o owner, s kind of room it takes there, a attempt, once, c cancelled,
