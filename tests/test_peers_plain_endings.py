@@ -80,7 +80,7 @@ async def test_a_plain_requesters_timeout_stops_our_handler(harness: JobHarness)
     await harness.start(asker, answerer)
 
     with pytest.raises(PipecatJobError, match="timeout"):
-        await asker.ask("answerer", "wait", timeout=0.05)
+        await asker.ask("answerer", "wait", timeout=0.3)
 
     assert await answerer.stopped.get() == await answerer.started.get()
 
@@ -90,7 +90,7 @@ async def test_our_timeout_stops_a_plain_handler(harness: JobHarness):
     await harness.start(asker, answerer)
 
     with pytest.raises(JobTimeoutError, match="'answerer'"):
-        await asker.ask("answerer", "wait", timeout=0.05)
+        await asker.ask("answerer", "wait", timeout=0.3)
 
     assert await answerer.stopped.get() == await answerer.started.get()
 

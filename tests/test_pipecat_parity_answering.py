@@ -79,7 +79,7 @@ async def test_a_request_nobody_handles_stays_open_until_its_deadline(job_harnes
     await job_harness.start(asker, worker)
 
     with pytest.raises(JobTimeoutError):
-        async with asker.job("worker", timeout=0.05) as j:
+        async with asker.job("worker", timeout=0.3) as j:
             await job_harness.settle()
             assert list(worker.active_jobs) == [j.job_id]
 

@@ -152,7 +152,7 @@ async def test_a_cancel_reaches_a_worker_that_waits(job_harness: JobHarness):
 async def test_the_deadline_reaches_a_worker_that_waits(job_harness: JobHarness):
     asker = await started(job_harness, streamer := Streamer())
     with pytest.raises(JobTimeoutError):
-        async with asker.job("streamer", name="count", unread_limit=3, timeout=0.01) as j:
+        async with asker.job("streamer", name="count", unread_limit=3, timeout=0.3) as j:
             await anext(j)
             await streamer.cancelled.wait()
     assert streamer.sent == 3
