@@ -1,5 +1,6 @@
 """Where the books of a process and those of the server differ."""
 
+import asyncio
 from collections.abc import Iterable
 
 import pytest
@@ -140,3 +141,12 @@ async def test_a_requesters_death_that_overtakes_its_request_wins():
     desk.post.read(Entry(Lane.URGENT, "c", "process:8", 1, b""))
     desk.post.read(request())
     assert desk.post.ledger.all_held() == []
+
+
+async def test_who_waits_for_what_is_on_its_way_waits_no_more_when_it_is_dropped():
+    """With the process's inbox, when it was declared dead; a drain would wait for ever."""
+    desk = Desk()
+    waiting = asyncio.create_task(desk.post.caught_up())
+    await asyncio.sleep(0)
+    desk.post.expelled()
+    await asyncio.wait_for(waiting, timeout=5)

@@ -314,9 +314,7 @@ class Post:
                 unknown, _, held = entry.body.decode().partition("|")
                 self._audited(unknown.split(" ") if unknown else [], set(held.split()))
             case "e":
-                for mark in self._marks:
-                    mark.set()
-                self._marks.clear()
+                self._reach_marks()
             case _:
                 raise UnreadableMessageError(f"an entry of kind {entry.kind!r}")
 
@@ -445,6 +443,8 @@ class Post:
         for held in self.ledger.all_held():
             self.revoke(held, self._reasons["expelled"])
         self.ledger.none_is_leaving()
+        # What was on its way to this process is no more.
+        self._reach_marks()
         for asked in self.ledger.open():
             if asked.sent or (asked.request.number and not asked.request.outlives):
                 self._lost(asked, "expelled")
@@ -464,6 +464,11 @@ class Post:
         self._marks.append(mark)
         self._outbox.put(Call(Lane.CONTROL, "mark", lambda _, __: (), outlives=True))
         await mark.wait()
+
+    def _reach_marks(self) -> None:
+        for mark in self._marks:
+            mark.set()
+        self._marks.clear()
 
     def _answer_ref(self, command: str, ref: str, attempt: int, *more: str) -> None:
         self.ledger.leaving(ref)
