@@ -114,7 +114,6 @@ class RedisStreamsBus(RoutedBus):
         self._offers: dict[str, list[Offer]] = {}
         self._ended: set[str] = set()
         self._known: dict[str, str] = {}
-        self._newcomers: set[str] = set()
         self._announced: dict[str, BusWorkerRegistryMessage] = {}
         self._draining = False
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -302,10 +301,7 @@ class RedisStreamsBus(RoutedBus):
             before = self._announced.get(message.source)
             self._announced[message.source] = message
             if before is not None and before.workers == message.workers:
-                # A runner answers each newcomer for all to hear, and the others have heard it.
-                for newcomer in self._newcomers:
-                    self._post.route(message, newcomer)
-                self._newcomers.clear()
+                # A runner answers each newcomer for all to hear, and has been answered for already.
                 return
         self._post.publish(message)
 
@@ -394,12 +390,10 @@ class RedisStreamsBus(RoutedBus):
             runner: The runner's name.
             process: The process's id, which is another when it has joined anew.
         """
-        before = self._known.get(runner)
-        self._known[runner] = process
-        if before is None:
-            self._newcomers.add(runner)
-        elif before != process:
-            # While it was away it may have missed what was said of the workers here.
+        if self._known.get(runner) != process:
+            self._known[runner] = process
+            # Not left to our runners: they answer a runner that they do not know, and may think
+            # that they know it. When they do answer, all the others have heard it.
             for message in self._announced.values():
                 self._post.route(message, runner)
 
