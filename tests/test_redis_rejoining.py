@@ -133,6 +133,26 @@ async def test_a_job_that_is_cancelled_before_its_receipt_is_not_asked_for_again
         assert len(pair.worker.ran) == 1
 
 
+async def test_a_job_that_its_worker_has_had_before_is_not_left_waiting(
+    redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
+):
+    """Whoever asked was declared dead before the receipt, and asks again."""
+    async with Pair(proxy.url, redis_server.url) as pair:
+        await pair.asking.bus._outbox.empty()
+        proxy.swallows_replies = True
+        held = pair.ask("wait")
+        await pair.worker.started.get()
+        process = pair.asking.bus._process
+        assert process is not None
+        await redis.execute_command(*process._channel.call("leave", process.id, 0))
+        await until(lambda: pair.worker.cancelled)
+        proxy.swallows_replies = False
+        proxy.reset()
+        with pytest.raises(WorkerLostError, match="no process that may run it came"):
+            await held
+        assert len(pair.worker.ran) == 1
+
+
 # -- the end -------------------------------------------------------------------------------------
 
 

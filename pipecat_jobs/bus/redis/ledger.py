@@ -121,6 +121,7 @@ class Ledger:
         self._held: dict[Parties, Held] = {}
         self._by_ref: dict[str, Held] = {}
         self._heard: Recent[tuple[str, int], None] = Recent(_MOST_HEARD)
+        self._was_held: Recent[Parties, None] = Recent(_MOST_HEARD)
         #: By the server's names: jobs that are done with here, which the server does not know yet.
         self._leaving: set[str] = set()
         self._free = asyncio.Event()
@@ -187,6 +188,7 @@ class Ledger:
             held: The job.
         """
         self._heard.remember((held.ref, held.attempt), None)
+        self._was_held.remember(held.parties, None)
         self._held[held.parties] = held
         self._by_ref[held.ref] = held
         self._free.clear()
@@ -211,6 +213,17 @@ class Ledger:
             Whether it has.
         """
         return (ref, attempt) in self._heard
+
+    def has_held(self, parties: Parties) -> bool:
+        """Tell whether this process has taken a job before, by whatever name of the server's.
+
+        Args:
+            parties: Whose.
+
+        Returns:
+            Whether it has.
+        """
+        return parties in self._was_held
 
     def held(self, parties: Parties) -> Held | None:
         """Look up a job that this process does.

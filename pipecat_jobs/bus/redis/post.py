@@ -362,6 +362,11 @@ class Post:
             self.give_back(entry.ref, entry.attempt, started=False)
             return
         parties = Parties(message.source, target, message.job_id)
+        if entry.attempt > 1 and self.ledger.has_held(parties):
+            # Asked for again, without a word of who had it before. The worker would take it for an
+            # echo of what it has had, and not answer.
+            self.give_back(entry.ref, entry.attempt, started=True)
+            return
         held = Held(parties, entry.ref, entry.attempt)
         self.ledger.hold(held)
         if entry.attempt > 1:
