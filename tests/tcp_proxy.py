@@ -57,6 +57,11 @@ class TcpProxy:
         """Never again pass on what the server says over the connections there are."""
         self._forsaken |= self._writers
 
+    def stall(self) -> None:
+        """Hear nothing more over the connections there are, not even that they are closed."""
+        for writer in self._writers:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+
     def block(self) -> None:
         """Let nothing through, and keep the connections open."""
         self._open.clear()

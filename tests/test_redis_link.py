@@ -3,7 +3,10 @@
 import asyncio
 
 import pytest
+from bot_process import free_port
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
 from redis_support import redis_server, until_async
 from tcp_proxy import TcpProxy
 
@@ -25,6 +28,56 @@ async def test_a_connection_closed_while_it_is_opened_is_not_used(redis_server: 
             await calling
         assert await link.call(("PING",)) == [b"PONG"]
         await link.close()
+        async with Redis.from_url(redis_server.url) as redis:
+
+            async def is_alone() -> bool:
+                return len(await redis.client_list()) == 1
+
+            await until_async(is_alone)
+
+
+async def test_calls_at_once_each_get_their_own_reply(redis_server: EmbeddedRedis):
+    async with Redis.from_url(redis_server.url) as client:
+        link = Link(client, timeout=5)
+        words = [f"word {number}" for number in range(10)]
+        replies = await asyncio.gather(*(link.call(("ECHO", word)) for word in words))
+        assert [reply.decode() for [reply] in replies] == words
+        await link.close()
+
+
+async def test_a_call_that_takes_too_long_leaves_no_reply_to_the_next(redis_server: EmbeddedRedis):
+    async with Redis.from_url(redis_server.url) as client:
+        link = Link(client, timeout=0.1)
+        with pytest.raises(UnreachableError, match="TimeoutError"):
+            await link.call(("BLPOP", "nothing", 1))
+        assert await link.call(("PING",)) == [b"PONG"]
+        # Only what may take longer does.
+        assert await link.call(("BLPOP", "nothing", "0.2"), wait=5) == [None]
+        await link.close()
+
+
+async def test_a_link_asks_for_nothing_that_its_client_would(redis_server: EmbeddedRedis):
+    """The client's ways to see whether the server is there are not those of a link."""
+    async with Redis.from_url(
+        redis_server.url, health_check_interval=0.000001, decode_responses=True, protocol=3
+    ) as client:
+        link = Link(client, timeout=5)
+        for _ in range(3):
+            assert await link.call(("ECHO", "word")) == [b"word"]
+        [statistics] = await link.call(("INFO", "commandstats"))
+        assert b"cmdstat_echo:calls=3" in statistics
+        assert b"cmdstat_ping" not in statistics
+        assert b"cmdstat_hello" not in statistics
+        await link.close()
+
+
+async def test_whether_to_try_again_is_not_up_to_the_client():
+    again = Retry(ConstantBackoff(60), 3, supported_errors=(Exception,))
+    client = Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=again)
+    link = Link(client, timeout=5)
+    with pytest.raises(UnreachableError, match="connecting to 127"):
+        await link.call(("PING",))
+    await client.aclose()
 
 
 async def test_a_call_that_is_cancelled_leaves_no_reply_to_the_next(redis_server: EmbeddedRedis):

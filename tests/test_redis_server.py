@@ -193,6 +193,12 @@ async def test_a_server_that_is_not_there_is_an_error_at_the_start():
         await member.runner.run()
 
 
+async def test_a_server_that_says_nothing_is_an_error_at_the_start(proxy: TcpProxy):
+    proxy.block()
+    with pytest.raises(BusUnavailableError, match="does not answer"):
+        await Member(proxy.url, start_timeout=0.2).runner.run()
+
+
 async def test_a_wrong_password_is_an_error_at_the_start_that_says_so():
     async with EmbeddedRedis(port=free_port()) as server:
         address = server.url.rpartition("@")[2]

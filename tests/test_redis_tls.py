@@ -14,6 +14,7 @@ from tcp_proxy import TcpProxy
 
 from pipecat_jobs import BusUnavailableError
 from pipecat_jobs.bus.redis import EmbeddedRedis
+from pipecat_jobs.bus.redis.link import Link, UnreachableError
 
 __all__ = ["redis", "redis_server"]
 
@@ -67,7 +68,7 @@ async def test_a_certificate_that_is_not_trusted_is_an_error_at_the_start_that_s
     ) as front:
         url = front.trusting_url if other_host else f"{front.url}?ssl_check_hostname=true"
         with pytest.raises(BusUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
-            await Member(url, start_timeout=0.3).runner.run()
+            await Member(url, start_timeout=1.0).runner.run()
     await nothing_remains(redis)
 
 
@@ -85,6 +86,20 @@ async def test_tls_connections_that_are_cut_come_back(front: Front, redis_server
         assert await asker.ask("answerer", "echo", timeout=20)
         await until(lambda: member.bus.stats.reconnects)
         assert (member.bus.stats.expulsions, member.bus.stats.lost) == (0, 0)
+
+
+async def test_a_tls_connection_that_hangs_is_left_without_a_word(front: Front):
+    """Closing one in good order takes the other side's goodbye."""
+    async with Redis.from_url(front.trusting_url) as client:
+        link = Link(client, timeout=0.2)
+        assert await link.call(("PING",)) == [b"PONG"]
+        front.stall()
+        async with asyncio.timeout(5):
+            with pytest.raises(UnreachableError):
+                await link.call(("PING",))
+            assert await link.call(("PING",)) == [b"PONG"]
+            front.stall()
+            await link.close()
 
 
 async def test_a_client_with_tls_and_a_user_gives_its_settings_to_the_bus(

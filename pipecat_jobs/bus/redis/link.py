@@ -1,6 +1,7 @@
 """One connection to the server, which comes back after it has broken."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
@@ -59,35 +60,42 @@ class Link:
                     connection = await self._connected()
                     # The connection's own packing is pure Python.
                     packed = b"".join(map(_pack, commands))
-                    await connection.send_packed_command(packed, check_health=False)
+                    await connection.send_packed_command(packed)
                     return [await self._read(connection) for _ in commands]
-            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-                await self._drop()
-                raise UnreachableError(_reason(error)) from error
-            except BaseException:
+            except BaseException as error:
                 # Replies that nobody read would be taken for those of the next commands.
-                await self._drop()
+                await self.drop()
+                if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
+                    raise UnreachableError(_reason(error)) from error
                 raise
 
     async def close(self) -> None:
         """Close the connection. The next call opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.disconnect()
+            # Over TLS the other side says goodbye as well, unless it is out of reach.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout):
+                    await connection.disconnect()
+
+    async def drop(self) -> None:
+        """Close the connection at once. The next call opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
 
     async def _connected(self) -> AbstractConnection:
         connection = self._connection
         if connection is None:
             pool = self._client.connection_pool
-            # Ours alone, so that a blocking read keeps none of the caller's pool; and read raw,
-            # whatever the caller's client decodes to.
+            # Ours alone, so that a blocking read keeps none of the caller's pool; read raw,
+            # whatever the caller's client decodes to; and whoever calls is who tries again.
             settings: dict[str, Any] = {
                 **pool.connection_kwargs,
                 "protocol": 2,
                 "decode_responses": False,
                 "socket_timeout": None,
                 "retry": Retry(NoBackoff(), 0),
-                "retry_on_error": [],
                 "health_check_interval": 0,
             }
             connection = self._connection = pool.connection_class(**settings)
@@ -104,15 +112,9 @@ class Link:
     @staticmethod
     async def _read(connection: AbstractConnection) -> Reply:
         try:
-            return cast(Reply, await connection.read_response(disable_decoding=True))
+            return cast(Reply, await connection.read_response())
         except ResponseError as error:
             return error
-
-    async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            # Without waiting: the other side may be out of reach.
-            await connection.disconnect(nowait=True)
 
 
 def _reason(error: Exception) -> str:

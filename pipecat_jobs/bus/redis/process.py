@@ -129,7 +129,7 @@ class Process:
         Raises:
             BusUnavailableError: If the server could not be reached.
         """
-        delays, cause = _Delays(), ""
+        delays, cause = _Delays(), "it does not answer"
         try:
             async with asyncio.timeout(timeout):
                 while True:
@@ -284,7 +284,7 @@ class Process:
             if self._away:
                 self._is_back()
                 # Its connection may hang where this one broke.
-                await self._reading.close()
+                await self._reading.drop()
             problem = self._note(calls, replies)
             if problem is None:
                 delays = _Delays()
