@@ -2,7 +2,7 @@
 
 import pytest
 from redis.asyncio import Redis
-from redis_script import Process, script
+from redis_script import PREFIX, Process, script
 from redis_support import nothing_remains, redis, redis_server
 
 __all__ = ["redis", "redis_server", "script"]
@@ -75,6 +75,27 @@ async def test_jobs_that_share_room_wait_for_each_other_and_each_gets_its_turn(r
         assert len(waiting) == left
         await host.answer(ref)
     assert await host.jobs() == []
+
+
+async def test_no_job_keeps_those_that_share_its_room_waiting_for_ever(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    names = {await asker.ask("w", name): name for name in ["one", "two"] * 40}
+    begun: set[str] = set()
+    while len(begun) < 2:
+        [(ref, _)] = await host.jobs()
+        begun.add(names.pop(ref))
+        await host.answer(ref)
+    assert set(names.values()) == {"one", "two"}
+
+
+async def test_no_more_of_what_waits_is_looked_at_than_there_is_room_for(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    first, *_ = [await asker.ask("w") for _ in range(10)]
+    before = int(await redis.hget(f"{PREFIX}:turns", "w"))
+    await host.answer(first)
+    assert int(await redis.hget(f"{PREFIX}:turns", "w")) == before + 2
 
 
 async def test_what_waits_for_room_is_given_out_in_the_order_it_was_asked(redis: Redis):

@@ -229,6 +229,7 @@ async def test_a_request_that_finds_no_host_in_time_is_lost_and_the_others_are_n
     full = await Process(redis, "x").join("full")
     running, queued = [await asker.ask("full") for _ in range(2)]
     lost = await asker.ask("nobody's")
+    assert await redis.zrange(f"{PREFIX}:waiting", 0, -1) == [lost]
     assert await asker.call("renew") == "ok"
     assert await asker.read() == [("d", "l", lost, "unhosted")]
     assert await full.jobs() == [(running, 1)]
@@ -313,6 +314,8 @@ async def test_a_lost_job_of_a_process_that_is_gone_keeps_nobody_from_its_others
     await one.call("renew")
     relief = await Process(redis, "y").join("w", job=5)
     assert sorted(await relief.jobs()) == [(refs[1], 2), (refs[3], 2)]
+    await one.call("leave")
+    assert [key for key in await redis.keys() if key.endswith((":a", ":x"))] == []
 
 
 async def test_a_lost_job_that_waits_for_room_keeps_nobody_from_it(redis: Redis):
@@ -411,6 +414,9 @@ async def test_the_last_one_to_leave_leaves_nothing(redis: Redis):
 async def test_a_name_that_is_taken_back_is_gone(redis: Redis):
     one = await Process(redis, "a").join("w")
     two = await Process(redis, "b").join()
+    await one.answer(await two.ask("w"))
+    for process in (one, two):
+        await process.read()
     await one.say("unhost", "w")
     assert await kinds(redis) == {"members", "proc", "in", "beat"}
     await two.ask("w")

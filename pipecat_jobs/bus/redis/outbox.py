@@ -93,7 +93,7 @@ class Outbox:
             Whether it was still there.
         """
         lane = self._lanes[call.lane]
-        if call.number or call not in lane:
+        if call not in lane:
             return False
         lane.remove(call)
         self._note()

@@ -1,0 +1,88 @@
+"""What waits for a process at the server, and how it is read."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+from redis_support import redis, redis_server
+
+from pipecat_jobs.bus.redis import EmbeddedRedis
+from pipecat_jobs.bus.redis.inbox import BATCH, Entry, Inbox
+from pipecat_jobs.bus.redis.link import Command, Link, Reply, UnreachableError
+
+__all__ = ["redis", "redis_server"]
+
+
+class Cuttable(Link):
+    """A link whose next call may be made to fail after the server has answered."""
+
+    fails = False
+
+    async def call(self, *commands: Command, wait: float = 0) -> list[Reply]:
+        replies = await super().call(*commands, wait=wait)
+        if self.fails:
+            self.fails = False
+            raise UnreachableError("cut")
+        return replies
+
+
+@pytest.fixture
+async def link(redis_server: EmbeddedRedis) -> AsyncIterator[Cuttable]:
+    async with Redis.from_url(redis_server.url) as client:
+        link = Cuttable(client, timeout=5)
+        yield link
+        await link.close()
+
+
+async def put(redis: Redis, lane: str, *bodies: str) -> None:
+    for body in bodies:
+        await redis.xadd(lane, {"k": "m", "r": "", "a": 0, "b": body})
+
+
+async def read(inbox: Inbox) -> list[str]:
+    found: list[Entry] = []
+    await inbox.read(found.append)
+    return [entry.body.decode() for entry in found]
+
+
+async def test_urgent_messages_are_read_before_the_others_however_many_there_are(
+    redis: Redis, link: Cuttable
+):
+    inbox = Inbox(("u", "d"), link)
+    urgent = [f"urgent {number}" for number in range(3 * BATCH)]
+    await put(redis, "d", "data")
+    await put(redis, "u", *urgent)
+    assert await read(inbox) == [*urgent, "data"]
+
+
+async def test_what_has_been_read_is_gone_with_the_next_reading(redis: Redis, link: Cuttable):
+    inbox = Inbox(("u", "d"), link)
+    for lane in "ud":
+        await put(redis, lane, "first")
+    assert await read(inbox) == ["first", "first"]
+    await put(redis, "d", "second")
+    assert await read(inbox) == ["second"]
+    assert (await redis.xlen("u"), await redis.xlen("d")) == (0, 1)
+
+
+async def test_what_is_read_when_the_connection_breaks_is_read_again_and_once(
+    redis: Redis, link: Cuttable
+):
+    inbox = Inbox(("u", "d"), link)
+    await put(redis, "d", "first")
+    link.fails = True
+    with pytest.raises(UnreachableError):
+        await read(inbox)
+    assert await read(inbox) == ["first"]
+    await put(redis, "u", "second")
+    link.fails = True
+    with pytest.raises(UnreachableError):
+        await read(inbox)
+    assert await read(inbox) == ["second"]
+
+
+async def test_a_server_that_does_not_let_it_be_read_is_out_of_reach(redis: Redis, link: Cuttable):
+    inbox = Inbox(("u", "d"), link)
+    await redis.set("u", "no stream")
+    with pytest.raises(UnreachableError, match="WRONGTYPE"):
+        await read(inbox)

@@ -1,0 +1,126 @@
+"""What waits to be sent, and whose job it is."""
+
+import asyncio
+
+import pytest
+from pipecat.bus.messages import (
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusJobUpdateMessage,
+)
+from pipecat.pipeline.job_context import JobStatus
+
+from pipecat_jobs import BusFullError
+from pipecat_jobs.bus.redis.ledger import Held, Ledger, Parties
+from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
+
+
+def call(lane: Lane = Lane.DATA, *, essential: bool = False) -> Call:
+    return Call(lane, "route", lambda _, __: (), essential=essential)
+
+
+# -- the outbox ----------------------------------------------------------------------------------
+
+
+async def test_what_is_more_urgent_is_taken_first_and_the_rest_in_order():
+    outbox = Outbox(100)
+    data, urgent = [call() for _ in range(3)], [call(Lane.URGENT) for _ in range(2)]
+    control = call(Lane.CONTROL)
+    for each in (*data, *urgent, control):
+        outbox.put(each)
+    assert await outbox.take(4) == [control, *urgent, data[0]]
+    # They are given again until the server has them.
+    assert await outbox.take(4) == [control, *urgent, data[0]]
+    outbox.sent([control, urgent[0]])
+    assert await outbox.take(4) == [urgent[1], *data]
+
+
+async def test_the_lane_says_which_stream_it_is():
+    assert {lane: lane.letter for lane in Lane} == {
+        Lane.CONTROL: "u",
+        Lane.URGENT: "u",
+        Lane.DATA: "d",
+    }
+
+
+async def test_as_many_wait_as_may_and_what_others_wait_for_always_may():
+    outbox = Outbox(2)
+    outbox.put(call())
+    outbox.put(call())
+    await outbox.take(1)
+    with pytest.raises(BusFullError):
+        outbox.put(call())
+    outbox.put(call(essential=True))
+    outbox.sent(outbox.tried())
+    with pytest.raises(BusFullError):
+        outbox.put(call())
+    assert len(outbox) == 2
+
+
+async def test_a_call_can_be_taken_back_until_it_is_tried():
+    outbox = Outbox(100)
+    first, second = call(), call()
+    outbox.put(first)
+    outbox.put(second)
+    await outbox.take(1)
+    assert not outbox.withdraw(first)
+    assert outbox.withdraw(second)
+    assert not outbox.withdraw(second)
+    assert len(outbox) == 1
+
+
+@pytest.mark.parametrize("way", ["sent", "taken back"])
+async def test_an_outbox_is_empty_once_all_is_sent_or_taken_back(way: str):
+    outbox = Outbox(100)
+    await outbox.empty()
+    outbox.put(one := call())
+    emptied = asyncio.ensure_future(outbox.empty())
+    await asyncio.sleep(0)
+    assert not emptied.done()
+    if way == "sent":
+        outbox.sent(await outbox.take(1))
+    else:
+        assert outbox.withdraw(one)
+    await emptied
+    taking = asyncio.ensure_future(outbox.take(1))
+    await asyncio.sleep(0)
+    assert not taking.done()
+    outbox.put(two := call())
+    assert await taking == [two]
+
+
+# -- the ledger ----------------------------------------------------------------------------------
+
+
+def test_messages_that_are_about_no_job_of_anybody_have_no_parties():
+    answer = {"source": "b", "status": JobStatus.COMPLETED}
+    for message in (
+        BusJobResponseMessage(**answer, target=None, job_id="1"),
+        BusJobResponseMessage(**answer, target="a", job_id={}),  # type: ignore[arg-type]
+        BusJobCancelMessage(source="a", target=None, job_id="1"),
+        BusJobRequestMessage(source="a", target="b", job_id="1"),
+    ):
+        assert Parties.of(message) is None
+
+
+def test_both_sides_of_a_job_have_the_same_parties():
+    parties = Parties("a", "b", "1")
+    assert Parties.of(BusJobCancelMessage(source="a", target="b", job_id="1")) == parties
+    assert Parties.of(BusJobUpdateMessage(source="b", target="a", job_id="1")) == parties
+
+
+async def test_a_job_that_is_let_go_stays_held_by_a_later_attempt():
+    ledger, parties = Ledger(), Parties("a", "b", "1")
+    first, second = Held(parties, "x:1", 1), Held(parties, "y:1", 2)
+    ledger.hold(first)
+    ledger.hold(second)
+    free = asyncio.ensure_future(ledger.free())
+    ledger.let_go(first)
+    assert ledger.held(parties) is second
+    assert (ledger.held_as("x:1"), ledger.held_as("y:1")) == (None, second)
+    await asyncio.sleep(0)
+    assert not free.done()
+    ledger.let_go(second)
+    assert ledger.held(parties) is None
+    await free
