@@ -1,0 +1,443 @@
+"""What a process does with a message that it sends or gets, without a server."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from loguru import logger
+from pipecat.bus.messages import (
+    BusActivateWorkerMessage,
+    BusDataMessage,
+    BusFrameMessage,
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusJobUpdateMessage,
+    BusJobUpdateRequestMessage,
+    BusMessage,
+)
+from pipecat.bus.subscriber import BusSubscriber
+from pipecat.frames.frames import TextFrame
+from pipecat.pipeline.job_context import JobStatus
+from pipecat.processors.frame_processor import FrameDirection
+
+from pipecat_jobs import BusFullError, MessageTypeError, job_attempt
+from pipecat_jobs.attempts import set_run_once
+from pipecat_jobs.bus.envelope import Envelopes
+from pipecat_jobs.bus.redis.inbox import Entry
+from pipecat_jobs.bus.redis.ledger import Parties
+from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
+from pipecat_jobs.bus.redis.post import HearsOfLoss, Post
+from pipecat_jobs.bus.redis.stats import BusStats
+from pipecat_jobs.bus.wire import WireCodec
+
+CODEC = WireCodec()
+
+
+class Ours:
+    """A process with one worker, ``here``."""
+
+    def __init__(self) -> None:
+        self.takes = True
+        self.hearing: BusSubscriber | None = None
+        self.delivered: list[BusMessage] = []
+        self.gone: list[str] = []
+        self.lost: list[tuple[Parties, str]] = []
+
+    def subscriber(self, name: str) -> Any:
+        return self.hearing
+
+    def has(self, name: str) -> bool:
+        return name == "here"
+
+    def takes_requests(self, worker: str) -> bool:
+        return self.takes
+
+    def on_message_received(self, message: BusMessage) -> None:
+        self.delivered.append(message)
+
+    def process_gone(self, runners: Iterable[str]) -> None:
+        self.gone += runners
+
+    def tell_lost(self, subscriber: HearsOfLoss, parties: Parties, reason: str) -> None:
+        self.lost.append((parties, reason))
+
+
+class Hearing:
+    async def worker_lost(
+        self, worker_name: str, *, reason: str, job_id: str | None = None
+    ) -> None: ...
+
+
+class Desk:
+    """A post, whose calls the test takes to the server, or does not."""
+
+    def __init__(self, *, limit: int = 100, through_server: bool = False):
+        self.ours = Ours()
+        self.stats = BusStats()
+        self.outbox = Outbox(limit)
+        self.post = Post(
+            self.ours,
+            self.outbox,
+            CODEC,
+            Envelopes("channel"),
+            takeover=1.0,
+            through_server=through_server,
+            stats=self.stats,
+        )
+        self._others = Envelopes("channel")
+        self._number = 0
+
+    async def calls(self) -> list[Call]:
+        return await self.outbox.take(100) if len(self.outbox) else []
+
+    async def tried(self) -> list[tuple[Any, ...]]:
+        """Number what is next, as a process does that sends it, and give it as it is sent."""
+        for call in await self.calls():
+            self._number += 1
+            call.number = call.number or self._number
+        return [(call.name, *call.arguments("me", call.number)) for call in await self.calls()]
+
+    async def sent(self, reply: str = "ok") -> list[str]:
+        """Take all to the server, which says the same to each."""
+        await self.tried()
+        calls = await self.calls()
+        self.outbox.sent(calls)
+        for call in calls:
+            call.replied(reply)
+        return [call.name for call in calls]
+
+    def get(self, kind: str, body: bytes = b"", ref: str = "", attempt: int = 0, lane=Lane.DATA):
+        self.post.read(Entry(lane, kind, ref, attempt, body))
+
+    def seal(self, message: BusMessage, purpose: str = "d", number: int = 1) -> bytes:
+        return self._others.seal(purpose, "other", number, CODEC.encode(message))
+
+    def get_request(self, ref: str = "other:1", attempt: int = 1, **fields: Any) -> None:
+        message = request(source="there", target="here", **fields)
+        self.get("j", self.seal(message, "job", int(ref.split(":")[1])), ref, attempt)
+
+    def answers(self) -> list[tuple[JobStatus, Any]]:
+        return [
+            (message.status, message.response)
+            for message in self.ours.delivered
+            if isinstance(message, BusJobResponseMessage)
+        ]
+
+
+def request(job_id: Any = "1", source: str = "here", target: str | None = "there", **fields: Any):
+    return BusJobRequestMessage(source=source, target=target, job_id=job_id, **fields)
+
+
+def answer(**fields: Any) -> BusJobResponseMessage:
+    parties = {"source": "here", "target": "there", "job_id": "1", **fields}
+    return BusJobResponseMessage(**parties, status=JobStatus.COMPLETED)
+
+
+def cancel(**fields: Any) -> BusJobCancelMessage:
+    return BusJobCancelMessage(**{"source": "here", "target": "there", "job_id": "1", **fields})
+
+
+def activate(target: str | None) -> BusActivateWorkerMessage:
+    return BusActivateWorkerMessage(source="x", target=target)
+
+
+# -- which way a message goes --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("through_server", "target", "delivered", "sent_to_self"),
+    [
+        (False, "here", 1, None),
+        (False, None, 1, "0"),
+        (False, "there", 0, "0"),
+        (True, "here", 0, "1"),
+        (True, None, 0, "1"),
+    ],
+)
+async def test_a_message_stays_here_or_crosses_the_server(
+    through_server: bool, target: str | None, delivered: int, sent_to_self: str | None
+):
+    desk = Desk(through_server=through_server)
+    desk.post.publish(activate(target))
+    assert len(desk.ours.delivered) == delivered
+    to_self = [arguments[4] for arguments in await desk.tried()]
+    assert to_self == ([] if sent_to_self is None else [sent_to_self])
+
+
+async def test_what_is_urgent_is_sent_even_when_too_much_waits():
+    desk = Desk(limit=0)
+    desk.post.publish(cancel())
+    with pytest.raises(BusFullError):
+        desk.post.publish(activate("there"))
+    assert await desk.sent() == ["route"]
+
+
+async def test_a_type_that_cannot_be_carried_is_an_error_but_in_a_frame():
+    class Odd(TextFrame): ...
+
+    class OddMessage(BusDataMessage): ...
+
+    desk, said = Desk(), []
+    sink = logger.add(lambda text: said.append(str(text)), level="WARNING")
+    with pytest.raises(MessageTypeError):
+        desk.post.publish(OddMessage(source="here", target="there"))
+    for _ in range(2):
+        frame = BusFrameMessage(
+            source="here", target="there", frame=Odd("x"), direction=FrameDirection.DOWNSTREAM
+        )
+        desk.post.publish(frame)
+    logger.remove(sink)
+    assert await desk.calls() == []
+    assert len(said) == 1
+
+
+# -- asking --------------------------------------------------------------------------------------
+
+
+async def test_a_request_is_sent_once():
+    desk = Desk()
+    for _ in range(2):
+        desk.post.publish(request())
+    assert await desk.sent() == ["ask"]
+
+
+async def test_a_request_that_found_no_place_may_be_sent_later():
+    desk = Desk(limit=1)
+    desk.post.publish(request("1"))
+    with pytest.raises(BusFullError):
+        desk.post.publish(request("2"))
+    await desk.sent()
+    desk.post.publish(request("2"))
+    assert await desk.sent() == ["ask"]
+
+
+async def test_a_request_that_was_not_tried_is_taken_back_by_its_cancel():
+    desk = Desk()
+    desk.post.publish(request())
+    desk.post.publish(cancel())
+    assert await desk.calls() == []
+    assert desk.answers() == [(JobStatus.CANCELLED, {"reason": "cancelled before it was taken"})]
+
+
+@pytest.mark.parametrize("reply", ["untaken", "ok", "over"])
+async def test_a_cancel_ends_a_job_that_nobody_has_taken(reply: str):
+    desk = Desk()
+    desk.post.publish(request())
+    await desk.sent()
+    desk.post.publish(cancel())
+    [call] = await desk.calls()
+    assert (call.name, call.lane) == ("order", Lane.URGENT)
+    assert (await desk.tried())[0][1:4] == (1, "u", "1")
+    await desk.sent(reply)
+    assert len(desk.answers()) == (reply == "untaken")
+    assert (desk.post.ledger.open() == []) == (reply == "untaken")
+
+
+async def test_an_order_that_is_no_cancel_calls_nothing_off():
+    desk = Desk()
+    desk.post.publish(request())
+    await desk.sent()
+    desk.post.publish(BusJobUpdateRequestMessage(source="here", target="there", job_id="1"))
+    [(name, number, _, cancels, _)] = await desk.tried()
+    assert (name, number, cancels) == ("order", 1, "0")
+    assert not desk.post.ledger.open()[0].cancelled
+
+
+async def test_an_answer_ends_the_job_it_is_for():
+    desk = Desk()
+    desk.post.publish(request())
+    await desk.sent()
+    update = BusJobUpdateMessage(source="there", target="here", job_id="1", update={})
+    desk.get("m", desk.seal(update), "me:1")
+    assert len(desk.post.ledger.open()) == 1
+    desk.get("m", desk.seal(answer(source="there", target="here"), number=2), "me:1")
+    assert desk.post.ledger.open() == []
+    assert len(desk.ours.delivered) == 2
+
+
+@pytest.mark.parametrize("hearing", [True, False])
+async def test_a_requester_is_told_that_its_job_is_lost_as_it_can_hear_it(hearing: bool):
+    desk = Desk()
+    desk.ours.hearing = Hearing() if hearing else None  # type: ignore[assignment]
+    for job_id in ("1", "2"):
+        desk.post.publish(request(job_id))
+    await desk.sent()
+    desk.get("l", b"once", "me:2")
+    assert [asked.parties.job_id for asked in desk.post.ledger.open()] == ["1"]
+    assert desk.stats.lost == 1
+    if hearing:
+        [(parties, reason)] = desk.ours.lost
+        assert parties.job_id == "2"
+        assert "must not run twice" in reason
+    else:
+        [(status, response)] = desk.answers()
+        assert status is JobStatus.ERROR
+        assert "must not run twice" in str(response)
+    # It is told once.
+    desk.get("l", b"once", "me:2")
+    assert desk.stats.lost == 1
+
+
+async def test_a_job_that_was_called_off_and_is_lost_was_cancelled():
+    desk = Desk()
+    desk.post.publish(request())
+    await desk.sent()
+    desk.post.publish(cancel())
+    await desk.sent()
+    desk.get("l", b"cancelled", "me:1")
+    assert desk.answers() == [(JobStatus.CANCELLED, None)]
+    assert desk.stats.lost == 0
+
+
+# -- answering -----------------------------------------------------------------------------------
+
+
+async def test_a_request_is_handed_over_with_its_attempt():
+    desk = Desk()
+    desk.get_request("other:2", attempt=3, job_id="b")
+    # Which of two comes first is up to the server.
+    desk.get_request("other:1", job_id="a")
+    assert [job_attempt(message) for message in desk.ours.delivered] == [3, 1]  # type: ignore[arg-type]
+    assert desk.stats.taken_over == 1
+    assert {held.ref for held in desk.post.ledger.all_held()} == {"other:1", "other:2"}
+
+
+async def test_a_request_for_a_worker_that_takes_none_is_given_back_as_not_begun():
+    desk = Desk()
+    desk.ours.takes = False
+    desk.get_request("other:7", attempt=2)
+    assert await desk.tried() == [("give_back", "other:7", 2, "0")]
+    assert desk.ours.delivered == desk.post.ledger.all_held() == []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        request(source="there", target=None),
+        request(source="there", target="here", job_id=7),
+        answer(source="there", target="here"),
+    ],
+)
+async def test_a_request_that_cannot_be_taken_is_refused_and_said_once(message: BusMessage):
+    desk, said = Desk(), []
+    sink = logger.add(lambda text: said.append(str(text)), level="WARNING")
+    for number in (1, 2):
+        desk.get("j", desk.seal(message, "job", number), f"other:{number}", 1)
+    desk.get("m", b"nonsense")
+    logger.remove(sink)
+    assert await desk.tried() == [("refuse", "other:1", 1), ("refuse", "other:2", 1)]
+    assert desk.stats.garbage == 3
+    assert len(said) == 1
+
+
+async def test_the_end_of_a_job_is_sent_even_when_too_much_waits_and_an_update_is_not():
+    desk = Desk(limit=0)
+    desk.get_request()
+    update = BusJobUpdateMessage(source="here", target="there", job_id="1", update={})
+    with pytest.raises(BusFullError):
+        desk.post.publish(update)
+    desk.post.publish(answer())
+    [(name, ref, attempt, lane, last, _)] = await desk.tried()
+    assert (name, ref, attempt, lane, last) == ("tell", "other:1", 1, "d", "1")
+    assert desk.post.ledger.all_held() == []
+
+
+async def test_what_is_said_of_a_job_that_is_over_is_not_sent():
+    desk = Desk()
+    desk.get_request()
+    desk.post.publish(answer())
+    await desk.sent()
+    desk.post.publish(answer())
+    assert await desk.calls() == []
+    assert desk.stats.late_answers == 1
+
+
+async def test_an_answer_that_came_too_late_is_counted():
+    desk = Desk()
+    desk.get_request()
+    desk.post.publish(answer())
+    await desk.sent("stale")
+    assert desk.stats.late_answers == 1
+
+
+async def test_an_answer_is_not_taken_from_who_only_sends_messages():
+    desk = Desk()
+    desk.get("m", desk.seal(answer(source="there", target="here")))
+    assert desk.ours.delivered == []
+    assert desk.stats.garbage == 1
+
+
+async def test_a_job_whose_asker_is_gone_is_stopped():
+    desk = Desk()
+    desk.get_request()
+    desk.get("c", ref="another:1")
+    assert len(desk.ours.delivered) == 1
+    desk.get("c", ref="other:1")
+    [_, stop] = desk.ours.delivered
+    assert isinstance(stop, BusJobCancelMessage)
+    assert (stop.source, stop.target, stop.job_id) == ("there", "here", "1")
+    assert desk.post.ledger.all_held() == []
+
+
+async def test_who_is_gone_is_passed_on():
+    desk = Desk()
+    desk.get("g", b"one\ntwo")
+    assert desk.ours.gone == ["one", "two"]
+
+
+# -- what the books say --------------------------------------------------------------------------
+
+
+async def test_the_server_is_asked_about_what_it_has_and_about_nothing_else():
+    desk = Desk()
+    desk.post.publish(request("1"))
+    await desk.sent()
+    desk.post.publish(request("2"))
+    desk.post.audit()
+    assert ("audit", 1) in await desk.tried()
+    await desk.sent()
+    # What it does not know is lost; but what it has not been sent is not known either.
+    desk.post.publish(request("3"))
+    await desk.tried()
+    third = desk.post.ledger.open()[-1].request.number
+    desk.get("x", f"1 {third}|".encode())
+    assert [asked.parties.job_id for asked in desk.post.ledger.open()] == ["2", "3"]
+
+
+async def test_a_process_that_has_asked_nothing_is_audited_for_what_it_does():
+    desk = Desk()
+    desk.post.audit()
+    assert await desk.tried() == [("audit",)]
+
+
+async def test_a_mark_comes_back_to_all_who_wait_for_one():
+    desk = Desk()
+    waiting = [asyncio.ensure_future(desk.post.caught_up()) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert all(call.outlives for call in await desk.calls())
+    desk.get("e")
+    await asyncio.gather(*waiting)
+    desk.get("e")
+
+
+async def test_who_was_declared_dead_gives_up_what_it_had_and_sends_what_it_had_not():
+    desk = Desk()
+    desk.get_request()
+    desk.post.publish(request("sent"))
+    await desk.sent()
+    tried, once = request("tried"), request("tried once")
+    set_run_once(once)
+    desk.post.publish(tried)
+    desk.post.publish(once)
+    await desk.tried()
+    desk.post.publish(request("waits"))
+    desk.post.expelled()
+    [_, stop] = [m for m in desk.ours.delivered if not isinstance(m, BusJobResponseMessage)]
+    assert isinstance(stop, BusJobCancelMessage)
+    assert desk.post.ledger.all_held() == []
+    open_jobs = {asked.parties.job_id: asked.attempt for asked in desk.post.ledger.open()}
+    # Whether the second had been heard is not known.
+    assert open_jobs == {"tried": 2, "waits": 1}
+    assert len(desk.answers()) == desk.stats.lost == 2
