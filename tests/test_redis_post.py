@@ -229,7 +229,7 @@ async def test_a_cancel_ends_a_job_that_nobody_has_taken(reply: str):
     desk.post.publish(cancel())
     [call] = await desk.calls()
     assert (call.name, call.lane) == ("order", Lane.URGENT)
-    assert (await desk.tried())[0][1:4] == (1, "u", "1")
+    assert (await desk.tried())[0][1:5] == (1, "u", "m", "1")
     await desk.sent(reply)
     assert len(desk.answers()) == (reply == "untaken")
     assert (desk.post.ledger.open() == []) == (reply == "untaken")
@@ -240,7 +240,7 @@ async def test_an_order_that_is_no_cancel_calls_nothing_off():
     desk.post.publish(request())
     await desk.sent()
     desk.post.publish(BusJobUpdateRequestMessage(source="here", target="there", job_id="1"))
-    [(name, number, _, cancels, _)] = await desk.tried()
+    [(name, number, _, _, cancels, _)] = await desk.tried()
     assert (name, number, cancels) == ("order", 1, "0")
     assert not desk.post.ledger.open()[0].cancelled
 

@@ -10,7 +10,7 @@ from support import Answerer
 from tcp_proxy import TcpProxy
 from test_redis_server import Pair, proxy
 
-from pipecat_jobs import JobTimeoutError
+from pipecat_jobs import JobTimeoutError, WorkerLostError
 from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.bus.redis.link import Command, Reply, UnreachableError
 from pipecat_jobs.bus.redis.outbox import Call, Lane
