@@ -209,6 +209,24 @@ async def test_streams_are_trimmed_as_they_are_read(redis_server: EmbeddedRedis,
         assert max(lengths) <= 2
 
 
+async def test_a_process_that_does_nothing_asks_the_server_for_nothing_but_its_lease(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    async def calls(command: str) -> int:
+        return (await redis.info("commandstats")).get(f"cmdstat_{command}", {"calls": 0})["calls"]
+
+    async with Member(redis_server.url, Answerer()) as member:
+        await member.caught_up()
+        scripts, reads = await calls("evalsha"), await calls("xread")
+
+        async def renewed_twice() -> bool:
+            return await calls("evalsha") >= scripts + 2
+
+        await until_async(renewed_twice)
+        # One is under way, and one began when the last message had been read.
+        assert await calls("xread") <= reads + 2
+
+
 async def test_a_process_that_joins_costs_the_others_a_message_or_two_each(
     redis_server: EmbeddedRedis,
 ):

@@ -241,6 +241,18 @@ async def test_a_request_that_finds_no_host_in_time_is_lost_and_the_others_are_n
     await nothing_remains(redis)
 
 
+async def test_a_request_whose_time_is_over_waits_on_for_a_host_that_is_there(redis: Redis):
+    asker = await Process(redis, "a", takeover=0).join()
+    refs = [await asker.ask("w") for _ in range(2)]
+    host = await Process(redis, "x").join("w")
+    await asker.call("renew")
+    assert [entry for entry in await asker.read() if entry[1] == "l"] == []
+    assert await redis.exists(f"{PREFIX}:waiting") == 0
+    for ref in refs:
+        assert await host.jobs() == [(ref, 1)]
+        await host.answer(ref)
+
+
 async def test_a_request_has_only_so_much_time_whatever_comes_and_goes(redis: Redis):
     asker = await Process(redis, "a").join()
     ref = await asker.ask("w")
@@ -335,6 +347,7 @@ async def test_a_lost_job_that_waits_for_a_host_keeps_nobody_from_being_given_up
     await lose_jobs_of(redis, one)
     assert await one.call("renew") == "ok"
     assert await two.read() == [("d", "l", waiting, "unhosted")]
+    assert await redis.exists(f"{PREFIX}:waiting") == 0
 
 
 @pytest.mark.parametrize("key", ["proc:a", "in:a:u", "in:a:d"])
@@ -354,6 +367,15 @@ async def test_the_time_that_the_server_was_away_counts_against_nobody(redis: Re
     await redis.set(f"{PREFIX}:beat", 1)
     assert await two.call("renew") == "ok"
     assert await one.call("renew") == "ok"
+
+
+async def test_no_lease_is_shortened_by_the_time_that_the_server_was_away(redis: Redis):
+    one = await Process(redis, "a").join()
+    await Process(redis, "b", lease=1200).join()
+    before = await redis.zscore(f"{PREFIX}:members", "b")
+    await redis.set(f"{PREFIX}:beat", 1)
+    await one.call("renew")
+    assert await redis.zscore(f"{PREFIX}:members", "b") == before
 
 
 @pytest.mark.parametrize("command", ["join", "renew"])
