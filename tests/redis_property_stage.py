@@ -125,9 +125,12 @@ class Stage:
                 process = actor and actor.member.bus._process
                 if actor is not None and process is not None:
                     actor.was_expelled = True
-                    _, _, _, *leave = process._channel.call("leave", process.id, 0)
-                    # With its source, since the server may have forgotten the script.
-                    await self._redis.execute_command("EVAL", LOAD[2], 1, *leave)
+                    leave = process._channel.call("leave", process.id, 0)
+                    # With the scripts, since the server may have forgotten them.
+                    async with self._redis.pipeline() as pipe:
+                        for command in (*LOAD, leave):
+                            pipe.execute_command(*command)
+                        await pipe.execute()
             case Cut():
                 for actor in self._actors(step.process):
                     actor.proxy.reset()
