@@ -43,13 +43,14 @@ test-redis: $(VOICE_ENV) speech
 	PIPECAT_JOBS_BUS=redis .venv/bin/pytest --tb=native --ignore tests/test_property.py \
 		--ignore-glob 'tests/test_redis_*' --ignore-glob 'tests/test_example*' \
 		--ignore-glob 'tests/test_benchmark*' --ignore-glob 'tests/test_routed_bus*' \
-		$(foreach no,evals docs voice_bot real_sound embedded_redis wire envelope public_api streams_that_are_read_slowly,\
+		$(foreach no,evals docs voice_bot real_sound embedded_redis wire envelope public_api \
+		streams_that_are_read_slowly,\
 		--ignore tests/test_$(no).py)
 
 # Over Pipecat's own RedisBus: the tests of the contract. The others, PUBSUB='tests/test_[lt]*',
 # take a minute more and are about LLMs and tools, for which the bus matters little.
 PUBSUB ?= $(foreach part,bad_input cancellation dispatch executor gaps_* hooks nothing_left \
-	peers_plain_* pipecat_events pipecat_parity_* requester seed_* streams_*,tests/test_$(part).py)
+	peers_plain_* pipecat_events pipecat_parity_* requester seed_*,tests/test_$(part).py)
 test-redis-pubsub: $(NEWEST_ENV)
 	PIPECAT_JOBS_BUS=redis-pubsub .venv/bin/pytest --tb=native $(PUBSUB)
 
