@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from pipecat.bus.messages import BusEndWorkerMessage
 from redis.asyncio import Redis
 from redis_support import Member, nothing_remains, redis, redis_server, until
 from support import Answerer
@@ -193,3 +194,17 @@ async def test_a_process_that_stops_while_it_joins_anew_reads_no_more(
         tasks = {task.get_name() for task in asyncio.all_tasks()}
         assert not [name for name in tasks if "redis_read" in name]
         await nothing_remains(redis)
+
+
+async def test_what_the_server_could_not_do_is_not_overtaken_by_what_was_sent_behind_it(
+    member: Member, redis: Redis
+):
+    """As when a script is loaded again, by somebody else, between two calls of one batch."""
+    traffic, _ = LOAD
+    await redis.script_flush()
+    await redis.execute_command(*traffic)
+    caught_up = asyncio.create_task(member.bus._post.caught_up())
+    await asyncio.sleep(0)
+    await member.bus.send(BusEndWorkerMessage(source="answerer", target="nobody"))
+    async with asyncio.timeout(10):
+        await caught_up

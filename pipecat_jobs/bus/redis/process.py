@@ -3,7 +3,7 @@
 import asyncio
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Protocol, cast
 
 from loguru import logger
@@ -277,7 +277,7 @@ class Process:
             calls = await self._outbox.take(_BATCH)
             process = self.id
             try:
-                replies = await self._sending.call(*map(self._command, calls))
+                replies = await self._sending.call(*self._commands(calls))
             except UnreachableError as error:
                 await self._pause(delays, error)
                 continue
@@ -296,19 +296,23 @@ class Process:
                 logger.error(f"{self._occupant}: the server refuses a message: {problem}")
                 await asyncio.sleep(next(delays))
 
-    def _command(self, call: Call) -> Command:
-        if not call.number:
-            self._number += 1
-            call.number = self._number
-        arguments = call.arguments(self.id, call.number)
-        return self._channel.call(call.name, self.id, call.number, *arguments)
+    def _commands(self, calls: list[Call]) -> Iterator[Command]:
+        # None is done where the one before it could not be.
+        after = 0
+        for call in calls:
+            if not call.number:
+                self._number += 1
+                call.number = self._number
+            arguments = call.arguments(self.id, call.number)
+            yield self._channel.call(call.name, self.id, call.number, *arguments, after=after)
+            after = call.number
 
     def _note(self, calls: list[Call], replies: list[Reply]) -> Reply:
         """Tick off what was taken. Gives the first reply that says that a call was not."""
         done: list[Call] = []
         problem: Reply = None
         for call, reply in zip(calls, replies, strict=True):
-            if isinstance(reply, ResponseError) or reply == b"fenced":
+            if isinstance(reply, ResponseError) or reply in (b"fenced", b"early"):
                 problem = reply
                 break
             done.append(call)

@@ -72,7 +72,9 @@ class Channel:
         self.prefix = f"pipecat-jobs:{{{name}}}"
         self._limits = str(limits)
 
-    def call(self, name: str, process: str, number: int, *arguments: bytes | str | int) -> Command:
+    def call(
+        self, name: str, process: str, number: int, *arguments: bytes | str | int, after: int = 0
+    ) -> Command:
         """Make one command.
 
         Args:
@@ -81,13 +83,14 @@ class Channel:
             number: The call's number among those of this process, or 0 for one that may be
                 repeated.
             *arguments: What the command takes.
+            after: Number of a call without which this one must not be done, or 0.
 
         Returns:
             The command.
         """
         # A name may hold half of a surrogate pair, and must not keep the others from being sent.
         sent = [_encoded(each) if isinstance(each, str) else each for each in arguments]
-        head = ("EVALSHA", _SHAS[name], 1, self.prefix, name, process, self._limits, number)
+        head = ("EVALSHA", _SHAS[name], 1, self.prefix, name, process, self._limits, number, after)
         return (*head, *sent)
 
     def inbox(self, process: str) -> tuple[str, str]:

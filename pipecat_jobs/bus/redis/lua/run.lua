@@ -6,9 +6,13 @@ if number > 0 then
   if number <= tonumber(last) then
     return 'again'
   end
+  -- It would be taken for one that comes again, and never done.
+  if tonumber(ARGV[5]) > tonumber(last) then
+    return 'early'
+  end
   redis.call('HSET', process_of(me), 'n', number)
 end
-local reply = commands[ARGV[1]](unpack(ARGV, 5))
+local reply = commands[ARGV[1]](unpack(ARGV, 6))
 while next(overflowing) do
   local process = next(overflowing)
   overflowing[process] = nil

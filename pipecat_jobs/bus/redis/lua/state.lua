@@ -5,7 +5,8 @@
 -- ARGV[1]  command          ARGV[2]  process that calls
 -- ARGV[3]  "lease takeover attempts inbox linger": milliseconds, but for attempts and inbox
 -- ARGV[4]  the call's number, or 0 where doing it twice is doing it once
--- ARGV[5]  and on: what the command takes
+-- ARGV[5]  number of the call that has to have been done before, or 0
+-- ARGV[6]  and on: what the command takes
 --
 -- Keys, after the prefix:
 --   members        processes, by the end of their lease
