@@ -55,6 +55,12 @@ async def test_a_server_starts_answers_and_leaves_nothing(port: str | None):
         server.url  # noqa: B018
 
 
+async def test_nobody_else_can_read_the_password_in_a_folder_of_the_users(tmp_path: Path):
+    os.chmod(tmp_path, 0o755)
+    async with EmbeddedRedis(port=free_port(), folder=tmp_path):
+        assert (tmp_path / "redis.conf").stat().st_mode & 0o077 == 0
+
+
 async def test_a_port_wants_the_password():
     async with EmbeddedRedis(port=free_port()) as server:
         stranger = Redis.from_url(f"redis://{server.url.rpartition('@')[2]}")

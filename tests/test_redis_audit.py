@@ -98,14 +98,20 @@ async def test_a_job_that_this_process_does_is_its_own():
     assert await names(desk) == []
 
 
-@pytest.mark.parametrize("way", ["it was answered", "the process was declared dead"])
+@pytest.mark.parametrize(
+    "way", ["it was answered", "it was given back", "the process was declared dead"]
+)
 async def test_a_job_that_a_server_has_forgotten_the_end_of_is_given_away(way: str):
     desk = Desk()
-    desk.answer()
-    (tell,) = await desk.calls()
-    desk.outbox.sent([tell])
-    if way == "it was answered":
-        tell.replied("ok")
+    if way == "it was given back":
+        desk.post.ledger.let_go(HELD)
+        desk.post.give_back(HELD.ref, HELD.attempt, started=True)
+    else:
+        desk.answer()
+    (call,) = await desk.calls()
+    desk.outbox.sent([call])
+    if way != "the process was declared dead":
+        call.replied("ok")
     else:
         desk.post.expelled()
     desk.server_says_it_is_held()

@@ -21,7 +21,15 @@ from pipecat.pipeline.job_context import JobParams, JobStatus
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from redis.asyncio import Redis
-from redis_support import Member, nothing_remains, process_of, redis, redis_server, until
+from redis_support import (
+    Member,
+    nothing_remains,
+    process_of,
+    redis,
+    redis_server,
+    until,
+    until_async,
+)
 from support import Answerer, Asker, cancelled
 from tcp_proxy import TcpProxy
 from test_routed_bus import Listener, data
@@ -433,6 +441,19 @@ async def test_a_user_with_the_documented_rights_is_enough(
             await strangers.set("other", "1")
         await strangers.aclose()
     await nothing_remains(redis)
+
+
+async def test_a_bus_that_has_stopped_leaves_no_task_and_no_connection(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    async with Member(redis_server.url, Answerer()):
+        assert len(await redis.client_list()) > 1
+    assert [task for task in asyncio.all_tasks() if "redis" in task.get_name()] == []
+
+    async def is_alone() -> bool:
+        return len(await redis.client_list()) == 1
+
+    await until_async(is_alone)
 
 
 async def test_a_reader_that_fails_unforeseen_goes_on(

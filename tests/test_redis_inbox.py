@@ -14,14 +14,20 @@ __all__ = ["redis", "redis_server"]
 
 
 class Cuttable(Link):
-    """A link whose next call may be made to fail after the server has answered."""
+    """A link whose next call may be cut, before it is heard or before it is answered."""
 
-    fails = False
+    cut: str | None = None
+
+    def __init__(self, client: Redis):
+        super().__init__(client, timeout=5)
+        self.asked: list[list[str]] = []
+        """The names of the commands of each call."""
 
     async def call(self, *commands: Command, wait: float = 0) -> list[Reply]:
-        replies = await super().call(*commands, wait=wait)
-        if self.fails:
-            self.fails = False
+        self.asked.append([str(name) for name, *_ in commands])
+        cut, self.cut = self.cut, None
+        replies = [] if cut == "before" else await super().call(*commands, wait=wait)
+        if cut:
             raise UnreachableError("cut")
         return replies
 
@@ -29,7 +35,7 @@ class Cuttable(Link):
 @pytest.fixture
 async def link(redis_server: EmbeddedRedis) -> AsyncIterator[Cuttable]:
     async with Redis.from_url(redis_server.url) as client:
-        link = Cuttable(client, timeout=5)
+        link = Cuttable(client)
         yield link
         await link.close()
 
@@ -60,25 +66,26 @@ async def test_what_has_been_read_is_gone_with_the_next_reading(redis: Redis, li
     for lane in "ud":
         await put(redis, lane, "first")
     assert await read(inbox) == ["first", "first"]
-    await put(redis, "d", "second")
-    assert await read(inbox) == ["second"]
+    for number in (2, 3):
+        await put(redis, "d", f"number {number}")
+        assert await read(inbox) == [f"number {number}"]
     assert (await redis.xlen("u"), await redis.xlen("d")) == (0, 1)
+    assert link.asked == [["XREAD"], ["XTRIM", "XTRIM", "XREAD"], ["XTRIM", "XREAD"]]
 
 
+@pytest.mark.parametrize("cut", ["before", "after"])
 async def test_what_is_read_when_the_connection_breaks_is_read_again_and_once(
-    redis: Redis, link: Cuttable
+    redis: Redis, link: Cuttable, cut: str
 ):
     inbox = Inbox(("u", "d"), link)
-    await put(redis, "d", "first")
-    link.fails = True
-    with pytest.raises(UnreachableError):
-        await read(inbox)
-    assert await read(inbox) == ["first"]
-    await put(redis, "u", "second")
-    link.fails = True
-    with pytest.raises(UnreachableError):
-        await read(inbox)
-    assert await read(inbox) == ["second"]
+    for lane, body in (("d", "first"), ("u", "second")):
+        await put(redis, lane, body)
+        link.cut = cut
+        with pytest.raises(UnreachableError):
+            await read(inbox)
+        assert await read(inbox) == [body]
+    # Whether the first was taken off the server is not known, so it is again.
+    assert await redis.xlen("d") == 0
 
 
 async def test_a_server_that_does_not_let_it_be_read_is_out_of_reach(redis: Redis, link: Cuttable):

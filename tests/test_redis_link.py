@@ -71,6 +71,13 @@ async def test_a_link_asks_for_nothing_that_its_client_would(redis_server: Embed
         await link.close()
 
 
+async def test_how_long_to_wait_is_not_up_to_the_client(redis_server: EmbeddedRedis):
+    async with Redis.from_url(redis_server.url, socket_timeout=0.05) as client:
+        link = Link(client, timeout=5)
+        assert await link.call(("BLPOP", "nothing", "0.2")) == [None]
+        await link.close()
+
+
 async def test_whether_to_try_again_is_not_up_to_the_client():
     again = Retry(ConstantBackoff(60), 3, supported_errors=(Exception,))
     client = Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=again)

@@ -1,6 +1,7 @@
 """What a process does with a message that it sends or gets, without a server."""
 
 import asyncio
+import gc
 from collections.abc import Iterable
 from typing import Any
 
@@ -419,7 +420,21 @@ async def test_a_mark_comes_back_to_all_who_wait_for_one():
     assert all(call.outlives for call in await desk.calls())
     desk.get("e")
     await asyncio.gather(*waiting)
-    desk.get("e")
+
+
+async def test_marks_that_came_back_are_forgotten():
+    def marks() -> int:
+        return sum(isinstance(each, asyncio.Event) for each in gc.get_objects())
+
+    desk, before = Desk(), None
+    for _ in range(3):
+        waiting = asyncio.ensure_future(desk.post.caught_up())
+        await asyncio.sleep(0)
+        desk.get("e")
+        await waiting
+        del waiting
+        gc.collect()
+        assert marks() == (before := before or marks())
 
 
 async def test_who_was_declared_dead_gives_up_what_it_had_and_sends_what_it_had_not():
@@ -432,6 +447,8 @@ async def test_who_was_declared_dead_gives_up_what_it_had_and_sends_what_it_had_
     desk.post.publish(tried)
     desk.post.publish(once)
     await desk.tried()
+    desk.post.publish(activate("there"))
+    assert [call.outlives for call in await desk.calls()] == [True, False, True]
     desk.post.publish(request("waits"))
     desk.post.expelled()
     [_, stop] = [m for m in desk.ours.delivered if not isinstance(m, BusJobResponseMessage)]

@@ -5,9 +5,15 @@ from redis.asyncio import Redis
 from redis_script import PREFIX, Process, script
 from redis_support import nothing_remains, redis, redis_server
 
+from pipecat_jobs.bus.redis.script import Limits
+
 __all__ = ["redis", "redis_server", "script"]
 
 pytestmark = pytest.mark.usefixtures("script")
+
+
+def test_limits_are_said_to_the_millisecond():
+    assert str(Limits(1.5, 0.0304, 3, inbox=7, linger=2)) == "1500 30 3 7 2000"
 
 
 # -- who gets a job ------------------------------------------------------------------------------

@@ -12,7 +12,16 @@ import pytest
 from bot_process import free_port
 from redis.asyncio import Redis
 from redis_script import Process, script
-from redis_support import LEASE, Member, nothing_remains, process_of, redis, redis_server, until
+from redis_support import (
+    LEASE,
+    Member,
+    nothing_remains,
+    process_of,
+    redis,
+    redis_server,
+    until,
+    until_async,
+)
 from support import Answerer, Asker
 from tcp_proxy import TcpProxy
 from test_embedded_redis import gone, pid_of
@@ -333,6 +342,30 @@ async def test_messages_come_soon_after_a_connection_that_hung_without_a_word(
         began = asyncio.get_running_loop().time()
         assert (await asking)["payload"] == {"x": 1}
         assert asyncio.get_running_loop().time() - began < 5
+
+
+async def test_a_lease_is_kept_over_another_connection_when_one_hangs(
+    redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
+):
+    lease = 2.0
+    async with (
+        Member(redis_server.url, lease=lease),
+        Member(proxy.url, Answerer(), lease=lease) as member,
+    ):
+        process = await process_of(redis, "answerer")
+
+        async def lease_ends() -> float:
+            return await redis.zscore("pipecat-jobs:{pipecat}:members", process) or 0
+
+        proxy.forsake()
+        before = await lease_ends()
+
+        async def is_renewed() -> bool:
+            return await lease_ends() > before + lease * 1000 / 2 or member.bus.stats.expulsions
+
+        await until_async(is_renewed)
+        assert member.bus.stats.expulsions == 0
+        proxy.reset()
 
 
 async def test_a_process_that_lets_too_many_messages_pile_up_counts_as_dead(

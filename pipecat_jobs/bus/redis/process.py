@@ -140,7 +140,6 @@ class Process:
                         cause = str(error)
                         await asyncio.sleep(next(delays))
         except TimeoutError as error:
-            await self._close()
             raise BusUnavailableError(cause, seconds=timeout) from error
         self._tasks = [
             self._occupant.create_task(self._for_ever(self._send), "redis_send"),
