@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("script")
 
 
 def test_limits_are_said_to_the_millisecond():
-    assert str(Limits(1.5, 0.0304, 3, inbox=7, linger=2)) == "1500 30 3 7 2000"
+    assert str(Limits(1.5, 0.0304, 3, inbox=7)) == "1500 30 3 7 63061"
 
 
 # -- who gets a job ------------------------------------------------------------------------------
