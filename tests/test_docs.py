@@ -261,7 +261,7 @@ def test_each_row_of_the_failure_table_is_a_test():
     tests = {
         name
         for path in (ROOT / "tests").glob("test_redis_*.py")
-        for name in re.findall(r"^async def (test_\w+)", path.read_text(), re.MULTILINE)
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
     }
     table = (ROOT / "docs/distributed.md").read_text().split("## When something fails")[1]
     rows = re.findall(r"`(test_\w+)`", table)
