@@ -24,6 +24,7 @@ async def run(url: str) -> None:
 
     from examples.debate.stage import find_key
     from examples.debate.workers import DEBATERS, Debater
+    from examples.distributed.sentences import load_splitter
     from pipecat_jobs import job, job_attempt
     from pipecat_jobs.bus.redis import RedisStreamsBus
 
@@ -36,6 +37,7 @@ async def run(url: str) -> None:
             await self.send_job_update(message.job_id, here)
             return await super().argue(message)
 
+    load_splitter()
     provider = find_key()
     assert provider is not None
     runner = WorkerRunner(bus=RedisStreamsBus(url), handle_sigint=False, handle_sigterm=True)

@@ -15,6 +15,7 @@ from pipecat.workers.runner import WorkerRunner
 from examples.debate.board import Board, State
 from examples.debate.stage import Provider
 from examples.debate.workers import DEBATERS, MODERATOR, Moderator
+from examples.distributed.sentences import load_splitter
 from pipecat_jobs.bus.redis import RedisStreamsBus
 
 PROCESSES = 3
@@ -88,6 +89,7 @@ async def distributed(provider: Provider) -> AsyncIterator[Stage]:
     Args:
         provider: The LLM they all speak with.
     """
+    load_splitter()
     board = Board(DEBATERS)
     bus = RedisStreamsBus()
     stage = Stage(DistantModerator(provider.llm(MODERATOR), board), board)
