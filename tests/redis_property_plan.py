@@ -126,6 +126,18 @@ class Repeat(_Readable):
 
 
 @dataclass(frozen=True, repr=False)
+class Replay(_Readable):
+    """A stranger plays what a process has got to another: a request for what must not run twice.
+
+    On a channel with a secret only; without one, a stranger can have anything done.
+    """
+
+    process: int = 1
+    back: int = 0
+    to: int = 2
+
+
+@dataclass(frozen=True, repr=False)
 class Garble(_Readable):
     """Somebody writes what nobody can read into a process's inbox."""
 
@@ -133,7 +145,21 @@ class Garble(_Readable):
     what: int = 0
 
 
-Step = Ask | Release | Cancel | Kill | Leave | Join | Expel | Cut | Stall | Flush | Repeat | Garble
+Step = (
+    Ask
+    | Release
+    | Cancel
+    | Kill
+    | Leave
+    | Join
+    | Expel
+    | Cut
+    | Stall
+    | Flush
+    | Repeat
+    | Replay
+    | Garble
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -146,6 +172,7 @@ class Plan(_Readable):
 
     hosts: tuple[tuple[int, ...], ...]
     steps: tuple[tuple[Step, float], ...]  # and the seconds until the next
+    secret: str | None = None
 
 
 _RARELY = st.sampled_from([False] * 5 + [True])
@@ -176,7 +203,8 @@ _TROUBLES = st.one_of(
     st.builds(Stall, st.none() | _NUMBERS, st.sampled_from([0.2, 2.0]), st.booleans()),
     st.builds(Flush, st.booleans()),
     st.builds(Repeat, _NUMBERS, st.integers(0, 3)),
-    st.builds(Garble, _NUMBERS, st.integers(0, 7)),
+    st.builds(Replay, _NUMBERS, st.integers(0, 3), _NUMBERS),
+    st.builds(Garble, _NUMBERS, st.integers(0, 9)),
 )
 _STEPS = st.one_of(_ASKS, _ASKS, _RELEASES, _CANCELS, _TROUBLES, _TROUBLES)
 
@@ -188,4 +216,5 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(
         hosts=((), *hosts),
         steps=((draw(_ASKS), draw(_PAUSES)), *steps),
+        secret=draw(st.sampled_from([None, "s3cret"])),
     )

@@ -23,6 +23,7 @@ from redis_property_plan import (
     Plan,
     Release,
     Repeat,
+    Replay,
     Stall,
     Step,
 )
@@ -56,6 +57,8 @@ _GARBAGE: list[tuple[str | bytes, ...]] = [
     ("k", "c", "r", b"\xff:1", "a", "one", "b", ""),
     ("k", "x", "r", "", "a", "0", "b", "1 2 3|nobody:1"),
     ("k", "?", "r", "", "a", "0", "b", ""),
+    ("k", "q", "r", "nobody:1", "a", "1", "b", "no envelope"),
+    ("k", "y", "r", "nobody:1", "a", "0", "b", "no envelope"),
 ]
 #: What the server keeps of jobs, by the word after the channel in a key.
 BOOKS = {"jobs", "reqs", "held", "load", "queues", "queue", "waiting"}
@@ -148,6 +151,13 @@ class Stage:
                 if actor is not None and actor.read:
                     entry = actor.read[-1 - step.back % len(actor.read)]
                     await self._put(actor, entry.lane.letter, *_fields(entry))
+            case Replay():
+                recorded, actor = self._actor(step.process), self._actor(step.to)
+                if recorded is not None and actor is not None and self.story.plan.secret:
+                    requests = [entry for entry in recorded.read if _must_not_run_twice(entry)]
+                    if requests:
+                        entry = requests[-1 - step.back % len(requests)]
+                        await self._put(actor, entry.lane.letter, *_fields(entry))
             case Garble():
                 actor = self._actor(step.process)
                 if actor is not None:
@@ -179,6 +189,7 @@ class Stage:
             lease=LEASE,
             takeover=TAKEOVER,
             max_attempts=ATTEMPTS,
+            secret=self.story.plan.secret,
         )
         actor = Actor(number, hosts, member, proxy)
         self.story.actors.append(actor)
@@ -397,3 +408,9 @@ class Stage:
 
 def _fields(entry: Entry) -> tuple[str | bytes, ...]:
     return ("k", entry.kind, "r", entry.ref, "a", str(entry.attempt), "b", entry.body)
+
+
+def _must_not_run_twice(entry: Entry) -> bool:
+    """Read it off a request as it is on the wire."""
+    _, _, request = entry.body.partition(b"\n")
+    return entry.kind == "j" and (request.startswith(b"1") or b'"job_name":"pay"' in request)

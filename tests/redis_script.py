@@ -73,7 +73,7 @@ class Process:
         return await self.say("order", ref.rpartition(":")[2], "u", "m", "1", "cancel")
 
     async def answer(self, ref: str, attempt: int = 1, *, lane: str = "d", last: bool = True):
-        return await self.say("tell", ref, attempt, lane, int(last), "answer")
+        return await self.say("tell", ref, attempt, lane, "m", int(last), "answer")
 
     async def read(self) -> list[tuple[str, str, str, str]]:
         """Take what is in the inbox: lane, kind, job and attempt or body of each."""

@@ -11,8 +11,9 @@ from pipecat.pipeline.job_context import JobStatus
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.redis.inbox import Entry
 from pipecat_jobs.bus.redis.ledger import Held, Parties
+from pipecat_jobs.bus.redis.local import HearsOfLoss
 from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
-from pipecat_jobs.bus.redis.post import HearsOfLoss, Post
+from pipecat_jobs.bus.redis.post import Post
 from pipecat_jobs.bus.redis.stats import BusStats
 from pipecat_jobs.bus.wire import WireCodec
 
@@ -32,6 +33,9 @@ class Nobody:
 
     def takes_requests(self, worker: str) -> bool:
         return not self.drained
+
+    def runs_once(self, worker: str, job_name: str) -> bool:
+        return False
 
     def on_message_received(self, message: BusMessage) -> None: ...
 
@@ -121,7 +125,7 @@ async def test_a_job_that_a_server_has_forgotten_the_end_of_is_given_away(way: s
 
 def request() -> Entry:
     message = BusJobRequestMessage(source="asker", target="answerer", job_id="1")
-    body = Envelopes("channel").seal("job", "process", 8, WireCodec().encode(message))
+    body = Envelopes("channel").seal("job", "process", 8, b"0" + WireCodec().encode(message))
     return Entry(Lane.DATA, "j", "process:8", 1, body)
 
 

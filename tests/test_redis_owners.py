@@ -38,7 +38,7 @@ async def test_the_server_takes_an_answer_from_the_owner_of_a_job_alone(
         call = asyncio.create_task(asker.ask("answerer", "wait"))
         body = forged(await answerer.started.get())
         [ref] = await held_jobs(script)
-        assert await stranger.say("tell", ref, 1, "d", "1", body) == "stale"
+        assert await stranger.say("tell", ref, 1, "d", "m", "1", body) == "stale"
         answerer.release.set()
         assert (await call)["from"] == "answerer"
         await stranger.call("leave")

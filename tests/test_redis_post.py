@@ -28,8 +28,9 @@ from pipecat_jobs.attempts import set_run_once
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.redis.inbox import Entry
 from pipecat_jobs.bus.redis.ledger import Parties
+from pipecat_jobs.bus.redis.local import HearsOfLoss
 from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
-from pipecat_jobs.bus.redis.post import HearsOfLoss, Post
+from pipecat_jobs.bus.redis.post import Post
 from pipecat_jobs.bus.redis.stats import BusStats
 from pipecat_jobs.bus.wire import WireCodec
 
@@ -41,6 +42,7 @@ class Ours:
 
     def __init__(self) -> None:
         self.takes = True
+        self.once: list[str] = []
         self.hearing: BusSubscriber | None = None
         self.delivered: list[BusMessage] = []
         self.gone: list[str] = []
@@ -54,6 +56,9 @@ class Ours:
 
     def takes_requests(self, worker: str) -> bool:
         return self.takes
+
+    def runs_once(self, worker: str, job_name: str) -> bool:
+        return job_name in self.once
 
     def on_message_received(self, message: BusMessage) -> None:
         self.delivered.append(message)
@@ -74,7 +79,9 @@ class Hearing:
 class Desk:
     """A post, whose calls the test takes to the server, or does not."""
 
-    def __init__(self, *, limit: int = 100, through_server: bool = False):
+    def __init__(
+        self, *, limit: int = 100, through_server: bool = False, secret: str | None = None
+    ):
         self.ours = Ours()
         self.stats = BusStats()
         self.outbox = Outbox(limit)
@@ -82,12 +89,12 @@ class Desk:
             self.ours,
             self.outbox,
             CODEC,
-            Envelopes("channel"),
+            Envelopes("channel", secret=secret),
             takeover=1.0,
             through_server=through_server,
             stats=self.stats,
         )
-        self._others = Envelopes("channel")
+        self.others = Envelopes("channel", secret=secret)
         self._number = 0
 
     async def calls(self) -> list[Call]:
@@ -112,12 +119,19 @@ class Desk:
     def get(self, kind: str, body: bytes = b"", ref: str = "", attempt: int = 0, lane=Lane.DATA):
         self.post.read(Entry(lane, kind, ref, attempt, body))
 
-    def seal(self, message: BusMessage, purpose: str = "d", number: int = 1) -> bytes:
-        return self._others.seal(purpose, "other", number, CODEC.encode(message))
+    def seal(self, message: BusMessage, number: int = 1) -> bytes:
+        return self.others.seal("d", "other", number, CODEC.encode(message))
 
-    def get_request(self, ref: str = "other:1", attempt: int = 1, **fields: Any) -> None:
+    def seal_request(self, message: BusMessage, number: int = 1, *, once: bool = False) -> bytes:
+        body = (b"1" if once else b"0") + CODEC.encode(message)
+        return self.others.seal("job", "other", number, body)
+
+    def get_request(
+        self, ref: str = "other:1", attempt: int = 1, *, once: bool = False, **fields: Any
+    ) -> None:
         message = request(source="there", target="here", **fields)
-        self.get("j", self.seal(message, "job", int(ref.split(":")[1])), ref, attempt)
+        sealed = self.seal_request(message, int(ref.split(":")[1]), once=once)
+        self.get("j", sealed, ref, attempt)
 
     def answers(self) -> list[tuple[JobStatus, Any]]:
         return [
@@ -325,7 +339,7 @@ async def test_a_request_that_cannot_be_taken_is_refused_and_said_once(message: 
     desk, said = Desk(), []
     sink = logger.add(lambda text: said.append(str(text)), level="WARNING")
     for number in (1, 2):
-        desk.get("j", desk.seal(message, "job", number), f"other:{number}", 1)
+        desk.get("j", desk.seal_request(message, number), f"other:{number}", 1)
     desk.get("m", b"nonsense")
     logger.remove(sink)
     assert await desk.tried() == [("refuse", "other:1", 1), ("refuse", "other:2", 1)]
@@ -340,8 +354,8 @@ async def test_the_end_of_a_job_is_sent_even_when_too_much_waits_and_an_update_i
     with pytest.raises(BusFullError):
         desk.post.publish(update)
     desk.post.publish(answer())
-    [(name, ref, attempt, lane, last, _)] = await desk.tried()
-    assert (name, ref, attempt, lane, last) == ("tell", "other:1", 1, "d", "1")
+    [(*told, _)] = await desk.tried()
+    assert told == ["tell", "other:1", 1, "d", "m", "1"]
     assert desk.post.ledger.all_held() == []
 
 

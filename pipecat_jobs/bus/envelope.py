@@ -70,6 +70,11 @@ class Envelopes:
         self._clock = clock
         self._places: Recent[tuple[str, str], int] = Recent(_MOST_SENDERS)
 
+    @property
+    def signs(self) -> bool:
+        """Whether there is a secret to sign with."""
+        return self._key is not None
+
     def seal(self, purpose: str, sender: str, number: int, body: bytes) -> bytes:
         """Put a message into an envelope.
 

@@ -1,8 +1,6 @@
 """What becomes of a message: which way it goes, and what is done with one that comes."""
 
 import asyncio
-from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
 
 from loguru import logger
 from pipecat.bus.messages import (
@@ -15,70 +13,29 @@ from pipecat.bus.messages import (
     BusSystemMessage,
     BusWorkerRegistryMessage,
 )
-from pipecat.bus.subscriber import BusSubscriber
 from pipecat.pipeline.job_context import JobStatus
 
-from pipecat_jobs.attempts import runs_once, set_attempt
+from pipecat_jobs.attempts import runs_once, set_attempt, set_run_once
 from pipecat_jobs.bus.envelope import Envelopes
+from pipecat_jobs.bus.redis.claims import Claims
+from pipecat_jobs.bus.redis.flow import Flow
 from pipecat_jobs.bus.redis.inbox import Entry
 from pipecat_jobs.bus.redis.ledger import ENDS, ORDERS, TELLINGS, Asked, Held, Ledger, Parties
+from pipecat_jobs.bus.redis.local import HearsOfLoss, LocalSide
 from pipecat_jobs.bus.redis.outbox import Argument, Call, Lane, Outbox
 from pipecat_jobs.bus.redis.stats import BusStats
 from pipecat_jobs.bus.wire import WireCodec
 from pipecat_jobs.errors import MessageTypeError, UnreadableMessageError
 from pipecat_jobs.messages import malformed
 from pipecat_jobs.outcomes import ErrorDetails
-from pipecat_jobs.window import StreamWindow, set_window, window_of
+from pipecat_jobs.window import set_window, window_of
 
-#: What a request is signed for, and how a stream has to flow; the others are signed for the lane
-#: they take.
-_REQUEST, _FLOW = "job", "flow"
-_WAIT, _GO_ON = b"wait", b"go on"
+#: What a request is signed for; the others are signed for the lane they take.
+_REQUEST = "job"
+#: What a request begins with, when whoever asks wants it never to be begun twice, and when not.
+_ONCE, _MAYBE_AGAIN = b"1", b"0"
 #: The most jobs that one audit asks about.
 _AUDITED = 1000
-
-
-class LocalSide(Protocol):
-    """The part of the bus that is in this process."""
-
-    def subscriber(self, name: str) -> BusSubscriber | None:
-        """Look a subscriber up."""
-        ...
-
-    def has(self, name: str) -> bool:
-        """Tell whether a name is a subscriber here, or stands behind one."""
-        ...
-
-    def takes_requests(self, worker: str) -> bool:
-        """Tell whether requests for a worker are taken now."""
-        ...
-
-    def on_message_received(self, message: BusMessage) -> None:
-        """Deliver a message to subscribers of this process."""
-        ...
-
-    def introduced(self, runner: str, process: str) -> None:
-        """Hear in which process of the channel a runner is."""
-        ...
-
-    def process_gone(self, runners: Iterable[str]) -> None:
-        """Hear that a process of the channel is gone."""
-        ...
-
-    def tell_lost(self, subscriber: "HearsOfLoss", parties: Parties, reason: str) -> None:
-        """Tell a requester that one of its jobs is lost."""
-        ...
-
-
-@runtime_checkable
-class HearsOfLoss(Protocol):
-    """A requester that can be told that a worker is gone."""
-
-    async def worker_lost(
-        self, worker_name: str, *, reason: str, job_id: str | None = None
-    ) -> None:
-        """Hear it."""
-        ...
 
 
 class Post:
@@ -114,6 +71,8 @@ class Post:
         self._warned: set[str] = set()
         self._marks: list[asyncio.Event] = []
         self.ledger = Ledger()
+        self._flow = Flow(self.ledger, outbox, envelopes)
+        self._claims = Claims(self.ledger, outbox, envelopes, self._give_up, stats)
         self._reasons = {
             "unhosted": f"no process that may run it came within {takeover:g} s",
             "once": "the process that ran it is gone, and it must not run twice",
@@ -165,8 +124,8 @@ class Post:
         if self.ledger.asked(parties) is not None:
             logger.warning(f"{self._local}: not sending {message}: it has been sent")
             return
-        body, job_name = self._codec.encode(message), message.job_name or ""
-        once = runs_once(message)
+        once, job_name = runs_once(message), message.job_name or ""
+        body = (_ONCE if once else _MAYBE_AGAIN) + self._codec.encode(message)
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             sealed = self._envelopes.seal(_REQUEST, process, number, body)
@@ -207,7 +166,7 @@ class Post:
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             sealed = self._envelopes.seal(lane.letter, process, number, body)
-            return held.ref, held.attempt, lane.letter, "1" if last else "0", sealed
+            return held.ref, held.attempt, lane.letter, "m", "1" if last else "0", sealed
 
         def replied(reply: str) -> None:
             if streams:
@@ -286,18 +245,15 @@ class Post:
                     self._local.introduced(message.runner, letter.sender)
                 self._arrived(message, entry)
             case "j":
-                letter = self._envelopes.open(_REQUEST, entry.body, in_order=False)
-                message = self._codec.decode(letter.body)
-                if not isinstance(message, BusJobRequestMessage) or not message.target:
-                    raise UnreadableMessageError(f"{message} is no request")
-                if problem := malformed(message):
-                    raise UnreadableMessageError(f"{message}: {problem}")
-                self._take(message, message.target, entry)
+                self._take(self._request(entry), entry)
             case "f":
-                letter = self._envelopes.open(_FLOW, entry.body)
-                held = self.ledger.held_as(entry.ref)
-                if held is not None:
-                    held.window.hold(letter.body == _WAIT)
+                self._flow.read(entry)
+            case "q":
+                self._claims.claimed(entry)
+            case "y":
+                request = self._claims.granted(entry)
+                if request is not None:
+                    self._local.on_message_received(request)
             case "c":
                 held = self.ledger.held_as(entry.ref)
                 # It overtakes a request that has not been read yet.
@@ -328,31 +284,24 @@ class Post:
         self._local.on_message_received(message)
         if parties is not None and isinstance(message, BusJobStreamDataMessage):
             asked = self.ledger.asked(parties)
-            window = asked.window() if asked is not None else None
-            if asked is not None and window is not None:
-                self._slow(asked, window, entry.attempt)
+            if asked is not None:
+                self._flow.chunk_came(asked, entry.attempt)
 
-    def _slow(self, asked: Asked, window: StreamWindow, attempt: int) -> None:
-        if not window.full or asked.held_up == attempt:
-            return
-        asked.held_up = attempt
-        self._flow(asked, _WAIT)
+    def _request(self, entry: Entry) -> BusJobRequestMessage:
+        letter = self._envelopes.open(_REQUEST, entry.body, in_order=False)
+        if entry.ref != f"{letter.sender}:{letter.number}":
+            raise UnreadableMessageError(f"a request of '{letter.sender}' as job '{entry.ref}'")
+        once, message = letter.body[:1], self._codec.decode(letter.body[1:])
+        if not isinstance(message, BusJobRequestMessage) or not message.target:
+            raise UnreadableMessageError(f"{message} is no request")
+        if problem := malformed(message):
+            raise UnreadableMessageError(f"{message}: {problem}")
+        if once == _ONCE:
+            set_run_once(message)
+        return message
 
-        def has_room(_: object) -> None:
-            if asked.held_up == attempt and self.ledger.asked(asked.parties) is asked:
-                asked.held_up = 0
-                self._flow(asked, _GO_ON)
-
-        window.next_room().add_done_callback(has_room)
-
-    def _flow(self, asked: Asked, how: bytes) -> None:
-        def arguments(process: str, number: int) -> tuple[Argument, ...]:
-            sealed = self._envelopes.seal(_FLOW, process, number, how)
-            return asked.request.number, Lane.URGENT.letter, "f", "0", sealed
-
-        self._outbox.put(Call(Lane.URGENT, "order", arguments))
-
-    def _take(self, message: BusJobRequestMessage, target: str, entry: Entry) -> None:
+    def _take(self, message: BusJobRequestMessage, entry: Entry) -> None:
+        target = message.target or ""
         if self.ledger.has_heard(entry.ref, entry.attempt):
             logger.warning(
                 f"{self._local}: ignoring {message}: it was called off, or was here before"
@@ -373,7 +322,11 @@ class Post:
             self._stats.taken_over += 1
         set_attempt(message, entry.attempt)
         set_window(message, lambda _: held.window)
-        self._local.on_message_received(message)
+        once = runs_once(message) or self._local.runs_once(target, message.job_name or "")
+        if once and self._envelopes.signs:
+            self._claims.claim(held, message)
+        else:
+            self._local.on_message_received(message)
 
     def _audited(self, unknown: list[str], held: set[str]) -> None:
         for asked in self.ledger.numbered(unknown):
@@ -426,6 +379,8 @@ class Post:
             reason: Why, for the worker.
         """
         self.ledger.let_go(held)
+        if held.unbegun is not None:
+            return
         parties = held.parties
         self._local.on_message_received(
             BusJobCancelMessage(
@@ -456,8 +411,12 @@ class Post:
             elif asked.request.number:
                 asked.attempt += 1
 
+    def _give_up(self, held: Held) -> None:
+        self.give_back(held.ref, held.attempt, started=True)
+
     def audit(self) -> None:
-        """Ask the server what it knows of this process's jobs."""
+        """Ask the server what it knows of this process's jobs, and again what nobody answered."""
+        self._claims.claim_again()
         sent = [asked.request.number for asked in self.ledger.open() if asked.sent]
         for start in range(0, max(len(sent), 1), _AUDITED):
             numbers = tuple(sent[start : start + _AUDITED])

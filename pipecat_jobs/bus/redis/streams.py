@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from loguru import logger
 from pipecat.bus.adapters import TypeAdapter
@@ -19,8 +19,9 @@ from pipecat_jobs.bus.redis.hosting import Offer, offers_of
 from pipecat_jobs.bus.redis.inbox import Entry
 from pipecat_jobs.bus.redis.ledger import Parties
 from pipecat_jobs.bus.redis.link import UnreachableError
+from pipecat_jobs.bus.redis.local import HearsOfLoss
 from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
-from pipecat_jobs.bus.redis.post import HearsOfLoss, Post
+from pipecat_jobs.bus.redis.post import Post
 from pipecat_jobs.bus.redis.process import Process
 from pipecat_jobs.bus.redis.script import Channel, Limits
 from pipecat_jobs.bus.redis.stats import BusStats
@@ -338,8 +339,23 @@ class RedisStreamsBus(RoutedBus):
         """
         return not self._draining and self._offered(worker) and worker not in self._ended
 
+    def runs_once(self, worker: str, job_name: str) -> bool:
+        """Tell whether a worker of this process never runs its jobs of a name twice.
+
+        Args:
+            worker: Its name.
+            job_name: The jobs' name.
+
+        Returns:
+            Whether its handler says so.
+        """
+        return any(job_name in offer.once for offer in self._offers_for(worker))
+
     def _offered(self, name: str) -> bool:
-        return any(offer.name == name for offers in self._offers.values() for offer in offers)
+        return any(True for _ in self._offers_for(name))
+
+    def _offers_for(self, name: str) -> Iterator[Offer]:
+        return (each for offers in self._offers.values() for each in offers if each.name == name)
 
     # -- what the channel tells --------------------------------------------------------------
 

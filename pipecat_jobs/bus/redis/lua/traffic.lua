@@ -24,8 +24,8 @@ function commands.ask(worker, job_name, once, attempt, body)
   return 'ok'
 end
 
--- To the process that has taken a job of the caller's: a message, or how its stream has to flow. A
--- cancel of a job that nobody has taken wins.
+-- To the process that has taken a job of the caller's: a message, how its stream has to flow, or
+-- that the job is its own. A cancel of a job that nobody has taken wins.
 function commands.order(n, lane, kind, cancels, body)
   local ref = me .. ':' .. n
   local job = find(ref)
@@ -58,9 +58,10 @@ local function for_owner(act)
   end
 end
 
-commands.tell = for_owner(function(ref, job, lane, last, body)
+-- To the process that has asked for a job: a message, or a claim to it.
+commands.tell = for_owner(function(ref, job, lane, kind, last, body)
   local asker = asker_of(ref)
-  push(asker, lane, 'm', ref, job.a, body)
+  push(asker, lane, kind, ref, job.a, body)
   if last == '1' then
     finish(ref, job)
   end
