@@ -19,9 +19,9 @@ demo-distributed: $(NEWEST_ENV)
 voice: $(VOICE_ENV)
 	@.venv/bin/python -m examples.debate.bot $(ARGS)
 
-# Two at a time, the longest first.
+# Three at a time, the longest first: much of a test is waiting.
 test: lint $(VOICE_ENV) $(LOWEST_ENV) speech
-	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory \
+	@$(MAKE) --jobs=3 --output-sync=target --no-print-directory \
 		test-newest test-lowest test-routed test-redis test-redis-pubsub
 	.venv/bin/python -m examples.debate --plain </dev/null
 	.venv/bin/python -m examples.distributed --plain </dev/null
