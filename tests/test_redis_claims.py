@@ -1,7 +1,9 @@
 """With a secret, a job that must not run twice does not, whatever strangers write to the server."""
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -71,11 +73,12 @@ def stranger(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Stranger:
     return Stranger(redis, monkeypatch)
 
 
-@pytest.mark.parametrize(("name", "options"), [("pay", {}), ("wait", {"run_once": True})])
-async def test_a_stranger_cannot_have_a_job_run_twice_that_must_not(
-    redis_server: EmbeddedRedis, stranger: Stranger, name: str, options: dict[str, Any]
-):
-    workers, url = [Cashier(), Cashier()], redis_server.url
+@contextlib.asynccontextmanager
+async def at_work(
+    url: str, name: str = "pay", **options: Any
+) -> AsyncIterator[tuple[asyncio.Task[Any], Member]]:
+    """A job that one of two processes is at, and the other process. It has run once in the end."""
+    workers = [Cashier(), Cashier()]
     async with (
         Member(url, asker := Asker(), secret=SECRET) as one,
         Member(url, workers[0], secret=SECRET) as two,
@@ -84,40 +87,33 @@ async def test_a_stranger_cannot_have_a_job_run_twice_that_must_not(
         await one.knows("answerer")
         asking = asyncio.create_task(asker.ask("answerer", name, timeout=20, **options))
         await until(lambda: workers[0].ran or workers[1].ran)
-        others = [
-            member for member, each in zip((two, three), workers, strict=True) if not each.ran
-        ]
-        [other] = others
+        yield asking, three if workers[0].ran else two
+        for worker in workers:
+            worker.release.set()
+        await asyncio.wait([asking])
+        assert len(workers[0].ran + workers[1].ran) == 1
+
+
+@pytest.mark.parametrize(("name", "options"), [("pay", {}), ("wait", {"run_once": True})])
+async def test_a_stranger_cannot_have_a_job_run_twice_that_must_not(
+    redis_server: EmbeddedRedis, stranger: Stranger, name: str, options: dict[str, Any]
+):
+    async with at_work(redis_server.url, name, **options) as (asking, other):
         [ref] = stranger.refs
         await stranger.repeat(ref, other.bus._process.id)
         await until(lambda: other.bus.stats.late_answers)
-        for worker in workers:
-            worker.release.set()
-        assert await asking == {"from": "answerer"}
-        assert len(workers[0].ran + workers[1].ran) == 1
+    assert await asking == {"from": "answerer"}
 
 
 async def test_a_stranger_who_writes_that_a_job_is_anothers_loses_it_and_does_not_double_it(
     redis_server: EmbeddedRedis, stranger: Stranger
 ):
-    workers, url = [Cashier(), Cashier()], redis_server.url
-    async with (
-        Member(url, asker := Asker(), secret=SECRET) as one,
-        Member(url, workers[0], secret=SECRET) as two,
-        Member(url, workers[1], secret=SECRET) as three,
-    ):
-        await one.knows("answerer")
-        asking = asyncio.create_task(asker.ask("answerer", "pay", timeout=20))
-        await until(lambda: workers[0].ran or workers[1].ran)
-        other = three if workers[0].ran else two
+    async with at_work(redis_server.url) as (asking, other):
         [ref] = stranger.refs
         await stranger.give_away(ref, other.bus._process.id)
         await stranger.repeat(ref, other.bus._process.id)
         with pytest.raises(WorkerLostError, match="must not run twice"):
             await asking
-        assert len(workers[0].ran + workers[1].ran) == 1
-        for worker in workers:
-            worker.release.set()
 
 
 async def test_a_job_that_must_not_run_twice_runs_and_leaves_nothing(

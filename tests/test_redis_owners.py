@@ -1,12 +1,14 @@
 """Only the process that has taken a job answers for it, whoever else is on the channel."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 from pipecat.bus.messages import BusJobResponseMessage
 from pipecat.pipeline.job_context import JobStatus
 from redis.asyncio import Redis
 from redis_script import Process, held_jobs, script
-from redis_support import Member, redis, redis_server, until
+from redis_support import Member, redis, redis_server
 from support import Answerer, Asker
 
 from pipecat_jobs.bus.envelope import Envelopes
@@ -28,34 +30,33 @@ def forged(job_id: str) -> bytes:
     return Envelopes("pipecat").seal("d", "stranger", 1, WireCodec().encode(answer))
 
 
-async def test_the_server_takes_an_answer_from_the_owner_of_a_job_alone(
-    redis_server: EmbeddedRedis, script: Redis
-):
-    asker, answerer, url = Asker(), Answerer(), redis_server.url
+@contextlib.asynccontextmanager
+async def at_work(url: str, script: Redis) -> AsyncIterator[tuple[Member, Process, bytes]]:
+    """A job that is answered in the end: the asker's process, a stranger and a forged answer."""
+    asker, answerer = Asker(), Answerer()
     async with Member(url, asker) as host, Member(url, answerer):
         stranger = await Process(script, "stranger", channel="pipecat").join()
         await host.knows("answerer")
         call = asyncio.create_task(asker.ask("answerer", "wait"))
-        body = forged(await answerer.started.get())
-        [ref] = await held_jobs(script)
-        assert await stranger.say("tell", ref, 1, "d", "m", "1", body) == "stale"
+        yield host, stranger, forged(await answerer.started.get())
+        assert not call.done()
         answerer.release.set()
         assert (await call)["from"] == "answerer"
         await stranger.call("leave")
+
+
+async def test_the_server_takes_an_answer_from_the_owner_of_a_job_alone(
+    redis_server: EmbeddedRedis, script: Redis
+):
+    async with at_work(redis_server.url, script) as (_, stranger, body):
+        [ref] = await held_jobs(script)
+        assert await stranger.say("tell", ref, 1, "d", "m", "1", body) == "stale"
 
 
 async def test_an_answer_that_comes_as_any_other_message_is_not_taken(
     redis_server: EmbeddedRedis, script: Redis
 ):
-    asker, answerer, url = Asker(), Answerer(), redis_server.url
-    async with Member(url, asker) as host, Member(url, answerer):
-        stranger = await Process(script, "stranger", channel="pipecat").join()
-        await host.knows("answerer")
-        call = asyncio.create_task(asker.ask("answerer", "wait"))
-        body = forged(await answerer.started.get())
+    async with at_work(redis_server.url, script) as (host, stranger, body):
         await stranger.say("route", "d", "asker", body, "0")
-        await until(lambda: host.bus.stats.garbage == 1 or call.done())
-        assert not call.done()
-        answerer.release.set()
-        assert (await call)["from"] == "answerer"
-        await stranger.call("leave")
+        await host.caught_up()
+        assert host.bus.stats.garbage == 1
