@@ -128,7 +128,7 @@ def failure_of(
         message += f": {first.reason}" if first.reason else ""
     elif status is OutcomeStatus.LOST:
         error = WorkerLostError
-        message = f"{worker} was lost before it answered {job}: {first.cause}"
+        message = f"{worker} was lost before it answered {job}: {first.reason}"
     else:
         verb = "failed" if status is OutcomeStatus.FAILED else "errored"
         message = f"{worker} {verb} at {job}: {first.cause}"

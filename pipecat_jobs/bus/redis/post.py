@@ -350,12 +350,12 @@ class Post:
             return
         self._stats.lost += 1
         parties = asked.parties
-        reason = f"worker '{parties.worker}': {self._reasons.get(why, why)}"
+        reason = self._reasons.get(why, why)
         requester = self._local.subscriber(parties.asker)
         if isinstance(requester, HearsOfLoss):
             self._local.tell_lost(requester, parties, reason)
         else:
-            error = ErrorDetails("WorkerLostError", reason)
+            error = ErrorDetails("WorkerLostError", f"worker '{parties.worker}': {reason}")
             self._answer(asked, JobStatus.ERROR, error.to_response())
 
     def _answer(self, asked: Asked, status: JobStatus, response: dict[str, object] | None) -> None:
