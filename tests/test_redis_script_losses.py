@@ -449,10 +449,29 @@ async def test_a_name_that_is_taken_back_is_gone(redis: Redis):
 async def test_a_job_that_has_ended_leaves_nothing(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
-    before = await kinds(redis)
+    before, kept = await kinds(redis), await fields(redis)
     refs = [await asker.ask("w") for _ in range(2)]
     for ref in refs:
         await host.answer(ref)
     await host.read()
     await asker.read()
     assert await kinds(redis) == before
+    assert await fields(redis) == kept | {"busy"}
+
+
+async def test_whose_turn_it_is_is_kept_while_there_are_hosts(redis: Redis):
+    asker = await Process(redis, "a").join()
+    hosts = [await Process(redis, name).join("w") for name in "xy"]
+    turns = f"{PREFIX}:turns"
+    await asker.ask("w")
+    assert 2400 < await redis.ttl(turns) <= 2460
+    for host in hosts:
+        assert await redis.hexists(turns, "w")
+        await host.say("unhost", "w")
+    assert not await redis.exists(turns)
+
+
+async def fields(redis: Redis) -> set[str]:
+    """What is kept of processes."""
+    found = [await redis.hkeys(key) for key in await redis.keys("*:proc:*")]
+    return {field for fields in found for field in fields}
