@@ -127,14 +127,13 @@ class Repeat(_Readable):
 
 @dataclass(frozen=True, repr=False)
 class Replay(_Readable):
-    """A stranger plays what a process has got to another: a request for what must not run twice.
+    """A stranger plays the request of a job that must not run twice to another process of its pool.
 
     On a channel with a secret only; without one, a stranger can have anything done.
     """
 
-    process: int = 1
     back: int = 0
-    to: int = 2
+    to: int = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -203,18 +202,36 @@ _TROUBLES = st.one_of(
     st.builds(Stall, st.none() | _NUMBERS, st.sampled_from([0.2, 2.0]), st.booleans()),
     st.builds(Flush, st.booleans()),
     st.builds(Repeat, _NUMBERS, st.integers(0, 3)),
-    st.builds(Replay, _NUMBERS, st.integers(0, 3), _NUMBERS),
     st.builds(Garble, _NUMBERS, st.integers(0, 9)),
 )
 _STEPS = st.one_of(_ASKS, _ASKS, _RELEASES, _CANCELS, _TROUBLES, _TROUBLES)
+_PAYMENTS = st.builds(Ask, workers=st.sampled_from([(0,), (1,)]), kind=st.just(Kind.PAY))
+_REPLAYS = st.builds(Replay, st.integers(0, 3), _NUMBERS)
+_SIGNED_STEPS = st.one_of(_STEPS, _STEPS, _PAYMENTS, _REPLAYS)
 
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     hosts = draw(st.lists(_HOSTS, min_size=1, max_size=FIRST - 1))
-    steps = draw(st.lists(st.tuples(_STEPS, _PAUSES), min_size=4, max_size=14))
+    secret = draw(st.sampled_from([None, "s3cret"]))
+    each = _STEPS if secret is None else _SIGNED_STEPS
+    steps = draw(st.lists(st.tuples(each, _PAUSES), min_size=4, max_size=14))
     return Plan(
         hosts=((), *hosts),
         steps=((draw(_ASKS), draw(_PAUSES)), *steps),
-        secret=draw(st.sampled_from([None, "s3cret"])),
+        secret=secret,
     )
+
+
+#: Played first: one process is at a payment, and the other is sent its request by a stranger.
+REPLAYED = Plan(
+    hosts=((), (0,), (0,)),
+    steps=((Ask(kind=Kind.PAY), 0.1), (Replay(), 0.1), (Release(), 0.0)),
+    secret="s3cret",
+)
+#: The same, and it is the caller who says that the job must not run twice.
+REPLAYED_FOR_THE_CALLER = Plan(
+    hosts=((), (0,), (0,)),
+    steps=((Ask(kind=Kind.HOLD, once=True), 0.1), (Replay(), 0.1), (Release(), 0.0)),
+    secret="s3cret",
+)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -152,12 +153,8 @@ class Stage:
                     entry = actor.read[-1 - step.back % len(actor.read)]
                     await self._put(actor, entry.lane.letter, *_fields(entry))
             case Replay():
-                recorded, actor = self._actor(step.process), self._actor(step.to)
-                if recorded is not None and actor is not None and self.story.plan.secret:
-                    requests = [entry for entry in recorded.read if _must_not_run_twice(entry)]
-                    if requests:
-                        entry = requests[-1 - step.back % len(requests)]
-                        await self._put(actor, entry.lane.letter, *_fields(entry))
+                if self.story.plan.secret is not None:
+                    await self._replay(step)
             case Garble():
                 actor = self._actor(step.process)
                 if actor is not None:
@@ -249,6 +246,23 @@ class Stage:
             prefix = process._channel.prefix
             keys = (f"{prefix}:members", f"{prefix}:in:{process.id}:{lane}")
             await self._redis.eval(_ADD_FOR_MEMBER, 2, *keys, process.id, *fields)
+
+    async def _replay(self, replay: Replay) -> None:
+        actors = self.story.actors
+        requests = [
+            (actor, entry, worker)
+            for actor in actors
+            for entry in actor.read
+            if (worker := _asked_once(entry)) is not None
+        ]
+        if not requests:
+            return
+        reader, entry, worker = requests[-1 - replay.back % len(requests)]
+        pool = [actor for actor in self.story.hosts_of(worker) if actor.is_alive]
+        others = [actor for actor in pool if actor is not reader]
+        if others:
+            other = others[replay.to % len(others)]
+            await self._put(other, entry.lane.letter, *_fields(entry))
 
     # -- jobs --------------------------------------------------------------------------------
 
@@ -410,7 +424,11 @@ def _fields(entry: Entry) -> tuple[str | bytes, ...]:
     return ("k", entry.kind, "r", entry.ref, "a", str(entry.attempt), "b", entry.body)
 
 
-def _must_not_run_twice(entry: Entry) -> bool:
-    """Read it off a request as it is on the wire."""
-    _, _, request = entry.body.partition(b"\n")
-    return entry.kind == "j" and (request.startswith(b"1") or b'"job_name":"pay"' in request)
+def _asked_once(entry: Entry) -> str | None:
+    """The worker that a request is for, if it is for what must not run twice; off the wire."""
+    _, sealed, request = entry.body.partition(b"\n")
+    if entry.kind != "j" or not sealed:
+        return None
+    fields = json.loads(request[1:])["v"]
+    once = request.startswith(b"1") or fields["job_name"] == Kind.PAY
+    return fields["target"] if once else None

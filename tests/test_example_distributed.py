@@ -11,6 +11,17 @@ from bot_process import bot_environment
 
 ROOT = Path(__file__).parents[1]
 
+FIRST_SENTENCE = """
+import contextlib, sys
+from examples.distributed.sentences import load_splitter
+from pipecat.utils.string import match_endofsentence
+load_splitter()
+before = set(sys.modules)
+with contextlib.suppress(LookupError):
+    match_endofsentence("One. Two.")
+print(sorted(set(sys.modules) - before))
+"""
+
 
 async def play(*arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
@@ -41,3 +52,13 @@ async def test_the_moderator_names_who_is_missing_when_nobody_is_left_to_take_ov
     assert len(re.findall("SIGKILL to process", said)) == 3
     assert "MODERATOR (done" in said
     assert "had no answer" in said
+
+
+async def test_nothing_is_loaded_in_the_middle_of_the_first_sentence():
+    """On 1.8 that takes longer than a lease, and the process would count as dead."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", FIRST_SENTENCE), cwd=ROOT, stdout=PIPE, stderr=DEVNULL
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    assert out.decode().split() == ["[]"]

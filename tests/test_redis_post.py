@@ -133,6 +133,14 @@ class Desk:
         sealed = self.seal_request(message, int(ref.split(":")[1]), once=once)
         self.get("j", sealed, ref, attempt)
 
+    async def orders(self, kind: str, purpose: str) -> list[bytes]:
+        """Take to the server what whoever does the first job is told, and give it unsealed."""
+        told = await self.tried()
+        await self.sent()
+        for call in told:
+            assert call[:5] == ("order", 1, "u", kind, "0")
+        return [self.others.open(purpose, call[5]).body for call in told]
+
     def answers(self) -> list[tuple[JobStatus, Any]]:
         return [
             (message.status, message.response)
