@@ -55,7 +55,8 @@ def streams_bus() -> WorkerBus:
     """A server of its own for each bus, and every message through it."""
     if _virtual():
         return AsyncQueueBus()
-    return RedisStreamsBus(through_server=True)
+    # Nobody dies here, and a process that loads a module in mid-test is not to count as dead.
+    return RedisStreamsBus(through_server=True, lease=20.0)
 
 
 def _virtual() -> bool:

@@ -9,11 +9,12 @@ from loguru import logger
 _KILL = "\x0b"
 
 
-async def at_terminal(topic: str) -> int:
+async def at_terminal(topic: str, lease: float) -> int:
     """Debate at the terminal until the user quits.
 
     Args:
         topic: The first topic.
+        lease: Seconds after which a silent process counts as dead.
 
     Returns:
         The exit code.
@@ -24,7 +25,7 @@ async def at_terminal(topic: str) -> int:
     from examples.distributed.stage import distributed
 
     end_with_sigterm()
-    async with find_provider() as provider, distributed(provider) as stage:
+    async with find_provider() as provider, distributed(provider, lease) as stage:
         screen = Screen(stage.board, provider.notice, keys="Ctrl-K: kill a process")
 
         def kill() -> None:
@@ -33,12 +34,13 @@ async def at_terminal(topic: str) -> int:
         return await talk(topic, stage.moderator, stage.board, screen, {_KILL: kill})
 
 
-async def plain(topic: str, kills: int) -> int:
+async def plain(topic: str, kills: int, lease: float) -> int:
     """Play one debate, kill processes in the middle of it, and print what happens.
 
     Args:
         topic: The topic.
         kills: How many to kill.
+        lease: Seconds after which a silent process counts as dead.
 
     Returns:
         The exit code.
@@ -46,7 +48,7 @@ async def plain(topic: str, kills: int) -> int:
     from examples.debate.stage import find_provider
     from examples.distributed.stage import distributed
 
-    async with find_provider(tempo=0.5) as provider, distributed(provider) as stage:
+    async with find_provider(tempo=0.5) as provider, distributed(provider, lease) as stage:
         board = stage.board
         print(f"{provider.notice}.\n\nTopic: {topic}", flush=True)
         await stage.moderator.hear(topic)
@@ -73,13 +75,19 @@ def main() -> int:
     parser.add_argument("--topic", default="Should AI be regulated?", help="the first topic")
     parser.add_argument("--plain", action="store_true", help="print one debate and exit")
     parser.add_argument("--kills", type=int, default=1, help="how many to kill, with --plain")
+    parser.add_argument(
+        "--lease",
+        type=float,
+        default=1.5,
+        help="seconds after which a silent process counts as dead; more on a busy machine",
+    )
     arguments = parser.parse_args()
     logger.remove()
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and not arguments.plain
     try:
         if interactive:
-            return asyncio.run(at_terminal(arguments.topic))
-        return asyncio.run(plain(arguments.topic, arguments.kills))
+            return asyncio.run(at_terminal(arguments.topic, arguments.lease))
+        return asyncio.run(plain(arguments.topic, arguments.kills, arguments.lease))
     except KeyboardInterrupt:
         return 130
     except asyncio.CancelledError:

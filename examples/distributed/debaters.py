@@ -1,4 +1,4 @@
-"""A process with the three debaters: ``python -m examples.distributed.debaters URL``.
+"""A process with the three debaters: ``python -m examples.distributed.debaters URL LEASE``.
 
 Several run at once, and each job goes to one of them. When its process is killed, another takes
 the job up.
@@ -12,11 +12,12 @@ from typing import Any
 from loguru import logger
 
 
-async def run(url: str) -> None:
+async def run(url: str, lease: float) -> None:
     """Debate until there is nobody left to debate for.
 
     Args:
         url: The Redis server.
+        lease: Seconds after which this process counts as dead, once it is silent.
     """
     # Pipecat logs as it is imported.
     from pipecat.bus.messages import BusJobRequestMessage
@@ -24,7 +25,7 @@ async def run(url: str) -> None:
 
     from examples.debate.stage import find_key
     from examples.debate.workers import DEBATERS, Debater
-    from examples.distributed.sentences import load_splitter
+    from examples.distributed.loading import load_ahead
     from pipecat_jobs import job, job_attempt
     from pipecat_jobs.bus.redis import RedisStreamsBus
 
@@ -37,10 +38,11 @@ async def run(url: str) -> None:
             await self.send_job_update(message.job_id, here)
             return await super().argue(message)
 
-    load_splitter()
+    load_ahead()
     provider = find_key()
     assert provider is not None
-    runner = WorkerRunner(bus=RedisStreamsBus(url), handle_sigint=False, handle_sigterm=True)
+    bus = RedisStreamsBus(url, lease=lease)
+    runner = WorkerRunner(bus=bus, handle_sigint=False, handle_sigterm=True)
     await runner.add_workers(
         *(Witness(name, llm=provider.llm(role)) for name, role in DEBATERS.items())
     )
@@ -50,4 +52,4 @@ async def run(url: str) -> None:
 
 if __name__ == "__main__":
     logger.remove()
-    asyncio.run(run(sys.argv[1]))
+    asyncio.run(run(sys.argv[1], float(sys.argv[2])))

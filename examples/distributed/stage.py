@@ -15,7 +15,7 @@ from pipecat.workers.runner import WorkerRunner
 from examples.debate.board import Board, State
 from examples.debate.stage import Provider
 from examples.debate.workers import DEBATERS, MODERATOR, Moderator
-from examples.distributed.sentences import load_splitter
+from examples.distributed.loading import load_ahead
 from pipecat_jobs.bus.redis import RedisStreamsBus
 
 PROCESSES = 3
@@ -83,15 +83,16 @@ class Stage:
 
 
 @asynccontextmanager
-async def distributed(provider: Provider) -> AsyncIterator[Stage]:
+async def distributed(provider: Provider, lease: float) -> AsyncIterator[Stage]:
     """Run a Redis server, the moderator, and three processes with debaters.
 
     Args:
         provider: The LLM they all speak with.
+        lease: Seconds after which a silent process counts as dead.
     """
-    load_splitter()
+    load_ahead()
     board = Board(DEBATERS)
-    bus = RedisStreamsBus()
+    bus = RedisStreamsBus(lease=lease)
     stage = Stage(DistantModerator(provider.llm(MODERATOR), board), board)
     started: list[Process] = []
     runner = WorkerRunner(bus=bus, handle_sigint=False)
@@ -103,7 +104,7 @@ async def distributed(provider: Provider) -> AsyncIterator[Stage]:
         try:
             await ready.wait()
             for _ in range(PROCESSES):
-                started.append(await _start(bus.url, provider))
+                started.append(await _start(bus.url, lease, provider))
             for process in started:
                 assert process.stdout is not None
                 await process.stdout.readline()
@@ -118,12 +119,12 @@ async def distributed(provider: Provider) -> AsyncIterator[Stage]:
             await runner.cancel()
 
 
-async def _start(url: str, provider: Provider) -> Process:
+async def _start(url: str, lease: float, provider: Provider) -> Process:
     llm = {"OPENAI_API_KEY": provider.api_key, "OPENAI_MODEL": provider.model}
     if provider.base_url:
         llm["OPENAI_BASE_URL"] = provider.base_url
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", _DEBATERS, url),
+        *(sys.executable, "-m", _DEBATERS, url, str(lease)),
         env=os.environ | llm,
         stdin=DEVNULL,
         stdout=PIPE,
