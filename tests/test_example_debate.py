@@ -341,6 +341,13 @@ class Terminal:
         self._ours, self._theirs = pty.openpty()
         termios.tcsetwinsize(self._theirs, (24, 80))
         self.settings = termios.tcgetattr(self._theirs)
+
+        def take_terminal() -> None:
+            # Ctrl-C is for the process whose controlling terminal this is, also where the tests
+            # run in a shell's background, which ignores it.
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
         self.process = subprocess.Popen(
             DEMO,
             cwd=ROOT,
@@ -349,8 +356,7 @@ class Terminal:
             stdout=self._theirs,
             stderr=self._theirs,
             start_new_session=True,
-            # Ctrl-C is for the process whose controlling terminal this is.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=take_terminal,
         )
         self._unread = ""
 
