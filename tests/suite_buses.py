@@ -40,6 +40,8 @@ NOT_OVER: dict[str, dict[str, str]] = {
         "test_a_debater_that_is_ended_finishes_its_text_and_cancels_what_waits": "the same",
         "test_an_answer_that_is_not_json_is_written_as_what_it_holds": "no such thing is carried",
         "test_settle_gives_up_on_workers_that_never_rest": "about the harness",
+        "test_a_replaced_call_of_a_flow_is_settled_without_a_comment": _BEING_SENT,
+        "test_a_replaced_call_is_settled_without_a_comment_and_its_jobs_stop": _BEING_SENT,
     },
     "redis-pubsub": {
         "test_no_more_handlers_run_at_once_than_allowed_and_in_order": _AT_ONCE,
@@ -168,12 +170,14 @@ def settle_on_pubsub(settle: Settle) -> Settle:
         await settle(harness)
         bus = harness.bus
         if isinstance(bus, _PubSubBus) and bus._pubsub is not None:
-            received = -1
-            while bus.sending or received != bus.received:
-                received = bus.received
+            none_under_way = False
+            while not none_under_way:
+                # One that is being sent may come behind the mark.
+                sending, received = bus.sending, bus.received
                 if not await _while_it_runs(harness, bus.caught_up()):
                     return
                 await settle(harness)
+                none_under_way = not (sending or bus.sending) and received == bus.received
 
     return settle_across
 

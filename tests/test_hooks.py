@@ -119,6 +119,8 @@ async def test_event_handler_that_raises_is_logged_with_its_traceback(
     job_id = await asker.request_job("answerer", name="wait")
     await answerer.started.get()
     await asker.request_job_update(job_id, "answerer")
+    # A cancel may overtake it.
+    await job_harness.settle()
     await asker.cancel_job_group(job_id)
     await job_harness.settle()
     errors = [r for r in job_log if isinstance(r.exception, ValueError)]

@@ -9,6 +9,7 @@ import pytest
 from loguru import logger
 from pipecat.bus.messages import (
     BusActivateWorkerMessage,
+    BusCancelWorkerMessage,
     BusDataMessage,
     BusFrameMessage,
     BusJobCancelMessage,
@@ -435,13 +436,37 @@ async def test_a_process_that_has_asked_nothing_is_audited_for_what_it_does():
     assert await desk.tried() == [("audit",)]
 
 
-async def test_a_mark_comes_back_to_all_who_wait_for_one():
+async def test_a_mark_goes_behind_all_that_waits_to_be_sent():
     desk = Desk()
-    waiting = [asyncio.ensure_future(desk.post.caught_up()) for _ in range(2)]
+    desk.post.publish(BusCancelWorkerMessage(source="here", target="there"))
+    desk.post.publish(request("1"))
+    waiting = asyncio.ensure_future(desk.post.caught_up())
     await asyncio.sleep(0)
-    assert all(call.outlives for call in await desk.calls())
-    desk.get("e")
-    await asyncio.gather(*waiting)
+    *_, last = await desk.tried()
+    assert last == ("mark", 1)
+    assert all(call.outlives for call in await desk.calls() if call.name == "mark")
+    desk.get("e", b"1")
+    await waiting
+
+
+async def test_a_mark_that_comes_back_is_that_of_one_who_waits_and_of_no_other():
+    desk = Desk()
+    first, second = (asyncio.ensure_future(desk.post.caught_up()) for _ in range(2))
+    await asyncio.sleep(0)
+    assert await desk.tried() == [("mark", 1), ("mark", 2)]
+    desk.get("e", b"1")
+    await first
+    assert not second.done()
+    desk.get("e", b"2")
+    await second
+
+
+async def test_a_mark_that_nobody_waits_for_is_ignored_and_one_that_is_none_is_counted():
+    desk = Desk()
+    desk.get("e", b"7")
+    assert desk.stats.garbage == 0
+    desk.get("e", b"one")
+    assert desk.stats.garbage == 1
 
 
 async def test_marks_that_came_back_are_forgotten():
@@ -449,10 +474,10 @@ async def test_marks_that_came_back_are_forgotten():
         return sum(isinstance(each, asyncio.Event) for each in gc.get_objects())
 
     desk, before = Desk(), None
-    for _ in range(3):
+    for number in (1, 2, 3):
         waiting = asyncio.ensure_future(desk.post.caught_up())
         await asyncio.sleep(0)
-        desk.get("e")
+        desk.get("e", b"%d" % number)
         await waiting
         del waiting
         gc.collect()

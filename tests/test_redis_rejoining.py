@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from pipecat.bus.messages import BusEndWorkerMessage
+from pipecat.bus.messages import BusActivateWorkerMessage
 from redis.asyncio import Redis
 from redis_support import Member, nothing_remains, redis, redis_server, until
 from support import Answerer
@@ -70,7 +70,7 @@ async def test_a_lease_that_is_renewed_while_the_process_joins_anew_is_not_taken
     monkeypatch.setattr(process._renewing, "call", note_renewal)
     await redis.execute_command(*process._channel.call("leave", process.id, 0))
     # The sender notices it first.
-    member.bus._outbox.put(Call(Lane.CONTROL, "mark", lambda _, __: ()))
+    member.bus._outbox.put(Call(Lane.CONTROL, "mark", lambda _, __: (1,)))
     await until(lambda: member.bus._roster is not None)
     await renewed.acquire()
     assert member.bus.stats.expulsions == 1
@@ -205,6 +205,6 @@ async def test_what_the_server_could_not_do_is_not_overtaken_by_what_was_sent_be
     await redis.execute_command(*traffic)
     caught_up = asyncio.create_task(member.bus._post.caught_up())
     await asyncio.sleep(0)
-    await member.bus.send(BusEndWorkerMessage(source="answerer", target="nobody"))
+    await member.bus.send(BusActivateWorkerMessage(source="answerer", target="nobody"))
     async with asyncio.timeout(10):
         await caught_up

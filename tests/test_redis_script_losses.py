@@ -186,7 +186,7 @@ async def test_a_process_that_is_gone_can_say_nothing_any_more(redis: Redis):
     assert [entry for entry in await two.read() if entry[1] == "m"] == []
     # The server has forgotten what number it was at.
     await one.join()
-    assert await one.say("mark") == "ok"
+    assert await one.say("mark", 1) == "ok"
 
 
 async def test_a_process_that_is_gone_before_it_offers_a_worker_gets_no_requests(redis: Redis):

@@ -69,7 +69,8 @@ class Post:
         self._through_server = through_server
         self._stats = stats
         self._warned: set[str] = set()
-        self._marks: list[asyncio.Event] = []
+        self._marks: dict[int, asyncio.Event] = {}
+        self._last_mark = 0
         self.ledger = Ledger()
         self._flow = Flow(self.ledger, outbox, envelopes)
         self._claims = Claims(self.ledger, outbox, envelopes, self._give_up, stats)
@@ -270,7 +271,7 @@ class Post:
                 unknown, _, held = entry.body.decode().partition("|")
                 self._audited(unknown.split(" ") if unknown else [], set(held.split()))
             case "e":
-                self._reach_marks()
+                self._reach_mark(entry)
             case _:
                 raise UnreadableMessageError(f"an entry of kind {entry.kind!r}")
 
@@ -423,14 +424,25 @@ class Post:
             self._outbox.put(Call(Lane.CONTROL, "audit", lambda _, __, n=numbers: n))
 
     async def caught_up(self) -> None:
-        """Wait until what is on its way to this process by now has been read."""
-        mark = asyncio.Event()
-        self._marks.append(mark)
-        self._outbox.put(Call(Lane.CONTROL, "mark", lambda _, __: (), outlives=True))
+        """Wait until the server has what waits to be sent, and what it then has for us is read."""
+        self._last_mark += 1
+        number, mark = self._last_mark, asyncio.Event()
+        self._marks[number] = mark
+        # The lane that goes last: what waits to be sent goes before it.
+        self._outbox.put(Call(Lane.DATA, "mark", lambda _, __: (number,), outlives=True))
         await mark.wait()
 
+    def _reach_mark(self, entry: Entry) -> None:
+        try:
+            number = int(entry.body)
+        except ValueError as error:
+            raise UnreadableMessageError(f"a mark {entry.body!r}") from error
+        mark = self._marks.pop(number, None)
+        if mark is not None:
+            mark.set()
+
     def _reach_marks(self) -> None:
-        for mark in self._marks:
+        for mark in self._marks.values():
             mark.set()
         self._marks.clear()
 

@@ -114,8 +114,8 @@ function commands.unhost(name)
 end
 
 -- Behind all that is in the caller's inbox by now.
-function commands.mark()
-  push(me, 'd', 'e', '', 0, '')
+function commands.mark(number)
+  push(me, 'd', 'e', '', 0, number)
   return 'ok'
 end
 
