@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 from bot_process import bot_environment
+from redis.asyncio import Redis
+
+from examples.debate.stage import find_provider
+from examples.distributed import debaters, loading, stage
+from pipecat_jobs.bus import redis as bus_module
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,3 +81,44 @@ async def test_nothing_heavy_is_loaded_once_there_may_be_jobs():
     assert process.returncode == 0
     loaded = set(out.decode().split())
     assert not loaded & {"nltk", "sklearn", "openai"}
+
+
+class _NoBus(Exception):
+    """Raised instead of making a bus."""
+
+
+@pytest.mark.parametrize("process", ["moderator", "debaters"])
+async def test_a_process_loads_ahead_before_it_can_be_given_jobs(
+    monkeypatch: pytest.MonkeyPatch, process: str
+):
+    steps: list[str] = []
+
+    def no_bus(*_: object, **__: object) -> None:
+        steps.append("bus")
+        raise _NoBus
+
+    for module in (stage, loading):
+        monkeypatch.setattr(module, "load_ahead", lambda: steps.append("load ahead"))
+    for module in (stage, bus_module):
+        monkeypatch.setattr(module, "RedisStreamsBus", no_bus)
+    async with find_provider() as provider:
+        monkeypatch.setenv("OPENAI_API_KEY", provider.api_key)
+        with pytest.raises(_NoBus):
+            if process == "moderator":
+                await stage.distributed(provider, 1.5).__aenter__()
+            else:
+                await debaters.run("redis://nowhere", 1.5)
+    assert steps == ["load ahead", "bus"]
+
+
+async def test_every_process_keeps_the_lease_that_the_command_names():
+    async with (
+        find_provider() as provider,
+        stage.distributed(provider, 60.0) as shown,
+        Redis.from_url(shown.moderator.bus.url) as redis,
+    ):
+        [members] = [key async for key in redis.scan_iter("*:members")]
+        ends = [end for _, end in await redis.zrange(members, 0, -1, withscores=True)]
+        seconds, _ = await redis.time()
+    assert len(ends) == 4
+    assert min(ends) / 1000 - seconds > 30

@@ -346,6 +346,7 @@ async def test_answering_an_unknown_or_an_ended_job_says_which_are_open(job_harn
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
     await asker.ask("answerer", "echo", job_id="done")
+    await job_harness.settle()
     for send in (
         answerer.send_job_response,
         answerer.send_job_update,

@@ -127,6 +127,7 @@ async def test_gap_19_dispatches_leave_no_registry_watch_behind(job_harness: Job
     with pytest.raises(WorkerNotReadyError):
         await asker.ask("ghost", timeout=0)
 
+    await job_harness.settle()
     assert job_harness.left_behind() == []
 
 
