@@ -100,23 +100,28 @@ class _PubSubBus(RedisBus):
     def __init__(self, client: Redis, channel: str):
         self._marks = _Marks()
         super().__init__(redis=client, channel=channel, serializer=self._marks)
-        self._sending = 0
+        self._begun = self._ended = 0
+        self._all_sent = asyncio.Event()
+        self._all_sent.set()
 
     async def publish(self, message: BusMessage) -> None:
-        self._sending += 1
+        self._begun += 1
+        self._all_sent.clear()
         try:
             await super().publish(message)
         finally:
-            self._sending -= 1
+            self._ended += 1
+            if self._ended == self._begun:
+                self._all_sent.set()
 
     @property
-    def received(self) -> int:
-        return self._marks.received
+    def traffic(self) -> tuple[int, int]:
+        """How many messages were sent, and how many came."""
+        return self._begun, self._marks.received
 
-    @property
-    def sending(self) -> int:
-        """How many messages the server has not yet acknowledged."""
-        return self._sending
+    async def all_sent(self) -> None:
+        """Wait until the server has acknowledged every message."""
+        await self._all_sent.wait()
 
     async def caught_up(self) -> None:
         """Wait until what the server has by now has been read."""
@@ -169,15 +174,16 @@ def settle_on_pubsub(settle: Settle) -> Settle:
     async def settle_across(harness: JobHarness) -> None:
         await settle(harness)
         bus = harness.bus
-        if isinstance(bus, _PubSubBus) and bus._pubsub is not None:
-            none_under_way = False
-            while not none_under_way:
-                # One that is being sent may come behind the mark.
-                sending, received = bus.sending, bus.received
-                if not await _while_it_runs(harness, bus.caught_up()):
-                    return
-                await settle(harness)
-                none_under_way = not (sending or bus.sending) and received == bus.received
+        if not isinstance(bus, _PubSubBus):
+            return
+        before = None
+        while before != bus.traffic:
+            before = bus.traffic
+            # A worker may outlive its runner, which takes the bus with it.
+            await bus.all_sent()
+            if bus._pubsub is not None:
+                await _while_it_runs(harness, bus.caught_up())
+            await settle(harness)
 
     return settle_across
 

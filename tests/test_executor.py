@@ -34,6 +34,7 @@ async def test_handler_that_returns_a_dict_has_answered(job_harness: JobHarness)
         "from": "answerer",
         "payload": {"n": 1},
     }
+    await job_harness.settle()
     assert not answerer.active_jobs
 
 
