@@ -1,8 +1,6 @@
 """``RedisStreamsBus`` while all is well: who gets what, pools, strangers, and the end."""
 
 import asyncio
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -423,23 +421,6 @@ async def test_channels_know_nothing_of_each_other(redis_server: EmbeddedRedis, 
         for _ in range(4):
             await asker.ask("answerer", "echo", timeout=5)
         assert (len(first.ran), len(second.ran)) == (4, 0)
-    await nothing_remains(redis)
-
-
-async def test_a_user_with_the_documented_rights_is_enough(
-    redis_server: EmbeddedRedis, redis: Redis
-):
-    page = (Path(__file__).parent.parent / "docs/distributed.md").read_text()
-    [rights] = re.findall(r"ACL user for the bus: `([^`]+)`, keys `([^`]+)`", page)
-    await redis.execute_command("ACL", "SETUSER", "bus", "on", ">pw", *" ".join(rights).split())
-    url = redis_server.url.replace("unix://", "unix://bus:pw@")
-    async with Member(url, asker := Asker()) as member, Member(url, Answerer()):
-        await member.knows("answerer")
-        assert await asker.ask("answerer", "echo", timeout=5)
-        strangers = Redis.from_url(url)
-        with pytest.raises(Exception, match="permission"):
-            await strangers.set("other", "1")
-        await strangers.aclose()
     await nothing_remains(redis)
 
 

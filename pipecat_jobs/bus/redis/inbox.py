@@ -7,7 +7,7 @@ from typing import cast
 
 from redis.exceptions import ResponseError
 
-from pipecat_jobs.bus.redis.link import Command, Link, Reply, UnreachableError
+from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply
 from pipecat_jobs.bus.redis.outbox import Lane
 
 #: Messages read in one go.
@@ -51,6 +51,18 @@ class Inbox:
         self._last = dict.fromkeys(self._streams, b"0-0")
         self._read_lanes: set[Lane] = set()
 
+    async def check(self) -> None:
+        """Find out whether the server lets this process read, and take off what it has read.
+
+        Raises:
+            UnreachableError: If the server is away.
+            RefusedError: If it does not.
+        """
+        read: Command = ("XREAD", "COUNT", 1, "STREAMS", *self._streams.values(), "$", "$")
+        for reply in await self._link.call(*map(self._trim, _LANES), read):
+            if isinstance(reply, ResponseError):
+                raise RefusedError(str(reply)) from reply
+
     async def read(self, take: Callable[[Entry], None]) -> None:
         """Wait for messages, and hand them over: the urgent ones first, however many there are.
 
@@ -58,7 +70,8 @@ class Inbox:
             take: Called with each.
 
         Raises:
-            UnreachableError: If the server is away, or does not let them be read.
+            UnreachableError: If the server is away.
+            RefusedError: If it does not let them be read.
         """
         found = await self._fetch(tuple(self._streams), wait=_READ_WAIT)
         urgent = found.pop(Lane.URGENT, [])
@@ -93,7 +106,7 @@ class Inbox:
         *_, reply = await self._link.call(*trims, read, wait=wait)
         self._read_lanes.clear()
         if isinstance(reply, ResponseError):
-            raise UnreachableError(str(reply)) from reply
+            raise RefusedError(str(reply)) from reply
         found = cast(list[tuple[bytes, list[list[Reply]]]], reply or [])
         return {self._lanes[stream]: entries for stream, entries in found}
 

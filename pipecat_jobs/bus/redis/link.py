@@ -27,6 +27,10 @@ class UnreachableError(ConnectionError):
     """The server cannot be reached, or does not answer."""
 
 
+class RefusedError(UnreachableError):
+    """The server answers, and does not let it be done."""
+
+
 class Link:
     """Sends commands over a connection of its own, several at once.
 

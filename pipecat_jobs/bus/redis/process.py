@@ -12,7 +12,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from pipecat_jobs.bus.redis.hosting import Offer
 from pipecat_jobs.bus.redis.inbox import Entry, Inbox
-from pipecat_jobs.bus.redis.link import Command, Link, Reply, UnreachableError
+from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply, UnreachableError
 from pipecat_jobs.bus.redis.outbox import Call, Outbox
 from pipecat_jobs.bus.redis.script import LOAD, Channel
 from pipecat_jobs.bus.redis.stats import BusStats
@@ -116,6 +116,8 @@ class Process:
         self._joins_as = _new_id()
         self._number = 0
         self._away = False
+        #: Since when the server has refused to let this process read.
+        self._refused_at: float | None = None
         self._joining = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -139,8 +141,11 @@ class Process:
                     except UnreachableError as error:
                         cause = str(error)
                         await asyncio.sleep(next(delays))
-        except TimeoutError as error:
-            raise BusUnavailableError(cause, seconds=timeout) from error
+        except BaseException as error:
+            await self._close()
+            if isinstance(error, TimeoutError):
+                raise BusUnavailableError(cause, seconds=timeout) from error
+            raise
         self._tasks = [
             self._occupant.create_task(self._for_ever(self._send), "redis_send"),
             self._occupant.create_task(self._for_ever(self._renew), "redis_lease"),
@@ -209,19 +214,28 @@ class Process:
         # When nobody said whether it was heard, it is tried again under the same name: under
         # another one, this process would be on the channel twice, and one of them would die.
         name = self._joins_as
-        calls = [("join", (self.uid, self._occupant.runner_name()))]
-        for offer in self._occupant.offers():
-            calls.append(("host", (offer.name, offer.as_text(self.uid))))
-        commands = [self._channel.call(command, name, 0, *args) for command, args in calls]
-        for reply in await self._sending.call(*LOAD, *commands):
-            if isinstance(reply, ResponseError):
-                raise UnreachableError(str(reply)) from reply
+        await self._say(
+            *LOAD, self._channel.call("join", name, 0, self.uid, self._occupant.runner_name())
+        )
+        inbox = Inbox(self._channel.inbox(name), self._reading)
+        # Who offers its workers and cannot read keeps whoever asks them waiting.
+        await inbox.check()
+        await self._say(
+            *(
+                self._channel.call("host", name, 0, offer.name, offer.as_text(self.uid))
+                for offer in self._occupant.offers()
+            )
+        )
         # Not before: a lease that is renewed meanwhile would be taken for lost.
         self.id = name
-        inbox = Inbox(self._channel.inbox(self.id), self._reading)
         self._reader = self._occupant.create_task(
             self._for_ever(lambda: self._read(inbox)), "redis_read"
         )
+
+    async def _say(self, *commands: Command) -> None:
+        for reply in await self._sending.call(*commands):
+            if isinstance(reply, ResponseError):
+                raise RefusedError(str(reply)) from reply
 
     async def _rejoin(self, expelled: str) -> None:
         async with self._joining:
@@ -234,6 +248,7 @@ class Process:
             self._stats.expulsions += 1
             if self._reader is not None:
                 await self._occupant.cancel_task(self._reader)
+            self._refused_at = None
             self._occupant.expelled()
             self._outbox.sent([call for call in self._outbox.tried() if not call.outlives])
             for call in self._outbox.tried():
@@ -252,13 +267,15 @@ class Process:
         audit_at = loop.time() + _AUDIT_EVERY
         while True:
             await asyncio.sleep(renewal)
-            process = self.id
+            process, deaf = self.id, self._is_deaf()
             try:
-                [reply] = await self._renewing.call(self._channel.call("renew", process, 0))
+                # What lives and cannot hear keeps those waiting who ask it.
+                command = self._channel.call("leave" if deaf else "renew", process, 0)
+                [reply] = await self._renewing.call(command)
             except UnreachableError:
                 # The sender says so, and when it is over.
                 continue
-            if reply == b"fenced":
+            if reply == b"fenced" or (deaf and reply == b"ok"):
                 await self._rejoin(process)
             elif isinstance(reply, NoScriptError):
                 await self._load(self._renewing)
@@ -267,6 +284,10 @@ class Process:
             if loop.time() >= audit_at:
                 audit_at = loop.time() + _AUDIT_EVERY
                 self._occupant.audit()
+
+    def _is_deaf(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return self._refused_at is not None and now - self._refused_at > self._lease
 
     # -- sending -----------------------------------------------------------------------------
 
@@ -346,11 +367,16 @@ class Process:
         while True:
             try:
                 await inbox.read(self._take)
+            except RefusedError as error:
+                if self._refused_at is None:
+                    self._refused_at = asyncio.get_running_loop().time()
+                    logger.error(f"{self._occupant}: the server lets nothing be read: {error}")
+                await asyncio.sleep(next(delays))
             except UnreachableError as error:
                 logger.debug(f"{self._occupant}: reading again after: {error}")
                 await asyncio.sleep(next(delays))
             else:
-                delays = _Delays()
+                delays, self._refused_at = _Delays(), None
 
     def _take(self, entry: Entry) -> None:
         self._stats.received += 1
