@@ -17,7 +17,9 @@ from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
 
 #: The channel of those on Pipecat's own bus.
 CHANNEL = "bots"
-#: A lease that a busy machine keeps, and that a test can wait for.
+#: A lease that a busy machine keeps.
+CALM = 20.0
+#: One that a test can wait for, and that it nearly always keeps.
 LEASE = 1.0
 
 
@@ -106,8 +108,15 @@ class Member(Process):
         name: str | None = None,
         **options: Any,
     ):
-        self.bus = RedisStreamsBus(url, **{"lease": LEASE, "takeover": LEASE, **options})
+        self.bus = RedisStreamsBus(url, **{"lease": CALM, "takeover": LEASE, **options})
         super().__init__(self.bus, *workers, name=name)
+
+
+class Mortal(Member):
+    """One whose death is soon noticed."""
+
+    def __init__(self, url: str | Redis | None, *workers: BaseWorker, **options: Any):
+        super().__init__(url, *workers, **{"lease": LEASE, **options})
 
 
 class PubSubMember(Process):

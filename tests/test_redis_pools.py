@@ -6,7 +6,16 @@ import contextlib
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage
 from redis.asyncio import Redis
-from redis_support import LEASE, Member, nothing_remains, redis, redis_server, until, until_async
+from redis_support import (
+    LEASE,
+    Member,
+    Mortal,
+    nothing_remains,
+    redis,
+    redis_server,
+    until,
+    until_async,
+)
 from support import Answerer, Asker
 
 from pipecat_jobs import JobTimeoutError, OutcomeStatus, WorkerLostError, job
@@ -83,8 +92,8 @@ async def test_a_request_that_nobody_can_take_is_lost_in_bounded_time(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async with (
-        Member(redis_server.url, asker := Asker()) as member,
-        Member(redis_server.url, worker := Answerer()) as other,
+        Mortal(redis_server.url, asker := Asker()) as member,
+        Mortal(redis_server.url, worker := Answerer()) as other,
     ):
         await member.knows("answerer")
         await other.bus.drain()
@@ -215,7 +224,7 @@ async def test_a_process_that_does_nothing_asks_the_server_for_nothing_but_its_l
     async def calls(command: str) -> int:
         return (await redis.info("commandstats")).get(f"cmdstat_{command}", {"calls": 0})["calls"]
 
-    async with Member(redis_server.url, Answerer()) as member:
+    async with Mortal(redis_server.url, Answerer()) as member:
         await member.caught_up()
         scripts, reads = await calls("evalsha"), await calls("xread")
 

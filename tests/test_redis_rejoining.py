@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from pipecat.bus.messages import BusActivateWorkerMessage
 from redis.asyncio import Redis
-from redis_support import Member, nothing_remains, redis, redis_server, until
+from redis_support import Mortal, nothing_remains, redis, redis_server, until
 from support import Answerer
 from tcp_proxy import TcpProxy
 from test_redis_server import Pair, proxy
@@ -21,14 +21,14 @@ __all__ = ["proxy", "redis", "redis_server"]
 
 
 @pytest.fixture
-async def member(redis_server: EmbeddedRedis) -> AsyncIterator[Member]:
-    async with Member(redis_server.url, Answerer()) as member:
+async def member(redis_server: EmbeddedRedis) -> AsyncIterator[Mortal]:
+    async with Mortal(redis_server.url, Answerer()) as member:
         await member.bus._outbox.empty()
         yield member
 
 
 async def test_a_process_that_hears_no_receipt_for_joining_is_on_the_channel_once(
-    member: Member, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    member: Mortal, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ):
     """Jobs would be given to the other one, and its death would be told of both."""
     process = member.bus._process
@@ -46,7 +46,7 @@ async def test_a_process_that_hears_no_receipt_for_joining_is_on_the_channel_onc
 
 
 async def test_a_lease_that_is_renewed_while_the_process_joins_anew_is_not_taken_for_lost(
-    member: Member, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    member: Mortal, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ):
     process = member.bus._process
     assert process is not None
@@ -160,7 +160,7 @@ async def test_a_job_that_its_worker_has_had_before_is_not_left_waiting(
 async def test_a_process_leaves_nothing_though_the_server_has_forgotten_the_script(
     redis_server: EmbeddedRedis, redis: Redis
 ):
-    async with Member(redis_server.url, Answerer()) as member:
+    async with Mortal(redis_server.url, Answerer()) as member:
         await member.bus._outbox.empty()
         process, member.bus._process = member.bus._process, None
         assert process is not None
@@ -174,7 +174,7 @@ async def test_a_process_leaves_nothing_though_the_server_has_forgotten_the_scri
 async def test_a_process_that_stops_while_it_joins_anew_reads_no_more(
     redis_server: EmbeddedRedis, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ):
-    async with Member(redis_server.url, Answerer()) as member:
+    async with Mortal(redis_server.url, Answerer()) as member:
         bus, process = member.bus, member.bus._process
         assert process is not None
         await bus._outbox.empty()
@@ -197,7 +197,7 @@ async def test_a_process_that_stops_while_it_joins_anew_reads_no_more(
 
 
 async def test_what_the_server_could_not_do_is_not_overtaken_by_what_was_sent_behind_it(
-    member: Member, redis: Redis
+    member: Mortal, redis: Redis
 ):
     """As when a script is loaded again, by somebody else, between two calls of one batch."""
     traffic, _ = LOAD

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 from redis.asyncio import Redis
-from redis_support import Member, nothing_remains, redis, redis_server, until
+from redis_support import Member, Mortal, nothing_remains, redis, redis_server, until
 from support import Answerer, Asker
 
 from pipecat_jobs import BusUnavailableError
@@ -53,14 +53,14 @@ async def test_a_process_that_may_no_longer_read_loses_its_jobs_to_another_and_s
     errors: list[str] = []
     sink = logger.add(errors.append, level="ERROR")
     async with (
-        Member(redis_server.url, asker, Answerer("elsewhere")) as member,
-        Member(user, deaf, waits) as refused,
+        Mortal(redis_server.url, asker, Answerer("elsewhere")) as member,
+        Mortal(user, deaf, waits) as refused,
     ):
         await refused.knows("elsewhere")
         asking = await asker.request_job("answerer", name="wait")
         assert await deaf.started.get() == asking
         await redis.execute_command("ACL", "SETUSER", "bus", "-xread")
-        async with Member(redis_server.url, other):
+        async with Mortal(redis_server.url, other):
             # A read that waits goes on until there is something.
             await refused.caught_up()
             assert await other.started.get() == asking

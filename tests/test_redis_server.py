@@ -13,8 +13,9 @@ from bot_process import free_port
 from redis.asyncio import Redis
 from redis_script import Process, script
 from redis_support import (
+    CALM,
     LEASE,
-    Member,
+    Mortal,
     nothing_remains,
     process_of,
     redis,
@@ -46,8 +47,8 @@ class Pair:
 
     def __init__(self, asker_url: str, worker_url: str, **options: Any):
         self.asker, self.worker = Asker(), Answerer()
-        self.asking = Member(asker_url, self.asker, **options)
-        self.working = Member(worker_url, self.worker, **options)
+        self.asking = Mortal(asker_url, self.asker, **options)
+        self.working = Mortal(worker_url, self.worker, **options)
 
     async def __aenter__(self) -> "Pair":
         await self.asking.__aenter__()
@@ -175,7 +176,7 @@ async def test_an_answer_that_the_server_forgot_is_given_again(redis_server: Emb
         held = pair.ask("wait")
         await pair.worker.started.get()
         other = Answerer()
-        await later.enter_async_context(Member(redis_server.url, other))
+        await later.enter_async_context(Mortal(redis_server.url, other))
         keys = [key for key in await raw.keys() if key.split(b":")[2] in BOOKS]
         before = {key: await raw.dump(key) for key in keys}
         # The answer is on the server, and whoever asked has not read it.
@@ -197,7 +198,7 @@ async def test_an_answer_that_the_server_forgot_is_given_again(redis_server: Emb
 
 
 async def test_a_server_that_is_not_there_is_an_error_at_the_start():
-    member = Member(f"redis://127.0.0.1:{free_port()}", start_timeout=0.3)
+    member = Mortal(f"redis://127.0.0.1:{free_port()}", start_timeout=0.3)
     with pytest.raises(BusUnavailableError, match="check the URL"):
         await member.runner.run()
 
@@ -205,13 +206,13 @@ async def test_a_server_that_is_not_there_is_an_error_at_the_start():
 async def test_a_server_that_says_nothing_is_an_error_at_the_start(proxy: TcpProxy):
     proxy.block()
     with pytest.raises(BusUnavailableError, match="does not answer"):
-        await Member(proxy.url, start_timeout=0.2).runner.run()
+        await Mortal(proxy.url, start_timeout=0.2).runner.run()
 
 
 async def test_a_wrong_password_is_an_error_at_the_start_that_says_so():
     async with EmbeddedRedis(port=free_port()) as server:
         address = server.url.rpartition("@")[2]
-        member = Member(f"redis://:wrong@{address}", start_timeout=0.3)
+        member = Mortal(f"redis://:wrong@{address}", start_timeout=0.3)
         with pytest.raises(BusUnavailableError, match=r"invalid|WRONGPASS") as caught:
             await member.runner.run()
         assert caught.value.cause
@@ -225,7 +226,7 @@ async def test_connections_that_are_cut_in_mid_traffic_lose_and_double_nothing(
     redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis, end: str
 ):
     urls = (proxy.url, redis_server.url) if end == "asker" else (redis_server.url, proxy.url)
-    async with Pair(*urls) as pair:
+    async with Pair(*urls, lease=CALM) as pair:
         over = asyncio.Event()
         asked: list[int] = []
 
@@ -349,8 +350,8 @@ async def test_a_lease_is_kept_over_another_connection_when_one_hangs(
 ):
     lease = 2.0
     async with (
-        Member(redis_server.url, lease=lease),
-        Member(proxy.url, Answerer(), lease=lease) as member,
+        Mortal(redis_server.url, lease=lease),
+        Mortal(proxy.url, Answerer(), lease=lease) as member,
     ):
         process = await process_of(redis, "answerer")
 
