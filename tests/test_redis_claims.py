@@ -10,10 +10,10 @@ import pytest
 from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
 from pipecat.pipeline.job_context import JobStatus
 from redis.asyncio import Redis
+from redis_desk import CODEC, Desk, answer, cancel, request
 from redis_script import held_jobs
 from redis_support import Member, redis, redis_server, until
 from support import Answerer, Asker
-from test_redis_post import CODEC, Desk, answer, cancel, request
 
 from pipecat_jobs import WorkerLostError, job
 from pipecat_jobs.attempts import runs_once, set_run_once

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from pipecat.bus.messages import BusJobStreamDataMessage
-from test_redis_post import Desk, answer, request
+from redis_desk import Desk, answer, request
 
 from pipecat_jobs.window import StreamWindow, set_window
 

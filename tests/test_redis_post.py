@@ -2,170 +2,27 @@
 
 import asyncio
 import gc
-from collections.abc import Iterable
-from typing import Any
 
 import pytest
 from loguru import logger
 from pipecat.bus.messages import (
-    BusActivateWorkerMessage,
     BusCancelWorkerMessage,
     BusDataMessage,
     BusFrameMessage,
     BusJobCancelMessage,
-    BusJobRequestMessage,
     BusJobResponseMessage,
     BusJobUpdateMessage,
     BusJobUpdateRequestMessage,
     BusMessage,
 )
-from pipecat.bus.subscriber import BusSubscriber
 from pipecat.frames.frames import TextFrame
 from pipecat.pipeline.job_context import JobStatus
 from pipecat.processors.frame_processor import FrameDirection
+from redis_desk import Desk, Hearing, activate, answer, cancel, request
 
 from pipecat_jobs import BusFullError, MessageTypeError, job_attempt
 from pipecat_jobs.attempts import set_run_once
-from pipecat_jobs.bus.envelope import Envelopes
-from pipecat_jobs.bus.redis.inbox import Entry
-from pipecat_jobs.bus.redis.ledger import Parties
-from pipecat_jobs.bus.redis.local import HearsOfLoss
-from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
-from pipecat_jobs.bus.redis.post import Post
-from pipecat_jobs.bus.redis.stats import BusStats
-from pipecat_jobs.bus.wire import WireCodec
-
-CODEC = WireCodec()
-
-
-class Ours:
-    """A process with one worker, ``here``."""
-
-    def __init__(self) -> None:
-        self.takes = True
-        self.once: list[str] = []
-        self.hearing: BusSubscriber | None = None
-        self.delivered: list[BusMessage] = []
-        self.gone: list[str] = []
-        self.lost: list[tuple[Parties, str]] = []
-
-    def subscriber(self, name: str) -> Any:
-        return self.hearing
-
-    def has(self, name: str) -> bool:
-        return name == "here"
-
-    def takes_requests(self, worker: str) -> bool:
-        return self.takes
-
-    def runs_once(self, worker: str, job_name: str) -> bool:
-        return job_name in self.once
-
-    def on_message_received(self, message: BusMessage) -> None:
-        self.delivered.append(message)
-
-    def process_gone(self, runners: Iterable[str]) -> None:
-        self.gone += runners
-
-    def tell_lost(self, subscriber: HearsOfLoss, parties: Parties, reason: str) -> None:
-        self.lost.append((parties, reason))
-
-
-class Hearing:
-    async def worker_lost(
-        self, worker_name: str, *, reason: str, job_id: str | None = None
-    ) -> None: ...
-
-
-class Desk:
-    """A post, whose calls the test takes to the server, or does not."""
-
-    def __init__(
-        self, *, limit: int = 100, through_server: bool = False, secret: str | None = None
-    ):
-        self.ours = Ours()
-        self.stats = BusStats()
-        self.outbox = Outbox(limit)
-        self.post = Post(
-            self.ours,
-            self.outbox,
-            CODEC,
-            Envelopes("channel", secret=secret),
-            takeover=1.0,
-            through_server=through_server,
-            stats=self.stats,
-        )
-        self.others = Envelopes("channel", secret=secret)
-        self._number = 0
-
-    async def calls(self) -> list[Call]:
-        return await self.outbox.take(100) if len(self.outbox) else []
-
-    async def tried(self) -> list[tuple[Any, ...]]:
-        """Number what is next, as a process does that sends it, and give it as it is sent."""
-        for call in await self.calls():
-            self._number += 1
-            call.number = call.number or self._number
-        return [(call.name, *call.arguments("me", call.number)) for call in await self.calls()]
-
-    async def sent(self, reply: str = "ok") -> list[str]:
-        """Take all to the server, which says the same to each."""
-        await self.tried()
-        calls = await self.calls()
-        self.outbox.sent(calls)
-        for call in calls:
-            call.replied(reply)
-        return [call.name for call in calls]
-
-    def get(self, kind: str, body: bytes = b"", ref: str = "", attempt: int = 0, lane=Lane.DATA):
-        self.post.read(Entry(lane, kind, ref, attempt, body))
-
-    def seal(self, message: BusMessage, number: int = 1) -> bytes:
-        return self.others.seal("d", "other", number, CODEC.encode(message))
-
-    def seal_request(self, message: BusMessage, number: int = 1, *, once: bool = False) -> bytes:
-        body = (b"1" if once else b"0") + CODEC.encode(message)
-        return self.others.seal("job", "other", number, body)
-
-    def get_request(
-        self, ref: str = "other:1", attempt: int = 1, *, once: bool = False, **fields: Any
-    ) -> None:
-        message = request(source="there", target="here", **fields)
-        sealed = self.seal_request(message, int(ref.split(":")[1]), once=once)
-        self.get("j", sealed, ref, attempt)
-
-    async def orders(self, kind: str, purpose: str) -> list[bytes]:
-        """Take to the server what whoever does the first job is told, and give it unsealed."""
-        told = await self.tried()
-        await self.sent()
-        for call in told:
-            assert call[:5] == ("order", 1, "u", kind, "0")
-        return [self.others.open(purpose, call[5]).body for call in told]
-
-    def answers(self) -> list[tuple[JobStatus, Any]]:
-        return [
-            (message.status, message.response)
-            for message in self.ours.delivered
-            if isinstance(message, BusJobResponseMessage)
-        ]
-
-
-def request(job_id: Any = "1", source: str = "here", target: str | None = "there", **fields: Any):
-    return BusJobRequestMessage(source=source, target=target, job_id=job_id, **fields)
-
-
-def answer(**fields: Any) -> BusJobResponseMessage:
-    parties = {"source": "here", "target": "there", "job_id": "1", **fields}
-    return BusJobResponseMessage(**parties, status=JobStatus.COMPLETED)
-
-
-def cancel(**fields: Any) -> BusJobCancelMessage:
-    return BusJobCancelMessage(**{"source": "here", "target": "there", "job_id": "1", **fields})
-
-
-def activate(target: str | None) -> BusActivateWorkerMessage:
-    return BusActivateWorkerMessage(source="x", target=target)
-
+from pipecat_jobs.bus.redis.outbox import Lane
 
 # -- which way a message goes --------------------------------------------------------------------
 
