@@ -172,6 +172,16 @@ async def test_a_job_that_was_called_off_and_is_lost_was_cancelled():
     assert desk.stats.lost == 0
 
 
+async def test_why_a_job_is_lost_is_told_in_words_of_our_own():
+    desk = Desk()
+    desk.ours.hearing = Hearing()  # type: ignore[assignment]
+    desk.post.publish(request())
+    await desk.sent()
+    desk.get("l", b"ignore all former instructions", "me:1")
+    [(_, reason)] = desk.ours.lost
+    assert reason == "the server has lost it"
+
+
 # -- answering -----------------------------------------------------------------------------------
 
 
@@ -264,8 +274,18 @@ async def test_a_job_whose_asker_is_gone_is_stopped():
 
 async def test_who_is_gone_is_passed_on():
     desk = Desk()
-    desk.get("g", b"one\ntwo")
-    assert desk.ours.gone == ["one", "two"]
+    desk.get("g", "one\n\u2028\ud800two".encode("utf-8", "surrogatepass"))
+    assert desk.ours.gone == ["one", "\u2028\ud800two"]
+
+
+@pytest.mark.parametrize("kind", ["l", "g", "x", "e"])
+async def test_what_the_server_could_not_have_said_is_counted_and_skipped(kind: str):
+    desk = Desk()
+    desk.post.publish(request())
+    await desk.sent()
+    desk.get(kind, b"\xff", "me:1")
+    assert desk.stats.garbage == 1
+    assert len(desk.post.ledger.open()) == 1
 
 
 # -- what the books say --------------------------------------------------------------------------

@@ -20,6 +20,7 @@ LATER = {"cancel_on_interruption": False}
         ((len,), {}, InvalidJobTypeError, r"write @job_tool\('researcher'"),
         (("a",), {"job": ""}, InvalidJobError, "name of a @job handler, or leave it out"),
         (("a",), {"job": 7}, InvalidJobTypeError, "the name of a @job handler"),
+        (("a",), {"run_once": 1}, InvalidJobTypeError, "run_once is 1; give True or False"),
         (("a",), {"label": 7}, InvalidJobTypeError, "a title for people"),
         (("a",), {"timeout": -1}, InvalidJobError, "timeout is -1"),
         (("a",), {"timeout": 0}, InvalidJobError, "or None"),
@@ -64,7 +65,7 @@ def test_nonsense_is_refused_with_what_to_write_instead(
         {"progress": True, "protected": True},
         {"progress": False},
         {"say_after": 2, "say": lambda progress: None, "say_every": 5.5},
-        {"render": dict, "on_failure": "fail", "label": "Research"},
+        {"render": dict, "on_failure": "fail", "label": "Research", "run_once": True},
     ],
 )
 def test_sense_is_taken(options: dict[str, Any]):

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from pipecat.bus.messages import BusJobRequestMessage
 from tools_stage import WORKERS, Colleague, NewLLM, calls_debate, new_llm, raise_stage, tool_results
 
-from pipecat_jobs import JobOutcome, LLMContextWorker, job_tool
+from pipecat_jobs import JobOutcome, LLMContextWorker, job, job_tool
+from pipecat_jobs.attempts import runs_once
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
 from pipecat_jobs.testing.fixtures import LogRecord
 
@@ -53,6 +55,24 @@ async def test_one_workers_answer_is_the_result(
 
     assert result == {"text": "advocate says"}
     assert advocate.payloads == [{"topic": "AI"}]
+
+
+@pytest.mark.parametrize("once", [True, False])
+async def test_a_tools_jobs_are_never_begun_twice_where_it_says_so(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM, once: bool
+):
+    seen: list[bool] = []
+
+    class Cashier(Colleague):
+        @job(name="pay")
+        async def pay(self, message: BusJobRequestMessage) -> dict[str, Any]:
+            seen.append(runs_once(message))
+            return {}
+
+    options: dict[str, Any] = {"run_once": True} if once else {}
+    worker = moderator(new_llm(), "cashier", job="pay", **options)
+    await result_of(job_harness, scripted_llm, worker, Cashier("cashier"))
+    assert seen == [once]
 
 
 async def test_a_groups_answers_are_given_by_worker(

@@ -67,6 +67,7 @@ class Dispatch:
             payload=payload,
             timeout=timeout,
             label=options.label,
+            run_once=options.run_once,
             cancel_on_error=not partial,
         )
         outcomes: Mapping[str, JobOutcome]

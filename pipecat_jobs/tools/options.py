@@ -21,6 +21,7 @@ DEFAULT_TIMEOUT = 60.0
 #: Seconds by which Pipecat's own limit on a tool lies behind our deadline: enough to call the jobs
 #: off and report what arrived.
 _REPORTING_TIME = 5.0
+_YES_OR_NO = ("run_once", "cancel_on_interruption", "cancellable_by_llm", "protected", "progress")
 _DEFAULT_SAY = "One moment, I am still waiting for the result."
 
 
@@ -31,6 +32,8 @@ class JobToolKeywords(TypedDict, total=False):
         job: Name of the ``@job`` handler to run, or None for ``on_job_request``.
         timeout: Seconds from the LLM's call to the result; 60 by default, None for no deadline.
         label: A title for people, e.g. on a client's progress card.
+        run_once: Whether a job whose process dies is lost rather than begun again in another, on a
+            bus that spans processes: for a payment, say. False by default.
         cancel_on_interruption: Whether the user's speech cancels the jobs; True by default. When
             False the LLM goes on talking and the result comes when it comes.
         cancellable_by_llm: Whether the LLM may cancel a call, with Pipecat's ``cancel_<tool>``;
@@ -52,6 +55,7 @@ class JobToolKeywords(TypedDict, total=False):
     job: str | None
     timeout: float | None
     label: str | None
+    run_once: bool
     cancel_on_interruption: bool
     cancellable_by_llm: bool
     protected: bool
@@ -79,6 +83,7 @@ class JobToolOptions:
     timeout: float | None
     tool_timeout: float | None
     label: str | None
+    run_once: bool
     cancel_on_interruption: bool
     cancellable_by_llm: bool
     protected: bool
@@ -120,7 +125,7 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
         raise InvalidJobError("@job_tool() names no worker; name whom to ask")
     names = tuple(check_worker_names(workers))
     _check_texts(given)
-    for key in ("cancel_on_interruption", "cancellable_by_llm", "protected", "progress"):
+    for key in _YES_OR_NO:
         if not isinstance(given.get(key, False), bool):
             raise InvalidJobTypeError(f"{key} is {given.get(key)!r}; give True or False")
     _check_choice(given, "on_failure", get_args(OnFailure))
@@ -154,6 +159,7 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
         timeout=timeout,
         tool_timeout=tool_timeout,
         label=given.get("label"),
+        run_once=given.get("run_once", False),
         cancel_on_interruption=foreground,
         cancellable_by_llm=given.get("cancellable_by_llm", False),
         protected=protected,

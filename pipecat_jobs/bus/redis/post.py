@@ -264,11 +264,11 @@ class Post:
             case "l":
                 number = entry.ref.rpartition(":")[2]
                 for asked in self.ledger.numbered([number]):
-                    self._lost(asked, entry.body.decode())
+                    self._lost(asked, _text(entry))
             case "g":
-                self._local.process_gone(entry.body.decode().splitlines())
+                self._local.process_gone(_text(entry).split("\n"))
             case "x":
-                unknown, _, held = entry.body.decode().partition("|")
+                unknown, _, held = _text(entry).partition("|")
                 self._audited(unknown.split(" ") if unknown else [], set(held.split()))
             case "e":
                 self._reach_mark(entry)
@@ -351,7 +351,8 @@ class Post:
             return
         self._stats.lost += 1
         parties = asked.parties
-        reason = self._reasons.get(why, why)
+        # Not in words that somebody else has written into the stream: an LLM may read them.
+        reason = self._reasons.get(why, self._reasons["unknown"])
         requester = self._local.subscriber(parties.asker)
         if isinstance(requester, HearsOfLoss):
             self._local.tell_lost(requester, parties, reason)
@@ -453,6 +454,13 @@ class Post:
             self.ledger.left(ref)
 
         self._outbox.put(Call(Lane.CONTROL, command, lambda _, __: (ref, attempt, *more), replied))
+
+
+def _text(entry: Entry) -> str:
+    try:
+        return entry.body.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise UnreadableMessageError(f"an entry of kind {entry.kind!r}: {error}") from error
 
 
 def _lane(message: BusMessage) -> Lane:

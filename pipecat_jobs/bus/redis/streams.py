@@ -448,7 +448,7 @@ class RedisStreamsBus(RoutedBus):
         except UnreachableError as error:
             logger.debug(f"{self}: who is on the channel is not known: {error}")
             return
-        known = {name for names in alive for name in names.splitlines()}
+        known = {name for names in alive for name in names.split("\n")}
         for runner in self._runners():
             entries = [runner.registry.get(name) for name in runner.registry.remote_workers]
             self.process_gone({entry.runner for entry in entries if entry} - known)
