@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from redis_support import CHANNEL, LEASE
 
 from pipecat_jobs import BaseWorker, JobError, job, job_attempt
-from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
+from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus, drain_on_sigterm
 
 _FORKS = multiprocessing.get_context("forkserver")
 
@@ -148,18 +148,12 @@ class NodeAsker(BaseWorker):
 async def _run(url: str, spec: dict[str, Any]) -> None:
     notes = Notes(url)
     bus = _pubsub_bus(url) if spec.get("pubsub") else _streams_bus(url, spec)
-    runner = WorkerRunner(name=spec["name"], bus=bus, handle_sigint=False)
+    runner = WorkerRunner(
+        name=spec["name"], bus=bus, handle_sigint=False, handle_sigterm=spec.get("pubsub", False)
+    )
 
-    async def leave() -> None:
-        if isinstance(bus, RedisStreamsBus):
-            await bus.drain(spec.get("drain_timeout"))
-            await notes.write("drained", stats=bus.stats.late_answers)
-        await runner.end()
-
-    def on_sigterm() -> None:
-        runner.create_task(leave(), "leave")
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_sigterm)
+    if isinstance(bus, RedisStreamsBus):
+        drain_on_sigterm(runner, timeout=spec.get("drain_timeout"))
     workers = [NodeWorker(name, notes) for name in spec.get("workers", [])]
     askers = [NodeAsker(notes=notes, **asker) for asker in spec.get("askers", [])]
     await runner.add_workers(*workers, *askers)

@@ -1,6 +1,7 @@
 """``RedisStreamsBus`` while all is well: who gets what, pools, strangers, and the end."""
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from pipecat.frames.frames import TextFrame
 from pipecat.pipeline.job_context import JobParams, JobStatus
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis_support import (
     Member,
@@ -374,11 +376,39 @@ async def test_a_request_published_twice_runs_once(redis_server: EmbeddedRedis):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("lease", 0), ("takeover", -1), ("max_attempts", 0), ("room", 0)]
+    ("option", "value", "error"),
+    [
+        ("url_or_client", 7, TypeError),
+        ("url_or_client", SyncRedis(), TypeError),
+        ("channel", "", ValueError),
+        ("channel", 42, TypeError),
+        ("lease", 0, ValueError),
+        ("lease", math.nan, ValueError),
+        ("lease", math.inf, ValueError),
+        ("takeover", -1, ValueError),
+        ("takeover", "3", TypeError),
+        ("start_timeout", 0, ValueError),
+        ("max_attempts", 0, ValueError),
+        ("room", 1.5, TypeError),
+        ("room", True, TypeError),
+        ("max_message_bytes", 0, ValueError),
+        ("outbox_limit", 0, ValueError),
+    ],
 )
-def test_options_that_cannot_be_used_are_refused(option: str, value: Any):
-    with pytest.raises(ValueError, match=option):
-        RedisStreamsBus("redis://nowhere", **{option: value})
+def test_options_that_cannot_be_used_are_refused(option: str, value: Any, error: type[Exception]):
+    with pytest.raises(error, match=option.removesuffix("url_or_client") or "redis.asyncio.Redis"):
+        RedisStreamsBus(**{option: value})
+
+
+async def test_a_bus_that_is_not_started_or_has_stopped_has_nothing_to_drain(
+    redis_server: EmbeddedRedis,
+):
+    bus = RedisStreamsBus(redis_server.url)
+    async with asyncio.timeout(5):
+        await bus.drain()
+        async with Member(redis_server.url) as member:
+            pass
+        await member.bus.drain()
 
 
 def test_the_first_attempt_is_one_on_every_bus():

@@ -10,7 +10,7 @@ import time
 import pytest
 from redis.asyncio import Redis
 from redis_node import Nodes, nodes
-from redis_support import LEASE, Member, nothing_remains, redis, redis_server, until, until_async
+from redis_support import LEASE, Mortal, nothing_remains, redis, redis_server, until, until_async
 from support import Answerer, Asker
 
 from pipecat_jobs import JobTimeoutError, OutcomeStatus, WorkerLostError
@@ -41,7 +41,7 @@ async def test_a_worker_killed_at_a_job_is_relieved_by_another(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     first = await nodes.start("n1", "worker")
-    async with Member(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker()) as member:
         await member.knows("worker")
         asking = ask(asker, "worker", "hold", payload={"gate": "open"})
         started = await nodes.notes.next("started")
@@ -60,7 +60,7 @@ async def test_a_worker_killed_with_nobody_to_relieve_it_is_lost_and_named(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     node = await nodes.start("n1", "worker")
-    async with Member(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker()) as member:
         await member.knows("worker")
         asking = ask(asker, "worker", "hold")
         await nodes.notes.next("started")
@@ -80,7 +80,7 @@ async def test_a_relief_that_comes_in_time_takes_the_job_of_the_killed_worker(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with Member(redis_server.url, asker := Asker(), takeover=20) as member:
+    async with Mortal(redis_server.url, asker := Asker(), takeover=20) as member:
         await member.knows("worker")
         asking = ask(asker, "worker", "hold", payload={"gate": "open"})
         await nodes.notes.next("started")
@@ -96,7 +96,7 @@ async def test_a_job_that_must_not_run_twice_is_lost_with_its_process(
     redis_server: EmbeddedRedis, nodes: Nodes, by: str
 ):
     first = await nodes.start("n1", "worker")
-    async with Member(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker()) as member:
         await member.knows("worker")
         if by == "worker":
             asking = ask(asker, "worker", "pay")
@@ -115,7 +115,7 @@ async def test_a_job_that_kills_its_process_is_given_up_after_three(
 ):
     for number in range(4):
         await nodes.start(f"n{number}", "worker")
-    async with Member(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker()) as member:
         await member.knows("worker")
         asking = ask(asker, "worker", "poison")
         assert "every process that ran it was lost" in await lost(asking)
@@ -129,7 +129,7 @@ async def test_a_worker_killed_after_it_answered_changes_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     node = await nodes.start("n1", "worker")
-    async with Member(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker()) as member:
         await member.knows("worker")
         assert (await asker.ask("worker", "echo", timeout=5))["pid"] == node.pid
         node.send(signal.SIGKILL)
@@ -144,7 +144,7 @@ async def test_a_worker_killed_before_it_took_a_request_loses_none(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with Member(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker()) as member:
         await member.knows("worker")
         first.send(signal.SIGSTOP)
         asking = [ask(asker, "worker", "echo") for _ in range(5)]
@@ -158,7 +158,7 @@ async def test_a_stream_that_is_taken_up_starts_anew_and_says_so(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with Member(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker()) as member:
         await member.knows("worker")
         heard = []
 
@@ -185,7 +185,7 @@ async def test_a_stream_that_is_taken_up_starts_anew_and_says_so(
 async def test_a_requester_killed_has_its_workers_stopped(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
-    async with Member(redis_server.url, answerer := Answerer()) as member:
+    async with Mortal(redis_server.url, answerer := Answerer()) as member:
         asker = {"name": "asker", "asks": "answerer", "job": "wait"}
         node = await nodes.start("n1", askers=[asker])
         await answerer.started.get()
@@ -200,7 +200,7 @@ async def test_a_requester_killed_before_its_request_was_taken_leaves_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     worker = await nodes.start("n1", "worker")
-    async with Member(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker()) as member:
         await member.knows("worker")
         taking_the_room = [ask(asker, "worker", "narrow", payload={"gate": "g"}) for _ in range(2)]
         for _ in taking_the_room:
@@ -225,7 +225,7 @@ async def test_a_worker_that_stalls_past_its_lease_cannot_answer_any_more(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with Member(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker()) as member:
         await member.knows("worker")
         asking = ask(asker, "worker", "hold", payload={"gate": "first"})
         await nodes.notes.next("started", pid=first.pid)
@@ -248,7 +248,7 @@ async def test_a_worker_that_stalls_past_its_lease_cannot_answer_any_more(
 async def test_a_requester_that_stalls_past_its_lease_is_told_that_its_job_is_lost(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
-    async with Member(redis_server.url, answerer := Answerer()):
+    async with Mortal(redis_server.url, answerer := Answerer()):
         asker = {"name": "asker", "asks": "answerer", "job": "wait"}
         node = await nodes.start("n1", askers=[asker])
         await answerer.started.get()
@@ -267,7 +267,7 @@ async def test_a_drained_process_finishes_what_it_has_and_takes_nothing_more(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     first = await nodes.start("n1", "worker")
-    async with Member(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker()) as member:
         await member.knows("worker")
         asking = ask(asker, "worker", "hold", payload={"gate": "open"})
         await nodes.notes.next("started", pid=first.pid)
@@ -291,7 +291,7 @@ async def test_a_drain_that_takes_too_long_gives_its_jobs_to_another_process(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker", drain_timeout=0.3)
-    async with Member(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker()) as member:
         await member.knows("worker")
         asking = ask(asker, "worker", "hold", payload={"gate": "open"})
         await nodes.notes.next("started", pid=first.pid)
@@ -308,7 +308,7 @@ async def test_adding_and_draining_processes_in_mid_traffic_loses_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     node = await nodes.start("n0", "worker")
-    async with Member(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker()) as member:
         await member.knows("worker")
         answered: list[int] = []
         over = asyncio.Event()

@@ -27,7 +27,7 @@ async def run(url: str, lease: float) -> None:
     from examples.debate.workers import DEBATERS, Debater
     from examples.distributed.loading import load_ahead
     from pipecat_jobs import job, job_attempt
-    from pipecat_jobs.bus.redis import RedisStreamsBus
+    from pipecat_jobs.bus.redis import RedisStreamsBus, drain_on_sigterm
 
     class Witness(Debater):
         """A debater that says which process it is in."""
@@ -42,7 +42,8 @@ async def run(url: str, lease: float) -> None:
     provider = find_key()
     assert provider is not None
     bus = RedisStreamsBus(url, lease=lease)
-    runner = WorkerRunner(bus=bus, handle_sigint=False, handle_sigterm=True)
+    runner = WorkerRunner(bus=bus, handle_sigint=False)
+    drain_on_sigterm(runner, timeout=1.0)
     await runner.add_workers(
         *(Witness(name, llm=provider.llm(role)) for name, role in DEBATERS.items())
     )

@@ -20,6 +20,12 @@ from pipecat_jobs.bus.redis.inbox import Entry
 from pipecat_jobs.bus.redis.ledger import Parties
 from pipecat_jobs.bus.redis.link import UnreachableError
 from pipecat_jobs.bus.redis.local import HearsOfLoss
+from pipecat_jobs.bus.redis.options import (
+    check_channel,
+    check_counts,
+    check_seconds,
+    check_server,
+)
 from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
 from pipecat_jobs.bus.redis.post import Post
 from pipecat_jobs.bus.redis.process import Process
@@ -59,6 +65,10 @@ class RedisStreamsBus(RoutedBus):
         through_server: Send what is for workers of this process through the server as well.
         start_timeout: Seconds that the server may be out of reach at the start.
 
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If a number is not above zero, a name is empty, or two types have the same name.
+
     Example::
 
         from pipecat_jobs.bus.redis import RedisStreamsBus
@@ -89,7 +99,15 @@ class RedisStreamsBus(RoutedBus):
         start_timeout: float = 10.0,
     ):
         super().__init__()
-        self._check(lease=lease, takeover=takeover, max_attempts=max_attempts, room=room)
+        check_server(url_or_client)
+        check_channel(channel)
+        check_seconds(lease=lease, takeover=takeover, start_timeout=start_timeout)
+        check_counts(
+            max_attempts=max_attempts,
+            room=room,
+            max_message_bytes=max_message_bytes,
+            outbox_limit=outbox_limit,
+        )
         self._server = EmbeddedRedis() if url_or_client is None else None
         self._client = Redis.from_url(url_or_client) if isinstance(url_or_client, str) else None
         if isinstance(url_or_client, Redis):
@@ -119,12 +137,6 @@ class RedisStreamsBus(RoutedBus):
         self._draining = False
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._roster: asyncio.Task[None] | None = None
-
-    @staticmethod
-    def _check(**values: float) -> None:
-        for name, value in values.items():
-            if value <= 0:
-                raise ValueError(f"{name} is {value!r}; give a number above zero")
 
     @property
     def url(self) -> str:
@@ -202,12 +214,15 @@ class RedisStreamsBus(RoutedBus):
     async def drain(self, timeout: float | None = None) -> None:
         """Take no more jobs, and wait until those that were taken have ended.
 
-        Call it before the runner ends, on SIGTERM say. Requests go to other processes meanwhile.
+        Call it before the runner ends, on SIGTERM say: :func:`drain_on_sigterm`. Requests go to
+        other processes meanwhile. What workers of this process ask one another is not waited for.
 
         Args:
             timeout: Seconds to wait; then what is still open is stopped here and given to another
                 process as a further attempt. None waits for as long as it takes.
         """
+        if self._process is None:
+            return
         ledger = self._post.ledger
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):

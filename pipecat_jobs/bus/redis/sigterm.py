@@ -1,0 +1,51 @@
+"""What a process does that is told to go."""
+
+import asyncio
+import signal
+
+from pipecat.workers.runner import WorkerRunner
+
+from pipecat_jobs.bus.redis.streams import RedisStreamsBus
+
+
+def drain_on_sigterm(runner: WorkerRunner, *, timeout: float | None = 30.0) -> None:
+    """Have SIGTERM let this process go without losing a job.
+
+    At the first SIGTERM the bus is drained, and then the runner ended: see
+    :meth:`RedisStreamsBus.drain`. A second one ends the process at once. The process then counts as
+    dead, and others take up what it leaves.
+
+    Call it in the event loop that the runner runs in. Leave out the runner's own
+    ``handle_sigterm``, which cancels the jobs.
+
+    Args:
+        runner: A runner on a :class:`RedisStreamsBus`.
+        timeout: Seconds that the jobs may take; then another process is given them. None waits for
+            as long as they take.
+
+    Raises:
+        TypeError: If the runner is on another bus.
+
+    Example::
+
+        from pipecat_jobs.bus.redis import RedisStreamsBus, drain_on_sigterm
+
+        runner = WorkerRunner(bus=RedisStreamsBus(), handle_sigint=False)
+        drain_on_sigterm(runner)
+        runner.add_event_handler("on_ready", lambda _: signal.raise_signal(signal.SIGTERM))
+        await runner.run(auto_end=False)
+    """
+    bus = runner.bus
+    if not isinstance(bus, RedisStreamsBus):
+        raise TypeError(f"runner '{runner.name}' is on a {type(bus).__name__}; nothing to drain")
+    loop = asyncio.get_running_loop()
+
+    async def leave() -> None:
+        await bus.drain(timeout)
+        await runner.end(reason="SIGTERM")
+
+    def on_sigterm() -> None:
+        loop.remove_signal_handler(signal.SIGTERM)
+        runner.create_task(leave(), "drain")
+
+    loop.add_signal_handler(signal.SIGTERM, on_sigterm)
