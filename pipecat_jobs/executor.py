@@ -204,9 +204,20 @@ class Executor:
         try:
             await self._answers.finish(execution, status, response)
         except Exception as error:
-            # Nobody is left to try again, and an open job would keep its place for good.
             job_id = execution.request.job_id
             logger.opt(exception=error).error(f"{self}: could not answer for job '{job_id}'")
+            await self._end_in_short(execution, status, error)
+
+    async def _end_in_short(
+        self, execution: Execution, status: JobStatus, error: Exception
+    ) -> None:
+        # Whoever asked need not wait when it was the answer, and not the bus, that was no good.
+        reason = f"the answer could not be sent: {type(error).__name__}"
+        try:
+            await self._answers.finish(execution, status, ErrorDetails("", reason).to_response())
+        except Exception as again:
+            # Nobody is left to try again, and an open job would keep its place for good.
+            logger.debug(f"{self}: job '{execution.request.job_id}' ends unanswered: {again!r}")
             self._answers.forget(execution)
 
     def on_turn_failure(self, execution: Execution, failure: LLMTurnError) -> None:

@@ -34,6 +34,11 @@ class OutcomeStatus(StrEnum):
     LOST = "lost"
 
 
+#: Characters of what an exception says, and of its traceback, that an answer carries: an error must
+#: not become too large to be told.
+_MOST_MESSAGE, _MOST_TRACEBACK = 4_000, 16_000
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
     """What went wrong at the worker, as text, so that it survives any bus.
@@ -57,10 +62,14 @@ class ErrorDetails:
             error: The exception, as it was caught.
 
         Returns:
-            Its class name, message and formatted traceback.
+            Its class name, message and formatted traceback; of long ones the middle is left out.
         """
         text = "".join(traceback.format_exception(error)) if error.__traceback__ else None
-        return cls(type(error).__name__, str(error), text)
+        return cls(
+            type(error).__name__,
+            _shortened(str(error), _MOST_MESSAGE),
+            None if text is None else _shortened(text, _MOST_TRACEBACK),
+        )
 
     @classmethod
     def from_response(cls, response: Mapping[str, object] | None) -> "ErrorDetails | None":
@@ -97,6 +106,14 @@ class ErrorDetails:
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.type else self.message
+
+
+def _shortened(text: str, most: int) -> str:
+    left_out = len(text) - most
+    if left_out <= 0:
+        return text
+    half = most // 2
+    return f"{text[:half]} [{left_out:,} characters left out] {text[-half:]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from pipecat.bus.messages import (
 )
 from support import Answerer, Asker, cancelled
 
-from pipecat_jobs import BaseWorker, JobTimeoutError, job
+from pipecat_jobs import BaseWorker, JobError, JobTimeoutError, OutcomeStatus, job
+from pipecat_jobs.outcomes import ErrorDetails
 from pipecat_jobs.testing import JobHarness
 
 
@@ -25,11 +26,15 @@ class FailingBus(AsyncQueueBus):
         self.refuses: dict[type[BusMessage], set[str]] = {}
         """By class of message: to whom they cannot be sent."""
         self.refused = asyncio.Event()
+        self.largest = 10_000_000
+        """Characters that an answer may take."""
 
     async def publish(self, message: BusMessage) -> None:
         if message.target in self.refuses.get(type(message), ()):
             self.refused.set()
             raise ConnectionError("bus is down")
+        if isinstance(message, BusJobResponseMessage) and len(str(message.response)) > self.largest:
+            raise ValueError("too large")
         await super().publish(message)
 
 
@@ -114,3 +119,37 @@ async def test_a_cancel_that_cannot_be_sent_to_one_worker_reaches_the_others(
     await harness.settle()
     assert second.cancelled == [job_id]
     first.release.set()
+
+
+async def test_an_error_that_is_too_large_for_the_bus_is_told_in_short(
+    harness: JobHarness, bus: FailingBus
+):
+    class Wordy(BaseWorker):
+        @job(name="fail", max_concurrency=1)
+        async def fail(self, message: BusJobRequestMessage) -> dict:
+            raise ValueError("no such row: " + "x" * 500)
+
+    asker = Asker()
+    bus.largest = 200
+    await harness.start(asker, Wordy("wordy"))
+    for _ in range(2):
+        with pytest.raises(JobError) as caught:
+            await asker.ask("wordy", "fail", timeout=5)
+        outcome = caught.value.outcomes["wordy"]
+        assert outcome.status is OutcomeStatus.ERROR
+        assert str(outcome.error) == "the answer could not be sent: ValueError"
+
+
+def test_of_an_error_with_much_to_say_the_middle_is_left_out():
+    def fail() -> None:
+        raise ValueError("begin" + "x" * 1_000_000 + "end")
+
+    with pytest.raises(ValueError) as caught:
+        fail()
+    details = ErrorDetails.from_exception(caught.value)
+    assert details.traceback
+    for text, most in ((details.message, 5_000), (details.traceback, 17_000)):
+        assert "characters left out" in text
+        assert text.strip().endswith("end")
+        assert len(text) < most
+    assert "in fail" in details.traceback
