@@ -144,7 +144,7 @@ def test_of_an_error_with_much_to_say_the_middle_is_left_out():
     def fail() -> None:
         raise ValueError("begin" + "x" * 1_000_000 + "end")
 
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="begin") as caught:
         fail()
     details = ErrorDetails.from_exception(caught.value)
     assert details.traceback

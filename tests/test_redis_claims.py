@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from support import Answerer, Asker
 
 from pipecat_jobs import WorkerLostError, job
 from pipecat_jobs.attempts import runs_once, set_run_once
+from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.bus.redis.outbox import Lane
 from pipecat_jobs.bus.redis.post import Post
@@ -281,6 +283,25 @@ async def test_a_request_is_taken_as_the_job_that_it_was_sent_as():
     assert await desk.tried() == [("refuse", "other:2", 1)]
 
 
+@pytest.mark.parametrize("secret", [SECRET, None])
+async def test_an_old_request_waits_for_the_word_that_it_is_still_open(secret: str | None):
+    desk = Desk(secret=secret)
+    desk.others = Envelopes("channel", secret=secret, clock=lambda: time.time() - 3600)
+    desk.get_request()
+    if secret is None:
+        assert len(desk.ours.delivered) == 1
+        return
+    assert desk.ours.delivered == []
+    [(*told, sealed)] = await desk.tried()
+    assert told == ["tell", "other:1", 1, "u", "q", "0"]
+    desk.others = Envelopes("channel", secret=secret)
+    body = json.loads(desk.others.open("claim", sealed).body)
+    assert body == ["other:1", "there", "here", "1", False]
+    grant(desk)
+    [begun] = desk.ours.delivered
+    assert isinstance(begun, BusJobRequestMessage)
+
+
 # -- the process that asked ------------------------------------------------------------------------
 
 
@@ -309,7 +330,7 @@ async def asking() -> Desk:
     return desk
 
 
-OURS = ["me:1", "here", "there", "1"]
+OURS = ["me:1", "here", "there", "1", True]
 
 
 async def test_one_process_gets_the_word_and_the_others_its_name():
@@ -320,15 +341,25 @@ async def test_one_process_gets_the_word_and_the_others_its_name():
     assert await words(desk) == [b"other me:1"] * 3
 
 
+async def test_whoever_has_it_gets_the_word_for_a_job_that_may_run_again():
+    """Its request is old, because it has waited, or was begun long ago by a process that died."""
+    desk = Desk(secret=SECRET)
+    desk.post.publish(request())
+    await desk.sent()
+    claim(desk, [*OURS[:-1], False])
+    claim(desk, [*OURS[:-1], False], sender="another")
+    assert await words(desk) == [b"other me:1", b"another me:1"]
+
+
 @pytest.mark.parametrize(
     "body",
     [
-        ["me:2", "here", "there", "1"],
-        ["me:1", "here", "there", "2"],
-        ["me:1", "here", "elsewhere", "1"],
+        ["me:2", "here", "there", "1", True],
+        ["me:1", "here", "there", "2", True],
+        ["me:1", "here", "elsewhere", "1", False],
     ],
 )
-async def test_nobody_gets_the_word_for_another_job(body: list[str]):
+async def test_nobody_gets_the_word_for_another_job(body: list[Any]):
     desk = await asking()
     claim(desk, body, body[0])
     assert await words(desk) == []
@@ -362,4 +393,4 @@ async def test_nobody_gets_the_word_for_a_job_that_has_ended():
 async def test_what_a_process_asks_is_what_an_asker_understands():
     desk, sealed = await claimed()
     body = json.loads(desk.others.open("claim", sealed).body)
-    assert body == ["other:1", "there", "here", "1"]
+    assert body == ["other:1", "there", "here", "1", True]

@@ -28,11 +28,13 @@ class Letter:
         sender: Id of the process that sent it.
         number: Its place among that process's messages; each is greater than the one before.
         body: The message, encoded.
+        is_old: Whether it may be a recorded one, by its age.
     """
 
     sender: str
     number: int
     body: bytes
+    is_old: bool = False
 
 
 class Envelopes:
@@ -90,13 +92,16 @@ class Envelopes:
         head = b"%s %s %d %d" % (_VERSION, sender.encode(), number, int(self._clock() * 1000))
         return b"%s %s\n%s" % (head, self._signature(purpose, head, body), body)
 
-    def open(self, purpose: str, sealed: bytes, *, in_order: bool = True) -> Letter:
+    def open(
+        self, purpose: str, sealed: bytes, *, in_order: bool = True, however_old: bool = False
+    ) -> Letter:
         """Take a message out of its envelope.
 
         Args:
             purpose: What it is here to do.
             sealed: What :meth:`seal` gave, or anything at all.
             in_order: Whether it has to be younger than the last one of the same sender and purpose.
+            however_old: Whether an old one is given as well, as what it is.
 
         Returns:
             The message with its sender.
@@ -116,7 +121,8 @@ class Envelopes:
             raise UnreadableMessageError(f"an envelope of version {version!r}, not {_VERSION!r}")
         if not hmac.compare_digest(signature, self._signature(purpose, head, body)):
             raise UnreadableMessageError(f"not signed with this channel's secret, from '{sender}'")
-        if self._key is not None and abs(self._clock() - milliseconds / 1000) > self._max_age:
+        age = abs(self._clock() - milliseconds / 1000) if self.signs else 0.0
+        if age > self._max_age and not however_old:
             raise UnreadableMessageError(
                 f"signed more than {self._max_age:g} s ago or ahead, from '{sender}'; "
                 "if it is no old one, set the clocks"
@@ -126,7 +132,7 @@ class Envelopes:
             if last is not None and number <= last:
                 raise UnreadableMessageError(f"number {number} of '{sender}' has been here before")
             self._places.remember((sender, purpose), number)
-        return Letter(sender, number, body)
+        return Letter(sender, number, body, is_old=age > self._max_age)
 
     def _signature(self, purpose: str, head: bytes, body: bytes) -> bytes:
         if self._key is None:

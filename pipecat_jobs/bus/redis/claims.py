@@ -1,9 +1,9 @@
-"""Jobs that must not run twice, where a stranger might repeat their requests.
+"""Jobs whose requests a stranger might repeat, and that must not run twice or were asked long ago.
 
 Who can write to the server can put a recorded request into the inbox of another process of the
 pool, and write that the job is that one's. The only one to know better is whoever asked: on a
-channel with a secret, a process waits for the asker's signed word before it begins such a job, and
-the asker gives a job to one process.
+channel with a secret, a process waits for the asker's signed word before it begins such a job. The
+asker gives one that must not run twice to one process, and any other for as long as it is open.
 """
 
 import json
@@ -48,20 +48,21 @@ class Claims:
         self._give_back = give_back
         self._stats = stats
 
-    def claim(self, held: Held, request: BusJobRequestMessage) -> None:
+    def claim(self, held: Held, request: BusJobRequestMessage, *, once: bool) -> None:
         """Ask whether a job is this process's.
 
         Args:
             held: The job.
             request: Its request, for when it is.
+            once: Whether it must not run twice.
         """
-        held.unbegun = request
+        held.unbegun, held.once = request, once
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             held.claimant = process
             parties = held.parties
-            names = [held.ref, parties.asker, parties.worker, parties.job_id]
-            sealed = self._envelopes.seal(_CLAIM, process, number, json.dumps(names).encode())
+            claim = [held.ref, parties.asker, parties.worker, parties.job_id, once]
+            sealed = self._envelopes.seal(_CLAIM, process, number, json.dumps(claim).encode())
             return held.ref, held.attempt, Lane.URGENT.letter, "q", "0", sealed
 
         def replied(reply: str) -> None:
@@ -78,7 +79,7 @@ class Claims:
         """Ask once more for what has not been answered: the server may have lost a word."""
         for held in self._ledger.all_held():
             if held.unbegun is not None:
-                self.claim(held, held.unbegun)
+                self.claim(held, held.unbegun, once=held.once)
 
     def claimed(self, entry: Entry) -> None:
         """Give a process the word it asks for, or the name of the one that has got it.
@@ -91,7 +92,7 @@ class Claims:
         """
         letter = self._envelopes.open(_CLAIM, entry.body)
         try:
-            ref, *names = json.loads(letter.body)
+            ref, *names, once = json.loads(letter.body)
             asked = self._ledger.asked(Parties(*names))
         except (ValueError, TypeError) as error:
             raise UnreadableMessageError(f"not a claim: {error}") from error
@@ -100,7 +101,9 @@ class Claims:
         if asked is None or entry.ref.rpartition(":")[2] != str(asked.request.number):
             # The server tells whoever claims it.
             return
-        asked.granted = granted = asked.granted or letter.sender
+        granted = letter.sender
+        if once:
+            granted = asked.granted = asked.granted or granted
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             word = f"{granted} {entry.ref}".encode()

@@ -110,6 +110,7 @@ class Held:
         window: What its stream waits for.
         unbegun: The request, while it waits for the word of whoever asked.
         claimant: The id that this process had when it asked for that.
+        once: Whether it must not run twice.
     """
 
     parties: Parties
@@ -118,6 +119,7 @@ class Held:
     window: StreamWindow = field(default_factory=lambda: StreamWindow(_UNSENT))
     unbegun: BusJobRequestMessage | None = None
     claimant: str = ""
+    once: bool = False
 
 
 class Ledger:

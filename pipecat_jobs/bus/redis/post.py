@@ -246,7 +246,7 @@ class Post:
                     self._local.introduced(message.runner, letter.sender)
                 self._arrived(message, entry)
             case "j":
-                self._take(self._request(entry), entry)
+                self._take(*self._request(entry), entry)
             case "f":
                 self._flow.read(entry)
             case "q":
@@ -288,8 +288,9 @@ class Post:
             if asked is not None:
                 self._flow.chunk_came(asked, entry.attempt)
 
-    def _request(self, entry: Entry) -> BusJobRequestMessage:
-        letter = self._envelopes.open(_REQUEST, entry.body, in_order=False)
+    def _request(self, entry: Entry) -> tuple[BusJobRequestMessage, bool]:
+        # It may have waited for as long as it takes, or be taken up after a long time.
+        letter = self._envelopes.open(_REQUEST, entry.body, in_order=False, however_old=True)
         if entry.ref != f"{letter.sender}:{letter.number}":
             raise UnreadableMessageError(f"a request of '{letter.sender}' as job '{entry.ref}'")
         once, message = letter.body[:1], self._codec.decode(letter.body[1:])
@@ -299,9 +300,9 @@ class Post:
             raise UnreadableMessageError(f"{message}: {problem}")
         if once == _ONCE:
             set_run_once(message)
-        return message
+        return message, letter.is_old
 
-    def _take(self, message: BusJobRequestMessage, entry: Entry) -> None:
+    def _take(self, message: BusJobRequestMessage, is_old: bool, entry: Entry) -> None:
         target = message.target or ""
         if self.ledger.has_heard(entry.ref, entry.attempt):
             logger.warning(
@@ -324,8 +325,8 @@ class Post:
         set_attempt(message, entry.attempt)
         set_window(message, lambda _: held.window)
         once = runs_once(message) or self._local.runs_once(target, message.job_name or "")
-        if once and self._envelopes.signs:
-            self._claims.claim(held, message)
+        if (once and self._envelopes.signs) or is_old:
+            self._claims.claim(held, message, once=once)
         else:
             self._local.on_message_received(message)
 
