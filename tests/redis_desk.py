@@ -51,8 +51,8 @@ class Ours:
     def on_message_received(self, message: BusMessage) -> None:
         self.delivered.append(message)
 
-    def process_gone(self, runners: Iterable[str]) -> None:
-        self.gone += runners
+    def process_gone(self, process: str, runners: Iterable[str]) -> None:
+        self.gone += [process, *runners]
 
     def tell_lost(self, subscriber: HearsOfLoss, parties: Parties, reason: str) -> None:
         self.lost.append((parties, reason))

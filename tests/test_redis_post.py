@@ -74,6 +74,23 @@ async def test_a_type_that_cannot_be_carried_is_an_error_but_in_a_frame():
     assert len(said) == 1
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        request(target=("there",)),
+        request(job_name=("echo",)),
+        request(job_name=True),
+        BusDataMessage(source="here", target={"name": "there"}),  # type: ignore[arg-type]
+    ],
+)
+async def test_what_could_never_be_sent_is_an_error_and_holds_up_nothing(message: BusMessage):
+    desk = Desk()
+    with pytest.raises(MessageTypeError, match=r"^(target|job_name) is a (tuple|bool|dict)"):
+        desk.post.publish(message)
+    assert await desk.calls() == []
+    assert desk.post.ledger.open() == []
+
+
 # -- asking --------------------------------------------------------------------------------------
 
 
@@ -274,8 +291,8 @@ async def test_a_job_whose_asker_is_gone_is_stopped():
 
 async def test_who_is_gone_is_passed_on():
     desk = Desk()
-    desk.get("g", "one\n\u2028\ud800two".encode("utf-8", "surrogatepass"))
-    assert desk.ours.gone == ["one", "\u2028\ud800two"]
+    desk.get("g", "one\n\u2028\ud800two".encode("utf-8", "surrogatepass"), "other")
+    assert desk.ours.gone == ["other", "one", "\u2028\ud800two"]
 
 
 @pytest.mark.parametrize("kind", ["l", "g", "x", "e"])

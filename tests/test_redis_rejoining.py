@@ -85,7 +85,8 @@ async def test_who_missed_that_a_process_is_back_hears_of_its_workers_all_the_sa
     async with Pair(proxy.url, redis_server.url) as pair:
         await pair.working.knows("asker")
         proxy.block()
-        pair.asking.bus.process_gone([pair.working.runner.name])
+        gone = pair.working.bus._process.id
+        pair.asking.bus.process_gone(gone, [pair.working.runner.name])
         await redis.flushall()
         # It says that it is back while nobody else is on the channel.
         await until(lambda: pair.working.bus._roster is not None)
@@ -104,7 +105,8 @@ async def test_a_process_that_joins_anew_is_answered_by_who_takes_it_for_known(
         await pair.working.bus._outbox.empty()
         await pair.asking.bus._post.caught_up()
         await pair.asking.knows("answerer")
-        pair.asking.bus.process_gone([pair.working.runner.name])
+        gone = pair.working.bus._process.id
+        pair.asking.bus.process_gone(gone, [pair.working.runner.name])
         process, known = pair.asking.bus._process, pair.working.runner._known_runners
         assert process is not None
         await redis.execute_command(*process._channel.call("leave", process.id, 0))

@@ -36,7 +36,7 @@ class LocalSide(Protocol):
         """Hear in which process of the channel a runner is."""
         ...
 
-    def process_gone(self, runners: Iterable[str]) -> None:
+    def process_gone(self, process: str, runners: Iterable[str]) -> None:
         """Hear that a process of the channel is gone."""
         ...
 

@@ -92,11 +92,12 @@ class Post:
             message: The message.
 
         Raises:
-            MessageTypeError: If it holds what cannot be carried.
+            MessageTypeError: If it holds what cannot be carried, or its target is no text.
             MessageTooLargeError: If it is too large.
             BusFullError: If the server is away and too much waits for it.
         """
         target, parties = message.target, Parties.of(message)
+        _check_text("target", target or "")
         stays = bool(target) and not self._through_server and self._local.has(target or "")
         if parties is not None and isinstance(message, ORDERS):
             asked = self.ledger.asked(parties)
@@ -126,6 +127,7 @@ class Post:
             logger.warning(f"{self._local}: not sending {message}: it has been sent")
             return
         once, job_name = runs_once(message), message.job_name or ""
+        _check_text("job_name", job_name)
         body = (_ONCE if once else _MAYBE_AGAIN) + self._codec.encode(message)
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
@@ -266,7 +268,7 @@ class Post:
                 for asked in self.ledger.numbered([number]):
                     self._lost(asked, _text(entry))
             case "g":
-                self._local.process_gone(_text(entry).split("\n"))
+                self._local.process_gone(entry.ref, _text(entry).split("\n"))
             case "x":
                 unknown, _, held = _text(entry).partition("|")
                 self._audited(unknown.split(" ") if unknown else [], set(held.split()))
@@ -455,6 +457,12 @@ class Post:
             self.ledger.left(ref)
 
         self._outbox.put(Call(Lane.CONTROL, command, lambda _, __: (ref, attempt, *more), replied))
+
+
+def _check_text(field: str, value: object) -> None:
+    # The outbox sends in order: what can never be sent would hold up all that is behind it.
+    if not isinstance(value, str):
+        raise MessageTypeError(type(value).__name__, field)
 
 
 def _text(entry: Entry) -> str:

@@ -164,6 +164,9 @@ class Process:
             logger.warning(f"{self._occupant}: {len(self._outbox)} messages were never sent")
         for task in self._tasks:
             await self._occupant.cancel_task(task)
+        # Should the bus be started again, they are the first that its next process sends.
+        for call in self._outbox.tried():
+            call.number = 0
         # Known only now: until they have ended, one of the others may join anew.
         if self._reader is not None:
             await self._occupant.cancel_task(self._reader)

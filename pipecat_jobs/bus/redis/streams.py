@@ -428,13 +428,17 @@ class RedisStreamsBus(RoutedBus):
             for message in self._announced.values():
                 self._post.route(message, runner)
 
-    def process_gone(self, runners: Iterable[str]) -> None:
+    def process_gone(self, process: str, runners: Iterable[str]) -> None:
         """Take the workers of a process that is gone out of the registry.
 
         Args:
+            process: The process's id.
             runners: Names of its runners.
         """
         for gone in runners:
+            if self._known.get(gone, process) != process:
+                # It was started again, under its name, before it was missed.
+                continue
             logger.info(f"{self}: the process of runner '{gone}' is gone")
             self._known.pop(gone, None)
             for runner in self._runners():
@@ -466,7 +470,8 @@ class RedisStreamsBus(RoutedBus):
         known = {name for names in alive for name in names.split("\n")}
         for runner in self._runners():
             entries = [runner.registry.get(name) for name in runner.registry.remote_workers]
-            self.process_gone({entry.runner for entry in entries if entry} - known)
+            for gone in {entry.runner for entry in entries if entry} - known:
+                self.process_gone(self._known.get(gone, ""), [gone])
 
     def _runners(self) -> list[WorkerRunner]:
         return [each for each in self._subscribers.values() if isinstance(each, WorkerRunner)]

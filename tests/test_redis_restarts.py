@@ -1,0 +1,67 @@
+"""``RedisStreamsBus``: a process that is started again, and a bus."""
+
+import signal
+
+from pipecat.bus.messages import BusJobRequestMessage
+from redis.asyncio import Redis
+from redis_node import Nodes
+from redis_support import Member, redis, redis_server, until, until_async
+from support import Answerer, Asker
+from tcp_proxy import TcpProxy
+from test_redis_processes import nodes
+from test_redis_server import proxy
+
+from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
+
+__all__ = ["nodes", "proxy", "redis", "redis_server"]
+
+CHANNEL = "pipecat-jobs:{pipecat}"
+
+
+async def test_a_process_that_is_started_again_under_its_name_before_it_was_missed_stays_known(
+    nodes: Nodes, redis_server: EmbeddedRedis, redis: Redis
+):
+    options = {"lease": 3.0}
+    async with Member(redis_server.url, asker := Asker(), **options) as member:
+        assert member.bus._process is not None
+        one = await nodes.start("gpu-box", "worker", options=options)
+        await member.knows("worker")
+        members = await redis.zrange(f"{CHANNEL}:members", 0, -1)
+        [killed] = {*members} - {member.bus._process.id}
+        one.send(signal.SIGKILL)
+        await one.ended()
+        two = await nodes.start("gpu-box", "worker", options=options)
+
+        async def is_missed() -> bool:
+            return await redis.exists(f"{CHANNEL}:proc:{killed}") == 0
+
+        await until_async(is_missed)
+        await member.caught_up()
+        assert "worker" in member.runner.registry
+        assert (await asker.ask("worker", "echo", timeout=10))["pid"] == two.pid
+
+
+async def test_what_waits_when_a_bus_stops_is_the_first_that_it_sends_when_it_is_started_again(
+    redis_server: EmbeddedRedis, proxy: TcpProxy
+):
+    async with Member(redis_server.url, answerer := Answerer()) as other:
+        tasks = other.runner.task_manager
+        bus = RedisStreamsBus(proxy.url, lease=0.5)
+        await bus.setup(tasks)
+        await bus.start()
+        await bus._post.caught_up()
+        proxy.block()
+        requests = [
+            BusJobRequestMessage(source="x", target="answerer", job_id=str(n), job_name="echo")
+            for n in range(8)
+        ]
+        await bus.send(requests[0])
+        await bus.stop()
+        proxy.unblock()
+        proxy.reset()
+        await bus.start()
+        for request in requests[1:]:
+            await bus.send(request)
+        await until(lambda: len(answerer.ran) >= 7)
+        assert sorted(answerer.ran)[-7:] == [str(n) for n in range(1, 8)]
+        await bus.stop()
