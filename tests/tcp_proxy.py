@@ -48,6 +48,10 @@ class TcpProxy:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
+    def leads_to(self, url: str) -> None:
+        """Have new connections lead to another server."""
+        self._socket = urlsplit(url).path
+
     def reset(self) -> None:
         """Cut every connection, with whatever is on its way."""
         for writer in list(self._writers):

@@ -218,6 +218,26 @@ async def test_a_wrong_password_is_an_error_at_the_start_that_says_so():
         assert caught.value.cause
 
 
+async def test_after_a_fail_over_jobs_go_through_the_new_primary():
+    async with (
+        EmbeddedRedis() as old,
+        EmbeddedRedis() as heir,
+        Redis.from_url(old.url) as redis,
+        TcpProxy(old.url) as proxy,
+        Pair(proxy.url, proxy.url) as pair,
+    ):
+        assert await pair.ask("echo")
+        held = pair.ask("wait")
+        await pair.worker.started.get()
+        # Connections stay, and new ones reach another.
+        proxy.leads_to(heir.url)
+        await redis.replicaof("127.0.0.1", 1)
+        with pytest.raises(WorkerLostError):
+            await held
+        assert await pair.ask("echo")
+        assert pair.working.bus.stats.reconnects == pair.asking.bus.stats.reconnects == 1
+
+
 # -- the way to the server -----------------------------------------------------------------------
 
 

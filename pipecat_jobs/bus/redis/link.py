@@ -56,7 +56,8 @@ class Link:
             One reply for each.
 
         Raises:
-            UnreachableError: If the connection breaks first. What came of the commands is unknown.
+            UnreachableError: If the connection breaks first, or is one to a server that takes no
+                writes any more. What came of the commands is unknown.
         """
         async with self._lock:
             try:
@@ -65,7 +66,9 @@ class Link:
                     # The connection's own packing is pure Python.
                     packed = b"".join(map(_pack, commands))
                     await connection.send_packed_command(packed)
-                    return [await self._read(connection) for _ in commands]
+                    replies = [await self._read(connection) for _ in commands]
+                    _check_primary(replies)
+                    return replies
             except BaseException as error:
                 # Replies that nobody read would be taken for those of the next commands.
                 await self.drop()
@@ -119,6 +122,13 @@ class Link:
             return cast(Reply, await connection.read_response())
         except ResponseError as error:
             return error
+
+
+def _check_primary(replies: list[Reply]) -> None:
+    # After a fail-over the old server keeps its connections; a new one finds the way to its heir.
+    for reply in replies:
+        if isinstance(reply, ResponseError) and "READONLY" in str(reply):
+            raise RedisConnectionError(str(reply)) from reply
 
 
 def _reason(error: Exception) -> str:
