@@ -121,6 +121,10 @@ class Desk:
         sealed = self.seal_request(message, int(ref.split(":")[1]), once=once)
         self.get("j", sealed, ref, attempt)
 
+    def get_cancel(self, ref: str = "other:1", attempt: int = 1, number: int = 2) -> None:
+        body = CODEC.encode(cancel(source="there", target="here"))
+        self.get("m", self.others.seal("u", "other", number, body), ref, attempt, lane=Lane.URGENT)
+
     async def orders(self, kind: str, purpose: str) -> list[bytes]:
         """Take to the server what whoever does the first job is told, and give it unsealed."""
         told = await self.tried()

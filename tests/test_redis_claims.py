@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
+from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.pipeline.job_context import JobStatus
 from redis.asyncio import Redis
-from redis_desk import CODEC, Desk, answer, cancel, request
+from redis_desk import Desk, answer, request
 from redis_script import held_jobs
 from redis_support import Member, redis, redis_server, until
 from support import Answerer, Asker
@@ -264,14 +264,13 @@ async def test_a_job_whose_asker_dies_before_it_gave_its_word_is_forgotten():
     assert desk.post.ledger.all_held() == []
 
 
-async def test_a_cancel_is_heard_before_the_word():
-    """As one is that overtakes its request."""
+async def test_a_job_that_is_cancelled_before_the_word_never_begins():
     desk, _ = await claimed()
-    called_off = cancel(source="there", target="here")
-    desk.get("m", desk.others.seal("u", "other", 2, CODEC.encode(called_off)), lane=Lane.URGENT)
+    desk.get_cancel()
+    assert await desk.sent() == ["tell"]
     grant(desk, number=3)
-    kinds = [type(message) for message in desk.ours.delivered]
-    assert kinds == [BusJobCancelMessage, BusJobRequestMessage]
+    assert desk.ours.delivered == []
+    assert desk.post.ledger.all_held() == []
 
 
 async def test_a_request_is_taken_as_the_job_that_it_was_sent_as():

@@ -18,7 +18,7 @@ from pipecat.bus.messages import (
 from pipecat.frames.frames import TextFrame
 from pipecat.pipeline.job_context import JobStatus
 from pipecat.processors.frame_processor import FrameDirection
-from redis_desk import Desk, Hearing, activate, answer, cancel, request
+from redis_desk import CODEC, Desk, Hearing, activate, answer, cancel, request
 
 from pipecat_jobs import BusFullError, MessageTypeError, job_attempt
 from pipecat_jobs.attempts import set_run_once
@@ -287,6 +287,40 @@ async def test_a_job_whose_asker_is_gone_is_stopped():
     assert isinstance(stop, BusJobCancelMessage)
     assert (stop.source, stop.target, stop.job_id) == ("there", "here", "1")
     assert desk.post.ledger.all_held() == []
+
+
+async def test_a_job_whose_cancel_overtakes_its_request_never_begins_and_is_answered():
+    desk = Desk()
+    desk.get_cancel()
+    assert desk.ours.delivered == []
+    desk.get_request()
+    assert desk.ours.delivered == []
+    [(*told, body)] = await desk.tried()
+    assert told == ["tell", "other:1", 1, "d", "m", "1"]
+    answered = CODEC.decode(desk.others.open("d", body).body)
+    assert isinstance(answered, BusJobResponseMessage)
+    assert answered.status is JobStatus.CANCELLED
+    assert desk.post.ledger.all_held() == []
+
+
+@pytest.mark.parametrize("which", ["another attempt", "after the process was declared dead"])
+async def test_a_cancel_stops_no_other_than_its_own(which: str):
+    desk = Desk()
+    desk.get_cancel()
+    if which == "another attempt":
+        desk.get_request(attempt=2)
+    else:
+        desk.post.expelled()
+        desk.get_request()
+    assert len(desk.ours.delivered) == 1
+
+
+async def test_a_cancel_of_a_job_that_was_answered_is_kept_for_nothing():
+    desk = Desk()
+    desk.get_request()
+    desk.post.publish(answer())
+    desk.get_cancel()
+    assert not desk.post.ledger.was_cancelled_unread("other:1", 1)
 
 
 async def test_who_is_gone_is_passed_on():

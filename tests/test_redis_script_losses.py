@@ -118,7 +118,7 @@ async def test_a_job_that_was_called_off_is_not_given_to_another(redis: Redis):
     other = await Process(redis, "y").join()
     ref = await asker.ask("w")
     assert await asker.cancel(ref) == "ok"
-    assert await host.read() == [("u", "m", "", "cancel"), ("d", "j", ref, "1")]
+    assert await host.read() == [("u", "m", ref, "cancel"), ("d", "j", ref, "1")]
     await other.host("w")
     await host.lease_ends()
     await asker.call("renew")

@@ -133,6 +133,8 @@ class Ledger:
         self._was_held: Recent[Parties, None] = Recent(_MOST_HEARD)
         #: By the server's names: jobs that are done with here, which the server does not know yet.
         self._leaving: set[str] = set()
+        #: By the server's names, with the attempt: jobs whose requests have not been read yet.
+        self._cancelled_unread: set[tuple[str, int]] = set()
         self._free = asyncio.Event()
         self._free.set()
 
@@ -223,6 +225,35 @@ class Ledger:
         """
         return (ref, attempt) in self._heard
 
+    def cancel_unread(self, ref: str, attempt: int) -> bool:
+        """Note that a job is cancelled whose request has not been read yet.
+
+        Args:
+            ref: The server's name for it.
+            attempt: The attempt.
+
+        Returns:
+            Whether its request may still come.
+        """
+        if self.has_heard(ref, attempt):
+            return False
+        self._cancelled_unread.add((ref, attempt))
+        return True
+
+    def was_cancelled_unread(self, ref: str, attempt: int) -> bool:
+        """Tell whether a job was cancelled before its request was read, and forget it.
+
+        Args:
+            ref: The server's name for it.
+            attempt: The attempt.
+
+        Returns:
+            Whether it was.
+        """
+        cancelled = (ref, attempt) in self._cancelled_unread
+        self._cancelled_unread.discard((ref, attempt))
+        return cancelled
+
     def has_held(self, parties: Parties) -> bool:
         """Tell whether this process has taken a job before, by whatever name of the server's.
 
@@ -280,9 +311,10 @@ class Ledger:
         """
         self._leaving.discard(ref)
 
-    def none_is_leaving(self) -> None:
-        """Note that the server will not be told, and gives the jobs away by itself."""
+    def forget_server(self) -> None:
+        """Note that the server is told nothing more, gives the jobs away, and sends none."""
         self._leaving.clear()
+        self._cancelled_unread.clear()
 
     def is_known(self, ref: str) -> bool:
         """Tell whether the server has reason to think that this process does a job.

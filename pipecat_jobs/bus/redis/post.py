@@ -246,7 +246,8 @@ class Post:
                 message = self._codec.decode(letter.body)
                 if isinstance(message, BusWorkerRegistryMessage):
                     self._local.introduced(message.runner, letter.sender)
-                self._arrived(message, entry)
+                if not (isinstance(message, BusJobCancelMessage) and self._call_off(entry)):
+                    self._arrived(message, entry)
             case "j":
                 self._take(*self._request(entry), entry)
             case "f":
@@ -290,6 +291,20 @@ class Post:
             if asked is not None:
                 self._flow.chunk_came(asked, entry.attempt)
 
+    def _call_off(self, entry: Entry) -> bool:
+        # What has not begun never does: a worker may not know of cancels that come before.
+        held = self.ledger.held_as(entry.ref)
+        if held is None:
+            return bool(entry.ref) and self.ledger.cancel_unread(entry.ref, entry.attempt)
+        if held.unbegun is None:
+            return False
+        self._answer_cancelled(held)
+        return True
+
+    def _answer_cancelled(self, held: Held) -> None:
+        reason = "cancelled before it began"
+        self._tell(held, _response(held.parties, JobStatus.CANCELLED, {"reason": reason}))
+
     def _request(self, entry: Entry) -> tuple[BusJobRequestMessage, bool]:
         # It may have waited for as long as it takes, or be taken up after a long time.
         letter = self._envelopes.open(_REQUEST, entry.body, in_order=False, however_old=True)
@@ -306,6 +321,7 @@ class Post:
 
     def _take(self, message: BusJobRequestMessage, is_old: bool, entry: Entry) -> None:
         target = message.target or ""
+        cancelled = self.ledger.was_cancelled_unread(entry.ref, entry.attempt)
         if self.ledger.has_heard(entry.ref, entry.attempt):
             logger.warning(
                 f"{self._local}: ignoring {message}: it was called off, or was here before"
@@ -322,6 +338,9 @@ class Post:
             return
         held = Held(parties, entry.ref, entry.attempt)
         self.ledger.hold(held)
+        if cancelled:
+            self._answer_cancelled(held)
+            return
         if entry.attempt > 1:
             self._stats.taken_over += 1
         set_attempt(message, entry.attempt)
@@ -364,15 +383,7 @@ class Post:
             self._answer(asked, JobStatus.ERROR, error.to_response())
 
     def _answer(self, asked: Asked, status: JobStatus, response: dict[str, object] | None) -> None:
-        self._local.on_message_received(
-            BusJobResponseMessage(
-                source=asked.parties.worker,
-                target=asked.parties.asker,
-                job_id=asked.parties.job_id,
-                status=status,
-                response=response,
-            )
-        )
+        self._local.on_message_received(_response(asked.parties, status, response))
 
     # -- jobs that change hands --------------------------------------------------------------
 
@@ -407,7 +418,7 @@ class Post:
         """Give up what the process had, which the others have been told it is gone with."""
         for held in self.ledger.all_held():
             self.revoke(held, self._reasons["expelled"])
-        self.ledger.none_is_leaving()
+        self.ledger.forget_server()
         # What was on its way to this process is no more.
         self._reach_marks()
         for asked in self.ledger.open():
@@ -457,6 +468,18 @@ class Post:
             self.ledger.left(ref)
 
         self._outbox.put(Call(Lane.CONTROL, command, lambda _, __: (ref, attempt, *more), replied))
+
+
+def _response(
+    parties: Parties, status: JobStatus, response: dict[str, object] | None
+) -> BusJobResponseMessage:
+    return BusJobResponseMessage(
+        source=parties.worker,
+        target=parties.asker,
+        job_id=parties.job_id,
+        status=status,
+        response=response,
+    )
 
 
 def _check_text(field: str, value: object) -> None:

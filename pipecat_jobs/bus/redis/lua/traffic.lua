@@ -41,7 +41,8 @@ function commands.order(n, lane, kind, cancels, body)
     keep(ref, job)
   end
   if job.o ~= '' then
-    push(job.o, lane, kind, kind == 'f' and ref or '', 0, body)
+    local named = kind == 'f' or cancels == '1'
+    push(job.o, lane, kind, named and ref or '', named and job.a or 0, body)
   end
   return 'ok'
 end
