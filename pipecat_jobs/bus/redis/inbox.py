@@ -7,7 +7,7 @@ from typing import cast
 
 from redis.exceptions import ResponseError
 
-from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply
+from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply, UnreachableError
 from pipecat_jobs.bus.redis.outbox import Lane
 
 #: Messages read in one go.
@@ -50,6 +50,7 @@ class Inbox:
         self._lanes = {stream.encode(): lane for lane, stream in self._streams.items()}
         self._last = dict.fromkeys(self._streams, b"0-0")
         self._read_lanes: set[Lane] = set()
+        self._most = self._asked_for = BATCH
 
     async def check(self) -> None:
         """Find out whether the server lets this process read, and take off what it has read.
@@ -77,7 +78,7 @@ class Inbox:
         urgent = found.pop(Lane.URGENT, [])
         while urgent:
             self._hand_over(Lane.URGENT, urgent, take)
-            full = len(urgent) == BATCH
+            full = len(urgent) == self._asked_for
             urgent = (await self._fetch((Lane.URGENT,))).get(Lane.URGENT, []) if full else []
         for lane, entries in found.items():
             self._hand_over(lane, entries, take)
@@ -99,11 +100,18 @@ class Inbox:
         trims = [self._trim(lane) for lane in self._read_lanes]
         block: Command = ("BLOCK", round(wait * 1000)) if wait else ()
         read: Command = (
-            *("XREAD", "COUNT", BATCH, *block, "STREAMS"),
+            *("XREAD", "COUNT", self._most, *block, "STREAMS"),
             *(self._streams[lane] for lane in lanes),
             *(self._last[lane] for lane in lanes),
         )
-        *_, reply = await self._link.call(*trims, read, wait=wait)
+        self._asked_for = self._most
+        try:
+            *_, reply = await self._link.call(*trims, read, wait=wait)
+        except UnreachableError:
+            # Perhaps they are too large for the way, all at once.
+            self._most = max(self._most // 4, 1)
+            raise
+        self._most = min(self._most * 2, BATCH)
         self._read_lanes.clear()
         if isinstance(reply, ResponseError):
             raise RefusedError(str(reply)) from reply

@@ -17,8 +17,10 @@ from pipecat.bus.messages import (
     BusJobUpdateUrgentMessage,
     BusMessage,
 )
+from pipecat.pipeline.job_context import JobStatus
 
 from pipecat_jobs.bus.redis.outbox import Call
+from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.recent import Recent
 from pipecat_jobs.window import StreamWindow
 
@@ -72,6 +74,24 @@ class Parties:
         if isinstance(message, ORDERS):
             return cls(message.source, message.target, message.job_id)
         return None
+
+    def answer(self, status: JobStatus, response: JobData | None) -> BusJobResponseMessage:
+        """Make the answer that ends it, in the worker's name.
+
+        Args:
+            status: How it ended.
+            response: What there is to say of it.
+
+        Returns:
+            The message.
+        """
+        return BusJobResponseMessage(
+            source=self.worker,
+            target=self.asker,
+            job_id=self.job_id,
+            status=status,
+            response=response,
+        )
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,6 @@ from pipecat.bus.messages import (
     BusFrameMessage,
     BusJobCancelMessage,
     BusJobRequestMessage,
-    BusJobResponseMessage,
     BusJobStreamDataMessage,
     BusMessage,
     BusSystemMessage,
@@ -303,7 +302,7 @@ class Post:
 
     def _answer_cancelled(self, held: Held) -> None:
         reason = "cancelled before it began"
-        self._tell(held, _response(held.parties, JobStatus.CANCELLED, {"reason": reason}))
+        self._tell(held, held.parties.answer(JobStatus.CANCELLED, {"reason": reason}))
 
     def _request(self, entry: Entry) -> tuple[BusJobRequestMessage, bool]:
         # It may have waited for as long as it takes, or be taken up after a long time.
@@ -331,9 +330,10 @@ class Post:
             self.give_back(entry.ref, entry.attempt, started=False)
             return
         parties = Parties(message.source, target, message.job_id)
-        if entry.attempt > 1 and self.ledger.has_held(parties):
-            # Asked for again, without a word of who had it before. The worker would take it for an
-            # echo of what it has had, and not answer.
+        again = entry.attempt > 1 and self.ledger.has_held(parties)
+        if again or self.ledger.held(parties):
+            # Asked for again, without a word of who had it before, or by another of the same name.
+            # The worker would take it for an echo of what it has had, and not answer.
             self.give_back(entry.ref, entry.attempt, started=True)
             return
         held = Held(parties, entry.ref, entry.attempt)
@@ -383,7 +383,7 @@ class Post:
             self._answer(asked, JobStatus.ERROR, error.to_response())
 
     def _answer(self, asked: Asked, status: JobStatus, response: dict[str, object] | None) -> None:
-        self._local.on_message_received(_response(asked.parties, status, response))
+        self._local.on_message_received(asked.parties.answer(status, response))
 
     # -- jobs that change hands --------------------------------------------------------------
 
@@ -468,18 +468,6 @@ class Post:
             self.ledger.left(ref)
 
         self._outbox.put(Call(Lane.CONTROL, command, lambda _, __: (ref, attempt, *more), replied))
-
-
-def _response(
-    parties: Parties, status: JobStatus, response: dict[str, object] | None
-) -> BusJobResponseMessage:
-    return BusJobResponseMessage(
-        source=parties.worker,
-        target=parties.asker,
-        job_id=parties.job_id,
-        status=status,
-        response=response,
-    )
 
 
 def _check_text(field: str, value: object) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Protocol, cast
 
 from loguru import logger
@@ -20,6 +20,10 @@ from pipecat_jobs.errors import BusUnavailableError
 
 #: Calls sent in one go.
 _BATCH = 64
+#: Bytes that are sent in one go, unless a single message has more.
+_MOST_BYTES = 250_000
+#: Bytes a second that a way to the server has to carry.
+_SLOWEST = 250_000
 #: Renewals of a lease within its length, so that one may be late.
 _RENEWALS = 4
 #: Seconds between looks at whether the server has forgotten something.
@@ -299,8 +303,10 @@ class Process:
         while True:
             calls = await self._outbox.take(_BATCH)
             process = self.id
+            commands, size = self._commands(calls)
+            del calls[len(commands) :]
             try:
-                replies = await self._sending.call(*self._commands(calls))
+                replies = await self._sending.call(*commands, wait=size / _SLOWEST)
             except UnreachableError as error:
                 await self._pause(delays, error)
                 continue
@@ -319,16 +325,23 @@ class Process:
                 logger.error(f"{self._occupant}: the server refuses a message: {problem}")
                 await asyncio.sleep(next(delays))
 
-    def _commands(self, calls: list[Call]) -> Iterator[Command]:
+    def _commands(self, calls: list[Call]) -> tuple[list[Command], int]:
+        """Make the commands of the first calls, no more than go at once, and count their bytes."""
         # None is done where the one before it could not be.
-        after = 0
+        after, size, commands = 0, 0, list[Command]()
         for call in calls:
             if not call.number:
                 self._number += 1
                 call.number = self._number
             arguments = call.arguments(self.id, call.number)
-            yield self._channel.call(call.name, self.id, call.number, *arguments, after=after)
+            commands.append(
+                self._channel.call(call.name, self.id, call.number, *arguments, after=after)
+            )
             after = call.number
+            size += sum(len(each) for each in arguments if not isinstance(each, int))
+            if size >= _MOST_BYTES:
+                break
+        return commands, size
 
     def _note(self, calls: list[Call], replies: list[Reply]) -> Reply:
         """Tick off what was taken. Gives the first reply that says that a call was not."""

@@ -411,7 +411,10 @@ class RedisStreamsBus(RoutedBus):
             self._roster = self.create_task(self._compare_rosters(), "redis_roster")
 
     def audit(self) -> None:
-        """Find out whether the server has forgotten a job."""
+        """Find out what the server has forgotten of the jobs, and tell it again what is offered."""
+        if self._process is not None:
+            for offer in self.offers():
+                self._call("host", offer.name, offer.as_text(self._process.uid))
         self._post.audit()
 
     def introduced(self, runner: str, process: str) -> None:

@@ -119,13 +119,36 @@ function commands.mark(number)
   return 'ok'
 end
 
+-- A job that is neither with its owner nor where requests wait, since a server has lost a key.
+local function mend(ref, job)
+  local queue, queues = queue_of(job.w, job.j), P .. ':queues:' .. job.w
+  if job.o ~= '' then
+    if redis.call('HEXISTS', process_of(job.o), 'held:' .. ref) == 0 then
+      hand_back(ref, job, '')
+    end
+  elseif not redis.call('LPOS', queue, ref) then
+    place(ref, job, 'RPUSH')
+  else
+    redis.call('SADD', queues, job.j)
+    live_on(queues)
+    if not select(2, choose(job)) then
+      await_host(ref)
+    end
+    fill(job.w, job.j)
+  end
+end
+
 -- Where the caller's books and the server's may differ, after a server has lost its last moments:
 -- which of the caller's jobs are unknown here, and which it holds. The answer comes through the
 -- inbox, behind all that has been said of them.
 function commands.audit(...)
   local unknown = {}
   for _, n in ipairs({...}) do
-    if redis.call('HEXISTS', process_of(me), 'job:' .. n) == 0 then
+    local ref = me .. ':' .. n
+    local job = find(ref)
+    if job then
+      mend(ref, job)
+    else
       unknown[#unknown + 1] = n
     end
   end

@@ -92,9 +92,6 @@ end
 local function fill(worker, job_name)
   local queue, passed = queue_of(worker, job_name), {}
   local ref = redis.call('LPOP', queue)
-  if not ref then
-    return
-  end
   while ref do
     local job = find(ref)
     local host = job and choose(job)
@@ -125,10 +122,15 @@ local function fill_all(worker)
 end
 
 local function free(process, ref, load)
-  local key, held = process_of(process), 'held:' .. ref
-  local left = redis.call('HINCRBY', key, load, -1)
+  local key = process_of(process)
+  -- What a server has forgotten takes no room.
+  if redis.call('HDEL', key, 'held:' .. ref) == 0 then
+    return
+  end
+  if redis.call('HINCRBY', key, load, -1) <= 0 then
+    redis.call('HDEL', key, load)
+  end
   redis.call('HINCRBY', key, 'busy', -1)
-  redis.call('HDEL', key, held, left <= 0 and load or held)
 end
 
 local function release(ref, job)
@@ -146,6 +148,8 @@ local function finish(ref, job)
     redis.call('LREM', queue_of(job.w, job.j), 0, ref)
     redis.call('ZREM', WAITING, ref)
     forget_queue_if_empty(job.w, job.j)
+    -- Those behind it may have been waiting for no more than to be looked at.
+    fill_all(job.w)
   end
 end
 
