@@ -22,9 +22,12 @@ class Cuttable(Link):
         super().__init__(client, timeout=5)
         self.asked: list[list[str]] = []
         """The names of the commands of each call."""
+        self.counts: list[int] = []
+        """How many messages each read was for."""
 
     async def call(self, *commands: Command, wait: float = 0) -> list[Reply]:
         self.asked.append([str(name) for name, *_ in commands])
+        self.counts += [int(command[2]) for command in commands if command[0] == "XREAD"]
         cut, self.cut = self.cut, None
         replies = [] if cut == "before" else await super().call(*commands, wait=wait)
         if cut:
@@ -93,3 +96,30 @@ async def test_a_server_that_does_not_let_it_be_read_is_out_of_reach(redis: Redi
     await redis.set("u", "no stream")
     with pytest.raises(UnreachableError, match="WRONGTYPE"):
         await read(inbox)
+
+
+async def test_what_does_not_come_in_time_is_read_in_smaller_parts(redis: Redis, link: Cuttable):
+    inbox = Inbox(("u", "d"), link)
+    bodies = [f"number {number}" for number in range(BATCH)]
+    await put(redis, "d", *bodies)
+    for _ in range(4):
+        link.cut = "after"
+        with pytest.raises(UnreachableError):
+            await read(inbox)
+    found: list[str] = []
+    while len(found) < BATCH:
+        found += await read(inbox)
+    assert found == bodies
+    assert link.counts == [64, 16, 4, 1, 1, 2, 4, 8, 16, 32, 64]
+
+
+async def test_urgent_messages_go_first_also_in_smaller_parts(redis: Redis, link: Cuttable):
+    inbox = Inbox(("u", "d"), link)
+    for _ in range(4):
+        link.cut = "before"
+        with pytest.raises(UnreachableError):
+            await read(inbox)
+    urgent = [f"urgent {number}" for number in range(10)]
+    await put(redis, "d", "data")
+    await put(redis, "u", *urgent)
+    assert await read(inbox) == [*urgent, "data"]

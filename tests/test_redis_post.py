@@ -289,6 +289,18 @@ async def test_a_job_whose_asker_is_gone_is_stopped():
     assert desk.post.ledger.all_held() == []
 
 
+async def test_a_second_job_of_the_same_id_goes_to_another_process_while_the_first_runs():
+    """Of another process's worker of the same name, which chose the same id."""
+    desk = Desk()
+    desk.get_request("other:1")
+    desk.get_request("other:2")
+    assert len(desk.ours.delivered) == 1
+    assert await desk.sent() == ["give_back"]
+    desk.post.publish(answer())
+    [(*told, _)] = await desk.tried()
+    assert told[:2] == ["tell", "other:1"]
+
+
 async def test_a_job_whose_cancel_overtakes_its_request_never_begins_and_is_answered():
     desk = Desk()
     desk.get_cancel()

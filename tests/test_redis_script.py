@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from redis.asyncio import Redis
 from redis_script import PREFIX, Process, script
-from redis_support import nothing_remains, redis, redis_server
+from redis_support import nothing_remains, redis, redis_server, until_async
 
 from pipecat_jobs.bus.redis.script import Limits
 
@@ -232,3 +232,23 @@ async def test_the_server_says_what_it_does_not_know_and_what_it_thinks_is_held(
     assert await asker.read() == [("d", "x", "", "77|")]
     await host.say("audit")
     assert await host.read() == [("d", "x", "", f"|{ref}")]
+
+
+async def test_a_request_behind_many_that_are_given_up_is_handed_out(redis: Redis):
+    """They were lost with a process that is back, and alone."""
+    jobs = 40
+    asker = await Process(redis, "a", takeover=0.2).join()
+    first = await Process(redis, "x", uid="stalls", takeover=0.2).join("w", job=jobs)
+    for _ in range(jobs):
+        await asker.ask("w")
+    await first.lease_ends()
+    await asker.call("renew")
+    fresh = await asker.ask("w")
+    back = await Process(redis, "y", uid="stalls", takeover=0.2).join("w", job=jobs)
+
+    async def are_given_up() -> bool:
+        await asker.call("renew")
+        return await redis.exists(f"{PREFIX}:waiting") == 0
+
+    await until_async(are_given_up)
+    assert await back.jobs() == [(fresh, 1)]
