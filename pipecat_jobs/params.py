@@ -61,7 +61,7 @@ class JobKeywords(TypedDict, total=False):
         job_id: The id to use, or None to have one made.
         unread_limit: How many stream chunks of a worker may be unread before its
             ``send_job_stream_data()`` waits, 0 for any number; 1,000 by default. It counts while
-            ``async for`` reads them or hooks hear them, and where both workers are in one process.
+            ``async for`` reads them or hooks hear them.
         latest_update_only: Whether an update takes the place of the one before it from the same
             worker, if ``async for`` has not read that yet; False by default.
         run_once: Whether the job is lost with a process that dies at it, on a bus that spans

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from snippets import ROOT, blocks, docstring_examples, run
 
 import pipecat_jobs
 import pipecat_jobs.testing
+from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.bus.routed import sees_all
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall
 
@@ -248,13 +249,34 @@ async def test_snippets_of_the_distributed_page_run(
     names: dict[str, object], monkeypatch: pytest.MonkeyPatch, job_harness: JobHarness
 ):
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1")
-    for code in blocks("docs/distributed.md", "python"):
+    _, _, *snippets = blocks("docs/distributed.md", "python")
+    for code in snippets:
         await run(code, names)
-    assert isinstance(names["new_runner"](), WorkerRunner)
     await job_harness.start(names["Cashier"]("cashier"))
     async with names["self"].job("cashier", name="receipt", timeout=5) as j:
         pass
     assert j.response == {"again": False}
+
+
+async def test_the_two_programs_of_the_distributed_page_run(tmp_path: Path):
+    for code in blocks("docs/distributed.md", "python")[:2]:
+        (tmp_path / code.partition("\n")[0].removeprefix("# ")).write_text(code)
+    async with EmbeddedRedis() as server:
+
+        async def start(program: str) -> Process:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, program),
+                cwd=tmp_path,
+                env=os.environ | {"REDIS_URL": server.url},
+                stdout=PIPE,
+                stderr=DEVNULL,
+            )
+
+        session, worker = await start("session.py"), await start("worker.py")
+        said, _ = await session.communicate()
+        assert said.decode() == f"All about tea, from process {worker.pid}.\n"
+        worker.terminate()
+        assert await worker.wait() == 0
 
 
 def test_each_row_of_the_failure_table_is_a_test():

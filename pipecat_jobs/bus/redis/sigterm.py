@@ -28,10 +28,13 @@ def drain_on_sigterm(runner: WorkerRunner, *, timeout: float | None = 30.0) -> N
 
     Example::
 
+        import signal
+
         from pipecat_jobs.bus.redis import RedisStreamsBus, drain_on_sigterm
 
         runner = WorkerRunner(bus=RedisStreamsBus(), handle_sigint=False)
         drain_on_sigterm(runner)
+        await runner.add_workers(BaseWorker("researcher"))
         runner.add_event_handler("on_ready", lambda _: signal.raise_signal(signal.SIGTERM))
         await runner.run(auto_end=False)
     """
