@@ -342,7 +342,9 @@ class Executor:
             if execution.task is not None and execution.task is not asyncio.current_task()
         }
         for task in tasks:
-            task.cancel()
+            # One that is being cancelled is cleaning up.
+            if not task.cancelling():
+                task.cancel()
         if not tasks:
             return
         _, resisting = await asyncio.wait(tasks, timeout=self._cancel_grace)
@@ -368,6 +370,10 @@ class Executor:
                 logger.opt(exception=error).error(f"{self}: could not answer for a job at the end")
             self._answers.forget(execution)
         await self._cancel_tasks(executions)
+        for execution in executions:
+            # Whoever goes on after a cancel may heed the second.
+            if execution.task is not None and execution.task is not asyncio.current_task():
+                execution.task.cancel()
 
     def __str__(self) -> str:
         return f"Worker '{self._worker.name}'"

@@ -227,6 +227,10 @@ class Nodes:
         for node in nodes:
             await node.ended()
 
+    async def end_all(self) -> None:
+        """End in good order those that still run."""
+        await self.end(*self._nodes)
+
     async def close(self) -> None:
         for node in self._nodes:
             node.send(signal.SIGKILL)

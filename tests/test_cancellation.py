@@ -300,6 +300,35 @@ class TestShutdown:
             assert not asker.job_groups
             assert not answerer.active_jobs
 
+    async def test_of_a_worker_does_not_cut_off_a_handler_that_cleans_up(
+        self, job_harness: JobHarness
+    ):
+        class Tidy(Answerer):
+            tidying, tidy, tidied = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+            @job(name="tidy")
+            async def clean_up(self, message: BusJobRequestMessage) -> dict:
+                self.started.put_nowait(message.job_id)
+                try:
+                    await self.release.wait()
+                finally:
+                    self.tidying.set()
+                    await self.tidy.wait()
+                    self.tidied.set()
+                return {}
+
+        asker, worker = Asker(), Tidy()
+        await job_harness.start(asker, worker)
+        caller = asyncio.create_task(asker.ask("answerer", "tidy"))
+        await worker.started.get()
+        await cancelled(caller)
+        await worker.tidying.wait()
+        ending = asyncio.create_task(job_harness.end(worker))
+        await job_harness.settle()
+        worker.tidy.set()
+        await ending
+        assert worker.tidied.is_set()
+
     async def test_with_a_handler_that_resists_is_bounded(self, job_harness: JobHarness, job_log):
         class Resisting(Answerer):
             job_cancel_grace = 0.01

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from bot_process import bot_environment
 from redis.asyncio import Redis
+from terminal import Terminal
 
 from examples.debate.stage import find_provider
 from examples.distributed import debaters, loading, stage
@@ -122,3 +123,17 @@ async def test_every_process_keeps_the_lease_that_the_command_names():
         seconds, _ = await redis.time()
     assert len(ends) == 4
     assert min(ends) / 1000 - seconds > 30
+
+
+def test_a_key_kills_a_process_in_mid_sentence_and_another_takes_over():
+    pytest.importorskip("termios", reason="there are no such terminals on Windows")
+    terminal = Terminal(sys.executable, "-m", "examples.distributed", "--lease", "3")
+    try:
+        terminal.wait_for("● arguing", "● arguing", "● arguing")
+        terminal.type("\x0b")
+        terminal.wait_for("SIGKILL to process", "takes over", "✓ done", "✓ done", "✓ done")
+        terminal.type("\x04")
+        assert terminal.wait_exit() == 0
+        assert terminal.is_as_before
+    finally:
+        terminal.close()

@@ -4,8 +4,10 @@ Every test runs real processes on a real server, and is a row of the table in do
 """
 
 import asyncio
+import contextlib
 import signal
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
@@ -13,10 +15,18 @@ from redis_node import Nodes, nodes
 from redis_support import LEASE, Mortal, nothing_remains, redis, redis_server, until, until_async
 from support import Answerer, Asker
 
-from pipecat_jobs import JobTimeoutError, OutcomeStatus, WorkerLostError
+from pipecat_jobs import JobError, JobTimeoutError, OutcomeStatus, WorkerLostError
 from pipecat_jobs.bus.redis import EmbeddedRedis
 
 __all__ = ["nodes", "redis", "redis_server"]
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_left(nodes: Nodes, redis: Redis) -> AsyncIterator[None]:
+    """Whatever died meanwhile, nothing is on the server when the last one has left."""
+    yield
+    await nodes.end_all()
+    await nothing_remains(redis)
 
 
 async def lost(asking: asyncio.Task) -> str:
@@ -196,6 +206,19 @@ async def test_a_requester_killed_has_its_workers_stopped(
     await nothing_remains(redis)
 
 
+async def test_a_requester_killed_after_it_was_answered_leaves_nothing(
+    redis_server: EmbeddedRedis, nodes: Nodes
+):
+    async with Mortal(redis_server.url, answerer := Answerer()) as member:
+        asker = {"name": "asker", "asks": "answerer", "job": "echo"}
+        node = await nodes.start("n1", askers=[asker])
+        await nodes.notes.next("answered")
+        node.send(signal.SIGKILL)
+        await member.forgets("asker")
+        assert (len(answerer.ran), answerer.cancelled) == (1, [])
+        assert not answerer.active_jobs
+
+
 async def test_a_requester_killed_before_its_request_was_taken_leaves_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
@@ -328,3 +351,39 @@ async def test_adding_and_draining_processes_in_mid_traffic_loses_nothing(
         assert len(set(answered)) == 4
         await nodes.end(node)
     await nothing_remains(redis)
+
+
+async def test_the_workers_of_many_processes_are_as_well_in_a_few(
+    redis_server: EmbeddedRedis, nodes: Nodes
+):
+    hosts = {
+        number: [f"w{each}" for each in range(16 * number, 16 * number + 16)] for number in range(4)
+    }
+    first, *_ = [await nodes.start(f"n{number}", *names) for number, names in hosts.items()]
+    everyone = [name for names in hosts.values() for name in names]
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows(*everyone)
+        async with asker.job_group(*everyone, name="echo", timeout=30) as group:
+            pass
+        assert len({answer["pid"] for answer in group.responses.values()}) == 4
+        held = asyncio.create_task(_outcomes(asker, everyone))
+        for _ in everyone:
+            await nodes.notes.next("started")
+        first.send(signal.SIGKILL)
+        await member.forgets(hosts[0][-1])
+        await nodes.notes.open_gate("open", times=48)
+        outcomes = await held
+        lost_ones = {name for name, each in outcomes.items() if each is OutcomeStatus.LOST}
+        completed = {name for name, each in outcomes.items() if each is OutcomeStatus.COMPLETED}
+        assert lost_ones == set(hosts[0])
+        assert completed == set(everyone) - lost_ones
+
+
+async def _outcomes(asker: Asker, workers: list[str]) -> dict[str, OutcomeStatus]:
+    group = asker.job_group(
+        *workers, name="hold", payload={"gate": "open"}, timeout=30, cancel_on_error=False
+    )
+    with contextlib.suppress(JobError):
+        async with group:
+            pass
+    return {name: outcome.status for name, outcome in group.outcomes.items()}

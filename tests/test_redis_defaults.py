@@ -1,0 +1,26 @@
+"""``RedisStreamsBus``: what holds when nothing is said."""
+
+import inspect
+from itertools import islice
+
+from pipecat_jobs.bus.redis import RedisStreamsBus
+from pipecat_jobs.bus.redis import process as module
+
+
+def test_a_dead_process_is_noticed_within_two_seconds():
+    lease = inspect.signature(RedisStreamsBus).parameters["lease"].default
+    # By whoever renews its own next.
+    assert lease * (1 + 1 / module._RENEWALS) <= 2.0
+
+
+def test_a_process_that_finds_no_server_tries_less_and_less_often_and_never_in_step():
+    delays = list(islice(iter(_each(module._Delays())), 20))
+    for number, delay in enumerate(delays):
+        longest = min(0.05 * 2**number, module._LONGEST_BACKOFF)
+        assert longest / 2 <= delay <= longest
+    assert delays != list(islice(iter(_each(module._Delays())), 20))
+
+
+def _each(delays: module._Delays):
+    while True:
+        yield next(delays)
