@@ -34,9 +34,9 @@ async def test_a_process_that_hears_no_receipt_for_joining_is_on_the_channel_onc
     process = member.bus._process
     assert process is not None
 
-    async def lose_the_receipt(*commands: Command) -> list[Reply]:
+    async def lose_the_receipt(*commands: Command, wait: float = 0) -> list[Reply]:
         monkeypatch.undo()
-        await process._sending.call(*commands)
+        await process._sending.call(*commands, wait=wait)
         raise UnreachableError("no receipt")
 
     monkeypatch.setattr(process._sending, "call", lose_the_receipt)
@@ -53,11 +53,11 @@ async def test_a_lease_that_is_renewed_while_the_process_joins_anew_is_not_taken
     call, renew = process._sending.call, process._renewing.call
     joining, renewed = asyncio.Event(), asyncio.Semaphore(0)
 
-    async def join_late(*commands: Command) -> list[Reply]:
+    async def join_late(*commands: Command, wait: float = 0) -> list[Reply]:
         if commands[:1] == LOAD[:1] and not joining.is_set():
             joining.set()
             await renewed.acquire()
-        return await call(*commands)
+        return await call(*commands, wait=wait)
 
     async def note_renewal(*commands: Command) -> list[Reply]:
         is_meanwhile = joining.is_set()
