@@ -119,22 +119,39 @@ function commands.mark(number)
   return 'ok'
 end
 
--- A job that is neither with its owner nor where requests wait, since a server has lost a key.
-local function mend(ref, job)
-  local queue, queues = queue_of(job.w, job.j), P .. ':queues:' .. job.w
-  if job.o ~= '' then
+-- Has what waits for a worker looked at again, and gives what waits, as a set.
+local function look_at(queue, job)
+  local queues, waits = P .. ':queues:' .. job.w, {}
+  redis.call('SADD', queues, job.j)
+  live_on(queues)
+  for _, ref in ipairs(redis.call('LRANGE', queue, 0, -1)) do
+    waits[ref] = true
+  end
+  fill(job.w, job.j)
+  return waits
+end
+
+-- A job that is neither with its owner nor where requests wait, or that nobody waits for, since a
+-- server has lost a key. `seen` holds what has been looked at in this step: many may wait.
+local function mend(ref, seen)
+  local job = find(ref)
+  local queue = job.o == '' and queue_of(job.w, job.j)
+  if queue and not seen[queue] then
+    seen[queue] = look_at(queue, job)
+    job = find(ref)
+  end
+  if not job then
+    return
+  elseif job.o ~= '' then
     if redis.call('HEXISTS', process_of(job.o), 'held:' .. ref) == 0 then
       hand_back(ref, job, '')
     end
-  elseif not redis.call('LPOS', queue, ref) then
+  elseif not seen[queue][ref] then
     place(ref, job, 'RPUSH')
-  else
-    redis.call('SADD', queues, job.j)
-    live_on(queues)
-    if not select(2, choose(job)) then
-      await_host(ref)
-    end
-    fill(job.w, job.j)
+  elseif redis.call('EXISTS', P .. ':hosts:' .. job.w) == 0
+    or next(job.tried) and not select(2, choose(job))
+  then
+    await_host(ref)
   end
 end
 
@@ -142,12 +159,11 @@ end
 -- which of the caller's jobs are unknown here, and which it holds. The answer comes through the
 -- inbox, behind all that has been said of them.
 function commands.audit(...)
-  local unknown = {}
+  local unknown, seen = {}, {}
   for _, n in ipairs({...}) do
     local ref = me .. ':' .. n
-    local job = find(ref)
-    if job then
-      mend(ref, job)
+    if find(ref) then
+      mend(ref, seen)
     else
       unknown[#unknown + 1] = n
     end
