@@ -51,8 +51,9 @@ class _Answerer(BaseWorker):
 
     @job(name="hold")
     async def hold(self, message: BusJobRequestMessage) -> dict[str, Any]:
-        await self._redis.rpush("started", os.getpid())
         try:
+            # The cancel may come before the receipt for this.
+            await self._redis.rpush("started", os.getpid())
             await self._redis.blpop("gate")
         except asyncio.CancelledError:
             stopped = time.monotonic()
