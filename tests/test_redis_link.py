@@ -7,11 +7,13 @@ from bot_process import free_port
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, ResponseError
 from redis_support import redis_server, until_async
 from tcp_proxy import TcpProxy
 
 from pipecat_jobs.bus.redis import EmbeddedRedis
-from pipecat_jobs.bus.redis.link import Link, UnreachableError
+from pipecat_jobs.bus.redis.link import Link, UnreachableError, _check_primary
 
 __all__ = ["redis_server"]
 
@@ -125,3 +127,20 @@ async def test_a_link_that_is_closed_while_it_waits_says_so_and_opens_another(
             await waiting
         assert await link.call(("PING",)) == [b"PONG"]
         await link.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ReadOnlyError("You can't write against a read only replica."),
+        ResponseError("Error running script: @user_script: 1: -READONLY You can't write"),
+    ],
+)
+def test_a_server_that_takes_no_writes_any_more_is_out_of_reach(error: ResponseError):
+    """As Redis 7 says it of a script, and as Redis 6 does."""
+    with pytest.raises(RedisConnectionError, match="can't write"):
+        _check_primary([b"ok", error])
+
+
+def test_another_error_is_the_callers_business():
+    _check_primary([b"ok", ResponseError("wrong number of arguments"), None])

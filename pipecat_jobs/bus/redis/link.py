@@ -11,7 +11,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 #: One command: its name and its arguments.
@@ -127,7 +127,10 @@ class Link:
 def _check_primary(replies: list[Reply]) -> None:
     # After a fail-over the old server keeps its connections; a new one finds the way to its heir.
     for reply in replies:
-        if isinstance(reply, ResponseError) and "READONLY" in str(reply):
+        if isinstance(reply, ResponseError) and (
+            # Redis 6 has the word somewhere in what it says of a script.
+            isinstance(reply, ReadOnlyError) or "READONLY" in str(reply)
+        ):
             raise RedisConnectionError(str(reply)) from reply
 
 
