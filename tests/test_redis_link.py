@@ -4,16 +4,18 @@ import asyncio
 
 import pytest
 from bot_process import free_port
+from pipecat.bus.messages import BusJobRequestMessage
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
-from redis_support import redis_server, until_async
+from redis_support import Member, redis_server, until_async
+from support import Answerer
 from tcp_proxy import TcpProxy
 
-from pipecat_jobs.bus.redis import EmbeddedRedis
-from pipecat_jobs.bus.redis.link import Link, UnreachableError, _check_primary
+from pipecat_jobs.bus.redis import EmbeddedRedis, process
+from pipecat_jobs.bus.redis.link import Command, Link, Reply, UnreachableError, _check_primary
 
 __all__ = ["redis_server"]
 
@@ -144,3 +146,35 @@ def test_a_server_that_takes_no_writes_any_more_is_out_of_reach(error: ResponseE
 
 def test_another_error_is_the_callers_business():
     _check_primary([b"ok", ResponseError("wrong number of arguments"), None])
+
+
+async def test_no_more_is_sent_in_one_go_than_a_slow_way_carries(
+    redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(process, "_MOST_BYTES", 10_000)
+    sizes: list[int] = []
+    waits: list[float] = []
+    async with Member(redis_server.url, Answerer()) as member:
+        await member.caught_up()
+        link = member.bus._process._sending
+        call = link.call
+
+        async def note(*commands: Command, wait: float = 0) -> list[Reply]:
+            said = [each for command in commands if command[0] == "EVALSHA" for each in command]
+            sizes.append(sum(map(len, map(str, said))))
+            waits.append(wait)
+            return await call(*commands, wait=wait)
+
+        monkeypatch.setattr(link, "call", note)
+        payload = {"text": "x" * 4_000}
+        for number in range(20):
+            await member.bus.send(
+                BusJobRequestMessage(
+                    source="asker", target="nobody", job_id=str(number), payload=payload
+                )
+            )
+        await member.sent()
+    assert len(sizes) >= 6
+    assert max(sizes) < 16_000
+    # And it is given the time.
+    assert max(waits) >= 10_000 / process._SLOWEST

@@ -1,17 +1,21 @@
 """``RedisStreamsBus``: a process that is started again, and a bus."""
 
+import asyncio
 import signal
 
+import pytest
+from pipecat.bus import AsyncQueueBus
 from pipecat.bus.messages import BusJobRequestMessage
+from pipecat.workers.runner import WorkerRunner
 from redis.asyncio import Redis
 from redis_node import Nodes
-from redis_support import Member, redis, redis_server, until, until_async
+from redis_support import Member, Mortal, redis, redis_server, until, until_async
 from support import Answerer, Asker
 from tcp_proxy import TcpProxy
 from test_redis_processes import nodes
 from test_redis_server import proxy
 
-from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
+from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus, drain_on_sigterm
 
 __all__ = ["nodes", "proxy", "redis", "redis_server"]
 
@@ -65,3 +69,35 @@ async def test_what_waits_when_a_bus_stops_is_the_first_that_it_sends_when_it_is
         await until(lambda: len(answerer.ran) >= 7)
         assert sorted(answerer.ran)[-7:] == [str(n) for n in range(1, 8)]
         await bus.stop()
+
+
+# -- a process that is told to go ----------------------------------------------------------------
+
+
+async def test_a_second_sigterm_ends_a_process_that_drains_and_another_takes_its_job_up(
+    nodes: Nodes, redis_server: EmbeddedRedis
+):
+    first = await nodes.start("n1", "worker")
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        asking = asyncio.create_task(
+            asker.ask("worker", "hold", payload={"gate": "open"}, timeout=30)
+        )
+        await nodes.notes.next("started", pid=first.pid)
+        second = await nodes.start("n2", "worker")
+        first.send(signal.SIGTERM)
+        # It takes nothing more, and waits for its job.
+        while (await asker.ask("worker", "echo", timeout=5))["pid"] == first.pid:
+            pass
+        for _ in range(3):
+            assert (await asker.ask("worker", "echo", timeout=5))["pid"] == second.pid
+        first.send(signal.SIGTERM)
+        await first.ended()
+        await nodes.notes.next("started", pid=second.pid, attempt=2)
+        await nodes.notes.open_gate("open", times=2)
+        assert await asking == {"pid": second.pid, "attempt": 2}
+
+
+async def test_a_runner_on_another_bus_cannot_be_drained():
+    with pytest.raises(TypeError, match="AsyncQueueBus; nothing to drain"):
+        drain_on_sigterm(WorkerRunner(bus=AsyncQueueBus(), handle_sigint=False))

@@ -60,9 +60,7 @@ class Inbox:
             RefusedError: If it does not.
         """
         read: Command = ("XREAD", "COUNT", 1, "STREAMS", *self._streams.values(), "$", "$")
-        for reply in await self._link.call(*map(self._trim, _LANES), read):
-            if isinstance(reply, ResponseError):
-                raise RefusedError(str(reply)) from reply
+        await self._link.demand(*map(self._trim, _LANES), read)
 
     async def read(self, take: Callable[[Entry], None]) -> None:
         """Wait for messages, and hand them over: the urgent ones first, however many there are.

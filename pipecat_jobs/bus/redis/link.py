@@ -76,6 +76,25 @@ class Link:
                     raise UnreachableError(_reason(error)) from error
                 raise
 
+    async def demand(self, *commands: Command) -> list[Reply]:
+        """Send commands of which the server has to take every one.
+
+        Args:
+            *commands: The commands, in order.
+
+        Returns:
+            One reply for each.
+
+        Raises:
+            UnreachableError: If the connection breaks first.
+            RefusedError: If the server answers one of them with an error.
+        """
+        replies = await self.call(*commands)
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise RefusedError(str(reply)) from reply
+        return replies
+
     async def close(self) -> None:
         """Close the connection. The next call opens another."""
         connection, self._connection = self._connection, None

@@ -196,9 +196,7 @@ class Process:
     async def _call_once(self, link: Link, name: str) -> Reply:
         # With the scripts, since the server may have forgotten them; and by the name that it knows
         # this process by, or may know it by.
-        *_, reply = await link.call(*LOAD, self._channel.call(name, self._joins_as, 0))
-        if isinstance(reply, ResponseError):
-            raise UnreachableError(str(reply)) from reply
+        *_, reply = await link.demand(*LOAD, self._channel.call(name, self._joins_as, 0))
         return reply
 
     async def _close(self) -> None:
@@ -221,13 +219,13 @@ class Process:
         # When nobody said whether it was heard, it is tried again under the same name: under
         # another one, this process would be on the channel twice, and one of them would die.
         name = self._joins_as
-        await self._say(
+        await self._sending.demand(
             *LOAD, self._channel.call("join", name, 0, self.uid, self._occupant.runner_name())
         )
         inbox = Inbox(self._channel.inbox(name), self._reading)
         # Who offers its workers and cannot read keeps whoever asks them waiting.
         await inbox.check()
-        await self._say(
+        await self._sending.demand(
             *(
                 self._channel.call("host", name, 0, offer.name, offer.as_text(self.uid))
                 for offer in self._occupant.offers()
@@ -238,11 +236,6 @@ class Process:
         self._reader = self._occupant.create_task(
             self._for_ever(lambda: self._read(inbox)), "redis_read"
         )
-
-    async def _say(self, *commands: Command) -> None:
-        for reply in await self._sending.call(*commands):
-            if isinstance(reply, ResponseError):
-                raise RefusedError(str(reply)) from reply
 
     async def _rejoin(self, expelled: str) -> None:
         async with self._joining:
