@@ -329,6 +329,36 @@ class TestShutdown:
         await ending
         assert worker.tidied.is_set()
 
+    async def test_of_a_worker_cancels_a_handler_again_that_went_on_after_a_cancel(
+        self, job_harness: JobHarness
+    ):
+        class Deaf(Answerer):
+            job_cancel_grace = 1.0
+            went_on, stopped = asyncio.Event(), asyncio.Event()
+
+            @job(name="go on")
+            async def go_on(self, message: BusJobRequestMessage) -> dict:
+                self.started.put_nowait(message.job_id)
+                try:
+                    await self.release.wait()
+                except asyncio.CancelledError:
+                    self.went_on.set()
+                try:
+                    await self.release.wait()
+                finally:
+                    self.stopped.set()
+                return {}
+
+        asker, worker = Asker(), Deaf()
+        await job_harness.start(asker, worker)
+        caller = asyncio.create_task(asker.ask("answerer", "go on"))
+        await worker.started.get()
+        await cancelled(caller)
+        await worker.went_on.wait()
+        await job_harness.end(worker)
+        await job_harness.settle()
+        assert worker.stopped.is_set()
+
     async def test_with_a_handler_that_resists_is_bounded(self, job_harness: JobHarness, job_log):
         class Resisting(Answerer):
             job_cancel_grace = 0.01

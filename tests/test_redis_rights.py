@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 from redis.asyncio import Redis
-from redis_support import Member, Mortal, nothing_remains, redis, redis_server, until
+from redis_support import Member, Mortal, nothing_remains, redis, redis_server, until, until_async
 from support import Answerer, Asker
 
 from pipecat_jobs import BusUnavailableError
@@ -76,3 +76,26 @@ async def test_a_process_that_may_no_longer_read_loses_its_jobs_to_another_and_s
     logger.remove(sink)
     assert len([each for each in errors if "lets nothing be read" in each]) == 1
     await nothing_remains(redis)
+
+
+async def test_a_process_that_was_not_let_read_joins_anew_once(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    members = "pipecat-jobs:{pipecat}:members"
+
+    async def is_renewed() -> bool:
+        return await redis.zscore(members, process.id) not in (None, renewed_at)
+
+    async with Mortal(redis_server.url, Answerer()) as member:
+        await member.caught_up()
+        process = member.bus._process
+        assert process is not None
+        renewed_at = await redis.zscore(members, process.id)
+        await until_async(is_renewed)
+        # For longer than a lease. Nothing comes that could be read meanwhile.
+        process._refused_at = -100.0
+        await until(lambda: member.bus.stats.expulsions)
+        for _ in range(3):
+            renewed_at = await redis.zscore(members, process.id)
+            await until_async(is_renewed)
+        assert member.bus.stats.expulsions == 1
