@@ -37,6 +37,7 @@ class Execution:
         request: What was asked.
         task: Its handler, when it has one and that is running.
         cancelled: Whether it was called off.
+        task_cancelled: Whether its handler has been cancelled, and may be cleaning up.
         answering: Whether an answer is on its way or has been sent.
         ended: Whether it has been answered.
         room: The room it is in.
@@ -49,6 +50,7 @@ class Execution:
     request: BusJobRequestMessage
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
+    task_cancelled: bool = False
     answering: bool = False
     ended: bool = False
     room: Room | None = None

@@ -341,9 +341,10 @@ class Executor:
             for execution in executions
             if execution.task is not None and execution.task is not asyncio.current_task()
         }
-        for task in tasks:
-            # One that is being cancelled is cleaning up.
-            if not task.cancelling():
+        for task, execution in tasks.items():
+            # Not asked of the task, which counts what a library cancels for itself as well.
+            if not execution.task_cancelled:
+                execution.task_cancelled = True
                 task.cancel()
         if not tasks:
             return

@@ -1,6 +1,7 @@
 """Cancel anywhere, cancel everywhere: the caller at every point, and what it had started."""
 
 import asyncio
+import contextlib
 
 import pytest
 from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
@@ -254,6 +255,31 @@ async def test_a_manual_cancel_during_readiness_ends_the_call(job_harness: JobHa
     with pytest.raises(JobCancelledError, match="never mind") as caught:
         await caller
     assert caught.value.outcomes["late"].status is OutcomeStatus.CANCELLED
+
+
+async def test_a_handler_hears_its_cancel_whatever_cancels_of_its_own_it_has_got_over(
+    job_harness: JobHarness,
+):
+    """As client libraries leave them behind, whose timeouts are cancels."""
+
+    class Busy(Answerer):
+        @job(name="get over")
+        async def get_over(self, message: BusJobRequestMessage) -> dict:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            assert task.cancelling()
+            return await self.wait_for_release(message)
+
+    asker, worker = Asker(), Busy()
+    await job_harness.start(asker, worker)
+    caller = asyncio.create_task(asker.ask("answerer", "get over"))
+    job_id = await worker.started.get()
+    await cancelled(caller)
+    await job_harness.settle()
+    assert worker.cancelled == [job_id]
 
 
 class TestShutdown:
