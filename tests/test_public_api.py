@@ -123,14 +123,3 @@ def test_halves_do_not_know_each_other_and_nothing_imports_in_a_circle():
             assert not reaches(module) & other, f"{module} knows the other half"
     for module in imports:
         assert module not in reaches(module), f"{module} imports itself in a circle"
-
-
-def test_no_file_has_reached_500_lines():
-    root = Path(__file__).parent.parent
-    long = [
-        path.name
-        for folder in ("pipecat_jobs", "tests", "examples")
-        for path in (root / folder).rglob("*.py")
-        if len(path.read_text().splitlines()) >= 500
-    ]
-    assert long == []
