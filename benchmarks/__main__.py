@@ -17,6 +17,7 @@ from benchmarks.memory import MEMORY
 from benchmarks.profiling import profile
 from benchmarks.report import as_json, as_text, machine
 from benchmarks.round_trip import ROUND_TRIP
+from benchmarks.sessions import SESSIONS
 from benchmarks.stream import STREAM
 from benchmarks.throughput import THROUGHPUT
 
@@ -30,6 +31,7 @@ BENCHMARKS = {
         MEMORY,
         STREAM,
         IMPORT,
+        SESSIONS,
         DISTRIBUTED,
     )
 }

@@ -145,7 +145,11 @@ PIPECATS = JobLayer("Pipecat's own jobs", Moderator, Debater, active=True)
 
 
 class Debate:
-    """A moderator and three debaters on a runner of their own, without a transport."""
+    """A moderator and three debaters on a runner of their own, without a transport.
+
+    Attributes:
+        summed_up: Set when the moderator has said something; cleared when a debate is opened.
+    """
 
     def __init__(self, layer: JobLayer, base_url: str):
         """Create the workers.
@@ -156,6 +160,8 @@ class Debate:
         """
         self.context = LLMContext()
         aggregators = LLMContextAggregatorPair(self.context)
+        self.summed_up = asyncio.Event()
+        aggregators.assistant().add_event_handler("on_assistant_turn_stopped", self._note_summary)
         llm = LLM(base_url, MODERATOR)
         self.moderator = layer.moderator(
             llm, Pipeline([aggregators.user(), llm, aggregators.assistant()])
@@ -165,12 +171,19 @@ class Debate:
             layer.debater(name, llm, active=layer.active) for name, llm in self.llms.items()
         ]
 
+    def _note_summary(
+        self, _: LLMAssistantAggregator, message: AssistantTurnStoppedMessage
+    ) -> None:
+        if message.content:
+            self.summed_up.set()
+
     async def open(self) -> None:
         """Have the user ask for a debate, with nothing left in any context of the one before."""
         for worker in (self.moderator, *self.debaters):
             await worker.flush_pipeline()
         for context in (self.context, *(debater.context for debater in self.debaters)):
             context.set_messages([])
+        self.summed_up.clear()
         wish = {"role": "user", "content": "Should AI be regulated?"}
         await self.moderator.queue_frame(LLMMessagesAppendFrame([wish], run_llm=True))
 

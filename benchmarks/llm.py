@@ -10,14 +10,24 @@ from pipecat.services.openai.llm import OpenAILLMService
 
 
 class _Stream:
-    """A provider's stream, which tells when the client has closed it."""
+    """A provider's stream, which tells when it begins and when the client has closed it."""
 
-    def __init__(self, stream: AsyncStream[ChatCompletionChunk], on_closed: Callable[[], None]):
+    def __init__(
+        self,
+        stream: AsyncStream[ChatCompletionChunk],
+        on_began: Callable[[], None],
+        on_closed: Callable[[], None],
+    ):
         self._stream = stream
+        self._on_began = on_began
         self._on_closed = on_closed
 
-    def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
-        return aiter(self._stream)
+    async def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
+        chunks = aiter(self._stream)
+        yield await anext(chunks)
+        self._on_began()
+        async for chunk in chunks:
+            yield chunk
 
     async def close(self) -> None:
         await self._stream.close()
@@ -25,9 +35,10 @@ class _Stream:
 
 
 class LLM(OpenAILLMService):
-    """Pipecat's service, which tells when it closes a stream, and hangs up when it is cleaned up.
+    """Pipecat's service, which tells when a stream begins and ends, and hangs up at its clean-up.
 
     Attributes:
+        on_stream_began: Called whenever the second chunk of a provider's stream is due.
         on_stream_closed: Called whenever the client has closed a provider's stream.
     """
 
@@ -38,6 +49,7 @@ class LLM(OpenAILLMService):
             base_url: Where the server is.
             instruction: The system instruction of every request.
         """
+        self.on_stream_began: Callable[[], None] = lambda: None
         self.on_stream_closed: Callable[[], None] = lambda: None
         super().__init__(
             api_key="none",
@@ -67,7 +79,7 @@ class LLM(OpenAILLMService):
             The provider's stream.
         """
         stream = await super().get_chat_completions(context)
-        return _Stream(stream, lambda: self.on_stream_closed())
+        return _Stream(stream, lambda: self.on_stream_began(), lambda: self.on_stream_closed())
 
     async def cleanup(self) -> None:
         """Close the client's connections."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import child, group, memory, round_trip, stream, throughput
+from benchmarks import child, group, memory, round_trip, sessions, stream, throughput
 from benchmarks.__main__ import main
 from benchmarks.benchmark import Figure, Spread
 from benchmarks.plot import draw
@@ -35,6 +35,10 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_MANY", {PIPECATS: 610, OURS: 700})
     monkeypatch.setattr(stream, "_CHUNKS", 20)
     monkeypatch.setattr(stream, "_LOOK", 20)
+    monkeypatch.setattr(sessions, "_COUNTS", (2,))
+    monkeypatch.setattr(sessions, "_DEBATES", 1)
+    monkeypatch.setattr(sessions, "_INTERRUPTIONS", 1)
+    monkeypatch.setattr(sessions, "fresh_process", lambda: ThreadPoolExecutor(1))
     # A process takes seconds to import Pipecat; what memory it has is nothing to these tests.
     monkeypatch.setattr(child, "fresh_process", lambda: ThreadPoolExecutor(1))
     monkeypatch.setattr(child, "_AT_ONCE", 1)
@@ -115,6 +119,22 @@ def test_a_stream_is_measured_on_every_subject(path: Path):
     figures = _measure(path, "stream")
 
     assert set(figures) == {("20 chunks, peak above the start", name) for name in _NAMES}
+
+
+def test_sessions_are_measured_on_both_job_layers(path: Path):
+    figures = _measure(path, "sessions")
+
+    layers = ("pipecat-jobs", "Pipecat's own jobs")
+    assert set(figures) == {
+        (f"{quantity}, 2 at once", layer)
+        for quantity in ("CPU of a debate", "memory of a session", "interrupted until closed")
+        for layer in layers
+    }
+    ours, pipecats = (
+        figures["interrupted until closed, 2 at once", layer]["spread"] for layer in layers
+    )
+    assert ours["count"] == pipecats["count"] == 2
+    assert ours["maximum"] < pipecats["minimum"]
 
 
 def test_an_import_is_measured_and_brings_nothing_optional(path: Path):
