@@ -27,6 +27,7 @@ from pipecat_jobs.errors import (
     RedisStartError,
     UnknownJobError,
     WorkerLostError,
+    WorkerNotAddedError,
     WorkerNotReadyError,
 )
 from pipecat_jobs.groups import JobGroup
@@ -81,6 +82,7 @@ __all__ = [
     "ToolCallContext",
     "UnknownJobError",
     "WorkerLostError",
+    "WorkerNotAddedError",
     "WorkerNotReadyError",
     "__version__",
     "job",

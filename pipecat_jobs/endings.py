@@ -15,6 +15,7 @@ from pipecat_jobs.liveness import Liveness
 from pipecat_jobs.messages import ResponseMessage, answered_status
 from pipecat_jobs.outcomes import ErrorDetails, OutcomeStatus
 from pipecat_jobs.recent import Recent
+from pipecat_jobs.tasks import start_task
 
 #: Seconds that the workers' cancels may take to be sent before the caller goes on without them.
 CANCEL_GRACE = 1.0
@@ -85,7 +86,7 @@ class Endings:
         if not owing:
             return
         self._unacknowledged.remember(group.job_id, set(owing))
-        telling = self._worker.create_task(self.tell(group.job_id, owing, reason), "job_cancel")
+        telling = start_task(self._worker, self.tell(group.job_id, owing, reason), "job_cancel")
         # Waiting on the task leaves it alone when this call is itself cancelled.
         await asyncio.wait({telling}, timeout=CANCEL_GRACE)
         if not telling.done():

@@ -181,6 +181,22 @@ class DuplicateJobHandlerError(InvalidJobError):
         self.job_name = job_name
 
 
+class WorkerNotAddedError(RuntimeError):
+    """A worker that no runner has taken asked for a job.
+
+    Parameters:
+        worker: The worker's name.
+    """
+
+    def __init__(self, worker: str):
+        super().__init__(
+            f"worker '{worker}' has not been added to a runner and cannot ask for jobs; call "
+            "'await runner.add_workers(...)' with it first, and give it a name that no other "
+            "worker of the runner has: the runner skips the second of a name"
+        )
+        self.worker = worker
+
+
 class UnknownJobError(RuntimeError):
     """A job was answered, updated or asked about that is not open here."""
 

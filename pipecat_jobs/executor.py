@@ -30,6 +30,7 @@ from pipecat_jobs.executions import Execution, Room, current_execution
 from pipecat_jobs.handlers import HandlerSpec
 from pipecat_jobs.hooks import Hooks, Steps
 from pipecat_jobs.outcomes import ErrorDetails, JobData
+from pipecat_jobs.tasks import start_task
 
 #: What a handler is called with and may give back.
 _Call = Callable[[BusJobRequestMessage], Awaitable[object] | AsyncIterator[object]]
@@ -119,8 +120,10 @@ class Executor:
         self._answers.open(execution)
         execution.returned = call is None
         if call is not None:
-            execution.task = self._worker.create_task(
-                self._run(execution, call, self._rooms.get(name)), f"job_{name or 'request'}"
+            execution.task = start_task(
+                self._worker,
+                self._run(execution, call, self._rooms.get(name)),
+                f"job_{name or 'request'}",
             )
         if listened:
             # The handlers of the event are handlers of the job: what they start is the job's.
@@ -160,7 +163,7 @@ class Executor:
         self._answers.recent.remember((message.source, message.job_id), message.id)
         # A task: a bus that is slow to take the answer must not hold up the worker's messages.
         answering = self._answers.refuse(message, status, response)
-        self._worker.create_task(answering, "job_refused")
+        start_task(self._worker, answering, "job_refused")
 
     # -- its handler runs --------------------------------------------------------------------
 
@@ -230,12 +233,12 @@ class Executor:
         execution.turn_failure = failure
         # While its handler runs, it may yet answer all the same.
         if execution.returned and not execution.answering and not execution.cancelled:
-            self._worker.create_task(self._failed(execution, failure), "job_turn_failed")
+            start_task(self._worker, self._failed(execution, failure), "job_turn_failed")
 
     async def _stop_its_turns(self, execution: Execution) -> None:
         if self._stop_turns is None:
             return
-        stopping = self._worker.create_task(self._stop_turns(execution), "job_turn")
+        stopping = start_task(self._worker, self._stop_turns(execution), "job_turn")
         await asyncio.wait({stopping}, timeout=self._cancel_grace)
         if not stopping.done():
             logger.warning(
@@ -309,7 +312,7 @@ class Executor:
             return
         execution.cancelled = True
         # A task of its own: a handler that resists must not hold up the worker's other messages.
-        self._worker.create_task(self._cancel(execution, message), "job_cancelled")
+        start_task(self._worker, self._cancel(execution, message), "job_cancelled")
 
     def _asked_by(
         self, message: BusJobCancelMessage | BusJobUpdateRequestMessage
@@ -324,8 +327,8 @@ class Executor:
         await self._cancel_tasks([execution])
         await self._stop_its_turns(execution)
         if self._hooks.overrides("on_job_cancelled"):
-            hook = self._worker.create_task(
-                self._hooks.fire("on_job_cancelled", message), "job_cancelled_hook"
+            hook = start_task(
+                self._worker, self._hooks.fire("on_job_cancelled", message), "job_cancelled_hook"
             )
             await asyncio.wait({hook}, timeout=self._cancel_grace)
             if not hook.done():

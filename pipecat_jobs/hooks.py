@@ -15,6 +15,7 @@ from loguru import logger
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._pipecat import has_event_handlers, start_event_handlers
+from pipecat_jobs.tasks import start_task
 
 #: The events of a job at the worker that asked for it, each also a method to override.
 REQUESTER_EVENTS = (
@@ -248,7 +249,7 @@ class Steps:
 
     def _begin(self, waiting: deque[Step]) -> None:
         self.busy = True
-        self._worker.create_task(self._drain(waiting), "job_hooks")
+        start_task(self._worker, self._drain(waiting), "job_hooks")
 
     async def _drain(self, waiting: deque[Step]) -> None:
         try:

@@ -15,6 +15,7 @@ from functools import partial
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._pipecat import proxied_name, proxy_connection
+from pipecat_jobs.tasks import start_task
 
 #: Seconds that an ended worker's last answers get to arrive before it counts as lost.
 LAST_WORDS = 0.1
@@ -189,7 +190,7 @@ class Liveness:
             await ended()
             self._ended(name, watch, reason)
 
-        watch.undone_by(self._worker.create_task(follow(), f"job_watch_{name}").cancel)
+        watch.undone_by(start_task(self._worker, follow(), f"job_watch_{name}").cancel)
 
     def _ended(self, name: str, watch: _Watch, reason: str) -> None:
         # What it said last may still be on the bus.

@@ -371,8 +371,10 @@ class JobsMixin(Answering):
     async def stop(self) -> None:
         """End every job this worker holds or waits for, then stop."""
         try:
-            await self.__executor.stop()
-            await self.__requester.stop()
+            try:
+                await self.__executor.stop()
+            finally:
+                await self.__requester.stop()
         finally:
             if self._llm_turns is not None:
                 self._llm_turns.end()

@@ -21,7 +21,7 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat_jobs.attempts import set_run_once
 from pipecat_jobs.deadline import Deadline
 from pipecat_jobs.endings import Endings
-from pipecat_jobs.errors import InvalidJobError, UnknownJobError
+from pipecat_jobs.errors import InvalidJobError, UnknownJobError, WorkerNotAddedError
 from pipecat_jobs.extended import Call, ExtendedCalls
 from pipecat_jobs.groups import JobGroup
 from pipecat_jobs.hooks import Hooks, Steps
@@ -37,6 +37,7 @@ from pipecat_jobs.outcomes import ErrorDetails, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
 from pipecat_jobs.readiness import until_ready
 from pipecat_jobs.recent import Recent
+from pipecat_jobs.tasks import start_task
 from pipecat_jobs.window import set_window
 
 
@@ -132,6 +133,7 @@ class Requester:
         Raises:
             JobError: If it ended before every request was sent.
             InvalidJobError: If the job id is in use.
+            WorkerNotAddedError: If no runner has the worker that asks.
         """
         assert params.job_id is not None
         call = self._extended.take(params.job_id) or Call(params)
@@ -143,7 +145,10 @@ class Requester:
         assert params.job_id is not None
         job_id = params.job_id
         self._check_id(job_id)
-        registry = self._worker.registry
+        try:
+            registry = self._worker.registry
+        except RuntimeError as error:
+            raise WorkerNotAddedError(self._worker.name) from error
         group = JobGroup(
             job_id,
             worker_names,
@@ -344,7 +349,7 @@ class Requester:
             self._ignored(message)
         elif self._hooks.overrides("on_job_response"):
             hearing = self._hooks.fire("on_job_response", message)
-            self._worker.create_task(hearing, "job_hooks")
+            start_task(self._worker, hearing, "job_hooks")
         else:
             self._hooks.announce("on_job_response", message)
 
@@ -420,7 +425,7 @@ class Requester:
         )
         group.failing = group.failing or message
         # It may only be out of reach, and should not work on for nobody.
-        self._worker.create_task(self._endings.tell(group.job_id, [name], reason), "job_cancel")
+        start_task(self._worker, self._endings.tell(group.job_id, [name], reason), "job_cancel")
         self._hear(group, "on_job_response", message)
 
     # -- giving up ---------------------------------------------------------------------------
@@ -459,7 +464,7 @@ class Requester:
             group.give_up(OutcomeStatus.TIMED_OUT, reason="timeout")
         if group.failed:
             group.concluded = True
-            self._worker.create_task(self._endings.end(group, "timeout"), "job_timeout")
+            start_task(self._worker, self._endings.end(group, "timeout"), "job_timeout")
         else:
             self._groups.pop(group.job_id, None)
             group.complete()

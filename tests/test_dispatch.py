@@ -98,8 +98,3 @@ async def test_asking_after_the_worker_has_stopped_says_so(job_harness: JobHarne
     await job_harness.end(asker)
     with pytest.raises(JobCancelledError, match="worker 'asker' has stopped"):
         await asker.ask("answerer", "echo")
-
-
-async def test_asking_before_the_worker_is_attached_says_so():
-    with pytest.raises(RuntimeError, match="attach"):
-        await Asker().ask("answerer")

@@ -26,7 +26,7 @@ NAMES = """
     LLMContextWorker LLMTurnError LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker
     MessageTooLargeError MessageTypeError NoJobHandlerError OutcomeStatus PipelineWorker
     RedisStartError RoutedBus ToolCallContext UnknownJobError WorkerLostError
-    WorkerNotReadyError __version__ job job_attempt job_tool tool tool_call
+    WorkerNotAddedError WorkerNotReadyError __version__ job job_attempt job_tool tool tool_call
 """.split()
 
 TESTING_NAMES = """
