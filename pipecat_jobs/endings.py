@@ -15,7 +15,7 @@ from pipecat_jobs.liveness import Liveness
 from pipecat_jobs.messages import ResponseMessage, answered_status
 from pipecat_jobs.outcomes import ErrorDetails, OutcomeStatus
 from pipecat_jobs.recent import Recent
-from pipecat_jobs.tasks import start_task
+from pipecat_jobs.tasks import RunningTask, log_raised, start_task
 
 #: Seconds that the workers' cancels may take to be sent before the caller goes on without them.
 CANCEL_GRACE = 1.0
@@ -103,15 +103,18 @@ class Endings:
             names: The workers.
             reason: Why.
         """
+        task = RunningTask()
         for name in names:
             cancel = BusJobCancelMessage(
                 source=self._worker.name, target=name, job_id=job_id, reason=reason
             )
             try:
                 await self._worker.send_bus_message(cancel)
-            except Exception as error:
-                logger.opt(exception=error).error(
-                    f"Worker '{self._worker.name}': could not cancel job '{job_id}' at '{name}'"
+            except BaseException as error:
+                task.survive(error)
+                log_raised(
+                    f"Worker '{self._worker.name}': could not cancel job '{job_id}' at '{name}'",
+                    error,
                 )
 
     def is_acknowledged_by(self, message: ResponseMessage) -> bool:

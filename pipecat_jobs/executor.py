@@ -30,7 +30,7 @@ from pipecat_jobs.executions import Execution, Room, current_execution
 from pipecat_jobs.handlers import HandlerSpec
 from pipecat_jobs.hooks import Hooks, Steps
 from pipecat_jobs.outcomes import ErrorDetails, JobData
-from pipecat_jobs.tasks import start_task
+from pipecat_jobs.tasks import RunningTask, log_raised, start_task
 
 #: What a handler is called with and may give back.
 _Call = Callable[[BusJobRequestMessage], Awaitable[object] | AsyncIterator[object]]
@@ -168,6 +168,7 @@ class Executor:
     # -- its handler runs --------------------------------------------------------------------
 
     async def _run(self, execution: Execution, call: _Call, room: Room | None) -> None:
+        task = RunningTask()
         try:
             if room is not None:
                 await execution.enter(room)
@@ -184,7 +185,8 @@ class Executor:
                 reason = {"reason": "handler cancelled"}
                 await self._end(execution, JobStatus.CANCELLED, reason)
             raise
-        except Exception as error:
+        except BaseException as error:
+            task.survive(error)
             await self._failed(execution, error)
         finally:
             # The task's context knows the job; without this they would keep each other alive.
@@ -192,35 +194,38 @@ class Executor:
             if not execution.cancelled:
                 execution.leave()
 
-    async def _failed(self, execution: Execution, error: Exception) -> None:
+    async def _failed(self, execution: Execution, error: BaseException) -> None:
         job_id = execution.request.job_id
         if isinstance(error, LLMTurnInterruptedError):
             logger.debug(f"{self}: job '{job_id}' is cancelled: {error}")
             await self._end(execution, JobStatus.CANCELLED, {"reason": str(error)})
         else:
-            logger.opt(exception=error).error(f"{self}: job '{job_id}' failed: {error!r}")
             details = ErrorDetails.from_exception(error)
+            log_raised(f"{self}: job '{job_id}' failed: {details}", error)
             await self._end(execution, JobStatus.ERROR, details.to_response())
         await self._stop_its_turns(execution)
 
     async def _end(self, execution: Execution, status: JobStatus, response: JobData | None) -> None:
+        task = RunningTask()
         try:
             await self._answers.finish(execution, status, response)
-        except Exception as error:
-            job_id = execution.request.job_id
-            logger.opt(exception=error).error(f"{self}: could not answer for job '{job_id}'")
+        except BaseException as error:
+            task.survive(error)
+            log_raised(f"{self}: could not answer for job '{execution.request.job_id}'", error)
             await self._end_in_short(execution, status, error)
 
     async def _end_in_short(
-        self, execution: Execution, status: JobStatus, error: Exception
+        self, execution: Execution, status: JobStatus, error: BaseException
     ) -> None:
         # Whoever asked need not wait when it was the answer, and not the bus, that was no good.
         reason = f"the answer could not be sent: {type(error).__name__}"
+        task = RunningTask()
         try:
             await self._answers.finish(execution, status, ErrorDetails("", reason).to_response())
-        except Exception as again:
-            # Nobody is left to try again, and an open job would keep its place for good.
-            logger.debug(f"{self}: job '{execution.request.job_id}' ends unanswered: {again!r}")
+        except BaseException as again:
+            task.survive(again)
+            # A job that stays open would keep its place for good.
+            log_raised(f"{self}: job '{execution.request.job_id}' ends unanswered", again)
             self._answers.forget(execution)
 
     def on_turn_failure(self, execution: Execution, failure: LLMTurnError) -> None:
@@ -364,14 +369,16 @@ class Executor:
         self.stopped = True
         executions = self._answers.all()
         reason = {"reason": f"worker '{self._worker.name}' stopped"}
+        task = RunningTask()
         for execution in executions:
             execution.cancelled = True
             try:
                 await asyncio.wait_for(
                     self._answers.finish(execution, JobStatus.CANCELLED, reason), self._cancel_grace
                 )
-            except Exception as error:
-                logger.opt(exception=error).error(f"{self}: could not answer for a job at the end")
+            except BaseException as error:
+                task.survive(error)
+                log_raised(f"{self}: could not answer for a job at the end", error)
             self._answers.forget(execution)
         await self._cancel_tasks(executions)
         for execution in executions:

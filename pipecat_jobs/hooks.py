@@ -4,18 +4,16 @@ Whatever they do, a job's outcome is decided without them: what they raise is lo
 traceback, and they never run on the task that brings the worker its messages.
 """
 
-import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from inspect import iscoroutinefunction
 from typing import Any
 
-from loguru import logger
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._pipecat import has_event_handlers, start_event_handlers
-from pipecat_jobs.tasks import start_task
+from pipecat_jobs.tasks import RunningTask, log_raised, start_task
 
 #: The events of a job at the worker that asked for it, each also a method to override.
 REQUESTER_EVENTS = (
@@ -39,7 +37,7 @@ Step = Callable[[], Coroutine[Any, Any, None]]
 
 
 async def guarded(where: str, call: Callable[[], Awaitable[object]]) -> None:
-    """Run somebody's code; log what it raises.
+    """Run a bot builder's code; log what it raises, whatever that is.
 
     Args:
         where: Whose code it is, for the log.
@@ -48,16 +46,16 @@ async def guarded(where: str, call: Callable[[], Awaitable[object]]) -> None:
     Raises:
         asyncio.CancelledError: If this task was cancelled, as opposed to the code raising one.
     """
-    task = asyncio.current_task()
-    cancels = task.cancelling() if task else 0
+    task = RunningTask()
     try:
         await call()
-    except asyncio.CancelledError as error:
-        if task is not None and task.cancelling() > cancels:
-            raise
-        logger.opt(exception=error).error(f"{where} was cancelled from within; going on")
-    except Exception as error:
-        logger.opt(exception=error).error(f"{where} raised {type(error).__name__}; going on")
+    except BaseException as error:
+        task.survive(error)
+        _log_raised_by(where, error)
+
+
+def _log_raised_by(where: str, error: BaseException) -> None:
+    log_raised(f"{where} raised {type(error).__name__}; going on", error)
 
 
 def logging_traceback(event: str, handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,8 +84,9 @@ def logging_traceback(event: str, handler: Callable[..., Any]) -> Callable[..., 
     def in_place(*args: object) -> None:
         try:
             handler(*args)
-        except Exception as error:
-            logger.opt(exception=error).error(f"{where} raised {type(error).__name__}; going on")
+        except BaseException as error:
+            RunningTask().survive(error)
+            _log_raised_by(where, error)
 
     return in_place
 

@@ -67,7 +67,7 @@ class ErrorDetails:
         text = "".join(traceback.format_exception(error)) if error.__traceback__ else None
         return cls(
             type(error).__name__,
-            _shortened(str(error), _MOST_MESSAGE),
+            _shortened(_message_of(error), _MOST_MESSAGE),
             None if text is None else _shortened(text, _MOST_TRACEBACK),
         )
 
@@ -106,6 +106,13 @@ class ErrorDetails:
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.type else self.message
+
+
+def _message_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as unprintable:
+        return f"no message: its __str__() raised {type(unprintable).__name__}"
 
 
 def _shortened(text: str, most: int) -> str:

@@ -37,7 +37,7 @@ from pipecat_jobs.outcomes import ErrorDetails, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
 from pipecat_jobs.readiness import until_ready
 from pipecat_jobs.recent import Recent
-from pipecat_jobs.tasks import start_task
+from pipecat_jobs.tasks import RunningTask, start_task
 from pipecat_jobs.window import set_window
 
 
@@ -167,6 +167,7 @@ class Requester:
         task = asyncio.current_task()
         cancels = task.cancelling() if task else 0
         group.dispatcher = task
+        running = RunningTask()
         try:
             await self._reach_workers(group, registry)
         except asyncio.CancelledError:
@@ -174,7 +175,8 @@ class Requester:
                 reason = "caller cancelled"
                 await self._endings.close(group, OutcomeStatus.CANCELLED, reason=reason)
                 raise
-        except Exception as error:
+        except BaseException as error:
+            running.survive(error)
             details = ErrorDetails.from_exception(error)
             await self._endings.close(group, OutcomeStatus.ERROR, error=details)
             raise group.failure() from error

@@ -1,8 +1,8 @@
-"""Starting the tasks that bring jobs to their end."""
+"""The tasks that bring jobs to their end, and what may be raised in them."""
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from loguru import logger
 from pipecat.utils.asyncio.task_manager import BaseTaskManager
@@ -50,3 +50,60 @@ def _end_unmanaged(task: asyncio.Task[Any]) -> None:
     _unmanaged.discard(task)
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.opt(exception=error).error(f"{task.get_name()} raised {type(error).__name__}")
+
+
+class RunningTask:
+    """The task that runs now: its own end, told from what the code that it calls raises."""
+
+    __slots__ = ("_cancels", "_task")
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._cancels = self._task.cancelling() if self._task is not None else 0
+
+    def survive(self, error: BaseException) -> None:
+        """Go on after an exception, whatever it is, that the task's code has raised.
+
+        A ``KeyboardInterrupt`` ends the event loop all the same, in the loop's next step.
+
+        Args:
+            error: The exception, as it was caught.
+
+        Raises:
+            BaseException: The exception itself, if it is the end of the task: the task was
+                cancelled, or its coroutine is being closed and can await nothing more.
+        """
+        if self._is_ended_by(error):
+            raise error
+        if isinstance(error, KeyboardInterrupt):
+            asyncio.get_running_loop().call_soon(_raise, error)
+
+    def _is_ended_by(self, error: BaseException) -> bool:
+        if self._task is None:
+            return isinstance(error, asyncio.CancelledError | GeneratorExit)
+        if isinstance(error, asyncio.CancelledError):
+            return self._task.cancelling() > self._cancels
+        return isinstance(error, GeneratorExit) and _task_at_work() is not self._task
+
+
+def _task_at_work() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        # There is no event loop any more.
+        return None
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+def log_raised(text: str, error: BaseException) -> None:
+    """Log an exception that ends here, with its traceback.
+
+    Args:
+        text: What it ends, and what happens next.
+        error: The exception. A ``SystemExit`` is logged as critical, because it did not exit.
+    """
+    level = "CRITICAL" if isinstance(error, SystemExit) else "ERROR"
+    logger.opt(exception=error, depth=1).log(level, text)

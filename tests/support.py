@@ -99,6 +99,13 @@ class Delegator(BaseWorker):
         return j.response
 
 
+async def until(condition: Callable[[], object], *, timeout: float = 20.0) -> None:
+    """Let the loop run until something has happened."""
+    async with asyncio.timeout(timeout):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
 async def cancelled(task: asyncio.Task[Any]) -> None:
     """Cancel a task and check that it ends as cancelled."""
     task.cancel()

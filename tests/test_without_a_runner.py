@@ -9,7 +9,7 @@ from pipecat.bus import AsyncQueueBus, WorkerBus
 from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
 from pipecat.registry.types import WorkerReadyData
 from pipecat.workers.runner import WorkerRunner
-from support import Answerer, Asker, cancelled
+from support import Answerer, Asker, cancelled, until
 
 from pipecat_jobs import (
     BaseWorker,
@@ -51,13 +51,6 @@ async def loop_errors() -> AsyncIterator[list[dict[str, Any]]]:
 @pytest.fixture(params=[AsyncQueueBus, RoutedBus])
 async def runner(request: pytest.FixtureRequest) -> WorkerRunner:
     return WorkerRunner(bus=request.param(), handle_sigint=False)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the loop run until something has happened."""
-    async with asyncio.timeout(LONG):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
 
 
 async def ask_one(asker: BaseWorker, **keywords: Any) -> None:
