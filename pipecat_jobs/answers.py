@@ -20,7 +20,7 @@ from pipecat_jobs.errors import InvalidJobTypeError, UnknownJobError
 from pipecat_jobs.executions import Execution
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.params import check_data
-from pipecat_jobs.recent import Recent
+from pipecat_jobs.recent import Expiring, Recent
 from pipecat_jobs.window import window_of
 
 
@@ -36,8 +36,11 @@ class Answers:
         # The worker's own ``active_jobs``: Pipecat's workers look their jobs up there.
         self._active: dict[str, BusJobRequestMessage] = worker.active_jobs
         self._executions: dict[str, Execution] = {}
-        #: By requester and job id: the request that ended, or None when only its cancel came.
-        self.recent: Recent[tuple[str, str], int | None] = Recent()
+        #: By requester and job id: the id of the request message whose job has ended.
+        self.recent: Recent[tuple[str, str], int] = Recent()
+        #: By requester and job id: cancels whose requests have not come. Each of them decides
+        #: whether a job runs, so their number is not bounded.
+        self.early_cancels: Expiring[tuple[str, str], bool] = Expiring()
 
     # -- which jobs are open -----------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from pipecat_jobs.hooks import guarded
 from pipecat_jobs.liveness import Liveness
 from pipecat_jobs.messages import ResponseMessage, answered_status
 from pipecat_jobs.outcomes import ErrorDetails, OutcomeStatus
-from pipecat_jobs.recent import Recent
+from pipecat_jobs.recent import Expiring
 from pipecat_jobs.tasks import RunningTask, log_raised, start_task
 
 #: Seconds that the workers' cancels may take to be sent before the caller goes on without them.
@@ -35,7 +35,7 @@ class Endings:
         self._groups = groups
         self._liveness = liveness
         #: By job id: the workers whose answer to the cancel has not come.
-        self._unacknowledged: Recent[str, set[str]] = Recent()
+        self._unacknowledged: Expiring[str, set[str]] = Expiring()
 
     async def end(self, group: PipecatJobGroup, reason: str) -> None:
         """Call a group off through the worker's own method.

@@ -90,18 +90,20 @@ class Executor:
         job_id, job = message.job_id, (message.source, message.job_id)
         recent = self._answers.recent
         current = self._answers.requested(job_id)
-        if current is None and job not in recent and not self.stopped and refusal is None:
-            self._start(message)
-        elif recent.get(job) == message.id or (current and current.source == message.source):
+        known = job in recent
+        doubled = known and recent.get(job) == message.id
+        if doubled or (current is not None and current.source == message.source):
             logger.warning(f"{self}: ignoring a second request for job '{job_id}'")
-        elif self.stopped or (job in recent and recent.get(job) is None):
+        elif self.stopped or self._answers.early_cancels.take(job):
             self._cancelled_before_it_ran(message)
         elif current is not None:
             self._refuse(message, f"job id '{job_id}' is in use by '{current.source}'")
-        elif job in recent:
+        elif known:
             self._refuse(message, f"job id '{job_id}' was used before; give a new one")
         elif refusal is not None:
             self._refuse(message, refusal)
+        else:
+            self._start(message)
 
     def _start(self, message: BusJobRequestMessage) -> None:
         execution = Execution(message)
@@ -312,7 +314,7 @@ class Executor:
         execution = self._asked_by(message)
         if execution is None and job not in self._answers.recent:
             # Cancels overtake requests; the one this belongs to is still on its way.
-            self._answers.recent.remember(job, None)
+            self._answers.early_cancels.remember(job, True)
         if execution is None or execution.cancelled:
             return
         execution.cancelled = True

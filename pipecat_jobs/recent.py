@@ -1,5 +1,6 @@
-"""A memory that forgets."""
+"""Memories that forget: of the last few keys, or of the last few minutes."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
@@ -61,3 +62,69 @@ class Recent(Generic[Key, Value]):
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._items)
+
+
+class Expiring(Generic[Key, Value]):
+    """What happened to keys within the last minutes, however many they are.
+
+    For what must not be forgotten because much else has happened since, and may never be asked
+    for. Old keys leave with the next use: there is no task and no timer.
+
+    Args:
+        seconds: How long a key is kept.
+    """
+
+    def __init__(self, seconds: float = 300.0):
+        self._seconds = seconds
+        self._items: OrderedDict[Key, tuple[float, Value]] = OrderedDict()
+
+    def remember(self, key: Key, value: Value) -> None:
+        """Keep a value from now on.
+
+        Args:
+            key: What it belongs to.
+            value: What to remember of it.
+        """
+        self._forget_old()
+        self._items[key] = (self._now(), value)
+        self._items.move_to_end(key)
+
+    def get(self, key: Key) -> Value | None:
+        """Look a key up.
+
+        Args:
+            key: What to look for.
+
+        Returns:
+            What was remembered, or None.
+        """
+        self._forget_old()
+        item = self._items.get(key)
+        return None if item is None else item[1]
+
+    def take(self, key: Key) -> Value | None:
+        """Drop a key, if it is there.
+
+        Args:
+            key: What to drop.
+
+        Returns:
+            What was remembered, or None.
+        """
+        value = self.get(key)
+        self._items.pop(key, None)
+        return value
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def _forget_old(self) -> None:
+        if not self._items:
+            return
+        before = self._now() - self._seconds
+        while self._items and next(iter(self._items.values()))[0] < before:
+            self._items.popitem(last=False)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

@@ -4,12 +4,17 @@ import asyncio
 import contextlib
 
 import pytest
-from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
+from pipecat.bus.messages import (
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+)
+from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
-from support import Answerer, Asker, Delegator, cancelled
+from support import Answerer, Asker, Delegator, cancelled, until
 
 from pipecat_jobs import JobCancelledError, JobGroupError, OutcomeStatus, WorkerLostError, job
-from pipecat_jobs.testing import ChaosBus, JobHarness
+from pipecat_jobs.testing import ChaosBus, JobHarness, run_virtual
 
 
 async def test_while_waiting_for_readiness_nothing_is_sent_and_nothing_is_left(
@@ -280,6 +285,57 @@ async def test_a_handler_hears_its_cancel_whatever_cancels_of_its_own_it_has_got
     await cancelled(caller)
     await job_harness.settle()
     assert worker.cancelled == [job_id]
+
+
+MANY = 1_500
+
+
+async def test_any_number_of_cancels_may_overtake_their_requests(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    held = chaos_bus.hold(BusJobRequestMessage)
+    for _ in range(MANY):
+        await asker.cancel_job_group(await asker.request_job("answerer", name="wait"))
+    await chaos_harness.settle()
+    held.release()
+    await chaos_bus.wait_for(BusJobResponseMessage, MANY)
+    await chaos_harness.settle()
+    assert answerer.ran == []
+    assert len(answerer._job_answers.early_cancels) == 0
+
+
+async def test_the_answers_to_any_number_of_cancels_reach_the_hook(job_harness: JobHarness):
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+    jobs = [await asker.request_job("answerer", name="wait") for _ in range(MANY)]
+    for _ in jobs:
+        await answerer.started.get()
+    await asyncio.gather(*(asker.cancel_job_group(job_id) for job_id in jobs))
+    await until(lambda: len(asker.hooks) >= MANY)
+    assert {(event, m.status) for event, m in asker.hooks} == {
+        ("on_job_response", JobStatus.CANCELLED)
+    }
+    assert len(asker.hooks) == MANY
+
+
+def test_cancels_that_belong_to_no_request_are_forgotten():
+    async def test() -> None:
+        async with JobHarness() as harness:
+            asker, answerer = Asker(), Answerer()
+            await harness.start(asker, answerer)
+            for number in range(MANY):
+                await asker.send_bus_message(
+                    BusJobCancelMessage(source="asker", target="answerer", job_id=str(number))
+                )
+            await harness.settle()
+            assert len(answerer._job_answers.early_cancels) == MANY
+            await asyncio.sleep(3_600)
+            await asker.ask("answerer", "echo")
+            assert len(answerer._job_answers.early_cancels) == 0
+
+    run_virtual(test())
 
 
 class TestShutdown:
