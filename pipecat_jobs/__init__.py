@@ -33,7 +33,13 @@ from pipecat_jobs.errors import (
 from pipecat_jobs.groups import JobGroup
 from pipecat_jobs.handlers import job
 from pipecat_jobs.mixin import JobsMixin
-from pipecat_jobs.outcomes import ErrorDetails, JobOutcome, OutcomeStatus
+from pipecat_jobs.outcomes import (
+    CancelReason,
+    ErrorDetails,
+    JobOutcome,
+    JobRefusal,
+    OutcomeStatus,
+)
 from pipecat_jobs.params import JobGroupParams, JobParams
 from pipecat_jobs.tools.call import ToolCallContext, tool_call
 from pipecat_jobs.tools.decorator import job_tool
@@ -45,6 +51,7 @@ __all__ = [
     "BaseWorker",
     "BusFullError",
     "BusUnavailableError",
+    "CancelReason",
     "DuplicateJobHandlerError",
     "ErrorDetails",
     "InvalidJobError",
@@ -61,6 +68,7 @@ __all__ = [
     "JobGroupResponse",
     "JobOutcome",
     "JobParams",
+    "JobRefusal",
     "JobRefusedError",
     "JobStatus",
     "JobTimeoutError",

@@ -21,6 +21,7 @@ from pipecat_jobs.executions import Execution
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.params import check_data
 from pipecat_jobs.recent import Expiring, Recent
+from pipecat_jobs.statements import check_response
 from pipecat_jobs.window import window_of
 
 
@@ -112,9 +113,10 @@ class Answers:
         Raises:
             UnknownJobError: If the job is not open.
             InvalidJobTypeError: If the response is no dict or the status none of Pipecat's.
+            InvalidJobError: If the response has a key that is this package's own.
         """
         execution = self._require(job_id)
-        data = check_data("response", response)
+        data = check_response(check_data("response", response))
         try:
             status = JobStatus(status)
         except ValueError as error:
@@ -198,7 +200,7 @@ class Answers:
             source=self._worker.name,
             target=execution.request.source,
             job_id=job_id,
-            data=check_data("stream data", data),
+            data=check_response(check_data("stream data", data)),
         )
         await self._answer(execution, end)
 

@@ -13,7 +13,7 @@ from pipecat_jobs.groups import JobGroup
 from pipecat_jobs.hooks import guarded
 from pipecat_jobs.liveness import Liveness
 from pipecat_jobs.messages import ResponseMessage, answered_status
-from pipecat_jobs.outcomes import ErrorDetails, OutcomeStatus
+from pipecat_jobs.outcomes import CancelReason, ErrorDetails, OutcomeStatus
 from pipecat_jobs.recent import Expiring
 from pipecat_jobs.tasks import RunningTask, log_raised, start_task
 
@@ -37,7 +37,7 @@ class Endings:
         #: By job id: the workers whose answer to the cancel has not come.
         self._unacknowledged: Expiring[str, set[str]] = Expiring()
 
-    async def end(self, group: PipecatJobGroup, reason: str) -> None:
+    async def end(self, group: PipecatJobGroup, reason: str, cancel_reason: CancelReason) -> None:
         """Call a group off through the worker's own method.
 
         Workers override ``cancel_job_group()``: a ``UIWorker`` closes its cards there. What the
@@ -46,9 +46,13 @@ class Endings:
         Args:
             group: The group; one that has ended is left alone.
             reason: Why, for the workers and the caller.
+            cancel_reason: Who ends it.
         """
         if group.is_done:
             return
+        if isinstance(group, JobGroup):
+            # The worker's own method is only given the sentence.
+            group.ending = cancel_reason
         try:
             # A group still being dispatched is unknown to the override.
             if not isinstance(group, JobGroup) or group.dispatched:
@@ -58,26 +62,30 @@ class Endings:
                 )
         finally:
             if isinstance(group, JobGroup):
-                await self.close(group, OutcomeStatus.CANCELLED, reason=reason)
+                await self.cancel(group, reason)
 
-    async def close(
-        self,
-        group: JobGroup,
-        status: OutcomeStatus,
-        *,
-        error: ErrorDetails | None = None,
-        reason: str | None = None,
-    ) -> None:
-        """End a group as it stands.
+    async def cancel(self, group: JobGroup, reason: str | None) -> None:
+        """Cancel a group as it stands.
 
         Args:
             group: The group.
-            status: How it ended for the workers that owe an answer.
-            error: What went wrong.
             reason: Why, for the workers and the caller.
         """
+        group.give_up(OutcomeStatus.CANCELLED, reason=reason, cancel_reason=group.ending)
+        await self._close(group, reason)
+
+    async def fail(self, group: JobGroup, error: ErrorDetails) -> None:
+        """End a group whose requests could not be sent.
+
+        Args:
+            group: The group.
+            error: What went wrong.
+        """
+        group.give_up(OutcomeStatus.ERROR, error=error)
+        await self._close(group, None)
+
+    async def _close(self, group: JobGroup, reason: str | None) -> None:
         group.concluded = True
-        group.give_up(status, error=error, reason=reason)
         self._groups.pop(group.job_id, None)
         group.complete()
         owing, group.owing = group.owing, ()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pipecat.pipeline.job_context import JobError as PipecatJobError
 from pipecat.pipeline.job_context import JobGroupError as PipecatJobGroupError
 
-from pipecat_jobs.outcomes import JobOutcome, OutcomeStatus
+from pipecat_jobs.outcomes import JobOutcome, JobRefusal, OutcomeStatus
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -73,12 +73,6 @@ class JobRefusedError(JobGroupError):
     """The worker takes no such job now; the message says why."""
 
 
-#: Refusals a worker of this package answers with, by the ``error_type`` they carry on the bus.
-_ANSWERED_AS: dict[str, type[JobGroupError]] = {
-    error.__name__: error for error in (NoJobHandlerError, JobRefusedError)
-}
-
-
 def failure_of(
     *,
     job_id: str,
@@ -132,9 +126,11 @@ def failure_of(
     else:
         verb = "failed" if status is OutcomeStatus.FAILED else "errored"
         message = f"{worker} {verb} at {job}: {first.cause}"
-        if first.error is not None and first.error.type in _ANSWERED_AS:
-            error = _ANSWERED_AS[first.error.type]
-            message = f"{worker} did not run {job}: {first.error.message}"
+        if first.refusal is not None:
+            unknown = first.refusal is JobRefusal.NO_HANDLER
+            error = NoJobHandlerError if unknown else JobRefusedError
+            why = first.error.message if first.error is not None else first.refusal
+            message = f"{worker} did not run {job}: {why}"
     return error(message, job_id=job_id, job_name=job_name, outcomes=outcomes)
 
 

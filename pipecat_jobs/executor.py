@@ -29,7 +29,8 @@ from pipecat_jobs.errors import (
 from pipecat_jobs.executions import Execution, Room, current_execution
 from pipecat_jobs.handlers import HandlerSpec
 from pipecat_jobs.hooks import Hooks, Steps
-from pipecat_jobs.outcomes import ErrorDetails, JobData
+from pipecat_jobs.outcomes import CancelReason, ErrorDetails, JobData, JobRefusal
+from pipecat_jobs.statements import Statement, check_response
 from pipecat_jobs.tasks import RunningTask, log_raised, start_task
 
 #: What a handler is called with and may give back.
@@ -80,12 +81,12 @@ class Executor:
 
     # -- a job arrives -----------------------------------------------------------------------
 
-    def on_request(self, message: BusJobRequestMessage, *, refusal: str | None) -> None:
+    def on_request(self, message: BusJobRequestMessage, *, inactive: str | None) -> None:
         """Start a job, or answer at once why not.
 
         Args:
             message: The request, well formed.
-            refusal: Why the worker takes no job now, or None when it does.
+            inactive: Why the worker takes no job while it is inactive, or None when it takes them.
         """
         job_id, job = message.job_id, (message.source, message.job_id)
         recent = self._answers.recent
@@ -97,11 +98,13 @@ class Executor:
         elif self.stopped or self._answers.early_cancels.take(job):
             self._cancelled_before_it_ran(message)
         elif current is not None:
-            self._refuse(message, f"job id '{job_id}' is in use by '{current.source}'")
+            why = f"job id '{job_id}' is in use by '{current.source}'"
+            self._refuse(message, JobRefusal.ID_IN_USE, why)
         elif known:
-            self._refuse(message, f"job id '{job_id}' was used before; give a new one")
-        elif refusal is not None:
-            self._refuse(message, refusal)
+            why = f"job id '{job_id}' was used before; give a new one"
+            self._refuse(message, JobRefusal.ID_USED, why)
+        elif inactive is not None:
+            self._refuse(message, JobRefusal.INACTIVE, inactive)
         else:
             self._start(message)
 
@@ -111,13 +114,11 @@ class Executor:
         listened = self._hooks.listens("on_job_request")
         if call is None and message.job_name and not listened:
             known = ", ".join(f"'{known}'" for known in self._handlers) or "none"
-            error = NoJobHandlerError(
+            why = (
                 f"worker '{self._worker.name}' has no handler for job '{message.job_name}'; "
-                f"its handlers: {known}",
-                job_id=message.job_id,
-                job_name=message.job_name,
+                f"its handlers: {known}"
             )
-            self._answer_unstarted(message, JobStatus.ERROR, ErrorDetails.from_exception(error))
+            self._refuse(message, JobRefusal.NO_HANDLER, why)
             return
         self._answers.open(execution)
         execution.returned = call is None
@@ -144,20 +145,22 @@ class Executor:
         return None, None
 
     def _cancelled_before_it_ran(self, message: BusJobRequestMessage) -> None:
-        reason = f"worker '{self._worker.name}' has stopped" if self.stopped else None
-        logger.debug(f"{self}: not running job '{message.job_id}': {reason or 'cancelled before'}")
-        response = {"reason": reason} if reason else None
+        response = None
+        if self.stopped:
+            reason = f"worker '{self._worker.name}' has stopped"
+            response = _cancelled(reason, CancelReason.WORKER_STOPPED)
+        logger.debug(f"{self}: not running job '{message.job_id}': it was cancelled before")
         self._answer_at_once(message, JobStatus.CANCELLED, response)
 
-    def _refuse(self, message: BusJobRequestMessage, why: str) -> None:
-        error = JobRefusedError(why, job_id=message.job_id, job_name=message.job_name)
-        self._answer_unstarted(message, JobStatus.FAILED, ErrorDetails.from_exception(error))
-
-    def _answer_unstarted(
-        self, message: BusJobRequestMessage, status: JobStatus, error: ErrorDetails
-    ) -> None:
-        logger.warning(f"{self}: not running job '{message.job_id}': {error.message}")
-        self._answer_at_once(message, status, error.to_response())
+    def _refuse(self, message: BusJobRequestMessage, refusal: JobRefusal, why: str) -> None:
+        logger.warning(f"{self}: not running job '{message.job_id}': {why}")
+        unknown = refusal is JobRefusal.NO_HANDLER
+        status = JobStatus.ERROR if unknown else JobStatus.FAILED
+        # The names by which requesters of earlier releases tell a refusal.
+        kind = NoJobHandlerError if unknown else JobRefusedError
+        error = ErrorDetails(kind.__name__, why)
+        response = Statement(refusal=refusal).add_to(error.to_response())
+        self._answer_at_once(message, status, response)
 
     def _answer_at_once(
         self, message: BusJobRequestMessage, status: JobStatus, response: JobData | None
@@ -184,8 +187,8 @@ class Executor:
         except asyncio.CancelledError:
             if not execution.cancelled:
                 # Nobody called the job off: the handler, or whoever holds the task, did.
-                reason = {"reason": "handler cancelled"}
-                await self._end(execution, JobStatus.CANCELLED, reason)
+                response = _cancelled("handler cancelled", CancelReason.HANDLER_CANCELLED)
+                await self._end(execution, JobStatus.CANCELLED, response)
             raise
         except BaseException as error:
             task.survive(error)
@@ -200,7 +203,8 @@ class Executor:
         job_id = execution.request.job_id
         if isinstance(error, LLMTurnInterruptedError):
             logger.debug(f"{self}: job '{job_id}' is cancelled: {error}")
-            await self._end(execution, JobStatus.CANCELLED, {"reason": str(error)})
+            response = _cancelled(str(error), CancelReason.INTERRUPTED)
+            await self._end(execution, JobStatus.CANCELLED, response)
         else:
             details = ErrorDetails.from_exception(error)
             log_raised(f"{self}: job '{job_id}' failed: {details}", error)
@@ -270,7 +274,8 @@ class Executor:
                 f"the handler returned {answer!r}; return a dict, or None and answer with "
                 "send_job_response()"
             )
-        await self._answers.finish(execution, JobStatus.COMPLETED, cast(JobData, answer))
+        response = check_response(cast(JobData, answer))
+        await self._answers.finish(execution, JobStatus.COMPLETED, response)
 
     async def _stream(self, execution: Execution, chunks: AsyncIterator[object]) -> None:
         job_id = execution.request.job_id
@@ -370,13 +375,15 @@ class Executor:
         """Answer for every open job and stop its handler: the worker stops."""
         self.stopped = True
         executions = self._answers.all()
-        reason = {"reason": f"worker '{self._worker.name}' stopped"}
+        reason = f"worker '{self._worker.name}' stopped"
+        response = _cancelled(reason, CancelReason.WORKER_STOPPED)
         task = RunningTask()
         for execution in executions:
             execution.cancelled = True
             try:
                 await asyncio.wait_for(
-                    self._answers.finish(execution, JobStatus.CANCELLED, reason), self._cancel_grace
+                    self._answers.finish(execution, JobStatus.CANCELLED, response),
+                    self._cancel_grace,
                 )
             except BaseException as error:
                 task.survive(error)
@@ -390,3 +397,7 @@ class Executor:
 
     def __str__(self) -> str:
         return f"Worker '{self._worker.name}'"
+
+
+def _cancelled(reason: str, cancel_reason: CancelReason) -> JobData:
+    return Statement(cancel_reason=cancel_reason).add_to({"reason": reason})

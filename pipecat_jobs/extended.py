@@ -8,6 +8,7 @@ from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs.endings import Endings
+from pipecat_jobs.outcomes import CancelReason
 from pipecat_jobs.params import JobGroupParams
 
 
@@ -61,7 +62,8 @@ class ExtendedCalls:
             # What extends the method may fail, or be cancelled, after the requests have gone out.
             group = self._groups.get(job_id)
             if group is not None:
-                await self._endings.end(group, f"dispatch cut off by {type(error).__name__}")
+                reason = f"dispatch cut off by {type(error).__name__}"
+                await self._endings.end(group, reason, CancelReason.REQUESTER_CANCELLED)
             raise
         finally:
             self._calls.pop(job_id, None)

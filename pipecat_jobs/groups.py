@@ -11,7 +11,14 @@ from pipecat_jobs.errors import JobError, failure_of
 from pipecat_jobs.events import EventQueue, LatestUpdateQueue
 from pipecat_jobs.hooks import Steps
 from pipecat_jobs.messages import ResponseMessage
-from pipecat_jobs.outcomes import ErrorDetails, JobData, JobOutcome, OutcomeStatus
+from pipecat_jobs.outcomes import (
+    CancelReason,
+    ErrorDetails,
+    JobData,
+    JobOutcome,
+    JobRefusal,
+    OutcomeStatus,
+)
 from pipecat_jobs.params import JobGroupParams
 from pipecat_jobs.window import StreamWindow
 
@@ -36,6 +43,8 @@ class JobGroup(PipecatJobGroup):
     owing: Sequence[str] = ()
     #: The task that dispatches it, while that is under way.
     dispatcher: asyncio.Task[object] | None = None
+    #: Who ends it, should it be cancelled.
+    ending = CancelReason.REQUESTER_CANCELLED
     #: Whether the dispatch was cut off, because the group ended before it was through.
     cut_off = False
     _events: EventQueue | None = None
@@ -127,6 +136,8 @@ class JobGroup(PipecatJobGroup):
         response: JobData | None = None,
         error: ErrorDetails | None = None,
         reason: str | None = None,
+        cancel_reason: CancelReason | None = None,
+        refusal: JobRefusal | None = None,
     ) -> JobOutcome:
         """Record how it ended for one worker.
 
@@ -136,6 +147,8 @@ class JobGroup(PipecatJobGroup):
             response: What the worker answered.
             error: What went wrong.
             reason: Why, as a sentence.
+            cancel_reason: Who ended it.
+            refusal: Why the worker did not begin.
 
         Returns:
             The outcome.
@@ -150,6 +163,8 @@ class JobGroup(PipecatJobGroup):
             reason,
             waited=sent_at - self._asked_at,
             ran=now - sent_at,
+            cancel_reason=cancel_reason,
+            refusal=refusal,
         )
         self.outcomes[worker_name] = outcome
         if response is not None or outcome.completed:
@@ -164,6 +179,7 @@ class JobGroup(PipecatJobGroup):
         *,
         error: ErrorDetails | None = None,
         reason: str | None = None,
+        cancel_reason: CancelReason | None = None,
     ) -> None:
         """End every worker that has no outcome, and with them the group.
 
@@ -171,11 +187,14 @@ class JobGroup(PipecatJobGroup):
             status: How it ended for them.
             error: What went wrong.
             reason: Why, as a sentence.
+            cancel_reason: Who ends it.
         """
         pending = self.pending
         self.owing = [*self.owing, *(name for name in pending if name in self._sent_at)]
         for name in pending:
-            outcome = self.settle(name, status, error=error, reason=reason)
+            outcome = self.settle(
+                name, status, error=error, reason=reason, cancel_reason=cancel_reason
+            )
             self._first = self._first or outcome
 
     # -- what arrives meanwhile --------------------------------------------------------------
@@ -304,7 +323,7 @@ class JobGroup(PipecatJobGroup):
         Args:
             reason: Why, as a sentence.
         """
-        self.give_up(OutcomeStatus.CANCELLED, reason=reason)
+        self.give_up(OutcomeStatus.CANCELLED, reason=reason, cancel_reason=self.ending)
         self.complete()
 
     def failure(self) -> JobError:

@@ -349,7 +349,7 @@ class JobsMixin(Answering):
             return
         match message:
             case BusJobRequestMessage():
-                self.__executor.on_request(message, refusal=self.__refusal())
+                self.__executor.on_request(message, inactive=self.__why_inactive())
             case BusJobResponseMessage() | BusJobResponseUrgentMessage():
                 self.__requester.on_response(message)
             case BusJobStreamStartMessage() | BusJobStreamDataMessage():
@@ -363,7 +363,7 @@ class JobsMixin(Answering):
             case BusJobCancelMessage():
                 self.__executor.on_cancel(message)
 
-    def __refusal(self) -> str | None:
+    def __why_inactive(self) -> str | None:
         if self.active or self.takes_jobs_when_inactive:
             return None
         return f"worker '{self.name}' is inactive and takes no jobs meanwhile"

@@ -34,6 +34,45 @@ class OutcomeStatus(StrEnum):
     LOST = "lost"
 
 
+class CancelReason(StrEnum):
+    """Who ended a job before it had its answer, and why.
+
+    Parameters:
+        REQUESTER_CANCELLED: The requester: it left the job's block, its task was cancelled, or it
+            called ``cancel_job_group()``.
+        REQUESTER_STOPPED: The worker that asked has stopped.
+        DEADLINE: The job's deadline has passed.
+        GROUP_FAILED: Another worker of the group did not complete.
+        WORKER_STOPPED: The worker that was asked has stopped.
+        INTERRUPTED: The LLM turn that was to answer was interrupted, e.g. by a user who spoke.
+        HANDLER_CANCELLED: The handler's task was cancelled by code of the worker's own.
+    """
+
+    REQUESTER_CANCELLED = "requester_cancelled"
+    REQUESTER_STOPPED = "requester_stopped"
+    DEADLINE = "deadline"
+    GROUP_FAILED = "group_failed"
+    WORKER_STOPPED = "worker_stopped"
+    INTERRUPTED = "interrupted"
+    HANDLER_CANCELLED = "handler_cancelled"
+
+
+class JobRefusal(StrEnum):
+    """Why a worker has not begun a job. None of its handlers has run.
+
+    Parameters:
+        NO_HANDLER: It has no handler for a job of this name.
+        INACTIVE: It is inactive, and takes no jobs meanwhile.
+        ID_IN_USE: Another requester has an open job of the same id there.
+        ID_USED: The requester has had a job of the same id there.
+    """
+
+    NO_HANDLER = "no_handler"
+    INACTIVE = "inactive"
+    ID_IN_USE = "id_in_use"
+    ID_USED = "id_used"
+
+
 #: Characters of what an exception says, and of its traceback, that an answer carries: an error must
 #: not become too large to be told.
 _MOST_MESSAGE, _MOST_TRACEBACK = 4_000, 16_000
@@ -133,6 +172,10 @@ class JobOutcome:
         response: What the worker answered, or None when it gave nothing.
         error: What went wrong, when the worker (or the requester) could say.
         reason: Why the job was cancelled, timed out or lost, as a sentence; None otherwise.
+        cancel_reason: Who ended the job that was cancelled or timed out, for code to decide on;
+            None otherwise, or when a plain Pipecat worker cancelled it.
+        refusal: Why the worker did not begin the job, for code to decide on; None when a handler
+            has begun, or when the worker does not say.
         waited: Seconds from the call until the request went out: the wait for the worker to be
             ready. All of it, when the request never went out.
         ran: Seconds from the request going out until the end; 0.0 when it never went out.
@@ -145,6 +188,8 @@ class JobOutcome:
     reason: str | None = None
     waited: float = 0.0
     ran: float = 0.0
+    cancel_reason: CancelReason | None = None
+    refusal: JobRefusal | None = None
 
     @property
     def completed(self) -> bool:

@@ -33,10 +33,11 @@ from pipecat_jobs.messages import (
     UpdateMessage,
     answered_status,
 )
-from pipecat_jobs.outcomes import ErrorDetails, OutcomeStatus
+from pipecat_jobs.outcomes import CancelReason, ErrorDetails, JobRefusal, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
 from pipecat_jobs.readiness import until_ready
 from pipecat_jobs.recent import Recent
+from pipecat_jobs.statements import read_statement
 from pipecat_jobs.tasks import RunningTask, start_task
 from pipecat_jobs.window import set_window
 
@@ -158,6 +159,7 @@ class Requester:
             keeps_events=keeps_events,
         )
         if self._stopped:
+            group.ending = CancelReason.REQUESTER_STOPPED
             group.fail(f"worker '{self._worker.name}' has stopped")
             raise group.failure()
         self._groups[job_id] = group
@@ -172,13 +174,11 @@ class Requester:
             await self._reach_workers(group, registry)
         except asyncio.CancelledError:
             if not (task and group.cut_off and task.uncancel() <= cancels):
-                reason = "caller cancelled"
-                await self._endings.close(group, OutcomeStatus.CANCELLED, reason=reason)
+                await self._endings.cancel(group, "caller cancelled")
                 raise
         except BaseException as error:
             running.survive(error)
-            details = ErrorDetails.from_exception(error)
-            await self._endings.close(group, OutcomeStatus.ERROR, error=details)
+            await self._endings.fail(group, ErrorDetails.from_exception(error))
             raise group.failure() from error
         finally:
             group.dispatcher = None
@@ -251,16 +251,23 @@ class Requester:
         status = answered_status(message)
         if status is JobStatus.COMPLETED:
             self._settle(group, message.source, OutcomeStatus.COMPLETED, message.response)
-        elif status is JobStatus.CANCELLED:
-            reason = (message.response or {}).get("reason")
-            text = reason if isinstance(reason, str) else f"worker '{message.source}' cancelled it"
-            self._settle(group, message.source, OutcomeStatus.CANCELLED, reason=text)
         else:
-            group.failing = group.failing or message
-            error = ErrorDetails.from_response(message.response)
-            failed = OutcomeStatus(str(status))
-            self._settle(group, message.source, failed, message.response, error)
+            self._settle_failed(group, message, OutcomeStatus(str(status)))
         self._hear(group, "on_job_response", message)
+
+    def _settle_failed(
+        self, group: JobGroup, message: ResponseMessage, status: OutcomeStatus
+    ) -> None:
+        stated, response = read_statement(message.response)
+        if status is OutcomeStatus.CANCELLED:
+            reason = (response or {}).get("reason")
+            text = reason if isinstance(reason, str) else f"worker '{message.source}' cancelled it"
+            why = stated.cancel_reason
+            self._settle(group, message.source, status, reason=text, cancel_reason=why)
+            return
+        group.failing = group.failing or message
+        error = ErrorDetails.from_response(response)
+        self._settle(group, message.source, status, response, error, refusal=stated.refusal)
 
     def on_stream_end(self, message: BusJobStreamEndMessage) -> None:
         """Take the end of a streamed answer, which is the answer.
@@ -363,10 +370,12 @@ class Requester:
         response: dict[str, object] | None = None,
         error: ErrorDetails | None = None,
         reason: str | None = None,
+        cancel_reason: CancelReason | None = None,
+        refusal: JobRefusal | None = None,
     ) -> None:
         self._liveness.unwatch(name, group.job_id)
         group.terminated.add(name)
-        group.settle(name, status, response, error, reason)
+        group.settle(name, status, response, error, reason, cancel_reason, refusal)
 
     def _conclude(self, group: JobGroup) -> None:
         """End a group once everything that arrived for it has been heard."""
@@ -387,7 +396,7 @@ class Requester:
     async def _fail(self, group: JobGroup) -> None:
         if group.failing is not None:
             await self._hooks.fire("on_job_error", group.failing)
-        await self._endings.end(group, group.verdict)
+        await self._endings.end(group, group.verdict, CancelReason.GROUP_FAILED)
 
     async def _announce_completion(self, group: JobGroup) -> None:
         await self._hooks.fire("on_job_completed", self._result_of(group))
@@ -441,7 +450,7 @@ class Requester:
         """
         group = self._groups.get(job_id)
         if isinstance(group, JobGroup):
-            await self._endings.close(group, OutcomeStatus.CANCELLED, reason=reason)
+            await self._endings.cancel(group, reason)
 
     async def end(self, group: PipecatJobGroup, reason: str) -> None:
         """Call a group off, by whatever the worker's class does to end one.
@@ -450,23 +459,26 @@ class Requester:
             group: The group; one that has ended is left alone.
             reason: Why, for the workers and the caller.
         """
-        await self._endings.end(group, reason)
+        await self._endings.end(group, reason, CancelReason.REQUESTER_CANCELLED)
 
     async def stop(self) -> None:
         """Call every group off, for good: the worker stops."""
         self._stopped = True
         reason = f"worker '{self._worker.name}' stopped"
         for group in list(self._groups.values()):
-            await self._endings.end(group, reason)
+            await self._endings.end(group, reason, CancelReason.REQUESTER_STOPPED)
 
     def _expired(self, group: JobGroup) -> None:
         if group.settled:
             logger.warning(f"Worker '{self._worker.name}': a hook of job '{group.job_id}' overran")
         else:
-            group.give_up(OutcomeStatus.TIMED_OUT, reason="timeout")
+            group.give_up(
+                OutcomeStatus.TIMED_OUT, reason="timeout", cancel_reason=CancelReason.DEADLINE
+            )
         if group.failed:
             group.concluded = True
-            start_task(self._worker, self._endings.end(group, "timeout"), "job_timeout")
+            ending = self._endings.end(group, "timeout", CancelReason.DEADLINE)
+            start_task(self._worker, ending, "job_timeout")
         else:
             self._groups.pop(group.job_id, None)
             group.complete()

@@ -19,10 +19,10 @@ import pipecat_jobs.testing
 PACKAGE = Path(pipecat_jobs.__file__).parent
 
 NAMES = """
-    BaseWorker BusFullError BusUnavailableError DuplicateJobHandlerError ErrorDetails
+    BaseWorker BusFullError BusUnavailableError CancelReason DuplicateJobHandlerError ErrorDetails
     InvalidJobError InvalidJobTypeError JobCancelledError JobContext JobError JobEvent JobGroup
     JobGroupContext JobGroupError JobGroupEvent JobGroupParams JobGroupResponse JobOutcome
-    JobParams JobRefusedError JobStatus JobTimeoutError JobTool JobToolProgress JobsMixin
+    JobParams JobRefusal JobRefusedError JobStatus JobTimeoutError JobTool JobToolProgress JobsMixin
     LLMContextWorker LLMTurnError LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker
     MessageTooLargeError MessageTypeError NoJobHandlerError OutcomeStatus PipelineWorker
     RedisStartError RoutedBus ToolCallContext UnknownJobError WorkerLostError

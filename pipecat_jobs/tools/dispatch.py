@@ -80,7 +80,7 @@ class Dispatch:
                             await on_update(event.worker_name, event.data)
             outcomes = group.outcomes
         except JobError as error:
-            if has_stopped(self._requester, error):
+            if has_stopped(error):
                 raise
             if not partial:
                 return first_failure(error.outcomes)

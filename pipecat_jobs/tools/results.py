@@ -9,8 +9,7 @@ from loguru import logger
 from pydantic_core import to_jsonable_python
 
 from pipecat_jobs.errors import InvalidJobError, JobError
-from pipecat_jobs.mixin import JobsMixin
-from pipecat_jobs.outcomes import JobOutcome, OutcomeStatus
+from pipecat_jobs.outcomes import CancelReason, JobOutcome, OutcomeStatus
 from pipecat_jobs.tools.options import Render
 
 #: Characters of somebody else's error message that are passed on.
@@ -169,7 +168,7 @@ def failed(tool_name: str, worker: object, error: BaseException) -> ToolResult:
     Returns:
         The result. The LLM does not comment on it if the worker has stopped.
     """
-    if isinstance(error, JobError) and has_stopped(worker, error):
+    if isinstance(error, JobError) and has_stopped(error):
         return session_ended(tool_name)
     logger.opt(exception=error).error(f"tool {tool_name} raised {type(error).__name__}")
     if isinstance(error, JobError) and error.failures:
@@ -180,19 +179,17 @@ def failed(tool_name: str, worker: object, error: BaseException) -> ToolResult:
     return ToolResult({"error": f"{tool_name} failed: {why}"})
 
 
-def has_stopped(worker: object, error: JobError) -> bool:
+def has_stopped(error: JobError) -> bool:
     """Tell whether jobs ended because the worker that asked for them stopped.
 
     Args:
-        worker: Who asked.
         error: What was raised.
 
     Returns:
         Whether the worker is why.
     """
-    return isinstance(worker, JobsMixin) and any(
-        outcome.reason == f"worker '{worker.name}' stopped" for outcome in error.failures.values()
-    )
+    stopped = CancelReason.REQUESTER_STOPPED
+    return any(outcome.cancel_reason is stopped for outcome in error.failures.values())
 
 
 def session_ended(tool_name: str) -> ToolResult:

@@ -1,0 +1,97 @@
+"""What a worker states about a job in its response, beside what a handler answers.
+
+Whether a handler has begun, and who ended the job, are facts that the requester must not guess
+from an exception's name or a message's text. They travel under one key of the response, which no
+handler can set. Plain Pipecat workers and earlier releases send none.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar, cast
+
+from pipecat_jobs.errors import InvalidJobError
+from pipecat_jobs.outcomes import CancelReason, JobData, JobRefusal
+
+#: The key of a response that is this package's own.
+RESERVED_KEY = "pipecat_jobs"
+
+Stated = TypeVar("Stated", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """The facts that go with a response.
+
+    Parameters:
+        refusal: Why no handler has begun; None when one has, or the worker does not say.
+        cancel_reason: Who cancelled the job and why; None when it was not, or the worker does not
+            say.
+    """
+
+    refusal: JobRefusal | None = None
+    cancel_reason: CancelReason | None = None
+
+    def add_to(self, response: JobData) -> JobData:
+        """Put the facts into a response.
+
+        Args:
+            response: The response without them.
+
+        Returns:
+            A new response with them.
+        """
+        facts = {"refusal": self.refusal, "cancel_reason": self.cancel_reason}
+        stated = {name: str(fact) for name, fact in facts.items() if fact is not None}
+        return {**response, RESERVED_KEY: stated}
+
+
+_NOTHING = Statement()
+
+
+def read_statement(response: JobData | None) -> tuple[Statement, JobData | None]:
+    """Read the facts that go with a response.
+
+    Args:
+        response: The response of a job that did not complete, as it came.
+
+    Returns:
+        The facts, and the response without them. What is malformed, or of a later release and
+        unknown here, states nothing.
+    """
+    if not response or RESERVED_KEY not in response:
+        return _NOTHING, response
+    rest = {key: value for key, value in response.items() if key != RESERVED_KEY}
+    stated: object = response[RESERVED_KEY]
+    if not isinstance(stated, dict):
+        return _NOTHING, rest
+    facts = cast("Mapping[object, object]", stated)
+    statement = Statement(
+        _member(JobRefusal, facts.get("refusal")),
+        _member(CancelReason, facts.get("cancel_reason")),
+    )
+    return statement, rest
+
+
+def _member(kind: type[Stated], value: object) -> Stated | None:
+    return next((member for member in kind if member == value), None)
+
+
+def check_response(response: JobData | None) -> JobData | None:
+    """Refuse a handler's response that has the key of this package's own facts.
+
+    Args:
+        response: What the handler answers.
+
+    Returns:
+        The same.
+
+    Raises:
+        InvalidJobError: If the key is in it.
+    """
+    if response and RESERVED_KEY in response:
+        raise InvalidJobError(
+            f"the response has the key '{RESERVED_KEY}', under which pipecat-jobs states whether "
+            "a handler has begun; give the value another key"
+        )
+    return response
