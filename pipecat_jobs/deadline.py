@@ -31,26 +31,35 @@ def check_timeout(timeout: object) -> float | None:
     return None if math.isinf(timeout) else float(timeout)
 
 
+#: Seconds by which a busy event loop may be late. One that is later was blocked.
+_LATE = 0.1
+
+
 class Deadline:
     """Calls back once when a job's time is over, unless it is cleared first.
 
     A timer of the event loop, not a task: a job that ends in time leaves nothing to cancel.
 
     Args:
-        timeout: Seconds from now, or None for never.
+        timeout: Seconds from now.
         expired: Called when they have passed.
     """
 
-    __slots__ = ("_timer", "timeout")
+    __slots__ = ("_loop", "_timer")
 
-    def __init__(self, timeout: float | None, expired: Callable[[], None]):
-        self.timeout = timeout
-        self._timer: asyncio.TimerHandle | None = None
-        if timeout is not None:
-            self._timer = asyncio.get_running_loop().call_later(timeout, expired)
+    def __init__(self, timeout: float, expired: Callable[[], None]):
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(timeout, expired)
+
+    @property
+    def blocked(self) -> float:
+        """Seconds for which the event loop, at the least, did not run when the deadline passed.
+
+        0.0 when it ran, or when the deadline is yet to come.
+        """
+        late = self._loop.time() - self._timer.when()
+        return late if late > _LATE else 0.0
 
     def clear(self) -> None:
         """Never call back from now on."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()

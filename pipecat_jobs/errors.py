@@ -50,7 +50,24 @@ class JobGroupError(JobError, PipecatJobGroupError):
 
 
 class JobTimeoutError(JobGroupError, TimeoutError):
-    """The deadline passed before every worker had answered."""
+    """The deadline passed before every worker had answered.
+
+    Parameters:
+        loop_blocked: Seconds for which the requester's event loop, at the least, did not run when
+            the deadline passed, because something in it blocked; 0.0 when it ran.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        job_id: str,
+        job_name: str | None = None,
+        outcomes: Mapping[str, JobOutcome] | None = None,
+        loop_blocked: float = 0.0,
+    ):
+        super().__init__(message, job_id=job_id, job_name=job_name, outcomes=outcomes)
+        self.loop_blocked = loop_blocked
 
 
 class WorkerNotReadyError(JobTimeoutError):
@@ -73,6 +90,14 @@ class JobRefusedError(JobGroupError):
     """The worker takes no such job now; the message says why."""
 
 
+def _blocked(seconds: float, sharing_loop: Sequence[str]) -> str:
+    whose = f"of {_listed(sharing_loop)} and the requester" if sharing_loop else "of the requester"
+    return (
+        f"; the event loop {whose} was blocked for at least {seconds:.1f} s: await "
+        "asyncio.to_thread() for code that blocks, such as time.sleep()"
+    )
+
+
 def failure_of(
     *,
     job_id: str,
@@ -83,6 +108,8 @@ def failure_of(
     timeout: float | None,
     unready: Sequence[str],
     known_workers: Iterable[str],
+    loop_blocked: float,
+    sharing_loop: Sequence[str],
 ) -> JobError:
     """Build the exception for a job that did not complete.
 
@@ -96,6 +123,9 @@ def failure_of(
         timeout: The deadline the caller gave, in seconds.
         unready: Workers the request was never sent to, because they were not ready.
         known_workers: Names of the workers the requester's registry knows.
+        loop_blocked: Seconds for which the event loop, at the least, did not run when the deadline
+            passed.
+        sharing_loop: The late workers that run in the requester's event loop.
 
     Returns:
         The narrowest error that fits; its message names worker, job and cause.
@@ -107,16 +137,21 @@ def failure_of(
     error: type[JobError] = JobError if single else JobGroupError
     if status is OutcomeStatus.TIMED_OUT:
         if unready:
-            error = WorkerNotReadyError
+            late: type[JobTimeoutError] = WorkerNotReadyError
             message = (
                 f"timeout: {job} was not sent, {_listed(unready)} not ready within {timeout:g} s; "
                 f"known workers: {_listed(known_workers)}"
             )
         else:
-            error = JobTimeoutError
-            late = [name for name, o in failures.items() if o.status is OutcomeStatus.TIMED_OUT]
-            message = f"timeout: {job} got no answer from {_listed(late)} within {timeout:g} s"
-    elif status is OutcomeStatus.CANCELLED:
+            late = JobTimeoutError
+            owing = [name for name, o in failures.items() if o.status is OutcomeStatus.TIMED_OUT]
+            message = f"timeout: {job} got no answer from {_listed(owing)} within {timeout:g} s"
+        if loop_blocked:
+            message += _blocked(loop_blocked, sharing_loop)
+        return late(
+            message, job_id=job_id, job_name=job_name, outcomes=outcomes, loop_blocked=loop_blocked
+        )
+    if status is OutcomeStatus.CANCELLED:
         error = JobCancelledError
         message = f"{job} at {_listed(failures)} cancelled"
         message += f": {first.reason}" if first.reason else ""

@@ -51,6 +51,8 @@ class JobGroup(PipecatJobGroup):
     _reading = False
     _first: JobOutcome | None = None
     _known_workers: Sequence[str] = ()
+    _loop_blocked = 0.0
+    _sharing_loop: Sequence[str] = ()
 
     def __init__(
         self,
@@ -341,6 +343,8 @@ class JobGroup(PipecatJobGroup):
             timeout=self.params.timeout,
             unready=self.unready,
             known_workers=self._known_workers,
+            loop_blocked=self._loop_blocked,
+            sharing_loop=self._sharing_loop,
         )
 
     def note_known_workers(self, names: Iterable[str]) -> None:
@@ -350,6 +354,16 @@ class JobGroup(PipecatJobGroup):
             names: The registry's workers.
         """
         self._known_workers = sorted(names)
+
+    def note_blocked_loop(self, sharing: Sequence[str]) -> None:
+        """Keep for how long the event loop did not run when the deadline passed, if it did not.
+
+        Args:
+            sharing: The late workers that run in the requester's event loop.
+        """
+        if self.deadline is not None:
+            self._loop_blocked = self.deadline.blocked
+            self._sharing_loop = sharing
 
     async def wait(self) -> None:
         """Wait until the group is done.

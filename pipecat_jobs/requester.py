@@ -342,9 +342,13 @@ class Requester:
 
     def _awaited(self, message: JobMessage) -> JobGroup | None:
         group = self._groups.get(message.job_id)
-        if isinstance(group, JobGroup) and group.awaits(message.source):
-            return group
-        return None
+        if not isinstance(group, JobGroup) or not group.awaits(message.source):
+            return None
+        if group.deadline is not None and group.deadline.blocked:
+            # What a blocked event loop has kept from being noticed has passed all the same.
+            self._expired(group)
+            return None
+        return group
 
     def _ignored(self, message: JobMessage) -> None:
         logger.debug(
@@ -472,6 +476,7 @@ class Requester:
         if group.settled:
             logger.warning(f"Worker '{self._worker.name}': a hook of job '{group.job_id}' overran")
         else:
+            group.note_blocked_loop([name for name in group.pending if self._shares_loop(name)])
             group.give_up(
                 OutcomeStatus.TIMED_OUT, reason="timeout", cancel_reason=CancelReason.DEADLINE
             )
@@ -482,3 +487,6 @@ class Requester:
         else:
             self._groups.pop(group.job_id, None)
             group.complete()
+
+    def _shares_loop(self, name: str) -> bool:
+        return self._worker.worker_runner.get_worker(name) is not None

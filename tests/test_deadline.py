@@ -1,12 +1,23 @@
 """One deadline for readiness, queueing and work, exact because the clock is virtual."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
-from support import Answerer, Asker
+from pipecat.bus import AsyncQueueBus, WorkerBus
+from pipecat.bus.messages import BusJobRequestMessage
+from support import Answerer, Asker, until
 
-from pipecat_jobs import JobGroupError, JobTimeoutError, OutcomeStatus, WorkerNotReadyError
+from pipecat_jobs import (
+    CancelReason,
+    JobGroupError,
+    JobTimeoutError,
+    OutcomeStatus,
+    RoutedBus,
+    WorkerNotReadyError,
+    job,
+)
 from pipecat_jobs.testing import JobHarness, run_virtual
 
 
@@ -158,5 +169,58 @@ def test_a_hook_that_never_returns_does_not_outlast_the_deadline():
         for task in harness.runner.task_manager.current_tasks():
             if task.get_name().endswith("job_hooks"):
                 task.cancel()
+
+    in_virtual_time(test)
+
+
+class Blocking(Answerer):
+    @job(name="block and answer")
+    async def block(self, message: BusJobRequestMessage) -> dict:
+        time.sleep(0.6)  # noqa: ASYNC251
+        return {}
+
+    @job(name="block and wait")
+    async def block_and_wait(self, message: BusJobRequestMessage) -> dict:
+        time.sleep(0.6)  # noqa: ASYNC251
+        await self.release.wait()
+        return {}
+
+
+@pytest.mark.parametrize("bus", [AsyncQueueBus, RoutedBus])
+@pytest.mark.parametrize("name", ["block and answer", "block and wait"])
+async def test_a_blocked_event_loop_is_named_with_how_long_it_was(bus: type[WorkerBus], name: str):
+    async with JobHarness(bus()) as harness:
+        asker, blocking = Asker(), Blocking()
+        await harness.start(asker, blocking)
+        with pytest.raises(JobTimeoutError) as caught:
+            await asker.ask("answerer", name, timeout=0.1)
+        # It blocks for 0.6 s, and not before the job has been asked.
+        blocked = caught.value.loop_blocked
+        assert blocked > 0.45
+        whose = "event loop of 'answerer' and the requester"
+        assert f"{whose} was blocked for at least {blocked:.1f} s" in str(caught.value)
+        assert caught.value.outcomes["answerer"].cancel_reason is CancelReason.DEADLINE
+        assert not asker.job_groups
+
+
+async def test_a_blocked_loop_of_the_requester_names_no_worker_elsewhere(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker)
+    waiting = asyncio.create_task(asker.ask("elsewhere", timeout=0.1))
+    await until(lambda: asker.job_groups)
+    time.sleep(0.6)  # noqa: ASYNC251
+    with pytest.raises(WorkerNotReadyError, match="event loop of the requester was") as caught:
+        await waiting
+    assert caught.value.loop_blocked > 0.3
+
+
+def test_an_event_loop_that_runs_is_not_called_blocked():
+    async def test(harness: JobHarness) -> None:
+        asker = Asker()
+        await harness.start(asker, Answerer())
+        with pytest.raises(JobTimeoutError) as caught:
+            await asker.ask("answerer", "wait", timeout=5)
+        assert caught.value.loop_blocked == 0.0
+        assert "blocked" not in str(caught.value)
 
     in_virtual_time(test)
