@@ -212,6 +212,21 @@ class DuplicateJobHandlerError(InvalidJobError):
         self.job_name = job_name
 
 
+class DuplicateWorkerError(ValueError):
+    """A worker was added whose name another worker of the runner has.
+
+    Parameters:
+        worker: The name.
+    """
+
+    def __init__(self, worker: str):
+        super().__init__(
+            f"there is another worker named '{worker}'; give each worker of a runner a name of its "
+            "own: the runner would never start the second, and its jobs would go to the first"
+        )
+        self.worker = worker
+
+
 class WorkerNotAddedError(RuntimeError):
     """A worker that no runner has taken asked for a job.
 

@@ -115,8 +115,8 @@ class Executor:
         if call is None and message.job_name and not listened:
             known = ", ".join(f"'{known}'" for known in self._handlers) or "none"
             why = (
-                f"worker '{self._worker.name}' has no handler for job '{message.job_name}'; "
-                f"its handlers: {known}"
+                f"worker '{self._worker.name}' ({type(self._worker).__name__}) has no handler for "
+                f"job '{message.job_name}'; its handlers: {known}"
             )
             self._refuse(message, JobRefusal.NO_HANDLER, why)
             return

@@ -28,6 +28,7 @@ from pipecat_jobs._pipecat import call_event_handlers
 from pipecat_jobs.answering import Answering
 from pipecat_jobs.answers import Answers
 from pipecat_jobs.contexts import JobContext, JobGroupContext
+from pipecat_jobs.errors import DuplicateWorkerError
 from pipecat_jobs.executor import Executor
 from pipecat_jobs.groups import JobGroup
 from pipecat_jobs.handlers import collect_handlers
@@ -289,6 +290,31 @@ class JobsMixin(Answering):
             job_id: The one job that is lost, where others of that worker are not; None for all.
         """
         self.__requester.lost(worker_name, reason, job_id)
+
+    async def add_workers(self, *workers: BaseWorker, watch: bool = True) -> None:
+        """Add workers as children of this one, each under a name of its own.
+
+        Args:
+            *workers: The workers.
+            watch: Whether ``on_worker_ready`` is called when each of them starts.
+
+        Raises:
+            DuplicateWorkerError: If another worker has the name of one; Pipecat's runner logs that,
+                and never starts it.
+        """
+        named = {child.name: child for child in self.children}
+        for worker in workers:
+            others = (named.setdefault(worker.name, worker), self.__local_worker(worker.name))
+            if any(isinstance(other, BaseWorker) and other is not worker for other in others):
+                raise DuplicateWorkerError(worker.name)
+        await super().add_workers(*workers, watch=watch)
+
+    def __local_worker(self, name: str) -> BaseWorker | None:
+        try:
+            return self.worker_runner.get_worker(name)
+        except RuntimeError:
+            # No runner has this worker yet.
+            return None
 
     # -- between the bus and the halves ------------------------------------------------------
 

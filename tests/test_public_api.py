@@ -19,7 +19,8 @@ import pipecat_jobs.testing
 PACKAGE = Path(pipecat_jobs.__file__).parent
 
 NAMES = """
-    BaseWorker BusFullError BusUnavailableError CancelReason DuplicateJobHandlerError ErrorDetails
+    BaseWorker BusFullError BusUnavailableError CancelReason DuplicateJobHandlerError
+    DuplicateWorkerError ErrorDetails
     InvalidJobError InvalidJobTypeError JobCancelledError JobContext JobError JobEvent JobGroup
     JobGroupContext JobGroupError JobGroupEvent JobGroupParams JobGroupResponse JobOutcome
     JobParams JobRefusal JobRefusedError JobStatus JobTimeoutError JobTool JobToolProgress JobsMixin

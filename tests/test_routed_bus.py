@@ -326,13 +326,15 @@ async def test_a_slow_subscriber_delays_only_itself(bus: RoutedBus):
 # Coming and going
 
 
-async def test_a_name_is_taken_once(bus: RoutedBus):
+async def test_a_name_is_taken_once(bus: RoutedBus, job_log: Any):
     (first,) = await listeners(bus, "a")
     second = Listener("a")
     await bus.subscribe(second)
     await bus.send(data("a"))
     await first.hear(1)
     assert second.offered == 0
+    await bus.subscribe(first)
+    assert [r.level for r in job_log if "'a' is subscribed already" in r.message] == ["ERROR"]
 
 
 async def test_who_has_left_gets_nothing_and_may_come_back(bus: RoutedBus):

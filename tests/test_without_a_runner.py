@@ -160,14 +160,6 @@ async def test_a_worker_that_no_runner_has_says_what_to_do(way: Way):
     assert caught.value.worker == "asker"
 
 
-async def test_the_second_worker_of_a_name_says_why_it_cannot_ask(runner: WorkerRunner):
-    await runner.add_workers(Asker(), Answerer())
-    second = Asker()
-    await runner.add_workers(second)
-    with pytest.raises(WorkerNotAddedError, match="skips the second of a name"):
-        await ask_one(second, timeout=LONG)
-
-
 class Heard(Asker):
     """Has every hook overridden, so that each of them needs a task."""
 

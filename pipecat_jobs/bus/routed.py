@@ -3,6 +3,7 @@
 import asyncio
 from typing import Protocol, runtime_checkable
 
+from loguru import logger
 from pipecat.bus.bus import WorkerBus
 from pipecat.bus.messages import (
     BusAddWorkerMessage,
@@ -124,7 +125,12 @@ class RoutedBus(WorkerBus):
             subscriber: The subscriber.
         """
         name = subscriber.name
-        if name in self._mailboxes:
+        if (known := self._mailboxes.get(name)) is not None:
+            if known.subscriber is not subscriber:
+                logger.error(
+                    f"{self}: '{name}' is subscribed already, and its messages go to the first of "
+                    "that name alone; give each worker a name of its own"
+                )
             return
         mailbox = self._mailboxes[name] = Mailbox(subscriber, self.create_task)
         if not _has_own_delivery(subscriber):
