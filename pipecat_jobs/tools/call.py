@@ -14,7 +14,8 @@ from pipecat_jobs.contexts import JobContext, JobGroupContext
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.mixin import JobsMixin
 from pipecat_jobs.params import JobGroupKeywords, JobKeywords
-from pipecat_jobs.tools.results import failed, readable, session_ended
+from pipecat_jobs.tools.context_value import to_context_value
+from pipecat_jobs.tools.results import failed, session_ended, to_tool_result
 from pipecat_jobs.tools.watch import watch
 
 
@@ -96,14 +97,15 @@ class ToolCallContext:
         warning, what the others report before their result.
 
         Args:
-            progress: Anything that can be written as JSON.
+            progress: How far it is. What cannot be written as JSON is written as text; nothing is
+                reported of an empty value.
 
         Raises:
             InvalidJobError: If the call has its result.
         """
         self._check_open("report()")
         await self._params.result_callback(
-            readable(self._params.function_name, progress),
+            to_context_value(progress),
             properties=FunctionCallResultProperties(run_llm=False, is_final=False),
         )
 
@@ -112,7 +114,8 @@ class ToolCallContext:
 
         Args:
             result: The result. What cannot be written as JSON is written as text, and an empty
-                one becomes a statement, since Pipecat would not run the LLM on it.
+                one becomes a statement, since Pipecat would not run the LLM on it; so does a
+                result that is 0 or False: ``{"result": 0}``.
             run_llm: Whether the LLM answers it; None for Pipecat's rule, which is yes, once for
                 several calls of one answer.
 
@@ -120,11 +123,11 @@ class ToolCallContext:
             InvalidJobError: If the call has its result.
         """
         self._check_open("finish()")
+        # First, because it may run code of the result's own type, which may raise.
+        written = to_tool_result(self._params.function_name, result)
         self._finished = True
         properties = None if run_llm is None else FunctionCallResultProperties(run_llm=run_llm)
-        await self._params.result_callback(
-            readable(self._params.function_name, result), properties=properties
-        )
+        await self._params.result_callback(written, properties=properties)
 
     def _check_open(self, method: str) -> None:
         if self._finished:

@@ -10,7 +10,7 @@ from pipecat_jobs.errors import InvalidJobError
 from pipecat_jobs.tools.call import requester_of
 from pipecat_jobs.tools.dispatch import Dispatch
 from pipecat_jobs.tools.options import JobToolKeywords
-from pipecat_jobs.tools.results import ToolResult, readable
+from pipecat_jobs.tools.results import ToolResult, to_tool_result
 from pipecat_jobs.tools.spec import ToolSpec
 
 _IMPOSSIBLE = ("say_after", "progress", "cancellable_by_llm")
@@ -62,7 +62,7 @@ def flow_tool(spec: ToolSpec, given: JobToolKeywords) -> FlowsFunctionSchema:
 
         result = await spec.repeats.run((worker, valid.identity), work)
         silent = result.run_llm is False
-        return readable(spec.name, result.value), NO_RESPONSE if silent else result.next_node
+        return to_tool_result(spec.name, result.value), NO_RESPONSE if silent else result.next_node
 
     return FlowsFunctionSchema(
         name=spec.name,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
-from pydantic_core import to_jsonable_python
 
 from pipecat_jobs.errors import InvalidJobError, JobError
 from pipecat_jobs.outcomes import CancelReason, JobOutcome, OutcomeStatus
+from pipecat_jobs.tools.context_value import to_context_value
 from pipecat_jobs.tools.options import Render
 
 #: Characters of somebody else's error message that are passed on.
@@ -40,22 +40,27 @@ class ToolResult:
     next_node: object = None
 
 
-def readable(tool_name: str, value: object) -> object:
-    """Make sure that a result says something, and can be written into the LLM's context.
+def to_tool_result(tool_name: str, value: object) -> Any:
+    """Write the result of a call as JSON that says something.
 
-    Pipecat runs no LLM on an empty result, which silences the bot, and never settles a tool whose
-    result is not JSON.
+    Pipecat runs no LLM on a result that is empty or false, which silences the bot.
 
     Args:
         tool_name: The tool.
         value: Its result, of any type.
 
     Returns:
-        A result that is neither empty nor anything but JSON.
+        A JSON value that is true in a condition and that any provider can be sent.
     """
-    if not value:
+    written = to_context_value(value)
+    if _says_nothing(written):
         return {"status": f"{tool_name} {_NOTHING_SAID}"}
-    return to_jsonable_python(value, serialize_unknown=True)
+    return written or {"result": written}
+
+
+def _says_nothing(written: object) -> bool:
+    # Unlike a zero or a False, which may be all there is to say.
+    return written in (None, "", [], {})
 
 
 def plain(message: str) -> str:
@@ -139,22 +144,22 @@ async def rendered(render: Render, outcomes: Mapping[str, JobOutcome]) -> object
         outcomes: How it ended, for each worker asked.
 
     Returns:
-        Its result as JSON, or that of :func:`report` if it raised or gave nothing usable.
+        Its result, or that of :func:`report` if it raised or gave nothing.
     """
     where = getattr(render, "__qualname__", repr(render))
     try:
         result: Any = render(outcomes)
         if inspect.isawaitable(result):
             result = await result
-        # Here rather than later, to find out while there is something to put in its place.
-        result = to_jsonable_python(result)
     except Exception as error:
         logger.opt(exception=error).error(f"render {where} raised; reporting the plain answers")
         return report(outcomes)
-    if not result:
-        logger.error(f"render {where} gave {result!r}; reporting the plain answers")
+    # As JSON here rather than later, where nothing is left to put in its place.
+    written = to_context_value(result)
+    if _says_nothing(written):
+        logger.error(f"render {where} gave {written!r}; reporting the plain answers")
         return report(outcomes)
-    return result
+    return written
 
 
 def failed(tool_name: str, worker: object, error: BaseException) -> ToolResult:

@@ -8,6 +8,7 @@ from loguru import logger
 from pipecat.frames.frames import TTSSpeakFrame
 from pipecat.services.llm_service import FunctionCallParams
 
+from pipecat_jobs.tools.context_value import to_encodable
 from pipecat_jobs.tools.options import JobToolOptions
 from pipecat_jobs.tools.progress import JobToolProgress, Say
 from pipecat_jobs.tools.watch import watch
@@ -59,7 +60,7 @@ async def _speak(
 
 def _words(tool_name: str, say: Say, progress: JobToolProgress) -> str | None:
     if isinstance(say, str):
-        return say
+        return to_encodable(say)
     try:
         text = say(progress)
     except Exception as error:
@@ -68,4 +69,4 @@ def _words(tool_name: str, say: Say, progress: JobToolProgress) -> str | None:
     if text is not None and not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         logger.error(f"say of tool {tool_name} gave {text!r}; saying nothing. Give a str or None")
         return None
-    return text
+    return None if text is None else to_encodable(text)

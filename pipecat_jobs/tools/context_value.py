@@ -1,0 +1,98 @@
+"""What is written into an LLM's context, of values of any type."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+from pydantic_core import to_jsonable_python
+
+#: Levels of nesting that are written as JSON. What lies deeper is written as text, because JSON
+#: encoders, ours and those behind the provider's client, recurse.
+_MOST_LEVELS = 100
+#: Larger integers are written as text: ``json`` writes none of more than 4300 digits.
+_MOST_BITS = 1024
+
+
+def to_context_value(value: object) -> Any:
+    """Write a value as JSON that can be sent to any provider.
+
+    Half of a surrogate pair, which no request can carry, becomes U+FFFD. What JSON does not have
+    (bytes, NaN, a value within itself, unknown types, nesting without end) is written as text.
+
+    Args:
+        value: The value, of any type.
+
+    Returns:
+        A new value of dicts with ``str`` keys, lists, ``str``, ``int``, finite ``float``, ``bool``
+        and None.
+    """
+    return _write(value, ())
+
+
+def to_encodable(text: str) -> str:
+    """Replace what cannot be encoded as UTF-8.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text, with U+FFFD for each half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # By way of UTF-16, which joins the two halves of a pair that were split.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _write(value: object, within: tuple[int, ...]) -> Any:
+    match value:
+        case None | bool():
+            return value
+        case int():
+            return int(value) if value.bit_length() <= _MOST_BITS else hex(value)
+        case float():
+            return float(value) if math.isfinite(value) else str(float(value))
+        case str():
+            return to_encodable(str.__str__(value))
+        case bytes() | bytearray() | memoryview():
+            return bytes(value).decode("utf-8", "backslashreplace")
+        case _:
+            pass
+    if id(value) in within or len(within) >= _MOST_LEVELS:
+        return _to_text(value)
+    within = (*within, id(value))
+    try:
+        parts = _take_apart(value)
+    except Exception:  # Whatever a type of somebody's own does when it is read.
+        return _to_text(value)
+    match parts:
+        case dict():
+            items = cast("dict[object, object]", parts).items()
+            return {_write_key(key): _write(part, within) for key, part in items}
+        case list():
+            return [_write(part, within) for part in cast("list[object]", parts)]
+        case _:
+            return _write(parts, within)
+
+
+def _take_apart(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[object, object]", value))
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(cast("list[object]", value))
+    # Models, dataclasses, dates, enums and so on; the text of what it does not know.
+    return to_jsonable_python(value, serialize_unknown=True)
+
+
+def _write_key(key: object) -> str:
+    written = _write(key, ())
+    return written if isinstance(written, str) else _to_text(written)
+
+
+def _to_text(value: object) -> str:
+    try:
+        return to_encodable(str(value))
+    except Exception:  # As of a recursion that is too deep for str().
+        return f"<{type(value).__name__}>"
