@@ -1,8 +1,7 @@
 """A call of a tool, which its jobs are tied to."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -15,6 +14,7 @@ from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.mixin import JobsMixin
 from pipecat_jobs.params import JobGroupKeywords, JobKeywords
 from pipecat_jobs.tools.context_value import to_context_value
+from pipecat_jobs.tools.raised import OwnTask, log_raised
 from pipecat_jobs.tools.results import failed, session_ended, to_tool_result
 from pipecat_jobs.tools.watch import watch
 
@@ -52,7 +52,7 @@ class ToolCallContext:
         self._params = params
         self._finished = False
         self._scope = asyncio.timeout(None)
-        self._block = self._settling()
+        self._exits = AsyncExitStack()
 
     def job(self, worker_name: str, **keywords: Unpack[JobKeywords]) -> JobContext:
         """Ask one worker, from the worker the tool runs on.
@@ -148,7 +148,12 @@ class ToolCallContext:
         await self.finish(result.value, run_llm=result.run_llm)
 
     async def __aenter__(self) -> Self:
-        await self._block.__aenter__()
+        self._own_task = OwnTask()
+        self._exits.push(self._leave)
+        await self._exits.enter_async_context(self._scope)
+        self._exits.push_async_exit(self._settle)
+        self._endings = watch(self._params.llm).endings
+        self._endings.add(self._end_of_session)
         return self
 
     async def __aexit__(
@@ -157,38 +162,33 @@ class ToolCallContext:
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> bool | None:
-        return await self._block.__aexit__(exc_type, exc_val, exc_tb)
+        return await self._exits.__aexit__(exc_type, exc_val, exc_tb)
 
-    @asynccontextmanager
-    async def _settling(self) -> AsyncGenerator[None, None]:
-        task = asyncio.current_task()
-        cancels = task.cancelling() if task else 0
-        endings = watch(self._params.llm).endings
-        endings.add(self._end_of_session)
-        try:
-            async with self._scope:
-                try:
-                    yield
-                except asyncio.CancelledError as error:
-                    # Whoever cancels the task has settled the call. What was cancelled within it
-                    # has not, and the call would stay open for the rest of the session.
-                    own = task is not None and task.cancelling() > cancels
-                    if not own and not self._finished:
-                        await self._fail(error)
-                    raise
-                except Exception as error:
-                    if self._finished:
-                        raise
-                    await self._fail(error)
-                else:
-                    if not self._finished:
-                        logger.warning(f"tool {self._params.function_name} ended without finish()")
-                        await self.finish(None)
-        except TimeoutError:
-            if not self._scope.expired():
-                raise
-        finally:
-            endings.discard(self._end_of_session)
+    async def _settle(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> bool:
+        if error is None:
+            if not self._finished:
+                logger.warning(f"tool {self._params.function_name} ended without finish()")
+                await self.finish(None)
+            return False
+        # What cancels the task has settled the call; what is cancelled within it has not.
+        if self._own_task.is_ended_by(error):
+            return False
+        if not self._finished:
+            await self._fail(error)
+            return not isinstance(error, asyncio.CancelledError)
+        if isinstance(error, Exception | asyncio.CancelledError):
+            return False
+        # Pipecat catches and logs an Exception alone.
+        log_raised(f"tool {self._params.function_name}", error, "it has had its result")
+        return True
+
+    def _leave(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> bool:
+        self._endings.discard(self._end_of_session)
+        return isinstance(error, TimeoutError) and self._scope.expired()
 
 
 def tool_call(params: FunctionCallParams) -> ToolCallContext:

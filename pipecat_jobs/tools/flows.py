@@ -4,14 +4,14 @@ Imported only for a function that takes ``flow_manager``, so that nobody else lo
 """
 
 from pipecat.flows import NO_RESPONSE, FlowArgs, FlowManager, FlowsFunctionSchema
-from pydantic import ValidationError
 
 from pipecat_jobs.errors import InvalidJobError
+from pipecat_jobs.tools.arguments import ValidArguments
 from pipecat_jobs.tools.call import requester_of
 from pipecat_jobs.tools.dispatch import Dispatch
 from pipecat_jobs.tools.options import JobToolKeywords
 from pipecat_jobs.tools.results import ToolResult, to_tool_result
-from pipecat_jobs.tools.spec import ToolSpec
+from pipecat_jobs.tools.spec import TimeLeft, ToolSpec
 
 _IMPOSSIBLE = ("say_after", "progress", "cancellable_by_llm")
 
@@ -44,23 +44,15 @@ def flow_tool(spec: ToolSpec, given: JobToolKeywords) -> FlowsFunctionSchema:
             )
 
     async def handler(arguments: FlowArgs, flow_manager: FlowManager) -> tuple[object, object]:
-        try:
-            valid = spec.arguments.validate(arguments)
-        except ValidationError as error:
-            return {"error": spec.arguments.explain(error)}, None
-        time_left = spec.deadline()
         worker = flow_manager.worker
 
-        async def ask() -> ToolResult:
+        async def ask(valid: ValidArguments, time_left: TimeLeft) -> ToolResult:
             payload, node = await spec.prepare([flow_manager], valid)
             dispatch = Dispatch(requester_of(worker, spec.name), spec.options)
             value = await dispatch.run(payload, timeout=time_left(), on_update=None)
             return ToolResult(value, next_node=node)
 
-        async def work() -> ToolResult:
-            return await spec.settle(worker, ask)
-
-        result = await spec.repeats.run((worker, valid.identity), work)
+        result = await spec.run(worker, arguments, ask)
         silent = result.run_llm is False
         return to_tool_result(spec.name, result.value), NO_RESPONSE if silent else result.next_node
 

@@ -11,6 +11,7 @@ from pipecat_jobs.errors import InvalidJobError, JobError
 from pipecat_jobs.outcomes import CancelReason, JobOutcome, OutcomeStatus
 from pipecat_jobs.tools.context_value import to_context_value
 from pipecat_jobs.tools.options import Render
+from pipecat_jobs.tools.raised import OwnTask, log_raised
 
 #: Characters of somebody else's error message that are passed on.
 _LONGEST_MESSAGE = 300
@@ -145,19 +146,25 @@ async def rendered(render: Render, outcomes: Mapping[str, JobOutcome]) -> object
 
     Returns:
         Its result, or that of :func:`report` if it raised or gave nothing.
+
+    Raises:
+        BaseException: What ends the task itself, such as the cancellation of the call.
     """
-    where = getattr(render, "__qualname__", repr(render))
+    where = f"render {getattr(render, '__qualname__', repr(render))}"
+    own_task = OwnTask()
     try:
         result: Any = render(outcomes)
         if inspect.isawaitable(result):
             result = await result
-    except Exception as error:
-        logger.opt(exception=error).error(f"render {where} raised; reporting the plain answers")
+    except BaseException as error:
+        if own_task.is_ended_by(error):
+            raise
+        log_raised(where, error, "reporting the plain answers")
         return report(outcomes)
     # As JSON here rather than later, where nothing is left to put in its place.
     written = to_context_value(result)
     if _says_nothing(written):
-        logger.error(f"render {where} gave {written!r}; reporting the plain answers")
+        logger.error(f"{where} gave {written!r}; reporting the plain answers")
         return report(outcomes)
     return written
 
@@ -175,7 +182,7 @@ def failed(tool_name: str, worker: object, error: BaseException) -> ToolResult:
     """
     if isinstance(error, JobError) and has_stopped(error):
         return session_ended(tool_name)
-    logger.opt(exception=error).error(f"tool {tool_name} raised {type(error).__name__}")
+    log_raised(f"tool {tool_name}", error, "the LLM is told that it failed")
     if isinstance(error, JobError) and error.failures:
         return ToolResult(first_failure(error.outcomes))
     if isinstance(error, InvalidJobError):

@@ -1,16 +1,22 @@
 """What a decorated function is, and how one call of it runs, whoever calls it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
+
+from pydantic import ValidationError
 
 from pipecat_jobs.errors import InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.tools.arguments import ToolArguments, ValidArguments
 from pipecat_jobs.tools.options import JobToolOptions
+from pipecat_jobs.tools.raised import OwnTask
 from pipecat_jobs.tools.repeats import Repeats
 from pipecat_jobs.tools.results import ToolResult, failed
+
+#: Gives the seconds that a call has left, or None without a deadline.
+TimeLeft = Callable[[], float | None]
 
 _PROTECTED = (
     "Make this call once: it cannot be cancelled or taken back once it is made. Do not repeat it."
@@ -61,15 +67,39 @@ class ToolSpec:
         description = self.arguments.description
         return f"{description}\n\n{_PROTECTED}" if self.options.protected else description
 
-    def deadline(self) -> Callable[[], float | None]:
-        """Start the time of a call.
+    async def run(
+        self,
+        worker: object,
+        given: Mapping[str, Any],
+        ask: Callable[[ValidArguments, TimeLeft], Awaitable[ToolResult]],
+    ) -> ToolResult:
+        """Run one call, and make a result of whatever breaks it.
+
+        Args:
+            worker: The worker the tool runs on.
+            given: The LLM's arguments.
+            ask: Asks the jobs, if the arguments are valid and the same call does not run already.
 
         Returns:
-            A function that gives the seconds left, or None without a deadline.
+            The result.
+
+        Raises:
+            BaseException: What ends the task itself, such as the cancellation of the call.
         """
-        clock, timeout = asyncio.get_running_loop().time, self.options.timeout
-        began = clock()
-        return lambda: None if timeout is None else max(0.0, timeout - (clock() - began))
+        time_left = self._start_clock()
+
+        async def run_once() -> ToolResult:
+            try:
+                valid = self.arguments.validate(given)
+            except ValidationError as error:
+                return ToolResult({"error": self.arguments.explain(error)})
+            # Within the repeats as well, so that those who wait for this call get its result.
+            return await self.repeats.run(
+                (worker, valid.identity),
+                lambda: self._settle(worker, lambda: ask(valid, time_left)),
+            )
+
+        return await self._settle(worker, run_once)
 
     async def prepare(
         self, given_by_pipecat: list[object], arguments: ValidArguments
@@ -97,26 +127,18 @@ class ToolSpec:
             )
         return cast("JobData", made), node
 
-    async def settle(self, worker: object, work: Callable[[], Awaitable[ToolResult]]) -> ToolResult:
-        """Do the work of a call, and make a result of whatever breaks it.
+    def _start_clock(self) -> TimeLeft:
+        clock, timeout = asyncio.get_running_loop().time, self.options.timeout
+        began = clock()
+        return lambda: None if timeout is None else max(0.0, timeout - (clock() - began))
 
-        Args:
-            worker: The worker the tool runs on.
-            work: What the call does.
-
-        Returns:
-            The result.
-
-        Raises:
-            asyncio.CancelledError: If the call was cancelled.
-        """
-        task = asyncio.current_task()
-        cancels = task.cancelling() if task else 0
+    async def _settle(
+        self, worker: object, work: Callable[[], Awaitable[ToolResult]]
+    ) -> ToolResult:
+        own_task = OwnTask()
         try:
             return await work()
-        except asyncio.CancelledError as error:
-            if task is None or task.cancelling() > cancels:
+        except BaseException as error:
+            if own_task.is_ended_by(error):
                 raise
-            return failed(self.name, worker, error)
-        except Exception as error:
             return failed(self.name, worker, error)

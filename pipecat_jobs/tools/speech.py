@@ -11,6 +11,7 @@ from pipecat.services.llm_service import FunctionCallParams
 from pipecat_jobs.tools.context_value import to_encodable
 from pipecat_jobs.tools.options import JobToolOptions
 from pipecat_jobs.tools.progress import JobToolProgress, Say
+from pipecat_jobs.tools.raised import OwnTask, log_raised
 from pipecat_jobs.tools.watch import watch
 
 
@@ -61,10 +62,13 @@ async def _speak(
 def _words(tool_name: str, say: Say, progress: JobToolProgress) -> str | None:
     if isinstance(say, str):
         return to_encodable(say)
+    own_task = OwnTask()
     try:
         text = say(progress)
-    except Exception as error:
-        logger.opt(exception=error).error(f"say of tool {tool_name} raised; saying nothing")
+    except BaseException as error:
+        if own_task.is_ended_by(error):
+            raise
+        log_raised(f"say of tool {tool_name}", error, "saying nothing")
         return None
     if text is not None and not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         logger.error(f"say of tool {tool_name} gave {text!r}; saying nothing. Give a str or None")

@@ -1,11 +1,9 @@
 """A job tool as Pipecat takes it: in an LLM worker's class, or in a list of tools."""
 
-from collections.abc import Callable
 from typing import Any
 
 from pipecat.services.llm_service import FunctionCallParams
 from pipecat.workers.llm import LLMWorker, tool
-from pydantic import ValidationError
 
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.tools.arguments import ValidArguments
@@ -13,7 +11,7 @@ from pipecat_jobs.tools.call import ToolCallContext, requester_of, tool_call
 from pipecat_jobs.tools.dispatch import Dispatch
 from pipecat_jobs.tools.results import ToolResult
 from pipecat_jobs.tools.schemas import FunctionSchema, tool_options
-from pipecat_jobs.tools.spec import ToolSpec
+from pipecat_jobs.tools.spec import TimeLeft, ToolSpec
 from pipecat_jobs.tools.speech import speaking_meanwhile
 from pipecat_jobs.tools.watch import watch
 
@@ -69,20 +67,12 @@ class JobTool(FunctionSchema):
             params: The call.
             **arguments: The LLM's arguments, which ``params`` has as well.
         """
-        spec = self._spec
+
+        async def ask(valid: ValidArguments, time_left: TimeLeft) -> ToolResult:
+            return await self._ask(call, params, valid, time_left)
+
         async with tool_call(params) as call:
-            try:
-                valid = spec.arguments.validate(params.arguments)
-            except ValidationError as error:
-                await call.finish({"error": spec.arguments.explain(error)})
-                return
-            time_left = spec.deadline()
-            worker = params.pipeline_worker
-
-            async def work() -> ToolResult:
-                return await spec.settle(worker, lambda: self._ask(call, params, valid, time_left))
-
-            result = await spec.repeats.run((worker, valid.identity), work)
+            result = await self._spec.run(params.pipeline_worker, params.arguments, ask)
             await call.finish(result.value, run_llm=result.run_llm)
 
     async def _ask(
@@ -90,7 +80,7 @@ class JobTool(FunctionSchema):
         call: ToolCallContext,
         params: FunctionCallParams,
         arguments: ValidArguments,
-        time_left: Callable[[], float | None],
+        time_left: TimeLeft,
     ) -> ToolResult:
         spec, options = self._spec, self._spec.options
         given: list[object] = [self._owner] if spec.arguments.is_method else []
