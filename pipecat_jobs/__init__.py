@@ -39,6 +39,7 @@ from pipecat_jobs.outcomes import (
     ErrorDetails,
     JobOutcome,
     JobRefusal,
+    JobToolError,
     OutcomeStatus,
 )
 from pipecat_jobs.params import JobGroupParams, JobParams
@@ -75,6 +76,7 @@ __all__ = [
     "JobStatus",
     "JobTimeoutError",
     "JobTool",
+    "JobToolError",
     "JobToolProgress",
     "JobsMixin",
     "LLMContextWorker",

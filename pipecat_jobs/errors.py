@@ -11,6 +11,7 @@ from pipecat.pipeline.job_context import JobError as PipecatJobError
 from pipecat.pipeline.job_context import JobGroupError as PipecatJobGroupError
 
 from pipecat_jobs.outcomes import JobOutcome, JobRefusal, OutcomeStatus
+from pipecat_jobs.outcomes import JobToolError as JobToolError
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -78,6 +78,22 @@ class JobRefusal(StrEnum):
 _MOST_MESSAGE, _MOST_TRACEBACK = 4_000, 16_000
 
 
+class JobToolError(Exception):
+    """A failure whose text an LLM may read and tell the user: "no such booking".
+
+    Raise it in a job's handler, in a function with ``@job_tool``, or in a ``tool_call()`` block.
+    The text of any other exception is kept from the LLM, because it may hold what is not for the
+    user: a connection string, a file's path, another customer's name.
+
+    Example::
+
+        class Desk(BaseWorker):
+            @job(name="find_booking")
+            async def find_booking(self, message):
+                raise JobToolError(f"there is no booking {message.payload['number']}")
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
     """What went wrong at the worker, as text, so that it survives any bus.
@@ -87,11 +103,14 @@ class ErrorDetails:
             gave a message.
         message: What the exception said.
         traceback: The worker's traceback as text, or None when it sent none.
+        for_llm: Whether the message was written for an LLM to read: the exception was a
+            :class:`JobToolError`.
     """
 
     type: str
     message: str
     traceback: str | None = None
+    for_llm: bool = False
 
     @classmethod
     def from_exception(cls, error: BaseException) -> "ErrorDetails":
@@ -108,6 +127,7 @@ class ErrorDetails:
             type(error).__name__,
             _shortened(_message_of(error), _MOST_MESSAGE),
             None if text is None else _shortened(text, _MOST_TRACEBACK),
+            isinstance(error, JobToolError),
         )
 
     @classmethod
@@ -115,7 +135,7 @@ class ErrorDetails:
         """Read the details a worker put into its answer.
 
         Pipecat's own workers answer a failure with ``{"error": "why"}``; workers of this package
-        add ``error_type`` and ``traceback``.
+        add ``error_type``, ``traceback`` and ``error_for_llm``.
 
         Args:
             response: The answer's payload, or None.
@@ -130,15 +150,19 @@ class ErrorDetails:
             kind if isinstance(kind, str) else "",
             str(response["error"]),
             trace if isinstance(trace, str) else None,
+            response.get("error_for_llm") is True,
         )
 
     def to_response(self) -> JobData:
         """Write the details as an answer's payload; the reverse of :meth:`from_response`.
 
         Returns:
-            ``{"error": message, "error_type": type}``, with ``"traceback"`` when there is one.
+            ``{"error": message, "error_type": type}``, with ``"traceback"`` when there is one, and
+            with ``"error_for_llm": True`` when the message was written for an LLM.
         """
         response: JobData = {"error": self.message, "error_type": self.type}
+        if self.for_llm:
+            response["error_for_llm"] = True
         if self.traceback is not None:
             response["traceback"] = self.traceback
         return response

@@ -23,7 +23,8 @@ NAMES = """
     DuplicateWorkerError ErrorDetails
     InvalidJobError InvalidJobTypeError JobCancelledError JobContext JobError JobEvent JobGroup
     JobGroupContext JobGroupError JobGroupEvent JobGroupParams JobGroupResponse JobOutcome
-    JobParams JobRefusal JobRefusedError JobStatus JobTimeoutError JobTool JobToolProgress JobsMixin
+    JobParams JobRefusal JobRefusedError JobStatus JobTimeoutError JobTool JobToolError
+    JobToolProgress JobsMixin
     LLMContextWorker LLMTurnError LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker
     MessageTooLargeError MessageTypeError NoJobHandlerError OutcomeStatus PipelineWorker
     RedisStartError RoutedBus ToolCallContext UnknownJobError WorkerLostError

@@ -87,12 +87,12 @@ ENDINGS: dict[str, tuple[Body, Any]] = {
     "no finish": (finish_not, NOTHING),
     "an empty result": (finish_empty, NOTHING),
     "a result that is not JSON": (finish_opaque, {"kinds": ["<class 'KeyError'>"]}),
-    "an exception": (fail, {"error": "debate failed: no such topic"}),
-    "a timeout of its own": (time_out, {"error": "debate failed: TimeoutError"}),
-    "a job that fails": (ask_nobody, {"error": "nobody did not answer in time"}),
+    "an exception": (fail, {"error": "debate had an internal error (ValueError)."}),
+    "a timeout of its own": (time_out, {"error": "debate had an internal error (TimeoutError)."}),
+    "a job that fails": (ask_nobody, {"error": "debate did not answer in time"}),
     "a cancelled task of its own": (
         await_what_is_cancelled,
-        {"error": "debate failed: CancelledError"},
+        {"error": "debate had an internal error (CancelledError)."},
     ),
 }
 

@@ -368,7 +368,7 @@ def test_the_deadline_counts_the_tools_own_work():
             stage = await raise_stage(harness, worker, Colleague("advocate", holds=True))
             await stage.say()
             await stage.until_settled()
-            assert stage.results == [{"missing": {"advocate": "did not answer in time"}}]
+            assert stage.results == [{"error": "debate did not answer in time"}]
             settled_at = asyncio.get_running_loop().time()
             await server.wait_for_requests(2)
             await harness.cancel(worker)

@@ -280,7 +280,7 @@ async def test_a_function_of_a_flow_may_lead_to_the_next_node(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"topic": "broken"}, "flow_debate failed: no such topic"),
+        ({"topic": "broken"}, "flow_debate had an internal error (ValueError)."),
         ({"topic": "AI", "style": "rude"}, "'style' is 'rude': Input should be"),
     ],
 )

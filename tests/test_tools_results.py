@@ -8,7 +8,7 @@ import pytest
 from pipecat.bus.messages import BusJobRequestMessage
 from tools_stage import WORKERS, Colleague, NewLLM, calls_debate, new_llm, raise_stage, tool_results
 
-from pipecat_jobs import JobOutcome, LLMContextWorker, job, job_tool
+from pipecat_jobs import JobOutcome, JobToolError, LLMContextWorker, job, job_tool
 from pipecat_jobs.attempts import runs_once
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
 from pipecat_jobs.testing.fixtures import LogRecord
@@ -101,21 +101,21 @@ async def test_what_arrived_is_reported_with_who_is_missing_and_why(
     assert result == {
         "answers": {"advocate": {"text": "advocate says"}},
         "missing": {
-            "critic": "had an error: no such topic",
-            "analyst": "could not do it: the source is offline",
+            "critic": "had an internal error (ValueError)",
+            "analyst": "the source is offline",
             "late": "did not answer in time",
         },
     }
 
 
-async def test_one_worker_that_is_not_there_is_reported_as_missing(
+async def test_one_worker_that_is_not_there_is_reported_without_its_name(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     worker = moderator(new_llm(), "nobody", timeout=0.05)
 
     result = await result_of(job_harness, scripted_llm, worker)
 
-    assert result == {"missing": {"nobody": "did not answer in time"}}
+    assert result == {"error": "debate did not answer in time"}
 
 
 async def test_a_lost_worker_is_reported_as_missing_and_the_others_with_their_answers(
@@ -148,7 +148,7 @@ async def test_fail_ends_all_at_the_first_failure_and_names_who_and_why(
 
     result = await result_of(job_harness, scripted_llm, worker, slow, critic)
 
-    assert result == {"error": "critic had an error: no such topic"}
+    assert result == {"error": "critic had an internal error (ValueError)"}
     await slow.stopped.get()
 
 
@@ -165,7 +165,7 @@ async def test_fail_reports_answers_as_usual_when_nobody_fails(
 @pytest.mark.parametrize(
     ("workers", "expected"),
     [
-        (("advocate",), {"status": "advocate finished, and had nothing to add"}),
+        (("advocate",), {"status": "debate finished, and had nothing to add"}),
         (
             ("advocate", "critic"),
             {
@@ -216,13 +216,13 @@ async def test_no_traceback_reaches_the_llm(
     told = f"it broke\nTraceback (most recent call last):\n  File x\n{'y' * 2000}"
     worker = moderator(new_llm(), "advocate", "critic")
     others = (
-        Colleague("advocate", answer=ValueError(told)),
-        Colleague("critic", answer=ValueError("x" * 2000)),
+        Colleague("advocate", answer=told),
+        Colleague("critic", answer="x" * 2000),
     )
 
     result = await result_of(job_harness, scripted_llm, worker, *others)
 
-    assert result["missing"]["advocate"] == "had an error: it broke"
+    assert result["missing"]["advocate"] == "it broke"
     assert len(result["missing"]["critic"]) < 350
 
 
@@ -280,8 +280,9 @@ async def test_a_render_that_gives_nothing_usable_is_logged_and_done_without(
 @pytest.mark.parametrize(
     ("made", "told"),
     [
-        (ValueError("no such topic"), "debate failed: no such topic"),
-        (RuntimeError(), "debate failed: RuntimeError"),
+        (ValueError("no such topic"), "debate had an internal error (ValueError)."),
+        (JobToolError("no such topic"), "no such topic"),
+        (JobToolError(), "debate could not do it"),
         ("a text", "debate is not set up correctly and cannot be used."),
         (None, "debate is not set up correctly and cannot be used."),
     ],
@@ -308,5 +309,7 @@ async def test_a_method_that_makes_no_payload_is_told_to_the_llm_and_logged(
     assert await result_of(job_harness, scripted_llm, worker, advocate) == {"error": told}
 
     assert advocate.payloads == []
-    (record,) = [r for r in job_log if r.message.startswith("tool debate raised")]
-    assert record.exception is not None
+    (record,) = [r for r in job_log if r.message.startswith("tool debate ")]
+    refused = isinstance(made, JobToolError)
+    assert record.level == ("INFO" if refused else "ERROR")
+    assert (record.exception is None) is refused

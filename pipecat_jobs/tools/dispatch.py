@@ -11,7 +11,7 @@ from pipecat_jobs.mixin import JobsMixin
 from pipecat_jobs.outcomes import JobData, JobOutcome
 from pipecat_jobs.tools.options import JobToolOptions
 from pipecat_jobs.tools.progress import JobToolProgress
-from pipecat_jobs.tools.results import first_failure, has_stopped, rendered, report
+from pipecat_jobs.tools.results import has_stopped, rendered, report, report_failure
 
 #: Hears a worker's update.
 OnUpdate = Callable[[str, JobData], Awaitable[None]]
@@ -21,11 +21,13 @@ class Dispatch:
     """The jobs of one call.
 
     Args:
+        tool_name: The tool.
         requester: The worker that asks.
         options: The tool's options.
     """
 
-    def __init__(self, requester: JobsMixin, options: JobToolOptions):
+    def __init__(self, tool_name: str, requester: JobsMixin, options: JobToolOptions):
+        self._tool_name = tool_name
         self._requester = requester
         self._options = options
         self._clock = asyncio.get_running_loop().time
@@ -83,9 +85,9 @@ class Dispatch:
             if has_stopped(error):
                 raise
             if not partial:
-                return first_failure(error.outcomes)
+                return report_failure(self._tool_name, error.outcomes)
             outcomes = error.outcomes
         asked = {name: outcomes[name] for name in options.workers}
         if options.render is not None:
-            return await rendered(options.render, asked)
-        return report(asked)
+            return await rendered(self._tool_name, options.render, asked)
+        return report(self._tool_name, asked)

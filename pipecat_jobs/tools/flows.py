@@ -48,7 +48,7 @@ def flow_tool(spec: ToolSpec, given: JobToolKeywords) -> FlowsFunctionSchema:
 
         async def ask(valid: ValidArguments, time_left: TimeLeft) -> ToolResult:
             payload, node = await spec.prepare([flow_manager], valid)
-            dispatch = Dispatch(requester_of(worker, spec.name), spec.options)
+            dispatch = Dispatch(spec.name, requester_of(worker, spec.name), spec.options)
             value = await dispatch.run(payload, timeout=time_left(), on_update=None)
             return ToolResult(value, next_node=node)
 

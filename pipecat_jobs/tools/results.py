@@ -8,12 +8,12 @@ from typing import Any
 from loguru import logger
 
 from pipecat_jobs.errors import InvalidJobError, JobError
-from pipecat_jobs.outcomes import CancelReason, JobOutcome, OutcomeStatus
+from pipecat_jobs.outcomes import CancelReason, JobOutcome, JobToolError, OutcomeStatus
 from pipecat_jobs.tools.context_value import to_context_value
 from pipecat_jobs.tools.options import Render
 from pipecat_jobs.tools.raised import OwnTask, log_raised
 
-#: Characters of somebody else's error message that are passed on.
+#: Characters of a worker's own words about a failure that are passed on.
 _LONGEST_MESSAGE = 300
 _NOTHING_SAID = "finished, and had nothing to add"
 _WENT_WRONG = {
@@ -21,7 +21,7 @@ _WENT_WRONG = {
     OutcomeStatus.LOST: "went away without an answer",
     OutcomeStatus.CANCELLED: "was stopped before it answered",
     OutcomeStatus.FAILED: "could not do it",
-    OutcomeStatus.ERROR: "had an error",
+    OutcomeStatus.ERROR: "had an internal error",
 }
 
 
@@ -64,83 +64,93 @@ def _says_nothing(written: object) -> bool:
     return written in (None, "", [], {})
 
 
-def plain(message: str) -> str:
-    """Shorten an error message to what an LLM may read.
-
-    Args:
-        message: The message, which may have a traceback in it.
-
-    Returns:
-        Its text before any traceback, limited in length.
-    """
-    text, _, _ = message.partition("Traceback (most recent call last)")
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
-
-
-def why_missing(outcome: JobOutcome) -> str:
-    """Say why a worker gave no answer.
-
-    Args:
-        outcome: How its job ended, other than completed.
-
-    Returns:
-        Half a sentence, to follow the worker's name.
-    """
-    why = _WENT_WRONG[outcome.status]
-    # What ends a job from here has its own words; what a worker says of itself is added.
-    details = ""
-    if outcome.status in (OutcomeStatus.FAILED, OutcomeStatus.ERROR) and outcome.error is not None:
-        details = plain(outcome.error.message)
-    elif outcome.status is OutcomeStatus.CANCELLED and outcome.reason:
-        details = plain(outcome.reason)
-    return f"{why}: {details}" if details else why
-
-
-def report(outcomes: Mapping[str, JobOutcome]) -> object:
+def report(tool_name: str, outcomes: Mapping[str, JobOutcome]) -> object:
     """Make a result of all that arrived, and of who is missing.
 
     Args:
+        tool_name: The tool.
         outcomes: How it ended, for each worker asked.
 
     Returns:
-        One worker's answer as it is, several by worker.
+        One worker's answer as it is, and its failure without its name, of which the user knows
+        nothing; those of several by worker.
     """
+    if len(outcomes) == 1:
+        (outcome,) = outcomes.values()
+        return outcome.response if outcome.completed else report_failure(tool_name, outcomes)
     answers = {
         name: outcome.response or _NOTHING_SAID
         for name, outcome in outcomes.items()
         if outcome.completed
     }
     missing = {
-        name: why_missing(outcome) for name, outcome in outcomes.items() if not outcome.completed
+        name: _told_to_llm(outcome) or _went_wrong(outcome)
+        for name, outcome in outcomes.items()
+        if not outcome.completed
     }
-    if len(outcomes) == 1:
-        (name,) = outcomes
-        if missing:
-            return {"missing": missing}
-        return outcomes[name].response or {"status": f"{name} {_NOTHING_SAID}"}
     return {"answers": answers} | ({"missing": missing} if missing else {})
 
 
-def first_failure(outcomes: Mapping[str, JobOutcome]) -> object:
-    """Make an error result that names who failed, and why.
+def report_failure(tool_name: str, outcomes: Mapping[str, JobOutcome]) -> object:
+    """Make an error result that says what went wrong.
 
     Args:
+        tool_name: The tool.
         outcomes: How it ended, for each worker asked; not all completed.
 
     Returns:
-        The result.
+        ``{"error": why}``, with the names of those that failed where several were asked.
     """
     failures = [outcome for outcome in outcomes.values() if not outcome.completed]
     # The others were cancelled because of the one that failed.
     culprits = [o for o in failures if o.status is not OutcomeStatus.CANCELLED] or failures
-    return {"error": "; ".join(f"{o.worker} {why_missing(o)}" for o in culprits)}
+    if len(outcomes) == 1:
+        (culprit,) = culprits
+        return {"error": _told_to_llm(culprit) or f"{tool_name} {_went_wrong(culprit)}"}
+    return {
+        "error": "; ".join(
+            f"{o.worker}: {told}" if (told := _told_to_llm(o)) else f"{o.worker} {_went_wrong(o)}"
+            for o in culprits
+        )
+    }
 
 
-async def rendered(render: Render, outcomes: Mapping[str, JobOutcome]) -> object:
+def _told_to_llm(outcome: JobOutcome) -> str | None:
+    """Give the words in which a worker says why it failed, if an LLM may read them."""
+    error = outcome.error
+    if error is None:
+        return None
+    if error.for_llm:
+        return error.message or None
+    # A worker that answers "failed" gives the bot author's own words; with the type of an
+    # exception they are the exception's.
+    if outcome.status is OutcomeStatus.FAILED and not error.type:
+        return _shorten(error.message) or None
+    return None
+
+
+def _went_wrong(outcome: JobOutcome) -> str:
+    """Say in half a sentence, to follow a name, why there is no answer."""
+    why = _WENT_WRONG[outcome.status]
+    if outcome.status is OutcomeStatus.CANCELLED and outcome.reason:
+        return f"{why}: {_shorten(outcome.reason)}"
+    if outcome.status is OutcomeStatus.ERROR and outcome.error is not None and outcome.error.type:
+        return f"{why} ({outcome.error.type})"
+    return why
+
+
+def _shorten(message: str) -> str:
+    """Give what is before any traceback, limited in length."""
+    text, _, _ = message.partition("Traceback (most recent call last)")
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
+
+
+async def rendered(tool_name: str, render: Render, outcomes: Mapping[str, JobOutcome]) -> object:
     """Have the tool's own function make the result.
 
     Args:
+        tool_name: The tool.
         render: The function, async or not.
         outcomes: How it ended, for each worker asked.
 
@@ -160,17 +170,17 @@ async def rendered(render: Render, outcomes: Mapping[str, JobOutcome]) -> object
         if own_task.is_ended_by(error):
             raise
         log_raised(where, error, "reporting the plain answers")
-        return report(outcomes)
+        return report(tool_name, outcomes)
     # As JSON here rather than later, where nothing is left to put in its place.
     written = to_context_value(result)
     if _says_nothing(written):
         logger.error(f"{where} gave {written!r}; reporting the plain answers")
-        return report(outcomes)
+        return report(tool_name, outcomes)
     return written
 
 
 def failed(tool_name: str, worker: object, error: BaseException) -> ToolResult:
-    """Make a result of what broke a tool, and log it with its traceback.
+    """Make a result of what a tool raised, and log it.
 
     Args:
         tool_name: The tool.
@@ -182,13 +192,16 @@ def failed(tool_name: str, worker: object, error: BaseException) -> ToolResult:
     """
     if isinstance(error, JobError) and has_stopped(error):
         return session_ended(tool_name)
+    if isinstance(error, JobToolError):
+        logger.info(f"tool {tool_name} answers with an error: {error}")
+        return ToolResult({"error": str(error) or f"{tool_name} could not do it"})
     log_raised(f"tool {tool_name}", error, "the LLM is told that it failed")
     if isinstance(error, JobError) and error.failures:
-        return ToolResult(first_failure(error.outcomes))
+        return ToolResult(report_failure(tool_name, error.outcomes))
     if isinstance(error, InvalidJobError):
         return ToolResult({"error": f"{tool_name} is not set up correctly and cannot be used."})
-    why = plain(str(error)) or type(error).__name__
-    return ToolResult({"error": f"{tool_name} failed: {why}"})
+    # Without its text, which may hold what is not for the user.
+    return ToolResult({"error": f"{tool_name} had an internal error ({type(error).__name__})."})
 
 
 def has_stopped(error: JobError) -> bool:

@@ -87,7 +87,7 @@ class JobTool(FunctionSchema):
         if spec.arguments.special is not None:
             given.append(params)
         payload, _ = await spec.prepare(given, arguments)
-        dispatch = Dispatch(requester_of(params.pipeline_worker, spec.name), options)
+        dispatch = Dispatch(spec.name, requester_of(params.pipeline_worker, spec.name), options)
 
         async def on_update(worker_name: str, update: JobData) -> None:
             await call.report({"worker": worker_name, "update": update})
