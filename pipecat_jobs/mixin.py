@@ -21,6 +21,7 @@ from pipecat.bus.messages import (
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.pipeline.job_context import JobParams as PipecatJobParams
+from pipecat.pipeline.worker import PipelineWorker
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.llm import LLMContextWorker
 
@@ -42,6 +43,7 @@ from pipecat_jobs.params import (
     group_params,
 )
 from pipecat_jobs.requester import Requester
+from pipecat_jobs.tools.watch import watch_llms
 from pipecat_jobs.turns import LLMTurns
 
 
@@ -393,6 +395,12 @@ class JobsMixin(Answering):
         if self.active or self.takes_jobs_when_inactive:
             return None
         return f"worker '{self.name}' is inactive and takes no jobs meanwhile"
+
+    async def start(self) -> None:
+        """Follow the function calls of the worker's LLMs, then start."""
+        if isinstance(self, PipelineWorker):
+            watch_llms(self.pipeline)
+        await super().start()
 
     async def stop(self) -> None:
         """End every job this worker holds or waits for, then stop."""

@@ -15,8 +15,8 @@ from pipecat_jobs.mixin import JobsMixin
 from pipecat_jobs.params import JobGroupKeywords, JobKeywords
 from pipecat_jobs.tools.context_value import to_context_value
 from pipecat_jobs.tools.raised import OwnTask, log_raised
-from pipecat_jobs.tools.results import failed, session_ended, to_tool_result
-from pipecat_jobs.tools.watch import watch
+from pipecat_jobs.tools.results import failed, interrupted, session_ended, to_tool_result
+from pipecat_jobs.tools.watch import was_interrupted_before_it_began, watch
 
 
 def requester_of(worker: object, tool_name: str) -> JobsMixin:
@@ -147,8 +147,17 @@ class ToolCallContext:
         result = failed(self._params.function_name, self._params.pipeline_worker, error)
         await self.finish(result.value, run_llm=result.run_llm)
 
+    async def _refuse(self) -> None:
+        result = interrupted(self._params.function_name)
+        await self.finish(result.value, run_llm=result.run_llm)
+        # What an interruption does to a call that runs; nothing less keeps the block from running.
+        self._own_task.cancel()
+        await asyncio.sleep(0)
+
     async def __aenter__(self) -> Self:
         self._own_task = OwnTask()
+        if was_interrupted_before_it_began():
+            await self._refuse()
         self._exits.push(self._leave)
         await self._exits.enter_async_context(self._scope)
         self._exits.push_async_exit(self._settle)
@@ -196,7 +205,9 @@ def tool_call(params: FunctionCallParams) -> ToolCallContext:
 
     The call gets one result, whatever happens in the block. What cancels the call (the user's
     speech, Pipecat's own limit, the LLM) cancels the jobs that are open in the block, and Pipecat
-    settles the call. An exception is logged and becomes a readable error; leaving the block without
+    settles the call. A call that waited in the queue of an LLM with ``run_in_parallel=False`` while
+    the user interrupted is settled as well, and cancelled before the block is entered. An exception
+    is logged and becomes a readable error; leaving the block without
     :meth:`ToolCallContext.finish` becomes a statement. When the session ends, the call is settled
     without having the LLM comment on it, and the block is cancelled.
 

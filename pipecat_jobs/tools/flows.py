@@ -10,8 +10,9 @@ from pipecat_jobs.tools.arguments import ValidArguments
 from pipecat_jobs.tools.call import requester_of
 from pipecat_jobs.tools.dispatch import Dispatch
 from pipecat_jobs.tools.options import JobToolKeywords
-from pipecat_jobs.tools.results import ToolResult, to_tool_result
+from pipecat_jobs.tools.results import ToolResult, interrupted, to_tool_result
 from pipecat_jobs.tools.spec import TimeLeft, ToolSpec
+from pipecat_jobs.tools.watch import was_interrupted_before_it_began
 
 _IMPOSSIBLE = ("say_after", "progress", "cancellable_by_llm")
 
@@ -52,7 +53,10 @@ def flow_tool(spec: ToolSpec, given: JobToolKeywords) -> FlowsFunctionSchema:
             value = await dispatch.run(payload, timeout=time_left(), on_update=None)
             return ToolResult(value, next_node=node)
 
-        result = await spec.run(worker, arguments, ask)
+        if was_interrupted_before_it_began():
+            result = interrupted(spec.name)
+        else:
+            result = await spec.run(worker, arguments, ask)
         silent = result.run_llm is False
         return to_tool_result(spec.name, result.value), NO_RESPONSE if silent else result.next_node
 

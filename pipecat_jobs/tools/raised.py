@@ -37,6 +37,11 @@ class OwnTask:
             case _:
                 return False
 
+    def cancel(self) -> None:
+        """Cancel the task at its next ``await``."""
+        if self._task is not None:
+            self._task.cancel()
+
 
 def _running_task() -> asyncio.Task[object] | None:
     try:

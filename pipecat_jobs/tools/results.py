@@ -228,3 +228,16 @@ def session_ended(tool_name: str) -> ToolResult:
     """
     value = {"stopped": f"The session ended before {tool_name} had its result."}
     return ToolResult(value, run_llm=False)
+
+
+def interrupted(tool_name: str) -> ToolResult:
+    """The result of a call that the user interrupted before it began.
+
+    Args:
+        tool_name: The tool.
+
+    Returns:
+        The result, on which the LLM does not comment.
+    """
+    value = {"stopped": f"The user interrupted before {tool_name} began; it was not run."}
+    return ToolResult(value, run_llm=False)

@@ -13,7 +13,6 @@ from pipecat_jobs.tools.results import ToolResult
 from pipecat_jobs.tools.schemas import FunctionSchema, tool_options
 from pipecat_jobs.tools.spec import TimeLeft, ToolSpec
 from pipecat_jobs.tools.speech import speaking_meanwhile
-from pipecat_jobs.tools.watch import watch
 
 
 class JobTool(FunctionSchema):
@@ -51,9 +50,6 @@ class JobTool(FunctionSchema):
             timeout_secs=options.tool_timeout,
             cancellable_by_llm=options.cancellable_by_llm,
         )(self)
-        if registered and options.say_after is not None:
-            # From the start, to know who speaks when the first call comes.
-            watch(owner.llm)
 
     def __get__(self, instance: object | None, owner: type | None = None) -> "JobTool":
         if instance is None or not self._spec.arguments.is_method:
