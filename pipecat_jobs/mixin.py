@@ -43,6 +43,7 @@ from pipecat_jobs.params import (
     group_params,
 )
 from pipecat_jobs.requester import Requester
+from pipecat_jobs.tools.ownership import check_tools
 from pipecat_jobs.tools.watch import watch_llms
 from pipecat_jobs.turns import LLMTurns
 
@@ -84,6 +85,7 @@ class JobsMixin(Answering):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         collect_handlers(cls)
+        check_tools(cls)
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

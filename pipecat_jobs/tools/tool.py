@@ -9,13 +9,14 @@ from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.tools.arguments import ValidArguments
 from pipecat_jobs.tools.call import ToolCallContext, requester_of, tool_call
 from pipecat_jobs.tools.dispatch import Dispatch
+from pipecat_jobs.tools.ownership import LLMTool
 from pipecat_jobs.tools.results import ToolResult
 from pipecat_jobs.tools.schemas import FunctionSchema, tool_options
 from pipecat_jobs.tools.spec import TimeLeft, ToolSpec
 from pipecat_jobs.tools.speech import speaking_meanwhile
 
 
-class JobTool(FunctionSchema):
+class JobTool(FunctionSchema, LLMTool):
     """What ``@job_tool`` makes of a function: a tool, with its schema.
 
     As a function it goes into ``LLMContext(tools=[...])`` or an ``LLMSetToolsFrame``. As a method
