@@ -253,6 +253,27 @@ async def test_the_bot_goes_on_whatever_a_hand_written_tool_gives(
     await assert_bot_goes_on(stage, scripted_llm)
 
 
+async def test_the_bot_goes_on_whatever_arguments_its_llm_gives(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    class Moderator(LLMContextWorker):
+        @job_tool("critic", job="argue")
+        async def debate(self, topic: str):
+            """Analyze a topic."""
+            return {"topic": topic}
+
+    calls_debate(scripted_llm, "Summary.", "Next.", topic=HALF)
+    critic = Colleague("critic")
+    worker = Moderator("moderator", llm=new_llm(), active=True)
+    stage = await raise_stage(job_harness, worker, critic)
+    await stage.say()
+
+    _, second = await scripted_llm.wait_for_requests(2)
+    assert critic.payloads == [{"topic": WHOLE}]
+    assert tool_results(second) == [{"text": "critic says"}]
+    await assert_bot_goes_on(stage, scripted_llm)
+
+
 @pytest.mark.parametrize("say", [HALF, lambda _: HALF])
 async def test_what_the_bot_says_meanwhile_can_be_sent_to_a_speech_service(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM, say: Any

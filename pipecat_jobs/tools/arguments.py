@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
+from pipecat_jobs.tools.context_value import to_context_value
 from pipecat_jobs.tools.schemas import DirectFunctionWrapper
 
 #: A JSON schema.
@@ -191,7 +192,8 @@ class ToolArguments:
         Raises:
             ValidationError: If one is unknown, missing or wrong.
         """
-        model = self._model.model_validate(dict(given))
+        # Half of a surrogate pair, which JSON can have, could neither be compared nor sent on.
+        model = self._model.model_validate(to_context_value(given))
         values = {
             name: getattr(model, f"argument_{number}") for number, name in enumerate(self._names)
         }

@@ -26,6 +26,8 @@ from pipecat.frames.frames import (
 from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.services.llm_service import LLMService
 
+from pipecat_jobs.tools.context_value import to_context_value
+
 #: Whether the call that this task runs was interrupted before it began. Set in the call's own task,
 #: because a function of a flow does not learn the id of its call.
 _interrupted: ContextVar[bool] = ContextVar("pipecat_jobs_interrupted", default=False)
@@ -108,7 +110,7 @@ class LLMWatch:
                 pass
 
     async def on_push(self, _: FrameProcessor, frame: Frame) -> None:
-        """Hear a frame, before the LLM pushes it.
+        """Hear of a function call before the LLM pushes it, and see that it can be written down.
 
         Args:
             _: The LLM.
@@ -119,6 +121,9 @@ class LLMWatch:
                 for call in frame.function_calls:
                     self._made[call.tool_call_id] = self._interruptions
             case FunctionCallInProgressFrame():
+                # Pipecat writes them into the context, where half of a surrogate pair would keep
+                # every later request from being sent.
+                frame.arguments = to_context_value(frame.arguments)
                 # A call that is not known was made before this watch began.
                 made = self._made.get(frame.tool_call_id, 0)
                 _interrupted.set(frame.cancel_on_interruption and made < self._interruptions)
