@@ -65,7 +65,7 @@ def _write(value: object, within: tuple[int, ...]) -> Any:
     within = (*within, id(value))
     try:
         parts = _take_apart(value)
-    except Exception:  # Whatever a type of somebody's own does when it is read.
+    except Exception:  # A type of the bot's own may raise anything when it is read.
         return _to_text(value)
     match parts:
         case dict():

@@ -42,7 +42,8 @@ def job_tool(*workers: str, **options: Unpack[JobToolKeywords]) -> JobToolDecora
       node; it returns the payload, or the payload and the next node.
 
     A method or function may take ``params``, Pipecat's ``FunctionCallParams``, first. What it
-    raises is logged, and told to the LLM in one sentence.
+    raises is logged; the LLM is told the exception's type, or the text of a
+    :class:`~pipecat_jobs.JobToolError`.
 
     Args:
         *workers: Whom to ask.

@@ -133,6 +133,7 @@ def _went_wrong(outcome: JobOutcome) -> str:
     """Say in half a sentence, to follow a name, why there is no answer."""
     why = _WENT_WRONG[outcome.status]
     if outcome.status is OutcomeStatus.CANCELLED and outcome.reason:
+        # Words of a bot's author or of this package, at either end; never an exception's.
         return f"{why}: {_shorten(outcome.reason)}"
     if outcome.status is OutcomeStatus.ERROR and outcome.error is not None and outcome.error.type:
         return f"{why} ({outcome.error.type})"
