@@ -78,6 +78,11 @@ class RunningTask:
         if isinstance(error, KeyboardInterrupt):
             asyncio.get_running_loop().call_soon(_raise, error)
 
+    def cancel(self) -> None:
+        """Cancel the task at its next ``await``."""
+        if self._task is not None:
+            self._task.cancel()
+
     def _is_ended_by(self, error: BaseException) -> bool:
         if self._task is None:
             return isinstance(error, asyncio.CancelledError | GeneratorExit)

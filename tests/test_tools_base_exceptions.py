@@ -13,9 +13,9 @@ from test_tools_functions import FlowTalk, calls_flow_debate
 from tools_stage import Colleague, NewLLM, calls_debate, new_llm, raise_stage, tool_results
 
 from pipecat_jobs import LLMContextWorker, job_tool, tool, tool_call
+from pipecat_jobs.tasks import RunningTask
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
 from pipecat_jobs.testing.fixtures import LogRecord
-from pipecat_jobs.tools.raised import OwnTask
 
 __all__ = ["new_llm"]
 
@@ -269,12 +269,11 @@ async def test_a_coroutine_that_is_dropped_within_a_tool_ends_in_silence():
     hook, sys.unraisablehook = sys.unraisablehook, unraisable.append
 
     async def guard() -> None:
-        own_task = OwnTask()
+        task = RunningTask()
         try:
             await asyncio.get_running_loop().create_future()
         except BaseException as error:
-            if own_task.is_ended_by(error):
-                raise
+            task.survive(error)
             await asyncio.sleep(0)
 
     try:

@@ -13,8 +13,8 @@ from pipecat_jobs.contexts import JobContext, JobGroupContext
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.mixin import JobsMixin
 from pipecat_jobs.params import JobGroupKeywords, JobKeywords
+from pipecat_jobs.tasks import RunningTask, log_raised
 from pipecat_jobs.tools.context_value import to_context_value
-from pipecat_jobs.tools.raised import OwnTask, log_raised
 from pipecat_jobs.tools.results import failed, interrupted, session_ended, to_tool_result
 from pipecat_jobs.tools.watch import was_interrupted_before_it_began, watch
 
@@ -151,11 +151,11 @@ class ToolCallContext:
         result = interrupted(self._params.function_name)
         await self.finish(result.value, run_llm=result.run_llm)
         # What an interruption does to a call that runs; nothing less keeps the block from running.
-        self._own_task.cancel()
+        self._task.cancel()
         await asyncio.sleep(0)
 
     async def __aenter__(self) -> Self:
-        self._own_task = OwnTask()
+        self._task = RunningTask()
         if was_interrupted_before_it_began():
             await self._refuse()
         self._exits.push(self._leave)
@@ -182,15 +182,15 @@ class ToolCallContext:
                 await self.finish(None)
             return False
         # What cancels the task has settled the call; what is cancelled within it has not.
-        if self._own_task.is_ended_by(error):
-            return False
+        self._task.survive(error)
         if not self._finished:
             await self._fail(error)
             return not isinstance(error, asyncio.CancelledError)
         if isinstance(error, Exception | asyncio.CancelledError):
             return False
         # Pipecat catches and logs an Exception alone.
-        log_raised(f"tool {self._params.function_name}", error, "it has had its result")
+        name, kind = self._params.function_name, type(error).__name__
+        log_raised(f"tool {name} raised {kind}; it has had its result", error)
         return True
 
     def _leave(

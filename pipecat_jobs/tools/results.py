@@ -9,9 +9,9 @@ from loguru import logger
 
 from pipecat_jobs.errors import InvalidJobError, JobError
 from pipecat_jobs.outcomes import CancelReason, JobOutcome, JobToolError, OutcomeStatus
+from pipecat_jobs.tasks import RunningTask, log_raised
 from pipecat_jobs.tools.context_value import to_context_value
 from pipecat_jobs.tools.options import Render
-from pipecat_jobs.tools.raised import OwnTask, log_raised
 
 #: Characters of a worker's own words about a failure that are passed on.
 _LONGEST_MESSAGE = 300
@@ -162,15 +162,14 @@ async def rendered(tool_name: str, render: Render, outcomes: Mapping[str, JobOut
         BaseException: What ends the task itself, such as the cancellation of the call.
     """
     where = f"render {getattr(render, '__qualname__', repr(render))}"
-    own_task = OwnTask()
+    task = RunningTask()
     try:
         result: Any = render(outcomes)
         if inspect.isawaitable(result):
             result = await result
     except BaseException as error:
-        if own_task.is_ended_by(error):
-            raise
-        log_raised(where, error, "reporting the plain answers")
+        task.survive(error)
+        log_raised(f"{where} raised {type(error).__name__}; reporting the plain answers", error)
         return report(tool_name, outcomes)
     # As JSON here rather than later, where nothing is left to put in its place.
     written = to_context_value(result)
@@ -196,13 +195,14 @@ def failed(tool_name: str, worker: object, error: BaseException) -> ToolResult:
     if isinstance(error, JobToolError):
         logger.info(f"tool {tool_name} answers with an error: {error}")
         return ToolResult({"error": str(error) or f"{tool_name} could not do it"})
-    log_raised(f"tool {tool_name}", error, "the LLM is told that it failed")
+    kind = type(error).__name__
+    log_raised(f"tool {tool_name} raised {kind}; the LLM is told that it failed", error)
     if isinstance(error, JobError) and error.failures:
         return ToolResult(report_failure(tool_name, error.outcomes))
     if isinstance(error, InvalidJobError):
         return ToolResult({"error": f"{tool_name} is not set up correctly and cannot be used."})
     # Without its text, which may hold what is not for the user.
-    return ToolResult({"error": f"{tool_name} had an internal error ({type(error).__name__})."})
+    return ToolResult({"error": f"{tool_name} had an internal error ({kind})."})
 
 
 def has_stopped(error: JobError) -> bool:

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from pipecat_jobs.errors import InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
+from pipecat_jobs.tasks import RunningTask
 from pipecat_jobs.tools.arguments import ToolArguments, ValidArguments
 from pipecat_jobs.tools.options import JobToolOptions
-from pipecat_jobs.tools.raised import OwnTask
 from pipecat_jobs.tools.repeats import Repeats
 from pipecat_jobs.tools.results import ToolResult, failed
 
@@ -135,10 +135,9 @@ class ToolSpec:
     async def _settle(
         self, worker: object, work: Callable[[], Awaitable[ToolResult]]
     ) -> ToolResult:
-        own_task = OwnTask()
+        task = RunningTask()
         try:
             return await work()
         except BaseException as error:
-            if own_task.is_ended_by(error):
-                raise
+            task.survive(error)
             return failed(self.name, worker, error)

@@ -8,10 +8,10 @@ from loguru import logger
 from pipecat.frames.frames import TTSSpeakFrame
 from pipecat.services.llm_service import FunctionCallParams
 
+from pipecat_jobs.tasks import RunningTask, log_raised
 from pipecat_jobs.tools.context_value import to_encodable
 from pipecat_jobs.tools.options import JobToolOptions
 from pipecat_jobs.tools.progress import JobToolProgress, Say
-from pipecat_jobs.tools.raised import OwnTask, log_raised
 from pipecat_jobs.tools.watch import watch
 
 
@@ -62,13 +62,12 @@ async def _speak(
 def _words(tool_name: str, say: Say, progress: JobToolProgress) -> str | None:
     if isinstance(say, str):
         return to_encodable(say)
-    own_task = OwnTask()
+    task = RunningTask()
     try:
         text = say(progress)
     except BaseException as error:
-        if own_task.is_ended_by(error):
-            raise
-        log_raised(f"say of tool {tool_name}", error, "saying nothing")
+        task.survive(error)
+        log_raised(f"say of tool {tool_name} raised {type(error).__name__}; saying nothing", error)
         return None
     if text is not None and not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         logger.error(f"say of tool {tool_name} gave {text!r}; saying nothing. Give a str or None")
