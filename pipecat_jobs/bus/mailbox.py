@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 
-from loguru import logger
 from pipecat.bus.messages import BusMessage, BusSystemMessage
 from pipecat.bus.subscriber import BusSubscriber
 
@@ -13,6 +12,8 @@ from pipecat.bus.subscriber import BusSubscriber
 StartTask = Callable[[Coroutine[None, None, None], str, Context], asyncio.Task[None]]
 #: Handles a message without waiting, or says that it cannot.
 Take = Callable[[BusMessage], bool]
+#: Is told of a subscriber that raised at a message.
+OnFailure = Callable[[BusSubscriber, BusMessage, Exception], None]
 
 
 class _Lane:
@@ -77,7 +78,7 @@ class _Lane:
             if subscriber.accepts_bus_message(message):
                 await subscriber.on_bus_message(message)
         except Exception as error:
-            _log(subscriber, message, error)
+            self._mailbox.on_failure(subscriber, message, error)
 
 
 class Mailbox:
@@ -86,12 +87,23 @@ class Mailbox:
     Args:
         subscriber: Whose it is.
         start_task: Starts its tasks.
+        on_failure: Called when the subscriber raises at a message.
     """
 
-    __slots__ = ("_context", "_data", "_start_task", "_system", "open", "subscriber", "take")
+    __slots__ = (
+        "_context",
+        "_data",
+        "_start_task",
+        "_system",
+        "on_failure",
+        "open",
+        "subscriber",
+        "take",
+    )
 
-    def __init__(self, subscriber: BusSubscriber, start_task: StartTask):
+    def __init__(self, subscriber: BusSubscriber, start_task: StartTask, on_failure: OnFailure):
         self.subscriber = subscriber
+        self.on_failure = on_failure
         self.open = False
         """Whether messages are handed over, rather than kept."""
         self.take: Take | None = None
@@ -116,7 +128,7 @@ class Mailbox:
                 if self._context.run(take, message):
                     return
             except Exception as error:
-                _log(self.subscriber, message, error)
+                self.on_failure(self.subscriber, message, error)
                 return
             finally:
                 self.take = take
@@ -168,9 +180,3 @@ class Mailbox:
 
     def _lanes(self) -> list[_Lane]:
         return [lane for lane in (self._system, self._data) if lane is not None]
-
-
-def _log(subscriber: BusSubscriber, message: BusMessage, error: Exception) -> None:
-    logger.opt(exception=error).error(
-        f"subscriber '{subscriber.name}' raised at {message}; going on"
-    )

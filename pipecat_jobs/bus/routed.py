@@ -132,7 +132,9 @@ class RoutedBus(WorkerBus):
                     "that name alone; give each worker a name of its own"
                 )
             return
-        mailbox = self._mailboxes[name] = Mailbox(subscriber, self.create_task)
+        mailbox = self._mailboxes[name] = Mailbox(
+            subscriber, self.create_task, self.on_delivery_failure
+        )
         if not _has_own_delivery(subscriber):
             if isinstance(subscriber, BusTaker):
                 mailbox.take = subscriber.take_bus_message
@@ -185,6 +187,20 @@ class RoutedBus(WorkerBus):
         for mailbox in taps.values():
             if mailbox is not target:
                 mailbox.put(message)
+
+    def on_delivery_failure(
+        self, subscriber: BusSubscriber, message: BusMessage, error: Exception
+    ) -> None:
+        """Log that a subscriber raised at a message. It gets the next one all the same.
+
+        Args:
+            subscriber: The subscriber.
+            message: The message that it was given.
+            error: What it raised.
+        """
+        logger.opt(exception=error).error(
+            f"subscriber '{subscriber.name}' raised at {message}; going on"
+        )
 
     def _is_plain(self, name: str) -> bool:
         """Whether a worker does with a message what Pipecat's workers do, and nobody listens."""

@@ -6,7 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from loguru import logger
 from pipecat.bus.adapters import TypeAdapter
-from pipecat.bus.messages import BusMessage, BusWorkerRegistryMessage
+from pipecat.bus.messages import (
+    BusJobRequestMessage,
+    BusMessage,
+    BusWorkerReadyMessage,
+    BusWorkerRegistryMessage,
+)
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
@@ -248,6 +253,8 @@ class RedisStreamsBus(RoutedBus):
     async def subscribe(self, subscriber: BusSubscriber) -> None:
         """Deliver to a subscriber, unless one of its name is known, and offer it to others.
 
+        Other processes can send it messages from now on, and requests once it has started.
+
         Args:
             subscriber: The subscriber.
         """
@@ -255,9 +262,8 @@ class RedisStreamsBus(RoutedBus):
             self._subscribers[subscriber.name] = subscriber
             offers = self._offers[subscriber.name] = list(offers_of(subscriber, self._room))
             self._ended -= {offer.name for offer in offers}
+            self._host(offers)
             if self._process is not None:
-                for offer in offers:
-                    self._call("host", offer.name, offer.as_text(self._process.uid))
                 self._watch(subscriber)
         await super().subscribe(subscriber)
 
@@ -274,6 +280,15 @@ class RedisStreamsBus(RoutedBus):
             self._take_none_for(subscriber.name, "unhost")
             del self._offers[subscriber.name]
         await super().unsubscribe(subscriber)
+
+    def _host(self, offers: Iterable[Offer]) -> None:
+        if self._process is not None:
+            for offer in offers:
+                current = self._current(offer)
+                self._call("host", current.name, current.as_text(self._process.uid))
+
+    def _current(self, offer: Offer) -> Offer:
+        return offer if self.takes_requests(offer.name) else Offer(offer.name)
 
     def _take_none_for(self, subscriber: str, command: str) -> None:
         for offer in self._offers[subscriber]:
@@ -319,7 +334,24 @@ class RedisStreamsBus(RoutedBus):
             if before is not None and before.workers == message.workers:
                 # A runner answers each newcomer for all to hear, and has been answered for already.
                 return
+        if isinstance(message, BusWorkerReadyMessage):
+            self._host(self._offers.get(message.source, ()))
         self._post.publish(message)
+
+    def on_delivery_failure(
+        self, subscriber: BusSubscriber, message: BusMessage, error: Exception
+    ) -> None:
+        """Log that a subscriber raised at a message, and hand its request to another process.
+
+        Args:
+            subscriber: The subscriber.
+            message: The message that it was given.
+            error: What it raised.
+        """
+        super().on_delivery_failure(subscriber, message, error)
+        names = [offer.name for offer in self._offers.get(subscriber.name, ())]
+        if isinstance(message, BusJobRequestMessage) and message.target in names:
+            self._post.give_back_undelivered(message)
 
     def subscriber(self, name: str) -> BusSubscriber | None:
         """Look a subscriber of this process up.
@@ -350,9 +382,9 @@ class RedisStreamsBus(RoutedBus):
             worker: Its name.
 
         Returns:
-            False once it has ended, or while this process is drained.
+            False before it has started, once it has ended, or while this process is drained.
         """
-        return not self._draining and self._offered(worker) and worker not in self._ended
+        return not self._draining and worker not in self._ended and self._has_started(worker)
 
     def runs_once(self, worker: str, job_name: str) -> bool:
         """Tell whether a worker of this process never runs its jobs of a name twice.
@@ -365,6 +397,14 @@ class RedisStreamsBus(RoutedBus):
             Whether its handler says so.
         """
         return any(job_name in offer.once for offer in self._offers_for(worker))
+
+    def _has_started(self, worker: str) -> bool:
+        # Until its runner has set it up, a worker cannot begin a job.
+        return any(
+            offer.name == worker and _is_started(self._subscribers[subscriber])
+            for subscriber, offers in self._offers.items()
+            for offer in offers
+        )
 
     def _offered(self, name: str) -> bool:
         return any(True for _ in self._offers_for(name))
@@ -380,8 +420,7 @@ class RedisStreamsBus(RoutedBus):
         Returns:
             One offer for each name.
         """
-        offers = [offer for offers in self._offers.values() for offer in offers]
-        return [offer if self.takes_requests(offer.name) else Offer(offer.name) for offer in offers]
+        return [self._current(offer) for offers in self._offers.values() for offer in offers]
 
     def runner_name(self) -> str:
         """Name the runners of this process.
@@ -412,9 +451,8 @@ class RedisStreamsBus(RoutedBus):
 
     def audit(self) -> None:
         """Find out what the server has forgotten of the jobs, and tell it again what is offered."""
-        if self._process is not None:
-            for offer in self.offers():
-                self._call("host", offer.name, offer.as_text(self._process.uid))
+        for offers in self._offers.values():
+            self._host(offers)
         self._post.audit()
 
     def introduced(self, runner: str, process: str) -> None:
@@ -478,3 +516,7 @@ class RedisStreamsBus(RoutedBus):
 
     def _runners(self) -> list[WorkerRunner]:
         return [each for each in self._subscribers.values() if isinstance(each, WorkerRunner)]
+
+
+def _is_started(subscriber: BusSubscriber) -> bool:
+    return not isinstance(subscriber, BaseWorker) or subscriber.started_at is not None
