@@ -1,13 +1,36 @@
 -- Who is on the channel, and what they take.
 
--- While the server is away no lease is renewed, which is nobody's fault.
-local function note_beat()
-  local at, beat = now(), redis.call('GET', P .. ':beat')
-  if beat and at - beat > tonumber(lease) then
-    for _, other in ipairs(redis.call('ZRANGE', MEMBERS, 0, -1)) do
-      redis.call('ZADD', MEMBERS, 'XX', 'GT', at + lease, other)
+-- No lease and no wait is renewed while the server is away, or while its clock is set forward.
+local function extend_all(at)
+  for key, length in pairs({[MEMBERS] = lease, [WAITING] = takeover}) do
+    for _, name in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+      redis.call('ZADD', key, 'XX', 'GT', at + length, name)
     end
   end
+end
+
+-- What ends later than anything can that begins now was stored before the clock was set back.
+local function shorten(key, at, length_of)
+  local shortest = length_of()
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. at + shortest, '+inf')) do
+    local latest = at + length_of(name)
+    if tonumber(redis.call('ZSCORE', key, name)) > latest then
+      redis.call('ZADD', key, 'XX', latest, name)
+    end
+  end
+end
+
+local function lease_of(process)
+  return process and tonumber(redis.call('HGET', process_of(process), 'lease') or '') or lease
+end
+
+local function note_beat()
+  local at, beat = now(), tonumber(redis.call('GET', P .. ':beat') or '')
+  if beat and at - beat > lease then
+    extend_all(at)
+  end
+  shorten(MEMBERS, at, lease_of)
+  shorten(WAITING, at, function() return takeover end)
   redis.call('SET', P .. ':beat', at, 'PX', linger)
   redis.call('ZADD', MEMBERS, at + lease, me)
   live_on(MEMBERS)
@@ -39,7 +62,7 @@ local function give_up_waiting(at)
 end
 
 function commands.join(uid, runner)
-  redis.call('HSET', process_of(me), 'uid', uid, 'runner', runner, 'n', 0)
+  redis.call('HSET', process_of(me), 'uid', uid, 'runner', runner, 'lease', lease, 'n', 0)
   -- There before the first message: without its streams a process is sent nothing.
   for _, lane in ipairs({'u', 'd'}) do
     local stream = stream_of(me, lane)

@@ -12,6 +12,7 @@
 --   members        processes, by the end of their lease
 --   proc:P         a hash of what there is of a process:
 --                    n uid runner   number of its last call, and who it is
+--                    lease          how long its lease is
 --                    job:N req:N    a job that it has asked for, and the request as it was sent
 --                    held:R         a job that it has taken, with its load; busy: how many
 --                    load:W\0K      how many of them are of one kind at one worker
@@ -30,7 +31,8 @@ local P = KEYS[1]
 local me, number = ARGV[2], tonumber(ARGV[4])
 local lease, takeover, attempts, inbox, linger =
   string.match(ARGV[3], '(%d+) (%d+) (%d+) (%d+) (%d+)')
-attempts, inbox = tonumber(attempts), tonumber(inbox)
+lease, takeover, attempts, inbox =
+  tonumber(lease), tonumber(takeover), tonumber(attempts), tonumber(inbox)
 
 local MEMBERS, WAITING = P .. ':members', P .. ':waiting'
 local overflowing, commands = {}, {}
