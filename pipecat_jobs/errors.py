@@ -335,3 +335,20 @@ class BusUnavailableError(RuntimeError):
             "the password and that the server runs"
         )
         self.cause = cause
+
+
+class RedisModeError(RuntimeError):
+    """The server is not one that the bus can use: a node of a Redis Cluster, or a Sentinel.
+
+    Parameters:
+        mode: What the server says that it is: ``"cluster"`` or ``"sentinel"``.
+    """
+
+    def __init__(self, mode: str):
+        what = {"cluster": "a node of a Redis Cluster", "sentinel": "a Redis Sentinel"}
+        super().__init__(
+            f"the server is {what.get(mode, f'in {mode} mode')}, which the bus does not support; "
+            "give the address of a server that runs on its own, or a redis.asyncio.Redis that "
+            "finds the primary through Sentinel"
+        )
+        self.mode = mode

@@ -20,15 +20,14 @@ PACKAGE = Path(pipecat_jobs.__file__).parent
 
 NAMES = """
     BaseWorker BusFullError BusUnavailableError CancelReason DuplicateJobHandlerError
-    DuplicateWorkerError ErrorDetails
-    InvalidJobError InvalidJobTypeError JobCancelledError JobContext JobError JobEvent JobGroup
-    JobGroupContext JobGroupError JobGroupEvent JobGroupParams JobGroupResponse JobOutcome
-    JobParams JobRefusal JobRefusedError JobStatus JobTimeoutError JobTool JobToolError
-    JobToolProgress JobsMixin
-    LLMContextWorker LLMTurnError LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker
-    MessageTooLargeError MessageTypeError NoJobHandlerError OutcomeStatus PipelineWorker
-    RedisStartError RoutedBus ToolCallContext UnknownJobError WorkerLostError
-    WorkerNotAddedError WorkerNotReadyError __version__ job job_attempt job_tool tool tool_call
+    DuplicateWorkerError ErrorDetails InvalidJobError InvalidJobTypeError JobCancelledError
+    JobContext JobError JobEvent JobGroup JobGroupContext JobGroupError JobGroupEvent
+    JobGroupParams JobGroupResponse JobOutcome JobParams JobRefusal JobRefusedError JobStatus
+    JobTimeoutError JobTool JobToolError JobToolProgress JobsMixin LLMContextWorker LLMTurnError
+    LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker MessageTooLargeError MessageTypeError
+    NoJobHandlerError OutcomeStatus PipelineWorker RedisModeError RedisStartError RoutedBus
+    ToolCallContext UnknownJobError WorkerLostError WorkerNotAddedError WorkerNotReadyError
+    __version__ job job_attempt job_tool tool tool_call
 """.split()
 
 TESTING_NAMES = """

@@ -9,6 +9,7 @@ from redis.exceptions import ResponseError
 
 from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply, UnreachableError
 from pipecat_jobs.bus.redis.outbox import Lane
+from pipecat_jobs.bus.redis.refusals import explain
 
 #: Messages read in one go.
 BATCH = 64
@@ -112,7 +113,7 @@ class Inbox:
         self._most = min(self._most * 2, BATCH)
         self._read_lanes.clear()
         if isinstance(reply, ResponseError):
-            raise RefusedError(str(reply)) from reply
+            raise RefusedError(explain(reply)) from reply
         found = cast(list[tuple[bytes, list[list[Reply]]]], reply or [])
         return {self._lanes[stream]: entries for stream, entries in found}
 

@@ -11,8 +11,10 @@ from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from pipecat_jobs.bus.redis.refusals import code_of, explain
 
 #: One command: its name and its arguments.
 Command: TypeAlias = tuple[bytes | str | int, ...]
@@ -92,7 +94,7 @@ class Link:
         replies = await self.call(*commands)
         for reply in replies:
             if isinstance(reply, ResponseError):
-                raise RefusedError(str(reply)) from reply
+                raise RefusedError(explain(reply)) from reply
         return replies
 
     async def close(self) -> None:
@@ -144,17 +146,14 @@ class Link:
 
 
 def _check_primary(replies: list[Reply]) -> None:
-    # After a fail-over the old server keeps its connections; a new one finds the way to its heir.
+    # After a fail-over the old server keeps its connections; a new one reaches the new primary.
     for reply in replies:
-        if isinstance(reply, ResponseError) and (
-            # Redis 6 has the word somewhere in what it says of a script.
-            isinstance(reply, ReadOnlyError) or "READONLY" in str(reply)
-        ):
+        if isinstance(reply, ResponseError) and code_of(reply) == "READONLY":
             raise RedisConnectionError(str(reply)) from reply
 
 
 def _reason(error: Exception) -> str:
-    said, cause = str(error) or type(error).__name__, error.__context__
+    said, cause = explain(error), error.__context__
     # Of what went wrong with TLS, older releases of redis-py pass on a number alone.
     if isinstance(cause, OSError) and cause.strerror and cause.strerror not in said:
         said += f" ({cause.strerror})"

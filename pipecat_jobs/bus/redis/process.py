@@ -14,9 +14,10 @@ from pipecat_jobs.bus.redis.hosting import Offer
 from pipecat_jobs.bus.redis.inbox import Entry, Inbox
 from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply, UnreachableError
 from pipecat_jobs.bus.redis.outbox import Call, Outbox
+from pipecat_jobs.bus.redis.refusals import code_of, explain, is_of_cluster
 from pipecat_jobs.bus.redis.script import LOAD, Channel
 from pipecat_jobs.bus.redis.stats import BusStats
-from pipecat_jobs.errors import BusUnavailableError
+from pipecat_jobs.errors import BusUnavailableError, RedisModeError
 
 #: Calls sent in one go.
 _BATCH = 64
@@ -29,6 +30,8 @@ _RENEWALS = 4
 #: Seconds between looks at whether the server has forgotten something.
 _AUDIT_EVERY = 5.0
 _LONGEST_BACKOFF = 1.0
+#: Seconds between two log lines about the same refusal.
+_COMPLAIN_EVERY = 60.0
 
 
 class Occupant(Protocol):
@@ -82,6 +85,19 @@ class _Delays:
         return delay * random.uniform(0.5, 1.0)
 
 
+class _Complaints:
+    """Logs what the server refuses, but not each time that it is tried again."""
+
+    def __init__(self) -> None:
+        self._quiet_until: dict[str, float] = {}
+
+    def log(self, who: Occupant, error: ResponseError) -> None:
+        now, kind = asyncio.get_running_loop().time(), code_of(error) or ""
+        if now >= self._quiet_until.get(kind, 0):
+            self._quiet_until[kind] = now + _COMPLAIN_EVERY
+            logger.error(f"{who}: the server refuses what this process sends: {explain(error)}")
+
+
 class Process:
     """Keeps a process on its channel, whatever becomes of the server meanwhile.
 
@@ -122,6 +138,7 @@ class Process:
         self._away = False
         #: Since when the server has refused to let this process read.
         self._refused_at: float | None = None
+        self._complaints = _Complaints()
         self._joining = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -134,15 +151,19 @@ class Process:
 
         Raises:
             BusUnavailableError: If the server could not be reached.
+            RedisModeError: If it is a node of a cluster, or a Sentinel.
         """
         delays, cause = _Delays(), "it does not answer"
         try:
             async with asyncio.timeout(timeout):
                 while True:
                     try:
+                        await self._check_mode()
                         await self._join()
                         break
                     except UnreachableError as error:
+                        if is_of_cluster(error.__cause__):
+                            raise RedisModeError("cluster") from error
                         cause = str(error)
                         await asyncio.sleep(next(delays))
         except BaseException as error:
@@ -215,6 +236,15 @@ class Process:
 
     # -- belonging to the channel ------------------------------------------------------------
 
+    async def _check_mode(self) -> None:
+        # Redis 6.2 and newer answer it; INFO is more than the bus needs the right for.
+        [reply] = await self._sending.call(("HELLO",))
+        if isinstance(reply, list):
+            properties = dict(zip(reply[::2], reply[1::2], strict=False))
+            mode = properties.get(b"mode", b"standalone")
+            if mode != b"standalone":
+                raise RedisModeError(cast(bytes, mode).decode())
+
     async def _join(self) -> None:
         # When nobody said whether it was heard, it is tried again under the same name: under
         # another one, this process would be on the channel twice, and one of them would die.
@@ -243,7 +273,8 @@ class Process:
                 return
             logger.warning(
                 f"{self._occupant}: this process gave no sign of life for {self._lease:g} s, or "
-                "the server has lost its data; the jobs it had are given up, and it joins anew"
+                "the server has lost its state, or another program has changed it; the jobs it "
+                "had are given up, and it joins anew"
             )
             self._stats.expulsions += 1
             if self._reader is not None:
@@ -280,7 +311,7 @@ class Process:
             elif isinstance(reply, NoScriptError):
                 await self._load(self._renewing)
             elif isinstance(reply, ResponseError):
-                logger.error(f"{self._occupant}: the lease is not renewed: {reply}")
+                self._complaints.log(self._occupant, reply)
             if loop.time() >= audit_at:
                 audit_at = loop.time() + _AUDIT_EVERY
                 self._occupant.audit()
@@ -295,7 +326,7 @@ class Process:
         delays = _Delays()
         while True:
             calls = await self._outbox.take(_BATCH)
-            process = self.id
+            process, first_new = self.id, self._number + 1
             commands, size = self._commands(calls)
             del calls[len(commands) :]
             try:
@@ -307,15 +338,16 @@ class Process:
                 self._is_back()
                 # Its connection may hang where this one broke.
                 await self._reading.drop()
-            problem = self._note(calls, replies)
+            problem = self._note(calls, replies, first_new)
             if problem is None:
                 delays = _Delays()
-            elif problem == b"fenced":
+            elif isinstance(problem, bytes):
+                # Fenced, or the number of its last call is not what this process has made it.
                 await self._rejoin(process)
             elif isinstance(problem, NoScriptError):
                 await self._load(self._sending)
             else:
-                logger.error(f"{self._occupant}: the server refuses a message: {problem}")
+                self._complaints.log(self._occupant, problem)
                 await asyncio.sleep(next(delays))
 
     def _commands(self, calls: list[Call]) -> tuple[list[Command], int]:
@@ -336,13 +368,19 @@ class Process:
                 break
         return commands, size
 
-    def _note(self, calls: list[Call], replies: list[Reply]) -> Reply:
+    def _note(
+        self, calls: list[Call], replies: list[Reply], first_new: int
+    ) -> bytes | ResponseError | None:
         """Tick off what was taken. Gives the first reply that says that a call was not."""
         done: list[Call] = []
-        problem: Reply = None
+        problem: bytes | ResponseError | None = None
         for call, reply in zip(calls, replies, strict=True):
-            if isinstance(reply, ResponseError) or reply in (b"fenced", b"early"):
+            if isinstance(reply, ResponseError):
                 problem = reply
+                break
+            said = cast(bytes, reply)
+            if said in (b"fenced", b"early") or (said == b"again" and call.number >= first_new):
+                problem = said
                 break
             done.append(call)
         self._stats.sent += len(done)

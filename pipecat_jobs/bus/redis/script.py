@@ -13,7 +13,7 @@ _COMMANDS = re.compile(rb"^(?:function )?commands\.(\w+)", re.MULTILINE)
 
 
 def _script(part: str) -> bytes:
-    names = ("state", "placing", part, "run")
+    names = ("state", "placing", "foreign", part, "run")
     return b"\n".join(_FOLDER.joinpath(f"{name}.lua").read_bytes() for name in names)
 
 

@@ -36,11 +36,16 @@ local function note_beat()
   live_on(MEMBERS)
 end
 
--- Tells whether all of it is there.
+-- Tells whether all of it is there, and as it was made.
 local function keep_alive(process)
-  local whole = live_on(process_of(process))
-  for _, lane in ipairs({'u', 'd'}) do
-    whole = live_on(stream_of(process, lane)) and whole
+  local whole = true
+  local kinds = {
+    [process_of(process)] = 'hash',
+    [stream_of(process, 'u')] = 'stream',
+    [stream_of(process, 'd')] = 'stream',
+  }
+  for key, kind in pairs(kinds) do
+    whole = live_on(key) and redis.call('TYPE', key).ok == kind and whole
   end
   return whole
 end
@@ -82,7 +87,12 @@ function commands.leave()
 end
 
 function commands.renew()
-  if not redis.call('ZSCORE', MEMBERS, me) or not keep_alive(me) then
+  if not redis.call('ZSCORE', MEMBERS, me) then
+    return 'fenced'
+  end
+  if not keep_alive(me) then
+    remove_foreign()
+    expel(me)
     return 'fenced'
   end
   note_beat()
@@ -178,11 +188,29 @@ local function mend(ref, seen)
   end
 end
 
+-- What a process has taken, counted anew: another count than that keeps it from its jobs.
+local function recount(process)
+  local key, counts = process_of(process), {busy = 0}
+  for _, ref in ipairs(fields_of(process, 'held:')) do
+    local load = redis.call('HGET', key, 'held:' .. ref)
+    counts[load], counts.busy = (counts[load] or 0) + 1, counts.busy + 1
+  end
+  for _, name in ipairs(fields_of(process, 'load:')) do
+    if not counts['load:' .. name] then
+      redis.call('HDEL', key, 'load:' .. name)
+    end
+  end
+  for field, count in pairs(counts) do
+    redis.call('HSET', key, field, count)
+  end
+end
+
 -- Where the caller's books and the server's may differ, after a server has lost its last moments:
 -- which of the caller's jobs are unknown here, and which it holds. The answer comes through the
 -- inbox, behind all that has been said of them.
 function commands.audit(...)
   local unknown, seen = {}, {}
+  recount(me)
   for _, n in ipairs({...}) do
     local ref = me .. ':' .. n
     if find(ref) then

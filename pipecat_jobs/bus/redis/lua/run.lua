@@ -1,21 +1,37 @@
-if number > 0 then
-  local last = redis.call('HGET', process_of(me), 'n')
-  if not last then
-    return 'fenced'
+local function run()
+  if number > 0 then
+    local last = redis.call('HGET', process_of(me), 'n')
+    if not last then
+      return 'fenced'
+    end
+    if number <= tonumber(last) then
+      return 'again'
+    end
+    -- It would be taken for one that comes again, and never done.
+    if tonumber(ARGV[5]) > tonumber(last) then
+      return 'early'
+    end
+    redis.call('HSET', process_of(me), 'n', number)
   end
-  if number <= tonumber(last) then
-    return 'again'
+  local reply = commands[ARGV[1]](unpack(ARGV, 6))
+  while next(overflowing) do
+    local process = next(overflowing)
+    overflowing[process] = nil
+    expel(process)
   end
-  -- It would be taken for one that comes again, and never done.
-  if tonumber(ARGV[5]) > tonumber(last) then
-    return 'early'
-  end
-  redis.call('HSET', process_of(me), 'n', number)
+  return reply
 end
-local reply = commands[ARGV[1]](unpack(ARGV, 6))
-while next(overflowing) do
-  local process = next(overflowing)
-  overflowing[process] = nil
-  expel(process)
+
+local done, reply = pcall(run)
+if done then
+  return reply
 end
-return reply
+if not remove_foreign() then
+  return error(reply, 0)
+end
+if number == 0 then
+  return run()
+end
+-- It may be half done.
+expel(me)
+return 'fenced'

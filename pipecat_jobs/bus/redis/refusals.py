@@ -1,0 +1,110 @@
+"""What the server means when it refuses a command."""
+
+import re
+
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
+
+_CLUSTER = (
+    "it is a node of a Redis Cluster, which the bus does not support; give it a server without "
+    "cluster mode"
+)
+#: By the word that the server's error begins with.
+_MEANINGS = {
+    "NOAUTH": "it wants a password; put it into the URL: redis://user:password@host",
+    "WRONGPASS": "the user's name or the password is wrong; check the URL",
+    "NOPERM": "the user lacks a right; docs/distributed.md lists those that the bus needs",
+    "DENIED": "it is in protected mode and takes no connections from other machines",
+    "OOM": "its memory is full; raise maxmemory, or remove what else is stored there",
+    "READONLY": "it is a replica; give the address of the primary",
+    "MASTERDOWN": "it is a replica that has lost its primary",
+    "NOREPLICAS": "it has fewer replicas than min-replicas-to-write asks for",
+    "MISCONF": "it cannot save its data to disk, and takes no writes until it can",
+    "LOADING": "it is still reading its data from disk",
+    "BUSY": "a script of somebody's has been running for too long",
+    "NOSCRIPT": "it has forgotten the scripts of the bus",
+    "WRONGTYPE": "another program has written to a key of the channel",
+    "MOVED": _CLUSTER,
+    "ASK": _CLUSTER,
+    "TRYAGAIN": _CLUSTER,
+    "CLUSTERDOWN": _CLUSTER,
+    "CROSSSLOT": _CLUSTER,
+}
+#: Errors of which redis-py takes that word off.
+_CODES: dict[type[Exception], str] = {
+    NoPermissionError: "NOPERM",
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+    MasterDownError: "MASTERDOWN",
+    BusyLoadingError: "LOADING",
+    NoScriptError: "NOSCRIPT",
+    # A kind of AskError.
+    MovedError: "MOVED",
+    AskError: "ASK",
+    TryAgainError: "TRYAGAIN",
+    ClusterDownError: "CLUSTERDOWN",
+    ClusterCrossSlotError: "CROSSSLOT",
+}
+# Of what stops a script, Redis 6 says the word somewhere in the error.
+_WORD = re.compile(rf"\b({'|'.join(_MEANINGS)})\b")
+#: What redis-py makes of a word, where it keeps no type of its own for it.
+_SAID = {
+    "Authentication required.": "NOAUTH",
+    "invalid username-password pair or user is disabled.": "WRONGPASS",
+    "invalid password": "WRONGPASS",
+}
+
+
+def code_of(error: Exception) -> str | None:
+    """Name the kind of an error of the server's.
+
+    Args:
+        error: What redis-py raised, or gave as a reply.
+
+    Returns:
+        The word that the server's error began with, or None when its meaning is not known.
+    """
+    for kind, code in _CODES.items():
+        if isinstance(error, kind):
+            return code
+    said = str(error)
+    word = _WORD.search(said)
+    return word.group() if word else _SAID.get(said)
+
+
+def explain(error: Exception) -> str:
+    """Say what an error of the server's means.
+
+    Args:
+        error: What redis-py raised, or gave as a reply.
+
+    Returns:
+        A sentence, with the server's own words behind it.
+    """
+    code, said = code_of(error), str(error) or type(error).__name__
+    if code is None:
+        return said
+    return f"{_MEANINGS[code]} ({said if code in said else f'{code} {said}'})"
+
+
+def is_of_cluster(error: BaseException | None) -> bool:
+    """Tell whether only a node of a cluster says this.
+
+    Args:
+        error: What redis-py raised, or gave as a reply.
+
+    Returns:
+        Whether it is.
+    """
+    return isinstance(error, Exception) and _MEANINGS.get(code_of(error) or "") is _CLUSTER
