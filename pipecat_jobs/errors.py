@@ -72,7 +72,10 @@ class JobTimeoutError(JobGroupError, TimeoutError):
 
 
 class WorkerNotReadyError(JobTimeoutError):
-    """The deadline passed before a worker was ready to be asked."""
+    """A worker was not ready to be asked by the deadline, or never will be: the bus cannot start.
+
+    In the second case ``__cause__`` is what the bus raised when it was started.
+    """
 
 
 class JobCancelledError(JobGroupError):
@@ -111,6 +114,8 @@ def failure_of(
     known_workers: Iterable[str],
     loop_blocked: float,
     sharing_loop: Sequence[str],
+    bus_problem: str | None,
+    bus_failure: Exception | None,
 ) -> JobError:
     """Build the exception for a job that did not complete.
 
@@ -127,6 +132,8 @@ def failure_of(
         loop_blocked: Seconds for which the event loop, at the least, did not run when the deadline
             passed.
         sharing_loop: The late workers that run in the requester's event loop.
+        bus_problem: Why the bus can send nothing now, or None.
+        bus_failure: What kept the bus from starting while the job waited for it, or None.
 
     Returns:
         The narrowest error that fits; its message names worker, job and cause.
@@ -136,13 +143,17 @@ def failure_of(
     first = first or next(iter(failures.values()))
     status, worker = first.status, f"worker '{first.worker}'"
     error: type[JobError] = JobError if single else JobGroupError
-    if status is OutcomeStatus.TIMED_OUT:
+    if bus_failure is not None:
+        error = WorkerNotReadyError
+        message = f"{job} was not sent, the bus could not start: {bus_failure}"
+    elif status is OutcomeStatus.TIMED_OUT:
         if unready:
             late: type[JobTimeoutError] = WorkerNotReadyError
             message = (
                 f"timeout: {job} was not sent, {_listed(unready)} not ready within {timeout:g} s; "
                 f"known workers: {_listed(known_workers)}"
             )
+            message += f"; {bus_problem}" if bus_problem else ""
         else:
             late = JobTimeoutError
             owing = [name for name, o in failures.items() if o.status is OutcomeStatus.TIMED_OUT]

@@ -20,6 +20,7 @@ from pipecat_jobs.outcomes import (
     OutcomeStatus,
 )
 from pipecat_jobs.params import JobGroupParams
+from pipecat_jobs.readiness import StartableBus
 from pipecat_jobs.window import StreamWindow
 
 
@@ -53,6 +54,8 @@ class JobGroup(PipecatJobGroup):
     _known_workers: Sequence[str] = ()
     _loop_blocked = 0.0
     _sharing_loop: Sequence[str] = ()
+    _bus: StartableBus | None = None
+    _bus_failure: Exception | None = None
 
     def __init__(
         self,
@@ -345,6 +348,8 @@ class JobGroup(PipecatJobGroup):
             known_workers=self._known_workers,
             loop_blocked=self._loop_blocked,
             sharing_loop=self._sharing_loop,
+            bus_problem=self._bus.problem() if self._bus is not None else None,
+            bus_failure=self._bus_failure,
         )
 
     def note_known_workers(self, names: Iterable[str]) -> None:
@@ -364,6 +369,22 @@ class JobGroup(PipecatJobGroup):
         if self.deadline is not None:
             self._loop_blocked = self.deadline.blocked
             self._sharing_loop = sharing
+
+    async def until_bus_started(self, bus: StartableBus) -> None:
+        """Wait until the requests can be sent, and keep why not for the error message.
+
+        Args:
+            bus: The requester's bus.
+
+        Raises:
+            Exception: What the bus raised when it was started.
+        """
+        self._bus = bus
+        try:
+            await bus.until_started()
+        except Exception as error:
+            self._bus_failure = error
+            raise
 
     async def wait(self) -> None:
         """Wait until the group is done.

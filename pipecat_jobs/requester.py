@@ -35,7 +35,7 @@ from pipecat_jobs.messages import (
 )
 from pipecat_jobs.outcomes import CancelReason, ErrorDetails, JobRefusal, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
-from pipecat_jobs.readiness import until_ready
+from pipecat_jobs.readiness import StartableBus, until_ready
 from pipecat_jobs.recent import Recent
 from pipecat_jobs.statements import read_statement
 from pipecat_jobs.tasks import RunningTask, start_task
@@ -194,6 +194,9 @@ class Requester:
         missing = [name for name in group.worker_names if name not in registry]
         if missing:
             group.note_known_workers([*registry.local_workers, *registry.remote_workers])
+            bus = self._worker.bus
+            if isinstance(bus, StartableBus):
+                await group.until_bus_started(bus)
             await until_ready(registry, missing)
         for name in group.worker_names:
             if group.failed:

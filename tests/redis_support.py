@@ -1,11 +1,14 @@
 """Processes of a channel, in this process or in their own, on a server of the tests' own."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pytest
+from bot_process import free_port
 from pipecat.bus import WorkerBus
 from pipecat.bus.network.redis import RedisBus
 from pipecat.registry.types import WorkerReadyData
@@ -14,6 +17,7 @@ from pipecat.workers.runner import WorkerRunner
 from redis.asyncio import Redis
 
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
+from pipecat_jobs.bus.redis.embedded import find_server
 
 #: The channel of those on Pipecat's own bus.
 CHANNEL = "bots"
@@ -151,6 +155,25 @@ async def process_of(redis: Redis, name: str) -> str:
     """The id of the one process that has a subscriber of that name."""
     [process] = await redis.smembers(f"pipecat-jobs:{{pipecat}}:names:{name}")
     return process
+
+
+@contextlib.asynccontextmanager
+async def server_with(folder: Path, *options: str, port: int | None = None) -> AsyncIterator[str]:
+    """A server with options of its own, or on a port of its own."""
+    port = port or free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""),
+        *("--dir", str(folder), *options),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        while b"eady to accept connections" not in await process.stdout.readline():
+            pass
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def nothing_remains(redis: Redis) -> None:

@@ -1,8 +1,6 @@
 """What the server refuses is said in words that tell what to do."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,35 +15,15 @@ from redis.exceptions import (
     OutOfMemoryError,
     ResponseError,
 )
-from redis_support import Member, redis, redis_server, until
+from redis_support import Member, redis, redis_server, server_with, until
 from support import Answerer, Asker
 
 from pipecat_jobs import BusUnavailableError, RedisModeError
 from pipecat_jobs.bus.redis import EmbeddedRedis
-from pipecat_jobs.bus.redis.embedded import find_server
 from pipecat_jobs.bus.redis.process import Process
 from pipecat_jobs.bus.redis.refusals import explain, is_of_cluster
 
 __all__ = ["redis", "redis_server"]
-
-
-@contextlib.asynccontextmanager
-async def server_with(folder: Path, *options: str) -> AsyncIterator[str]:
-    """A server in another mode than the bus's own have."""
-    port = free_port()
-    process = await asyncio.create_subprocess_exec(
-        *(find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""),
-        *("--dir", str(folder), *options),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    try:
-        while b"eady to accept connections" not in await process.stdout.readline():
-            pass
-        yield f"redis://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        await process.wait()
 
 
 async def test_a_node_of_a_cluster_is_refused_at_the_start(tmp_path: Path):

@@ -3,13 +3,18 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
-from pipecat.bus.messages import BusJobRequestMessage, BusMessage
+import pytest
+from bot_process import free_port
+from pipecat.bus.messages import BusActivateWorkerMessage, BusJobRequestMessage, BusMessage
 from redis.asyncio import Redis
-from redis_support import Member, redis, redis_server, until_async
-from support import Answerer, Asker
+from redis_support import Member, redis, redis_server, server_with, until, until_async
+from support import Answerer, Asker, cancelled
+from tcp_proxy import TcpProxy
 
+from pipecat_jobs import BusUnavailableError, RoutedBus, WorkerNotReadyError
 from pipecat_jobs.bus.redis import EmbeddedRedis
 
 __all__ = ["redis", "redis_server"]
@@ -120,3 +125,72 @@ async def test_a_request_that_its_worker_raises_at_goes_to_another_process(
             assert (await asking)["from"] == "answerer"
         assert len(worker.ran) == 1
         assert failing.bus._post.ledger.all_held() == []
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+async def test_a_job_asked_on_a_bus_that_cannot_start_ends_with_its_error(timeout: float | None):
+    member = Member(f"redis://127.0.0.1:{free_port()}", asker := Asker(), start_timeout=0.3)
+    await member.runner.add_workers(asker)
+    asking = asyncio.create_task(asker.ask("answerer", "echo", timeout=timeout))
+    await asyncio.sleep(0)
+    with pytest.raises(BusUnavailableError):
+        await member.runner.run()
+    for job in (asking, asker.ask("answerer", "echo", timeout=timeout)):
+        with pytest.raises(WorkerNotReadyError, match="could not be reached within 0") as late:
+            await job
+        assert isinstance(late.value.__cause__, BusUnavailableError)
+    assert asker.job_groups == {}
+
+
+async def test_a_bus_that_is_cancelled_while_it_starts_ends_the_jobs_that_wait_for_it():
+    async with asyncio.timeout(30):
+        member = Member(f"redis://127.0.0.1:{free_port()}", asker := Asker(), start_timeout=60)
+        await member.runner.add_workers(asker)
+        asking = asyncio.create_task(asker.ask("answerer", "echo"))
+        running = asyncio.create_task(member.runner.run())
+        await until(lambda: "connecting to" in (member.bus.problem() or ""))
+        await cancelled(running)
+        with pytest.raises(WorkerNotReadyError, match="cancelled while it started"):
+            await asking
+
+
+async def test_a_bus_that_starts_after_all_sends_what_was_asked_before(tmp_path: Path):
+    port = free_port()
+    member = Member(f"redis://127.0.0.1:{port}", asker := Asker(), Answerer(), start_timeout=0.3)
+    await member.runner.add_workers(*member.workers)
+    with pytest.raises(BusUnavailableError):
+        await member.runner.run()
+    with pytest.raises(WorkerNotReadyError):
+        await asker.ask("answerer", "echo")
+    async with server_with(tmp_path, port=port):
+        running = asyncio.create_task(member.runner.run(auto_end=False))
+        await until(lambda: member.bus.problem() is None)
+        assert (await asker.ask("answerer", "echo"))["from"] == "answerer"
+        await member.runner.cancel()
+        await running
+
+
+async def test_a_worker_that_is_missing_while_the_server_is_away_is_told_from_one_that_is_not_there(
+    redis_server: EmbeddedRedis,
+):
+    async with (
+        TcpProxy(redis_server.url) as proxy,
+        Member(proxy.url, asker := Asker()) as member,
+    ):
+        with pytest.raises(WorkerNotReadyError, match=r"known workers: 'asker'$"):
+            await asker.ask("nobody", timeout=0.2)
+        proxy.block()
+        proxy.reset()
+        await member.bus.send(BusActivateWorkerMessage(source="asker", target="nobody"))
+        await until(member.bus.problem)
+        with pytest.raises(WorkerNotReadyError, match="the Redis server is away: "):
+            await asker.ask("nobody", timeout=0.2)
+        proxy.unblock()
+
+
+async def test_a_bus_that_was_not_started_says_so():
+    bus = RoutedBus()
+    assert "has not started" in (bus.problem() or "")
+    await bus.start()
+    assert bus.problem() is None
+    await bus.stop()

@@ -103,20 +103,32 @@ class RoutedBus(WorkerBus):
         self._seeing_jobs: dict[str, Mailbox] = {}
         #: Workers that look at messages the way Pipecat's do.
         self._workers: dict[str, BaseWorker] = {}
-        self._started = False
+        self._started = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to deliver, those messages first that have come already."""
-        self._started = True
+        self._started.set()
         for mailbox in list(self._mailboxes.values()):
             mailbox.start()
         await asyncio.sleep(0)
 
     async def stop(self) -> None:
         """Stop to deliver; what comes is kept until it starts again."""
-        self._started = False
+        self._started.clear()
         for mailbox in list(self._mailboxes.values()):
             await self._cancel(mailbox)
+
+    async def until_started(self) -> None:
+        """Wait until the bus delivers."""
+        await self._started.wait()
+
+    def problem(self) -> str | None:
+        """Say why the bus delivers nothing now.
+
+        Returns:
+            The reason, or None when it delivers.
+        """
+        return None if self._started.is_set() else "the bus has not started; is its runner run?"
 
     async def subscribe(self, subscriber: BusSubscriber) -> None:
         """Deliver to a subscriber, unless one of its name is known.
@@ -144,7 +156,7 @@ class RoutedBus(WorkerBus):
             self._seeing_all[name] = mailbox
             if not _passes_over_jobs(subscriber):
                 self._seeing_jobs[name] = mailbox
-        if self._started:
+        if self._started.is_set():
             mailbox.start()
 
     async def unsubscribe(self, subscriber: BusSubscriber) -> None:

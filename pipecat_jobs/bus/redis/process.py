@@ -135,13 +135,21 @@ class Process:
         self.id = ""
         self._joins_as = _new_id()
         self._number = 0
-        self._away = False
+        #: Why what is sent does not reach the server.
+        self._cannot_send: str | None = None
+        #: Why the lease is not renewed.
+        self._cannot_renew: str | None = None
         #: Since when the server has refused to let this process read.
         self._refused_at: float | None = None
         self._complaints = _Complaints()
         self._joining = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the server is out of reach, or None."""
+        return self._cannot_send or self._cannot_renew
 
     async def start(self, timeout: float) -> None:
         """Join the channel.
@@ -153,7 +161,8 @@ class Process:
             BusUnavailableError: If the server could not be reached.
             RedisModeError: If it is a node of a cluster, or a Sentinel.
         """
-        delays, cause = _Delays(), "it does not answer"
+        delays = _Delays()
+        self._cannot_send = cause = "it does not answer"
         try:
             async with asyncio.timeout(timeout):
                 while True:
@@ -164,13 +173,14 @@ class Process:
                     except UnreachableError as error:
                         if is_of_cluster(error.__cause__):
                             raise RedisModeError("cluster") from error
-                        cause = str(error)
+                        self._cannot_send = cause = str(error)
                         await asyncio.sleep(next(delays))
         except BaseException as error:
             await self._close()
             if isinstance(error, TimeoutError):
                 raise BusUnavailableError(cause, seconds=timeout) from error
             raise
+        self._cannot_send = None
         self._tasks = [
             self._occupant.create_task(self._for_ever(self._send), "redis_send"),
             self._occupant.create_task(self._for_ever(self._renew), "redis_lease"),
@@ -303,9 +313,11 @@ class Process:
                 # What lives and cannot hear keeps those waiting who ask it.
                 command = self._channel.call("leave" if deaf else "renew", process, 0)
                 [reply] = await self._renewing.call(command)
-            except UnreachableError:
-                # The sender says so, and when it is over.
+            except UnreachableError as error:
+                # The sender logs it, and when it is over.
+                self._cannot_renew = str(error)
                 continue
+            self._cannot_renew = None
             if reply == b"fenced" or (deaf and reply == b"ok"):
                 await self._rejoin(process)
             elif isinstance(reply, NoScriptError):
@@ -334,7 +346,7 @@ class Process:
             except UnreachableError as error:
                 await self._pause(delays, error)
                 continue
-            if self._away:
+            if self._cannot_send is not None:
                 self._is_back()
                 # Its connection may hang where this one broke.
                 await self._reading.drop()
@@ -396,13 +408,13 @@ class Process:
             logger.debug(f"{self._occupant}: the server went away while the scripts were loaded")
 
     async def _pause(self, delays: _Delays, error: UnreachableError) -> None:
-        if not self._away:
-            self._away = True
+        if self._cannot_send is None:
             logger.warning(f"{self._occupant}: the server is away, messages wait: {error}")
+        self._cannot_send = str(error)
         await asyncio.sleep(next(delays))
 
     def _is_back(self) -> None:
-        self._away = False
+        self._cannot_send = None
         self._stats.reconnects += 1
         logger.info(f"{self._occupant}: the server is back")
         self._occupant.audit()

@@ -140,6 +140,8 @@ class RedisStreamsBus(RoutedBus):
         self._known: dict[str, str] = {}
         self._announced: dict[str, BusWorkerRegistryMessage] = {}
         self._draining = False
+        self._start_ended = asyncio.Event()
+        self._start_failure: Exception | None = None
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._roster: asyncio.Task[None] | None = None
 
@@ -168,10 +170,30 @@ class RedisStreamsBus(RoutedBus):
 
         Raises:
             BusUnavailableError: If the server could not be reached.
+            RedisModeError: If it is a node of a cluster, or a Sentinel.
             RedisStartError: If a private server could not be started.
         """
         if self._process is not None:
             return
+        self._start_failure = None
+        self._start_ended.clear()
+        try:
+            await self._join()
+        except Exception as error:
+            # The task that runs the runner may not be awaited.
+            logger.error(f"{self} has not started: {error}")
+            self._start_failure = error
+            raise
+        except BaseException:
+            self._start_failure = RuntimeError("it was cancelled while it started")
+            raise
+        finally:
+            self._start_ended.set()
+        for subscriber in list(self._subscribers.values()):
+            self._watch(subscriber)
+        await super().start()
+
+    async def _join(self) -> None:
         if self._server is not None:
             await self._server.start()
             self._client = Redis.from_url(self._server.url)
@@ -193,9 +215,29 @@ class RedisStreamsBus(RoutedBus):
             if self._server is not None:
                 await self._server.stop()
             raise
-        for subscriber in list(self._subscribers.values()):
-            self._watch(subscriber)
-        await super().start()
+
+    async def until_started(self) -> None:
+        """Wait until the bus delivers.
+
+        Raises:
+            BusUnavailableError: If the server could not be reached.
+            RedisModeError: If it is a node of a cluster, or a Sentinel.
+            RedisStartError: If a private server could not be started.
+        """
+        await self._start_ended.wait()
+        if self._start_failure is not None:
+            raise self._start_failure
+
+    def problem(self) -> str | None:
+        """Say why nothing can be sent now.
+
+        Returns:
+            The reason, or None when the server takes what is sent.
+        """
+        trouble = self._process.trouble if self._process is not None else None
+        if trouble is not None:
+            return f"the Redis server is away: {trouble}"
+        return super().problem()
 
     async def stop(self) -> None:
         """Send what waits, leave the channel, and stop to deliver."""
@@ -206,6 +248,7 @@ class RedisStreamsBus(RoutedBus):
             except TimeoutError:
                 logger.warning(f"{self}: the server is away at the end")
         process, self._process = self._process, None
+        self._start_ended.clear()
         await super().stop()
         for task in [*self._watches.values(), self._roster]:
             if task is not None:
