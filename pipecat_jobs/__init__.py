@@ -4,7 +4,7 @@ from pipecat.pipeline.job_context import JobEvent, JobGroupEvent, JobGroupRespon
 from pipecat.workers.llm import tool
 
 from pipecat_jobs._version import __version__
-from pipecat_jobs.attempts import job_attempt
+from pipecat_jobs.attempts import job_attempt, job_moved
 from pipecat_jobs.bus import RoutedBus
 from pipecat_jobs.contexts import JobContext, JobGroupContext
 from pipecat_jobs.errors import (
@@ -101,6 +101,7 @@ __all__ = [
     "__version__",
     "job",
     "job_attempt",
+    "job_moved",
     "job_tool",
     "tool",
     "tool_call",

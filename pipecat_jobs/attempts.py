@@ -1,6 +1,6 @@
-"""How often a job has been begun, and whether it may be begun again.
+"""How often a job has been begun, whether it may be begun again, and which jobs it belongs to.
 
-Both travel beside Pipecat's request message, which has no field for them.
+All of it travels beside Pipecat's request message, which has no field for it.
 """
 
 from pipecat.bus.messages import BusJobRequestMessage
@@ -57,3 +57,64 @@ def set_run_once(message: BusJobRequestMessage) -> None:
         message: The request.
     """
     vars(message)["run_once"] = True
+
+
+def job_moved(message: BusJobRequestMessage) -> bool:
+    """Tell whether a job runs in another process than the jobs it belongs to.
+
+    Where several processes host a worker with a ``job_affinity``, the jobs of one requester, or
+    those asked with the same ``affinity``, stay in one process. When that process is gone, or has
+    no free slot and the affinity is ``"prefer"``, a job runs elsewhere: what the worker keeps in
+    memory of the jobs before is not there.
+
+    Args:
+        message: The request that a handler was called with.
+
+    Returns:
+        Whether earlier jobs that it belongs to ran in another process. False for the first one, for
+        every later one in the new process, and on a bus within one process.
+
+    Example::
+
+        class Tutor(BaseWorker):
+            job_affinity = "requester"
+
+            @job(name="explain")
+            async def explain(self, message):
+                if job_moved(message):
+                    ...  # ask for what the lesson was about
+                return {"text": "As I said before ..."}
+    """
+    return vars(message).get("moved") is True
+
+
+def set_moved(message: BusJobRequestMessage) -> None:
+    """Say that a job runs in another process than the jobs it belongs to.
+
+    Args:
+        message: The request.
+    """
+    vars(message)["moved"] = True
+
+
+def affinity_of(message: BusJobRequestMessage) -> str | None:
+    """Give what the jobs that belong together share, if the requester has said so.
+
+    Args:
+        message: The request.
+
+    Returns:
+        The key, or None.
+    """
+    affinity: object = vars(message).get("affinity")
+    return affinity if isinstance(affinity, str) else None
+
+
+def set_affinity(message: BusJobRequestMessage, affinity: str) -> None:
+    """Say what the jobs that belong together share.
+
+    Args:
+        message: The request.
+        affinity: The key.
+    """
+    vars(message)["affinity"] = affinity

@@ -26,6 +26,7 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.llm import LLMContextWorker
 
 from pipecat_jobs._pipecat import call_event_handlers
+from pipecat_jobs.affinity import Affinity, check_affinity
 from pipecat_jobs.answering import Answering
 from pipecat_jobs.answers import Answers
 from pipecat_jobs.contexts import JobContext, JobGroupContext
@@ -63,6 +64,12 @@ class JobsMixin(Answering):
       be open at once, None for any number; more wait in order of arrival. "auto" is one for a
       worker that owns an LLM context, since one context holds one turn and the answer of a second
       job would be taken for the first's, and any number for the others.
+    - ``job_affinity`` ("auto"): which jobs run in the same process, on a bus that spans processes
+      of which several host the worker. "requester": all jobs of one requester, while that process
+      lives. "prefer": the same, but a job goes elsewhere rather than wait for a free slot. None:
+      each goes where there is room. "auto" is "requester" for a ``BackendLLMWorker``, "prefer" for
+      every other worker that owns an LLM context, and None for the rest. A handler asks
+      :func:`~pipecat_jobs.job_moved` whether what it remembers is elsewhere.
     - ``job_cancel_grace`` (1.0): seconds a cancelled handler gets to clean up before its job ends
       without it.
 
@@ -80,12 +87,14 @@ class JobsMixin(Answering):
 
     takes_jobs_when_inactive: ClassVar[bool] = True
     job_request_concurrency: ClassVar[int | Literal["auto"] | None] = "auto"
+    job_affinity: ClassVar[Affinity | Literal["auto"] | None] = "auto"
     job_cancel_grace: ClassVar[float] = 1.0
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         collect_handlers(cls)
         check_tools(cls)
+        check_affinity(cls.job_affinity, cls)
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -32,12 +32,15 @@ class JobParams(PipecatJobParams):
             read that yet.
         run_once: Whether the job is lost with a process that dies at it, on a bus that spans
             processes, rather than begun again in another.
+        affinity: A key that jobs share which belong in one process, on a bus that spans processes:
+            while that process lives, each waits for it. None for what the worker's class says.
     """
 
     job_id: str | None = None
     unread_limit: int = UNREAD_LIMIT
     latest_update_only: bool = False
     run_once: bool = False
+    affinity: str | None = None
 
 
 class JobGroupParams(JobParams, PipecatJobGroupParams):
@@ -66,6 +69,9 @@ class JobKeywords(TypedDict, total=False):
             worker, if ``async for`` has not read that yet; False by default.
         run_once: Whether the job is lost with a process that dies at it, on a bus that spans
             processes, rather than begun again in another; False by default.
+        affinity: A key that jobs share which belong in one process, on a bus that spans processes:
+            while that process lives, each waits for it; see :func:`~pipecat_jobs.job_moved`. None,
+            the default, for what the worker's ``job_affinity`` says.
     """
 
     name: str | None
@@ -77,6 +83,7 @@ class JobKeywords(TypedDict, total=False):
     unread_limit: int | None
     latest_update_only: bool | None
     run_once: bool | None
+    affinity: str | None
 
 
 class JobGroupKeywords(JobKeywords, total=False):
@@ -98,6 +105,7 @@ class _CheckedParams(JobGroupParams):
     name: Annotated[str, Field(min_length=1)] | None = None
     job_id: Annotated[str, Field(min_length=1)] | None = None
     unread_limit: Annotated[int, Field(ge=0)] = UNREAD_LIMIT
+    affinity: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
 
 #: What to give for each argument; the timeout has a check of its own.
@@ -111,6 +119,7 @@ _WANTED = {
     "unread_limit": "a number of chunks, 0 for any number",
     "latest_update_only": "True or False",
     "run_once": "True or False",
+    "affinity": "a string of at most 256 characters that jobs share which belong together",
 }
 
 

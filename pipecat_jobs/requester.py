@@ -18,7 +18,7 @@ from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.registry import WorkerRegistry
 from pipecat.workers.base_worker import BaseWorker
 
-from pipecat_jobs.attempts import set_run_once
+from pipecat_jobs.attempts import set_affinity, set_run_once
 from pipecat_jobs.deadline import Deadline
 from pipecat_jobs.endings import Endings
 from pipecat_jobs.errors import InvalidJobError, UnknownJobError, WorkerNotAddedError
@@ -217,6 +217,8 @@ class Requester:
         )
         if group.params.run_once:
             set_run_once(request)
+        if group.params.affinity is not None:
+            set_affinity(request, group.params.affinity)
         set_window(request, group.window)
         await self._worker.send_bus_message(request)
 

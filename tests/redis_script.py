@@ -56,17 +56,28 @@ class Process:
             await self.host(worker, **options)
         return self
 
-    def spec(self, once: tuple[str, ...] = (), **rooms: int) -> str:
+    def spec(self, once: tuple[str, ...] = (), affinity: str | None = None, **rooms: int) -> str:
         """What is offered: room for so many jobs, by name, and for one of any other."""
         once_by_name = dict.fromkeys(once, True)
-        return json.dumps({"uid": self.uid, "rooms": {"": 1, **rooms}, "once": once_by_name})
+        spec = {"uid": self.uid, "rooms": {"": 1, **rooms}, "once": once_by_name}
+        return json.dumps({**spec, "affinity": affinity} if affinity else spec)
 
     async def host(self, worker: str, **options: Any) -> None:
         await self.say("host", worker, self.spec(**options))
 
-    async def ask(self, worker: str, job: str = "job", *, once: bool = False, attempt: int = 1):
+    async def ask(
+        self,
+        worker: str,
+        job: str = "job",
+        *,
+        once: bool = False,
+        attempt: int = 1,
+        source: str = "asker",
+        affinity: str = "",
+    ):
         """Ask for a job, and give its name at the server."""
-        assert await self.say("ask", worker, job, int(once), attempt, "request") == "ok"
+        about = (worker, job, int(once), attempt, "request", source, affinity)
+        assert await self.say("ask", *about) == "ok"
         return f"{self.id}:{self._number}"
 
     async def cancel(self, ref: str) -> str:
@@ -89,6 +100,13 @@ class Process:
     async def jobs(self) -> list[tuple[str, int]]:
         """Take what is in the inbox, and give the jobs with their attempts."""
         return [(ref, int(attempt)) for _, kind, ref, attempt in await self.read() if kind == "j"]
+
+    async def moved(self) -> list[tuple[str, bool]]:
+        """Take what is in the inbox, and give the jobs with whether they have moved."""
+        stream = f"{PREFIX}:in:{self.id}:d"
+        entries = [entry for _, entry in await self._redis.xrange(stream)]
+        await self._redis.xtrim(stream, maxlen=0)
+        return [(entry["r"], entry.get("m") == "1") for entry in entries if entry["k"] == "j"]
 
     async def lease_ends(self) -> None:
         await self._redis.zadd(f"{PREFIX}:members", {self.id: 1})

@@ -27,7 +27,7 @@ NAMES = """
     LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker MessageTooLargeError MessageTypeError
     NoJobHandlerError OutcomeStatus PipelineWorker RedisModeError RedisStartError RoutedBus
     ToolCallContext UnknownJobError WorkerLostError WorkerNotAddedError WorkerNotReadyError
-    __version__ job job_attempt job_tool tool tool_call
+    __version__ job job_attempt job_moved job_tool tool tool_call
 """.split()
 
 TESTING_NAMES = """

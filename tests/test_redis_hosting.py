@@ -6,10 +6,12 @@ import pytest
 from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.services.openai.llm import OpenAILLMService
+from pipecat.workers.base_worker import BaseWorker as PlainWorker
 from pipecat.workers.proxy.websocket import WebSocketProxyClient
 from test_routed_bus import Listener
 
-from pipecat_jobs import BaseWorker, LLMContextWorker, job
+from pipecat_jobs import BaseWorker, InvalidJobError, LLMContextWorker, job
+from pipecat_jobs.affinity import Affinity
 from pipecat_jobs.bus.redis.hosting import Offer, offers_of
 
 
@@ -31,24 +33,36 @@ class Mixed(BaseWorker):
         return {}
 
 
+class Sticky(BaseWorker):
+    job_affinity = "requester"
+
+
+class Loose(LLMContextWorker):
+    job_affinity = None
+
+
 class Bounded(BaseWorker):
     job_request_concurrency = 3
 
 
 @pytest.mark.parametrize(
-    ("subscriber", "rooms", "once"),
+    ("subscriber", "rooms", "once", "affinity"),
     [
-        (Mixed("w"), {"": 7, "wide": 7, "narrow": 2, "single": 1, "pay": 7}, ("pay",)),
-        (Bounded("w"), {"": 3}, ()),
-        (BaseWorker("w"), {"": 7}, ()),
-        (LLMContextWorker("w", llm=OpenAILLMService(api_key="none")), {"": 1}, ()),
-        (Listener("w"), None, ()),
+        (Mixed("w"), {"": 7, "wide": 7, "narrow": 2, "single": 1, "pay": 7}, ("pay",), None),
+        (Bounded("w"), {"": 3}, (), None),
+        (BaseWorker("w"), {"": 7}, (), None),
+        (LLMContextWorker("w", llm=OpenAILLMService(api_key="none")), {"": 1}, (), "prefer"),
+        (Sticky("w"), {"": 7}, (), "requester"),
+        (Listener("w"), None, (), None),
     ],
 )
 def test_a_worker_has_room_for_as_many_jobs_as_its_handlers_take(
-    subscriber: BusSubscriber, rooms: dict[str, int] | None, once: tuple[str, ...]
+    subscriber: BusSubscriber,
+    rooms: dict[str, int] | None,
+    once: tuple[str, ...],
+    affinity: Affinity | None,
 ):
-    assert list(offers_of(subscriber, 7)) == [Offer("w", rooms, once)]
+    assert list(offers_of(subscriber, 7)) == [Offer("w", rooms, once, affinity)]
 
 
 def test_a_proxy_is_offered_under_the_name_of_the_worker_it_stands_for_as_well():
@@ -69,3 +83,21 @@ def test_what_takes_no_requests_says_nothing_of_room():
         "rooms": {"": 2},
         "once": {"pay": True},
     }
+    assert json.loads(Offer("w", {"": 1}, affinity="prefer").as_text("me"))["affinity"] == "prefer"
+
+
+def test_a_class_says_itself_which_jobs_belong_in_one_process():
+    loose = Loose("w", llm=OpenAILLMService(api_key="none"))
+    assert [offer.affinity for offer in offers_of(loose, 7)] == [None]
+
+
+def test_another_affinity_than_there_is_is_refused_where_the_class_is_made():
+    with pytest.raises(InvalidJobError, match=r"Wrong.job_affinity is 'sticky'; give 'requester'"):
+        type("Wrong", (BaseWorker,), {"job_affinity": "sticky"})
+
+
+def test_another_affinity_than_there_is_is_refused_when_a_plain_worker_is_added():
+    worker = PlainWorker("w")
+    worker.job_affinity = ["requester"]
+    with pytest.raises(InvalidJobError, match=r"BaseWorker.job_affinity is \["):
+        list(offers_of(worker, 7))

@@ -5,11 +5,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipecat.bus.subscriber import BusSubscriber
+from pipecat.workers import llm
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.llm import LLMContextWorker
 
 from pipecat_jobs._pipecat import proxied_name
+from pipecat_jobs.affinity import Affinity, check_affinity
 from pipecat_jobs.handlers import collect_handlers
+
+# Not in every supported release of Pipecat.
+_BACKEND: type | None = getattr(llm, "BackendLLMWorker", None)
+#: The job of such a worker that is a conversation for as long as it is open.
+_SESSION_JOB = "attach"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +28,13 @@ class Offer:
         rooms: How many jobs may be open at once, by job name; under "" for all other names. None
             when it takes no requests.
         once: Names of the jobs that are never run twice.
+        affinity: How firmly the jobs of one requester stay in one process.
     """
 
     name: str
     rooms: dict[str, int] | None = None
     once: tuple[str, ...] = ()
+    affinity: Affinity | None = None
 
     def as_text(self, uid: str) -> str:
         """Say it as the channel's script reads it.
@@ -38,8 +47,10 @@ class Offer:
         """
         if self.rooms is None:
             return ""
-        once = dict.fromkeys(self.once, True)
-        return json.dumps({"uid": uid, "rooms": self.rooms, "once": once}, ensure_ascii=False)
+        spec = {"uid": uid, "rooms": self.rooms, "once": dict.fromkeys(self.once, True)}
+        if self.affinity is not None:
+            spec["affinity"] = self.affinity
+        return json.dumps(spec, ensure_ascii=False)
 
 
 def offers_of(subscriber: BusSubscriber, room: int) -> Iterator[Offer]:
@@ -51,6 +62,9 @@ def offers_of(subscriber: BusSubscriber, room: int) -> Iterator[Offer]:
 
     Yields:
         Its name, and that of the remote worker it stands for, if it does.
+
+    Raises:
+        InvalidJobError: If its ``job_affinity`` is not one of those there are.
     """
     if not isinstance(subscriber, BaseWorker):
         yield Offer(subscriber.name)
@@ -59,9 +73,9 @@ def offers_of(subscriber: BusSubscriber, room: int) -> Iterator[Offer]:
     once: list[str] = []
     for name, spec in collect_handlers(type(subscriber)).items():
         rooms[name] = 1 if spec.sequential else spec.max_concurrency or room
-        if spec.run_once:
+        if spec.run_once or (_is_backend(subscriber) and name == _SESSION_JOB):
             once.append(name)
-    yield Offer(subscriber.name, rooms, tuple(once))
+    yield Offer(subscriber.name, rooms, tuple(once), _affinity(subscriber))
     proxied = proxied_name(subscriber)
     if proxied is not None:
         yield Offer(proxied, {"": room})
@@ -72,3 +86,16 @@ def _request_room(worker: BaseWorker, room: int) -> int:
     if concurrency == "auto" and isinstance(worker, LLMContextWorker):
         return 1
     return concurrency if isinstance(concurrency, int) else room
+
+
+def _affinity(worker: BaseWorker) -> Affinity | None:
+    affinity = check_affinity(getattr(worker, "job_affinity", "auto"), type(worker))
+    if affinity != "auto":
+        return affinity
+    if _is_backend(worker):
+        return "requester"
+    return "prefer" if isinstance(worker, LLMContextWorker) else None
+
+
+def _is_backend(worker: BaseWorker) -> bool:
+    return _BACKEND is not None and isinstance(worker, _BACKEND)

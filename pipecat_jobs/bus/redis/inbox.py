@@ -28,6 +28,7 @@ class Entry:
         ref: The server's name for the job it is about, or nothing.
         attempt: The attempt at that job.
         body: The rest.
+        moved: Whether it is a request that goes to another process than those it belongs to.
     """
 
     lane: Lane
@@ -35,6 +36,7 @@ class Entry:
     ref: str
     attempt: int
     body: bytes
+    moved: bool = False
 
 
 class Inbox:
@@ -132,6 +134,7 @@ def _entry(lane: Lane, fields: list[bytes]) -> Entry:
             named[b"r"].decode(),
             int(named[b"a"]),
             named[b"b"],
+            named.get(b"m") == b"1",
         )
     except (KeyError, ValueError):
         return Entry(lane, "?", "", 0, b"")

@@ -14,7 +14,13 @@ from pipecat.bus.messages import (
 )
 from pipecat.pipeline.job_context import JobStatus
 
-from pipecat_jobs.attempts import runs_once, set_attempt, set_run_once
+from pipecat_jobs.attempts import (
+    affinity_of,
+    runs_once,
+    set_attempt,
+    set_moved,
+    set_run_once,
+)
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.redis.claims import Claims
 from pipecat_jobs.bus.redis.flow import Flow
@@ -126,12 +132,14 @@ class Post:
             logger.warning(f"{self._local}: not sending {message}: it has been sent")
             return
         once, job_name = runs_once(message), message.job_name or ""
+        affinity = affinity_of(message) or ""
         _check_text("job_name", job_name)
         body = (_ONCE if once else _MAYBE_AGAIN) + self._codec.encode(message)
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             sealed = self._envelopes.seal(_REQUEST, process, number, body)
-            return target, job_name, "1" if once else "0", asked.attempt, sealed
+            flag = "1" if once else "0"
+            return target, job_name, flag, asked.attempt, sealed, message.source, affinity
 
         def replied(_: str) -> None:
             asked.sent = True
@@ -344,6 +352,8 @@ class Post:
         if entry.attempt > 1:
             self._stats.taken_over += 1
         set_attempt(message, entry.attempt)
+        if entry.moved:
+            set_moved(message)
         set_window(message, lambda _: held.window)
         once = runs_once(message) or self._local.runs_once(target, message.job_name or "")
         if (once and self._envelopes.signs) or is_old:

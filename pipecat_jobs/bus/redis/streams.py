@@ -302,8 +302,8 @@ class RedisStreamsBus(RoutedBus):
             subscriber: The subscriber.
         """
         if subscriber.name not in self._subscribers:
-            self._subscribers[subscriber.name] = subscriber
             offers = self._offers[subscriber.name] = list(offers_of(subscriber, self._room))
+            self._subscribers[subscriber.name] = subscriber
             self._ended -= {offer.name for offer in offers}
             self._host(offers)
             if self._process is not None:

@@ -29,6 +29,9 @@ local function is_of_process(field, value)
   if field == 'n' or field == 'busy' or string.sub(field, 1, 5) == 'load:' then
     return is_count(field, value)
   end
+  if string.sub(field, 1, 5) == 'held:' then
+    return string.sub(value, 1, 5) == 'load:'
+  end
   return string.sub(field, 1, 4) ~= 'job:' or is_job(value)
 end
 
@@ -58,6 +61,8 @@ local function remove_foreign()
   check(WAITING, 'zset')
   check(P .. ':beat', 'string')
   check(P .. ':turns', 'hash', is_count)
+  check(HOMES, 'hash')
+  check(OLD_HOMES, 'hash')
   -- Commands that name a worker, or whom to send to, do so first or second.
   local workers = {[ARGV[6] or ''] = true, [ARGV[7] or ''] = true}
   local processes = redis.call('ZRANGE', MEMBERS, 0, -1)

@@ -81,7 +81,7 @@ end
 function commands.leave()
   expel(me)
   if redis.call('EXISTS', MEMBERS) == 0 then
-    redis.call('DEL', P .. ':beat', P .. ':turns')
+    redis.call('DEL', P .. ':beat', P .. ':turns', HOMES, OLD_HOMES)
   end
   return 'ok'
 end
@@ -98,13 +98,15 @@ function commands.renew()
   note_beat()
   bury(now())
   give_up_waiting(now())
+  live_on(HOMES)
+  live_on(OLD_HOMES)
   live_on(P .. ':hosted:' .. me)
   for _, name in ipairs(redis.call('SMEMBERS', P .. ':hosted:' .. me)) do
     live_on(P .. ':names:' .. name)
     live_on(P .. ':hosts:' .. name)
-    for _, job_name in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. name)) do
+    for _, queue in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. name)) do
       live_on(P .. ':queues:' .. name)
-      live_on(queue_of(name, job_name))
+      live_on(queue_of(name, queue))
     end
   end
   return 'ok'
@@ -136,6 +138,7 @@ end
 
 function commands.withdraw(name)
   withdraw(me, name)
+  fill_all(name)
   return 'ok'
 end
 
@@ -143,6 +146,7 @@ function commands.unhost(name)
   withdraw(me, name)
   redis.call('SREM', P .. ':names:' .. name, me)
   redis.call('SREM', P .. ':hosted:' .. me, name)
+  fill_all(name)
   return 'ok'
 end
 
@@ -155,12 +159,12 @@ end
 -- Has what waits for a worker looked at again, and gives what waits, as a set.
 local function look_at(queue, job)
   local queues, waits = P .. ':queues:' .. job.w, {}
-  redis.call('SADD', queues, job.j)
+  redis.call('SADD', queues, job.q or job.j)
   live_on(queues)
   for _, ref in ipairs(redis.call('LRANGE', queue, 0, -1)) do
     waits[ref] = true
   end
-  fill(job.w, job.j)
+  fill(job.w, job.q or job.j)
   return waits
 end
 
@@ -168,7 +172,7 @@ end
 -- server has lost a key. `seen` holds what has been looked at in this step: many may wait.
 local function mend(ref, seen)
   local job = find(ref)
-  local queue = job.o == '' and queue_of(job.w, job.j)
+  local queue = job.o == '' and queue_for(job)
   if queue and not seen[queue] then
     seen[queue] = look_at(queue, job)
     job = find(ref)

@@ -12,37 +12,100 @@ local function turn_of(worker, count)
   return turn
 end
 
--- The host with the most room for a job, and whether there is any host at all that may have it.
-local function choose(job)
-  local hosts = redis.call('HGETALL', P .. ':hosts:' .. job.w)
-  local count = #hosts / 2
-  local best, any = nil, false
-  if count == 0 then
-    return nil, false
+-- Which process has the jobs of a worker and an affinity key, by its uid, whether it is there or
+-- not; and whether it is about to be forgotten.
+local function home_of(job)
+  local field = job.w .. '\0' .. job.k
+  local home = redis.call('HGET', HOMES, field)
+  if home then
+    return home, false
   end
-  local turn = turn_of(job.w, count)
-  for i = 0, count - 1 do
-    local at = (turn + i) % count * 2 + 1
-    local process, spec = hosts[at], cjson.decode(hosts[at + 1])
-    if not job.tried[spec.uid] then
-      any = true
-      local kind = spec.rooms[job.j] and job.j or ''
-      local load = 'load:' .. job.w .. '\0' .. kind
-      local counts = redis.call('HMGET', process_of(process), load, 'busy')
-      local taken, busy = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
-      local share = taken / spec.rooms[kind]
-      -- Among equals, the one that has least to do for all its workers.
-      if share < 1
-        and (not best or share < best.share or share == best.share and busy < best.busy)
-      then
-        best = {
-          process = process, kind = kind, load = load, taken = taken, share = share, busy = busy,
-          once = spec.once[job.j],
-        }
+  return redis.call('HGET', OLD_HOMES, field), true
+end
+
+-- What was not needed for so many others is forgotten.
+local function keep_home(job, uid)
+  if redis.call('HLEN', HOMES) >= MOST_HOMES then
+    redis.call('RENAME', HOMES, OLD_HOMES)
+  end
+  redis.call('HSET', HOMES, job.w .. '\0' .. job.k, uid)
+  live_on(HOMES)
+end
+
+-- An affinity that the requester names holds a job at its home, as that of a worker class may.
+local function affinity_of(job, spec)
+  return job.k and (string.sub(job.k, 1, 1) == '=' and 'requester' or spec.affinity)
+end
+
+-- What the hosts offer that may have a job, and how firmly the job stays at its home.
+local function offers_for(job)
+  local hosts, offers, affinity = redis.call('HGETALL', P .. ':hosts:' .. job.w), {}, nil
+  for i = 1, #hosts, 2 do
+    local offer = cjson.decode(hosts[i + 1])
+    if not job.tried[offer.uid] then
+      offer.process = hosts[i]
+      offers[#offers + 1] = offer
+      affinity = affinity or affinity_of(job, offer)
+    end
+  end
+  return offers, affinity
+end
+
+-- The host that an offer makes for a job, if it has room.
+local function host_of(job, offer)
+  local kind = offer.rooms[job.j] and job.j or ''
+  local load = 'load:' .. job.w .. '\0' .. kind
+  local counts = redis.call('HMGET', process_of(offer.process), load, 'busy')
+  local taken, busy = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
+  local share = taken / offer.rooms[kind]
+  return share < 1 and {
+    process = offer.process, uid = offer.uid, kind = kind, load = load, taken = taken,
+    share = share, busy = busy, once = offer.once[job.j],
+  }
+end
+
+local function with_most_room(job, offers)
+  local turn, best = turn_of(job.w, #offers), nil
+  for i = 0, #offers - 1 do
+    local host = host_of(job, offers[(turn + i) % #offers + 1])
+    -- Among equals, the one that has least to do for all its workers.
+    if host and (not best or host.share < best.share
+      or host.share == best.share and host.busy < best.busy)
+    then
+      best = host
+    end
+  end
+  return best
+end
+
+-- The host for a job, its home before the one with the most room; whether there is any that may
+-- have it; and the uid of the only one that it waits for.
+local function choose(job)
+  local offers, affinity = offers_for(job)
+  if #offers == 0 then
+    return nil, false
+  elseif not affinity then
+    return with_most_room(job, offers), true
+  end
+  local home, fades = home_of(job)
+  local is_there = false
+  for _, offer in ipairs(offers) do
+    if offer.uid == home then
+      is_there = true
+      local host = host_of(job, offer)
+      if host then
+        host.is_home = fades
+        return host, true
+      elseif affinity == 'requester' then
+        return nil, true, home
       end
     end
   end
-  return best, any
+  local host = with_most_room(job, offers)
+  if host then
+    host.moved, host.is_home = home, not is_there
+  end
+  return host, true
 end
 
 -- To a host that was chosen in this very step; with the request if it is a new one.
@@ -56,8 +119,11 @@ local function assign(ref, job, host, request)
     'HSET', process_of(job.o), 'held:' .. ref, host.load,
     host.load, host.taken + 1, 'busy', host.busy + 1
   )
+  if host.is_home then
+    keep_home(job, host.uid)
+  end
   keep(ref, job, request)
-  push(job.o, 'd', 'j', ref, job.a, request or request_of(ref))
+  push(job.o, 'd', 'j', ref, job.a, request or request_of(ref), host.moved)
 end
 
 local function await_host(ref)
@@ -65,39 +131,50 @@ local function await_host(ref)
   live_on(WAITING)
 end
 
+-- Until any process has room, or until the one has that the job is for.
+local function wait_for_room(ref, job, home, side, request)
+  job.q = home and job.j .. '\0' .. home or job.j
+  redis.call(side, queue_for(job), ref)
+  redis.call('SADD', P .. ':queues:' .. job.w, job.q)
+  live_on(queue_for(job))
+  live_on(P .. ':queues:' .. job.w)
+  keep(ref, job, request)
+end
+
 local function place(ref, job, side, request)
-  local host, any = choose(job)
+  local host, any, home = choose(job)
   if host then
     assign(ref, job, host, request)
     return
   end
-  local queue = queue_of(job.w, job.j)
-  redis.call(side, queue, ref)
-  redis.call('SADD', P .. ':queues:' .. job.w, job.j)
-  live_on(queue)
-  live_on(P .. ':queues:' .. job.w)
-  keep(ref, job, request)
+  wait_for_room(ref, job, home, side, request)
   if not any then
     await_host(ref)
   end
 end
 
-local function forget_queue_if_empty(worker, job_name)
-  if redis.call('EXISTS', queue_of(worker, job_name)) == 0 then
-    redis.call('SREM', P .. ':queues:' .. worker, job_name)
+local function forget_queue_if_empty(worker, name)
+  if redis.call('EXISTS', queue_of(worker, name)) == 0 then
+    redis.call('SREM', P .. ':queues:' .. worker, name)
   end
 end
 
 -- Hand out what waits for room. A few at the head may have to wait for another host than this one.
-local function fill(worker, job_name)
-  local queue, passed = queue_of(worker, job_name), {}
+local function fill(worker, name)
+  local queue, passed = queue_of(worker, name), {}
   local ref = redis.call('LPOP', queue)
   while ref do
     local job = find(ref)
-    local host = job and choose(job)
+    local host, any, home
+    if job then
+      host, any, home = choose(job)
+    end
     if host then
       redis.call('ZREM', WAITING, ref)
       assign(ref, job, host)
+    elseif home and name ~= job.j .. '\0' .. home then
+      -- It must not keep others from the processes that have room.
+      wait_for_room(ref, job, home, 'RPUSH')
     elseif job then
       passed[#passed + 1] = ref
       if not next(job.tried) or #passed == 16 then
@@ -109,7 +186,7 @@ local function fill(worker, job_name)
   for i = #passed, 1, -1 do
     redis.call('LPUSH', queue, passed[i])
   end
-  forget_queue_if_empty(worker, job_name)
+  forget_queue_if_empty(worker, name)
 end
 
 -- One name after the other begins, or those that share room would keep each other from it.
@@ -145,9 +222,9 @@ local function finish(ref, job)
     release(ref, job)
     fill_all(job.w)
   else
-    redis.call('LREM', queue_of(job.w, job.j), 0, ref)
+    redis.call('LREM', queue_for(job), 0, ref)
     redis.call('ZREM', WAITING, ref)
-    forget_queue_if_empty(job.w, job.j)
+    forget_queue_if_empty(job.w, job.q or job.j)
     -- Those behind it may have been waiting for no more than to be looked at.
     fill_all(job.w)
   end
@@ -184,8 +261,8 @@ local function withdraw(process, worker)
     redis.call('HDEL', P .. ':turns', worker)
   end
   -- Those that are left may have been tried.
-  for _, job_name in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. worker)) do
-    for _, ref in ipairs(redis.call('LRANGE', queue_of(worker, job_name), 0, -1)) do
+  for _, queue in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. worker)) do
+    for _, ref in ipairs(redis.call('LRANGE', queue_of(worker, queue), 0, -1)) do
       await_host(ref)
     end
   end

@@ -1,6 +1,7 @@
 local function run()
   if number > 0 then
-    local last = redis.call('HGET', process_of(me), 'n')
+    local last
+    last, my_uid = unpack(redis.call('HMGET', process_of(me), 'n', 'uid'))
     if not last then
       return 'fenced'
     end

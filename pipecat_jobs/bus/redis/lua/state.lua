@@ -22,8 +22,11 @@
 --   in:P:u in:P:d  what P has to read, urgent and not
 --   queues:W       job names that have requests waiting for room at W
 --   queue:N:W:J    those requests, in order
+--                  J followed by \0 and a uid: those that wait for that process alone
 --   waiting        requests that no process can take, by when they are given up
 --   turns beat     whose turn it is among hosts; when a lease was last renewed
+--   homes          by worker and affinity key, the uid of the process that has such jobs
+--   homes:old      those before the last MOST_HOMES
 --
 -- The keys of a process are made when it joins, and outlive it by `linger` after its last renewal.
 
@@ -35,7 +38,10 @@ lease, takeover, attempts, inbox =
   tonumber(lease), tonumber(takeover), tonumber(attempts), tonumber(inbox)
 
 local MEMBERS, WAITING = P .. ':members', P .. ':waiting'
+local HOMES, OLD_HOMES, MOST_HOMES = P .. ':homes', P .. ':homes:old', 50000
 local overflowing, commands = {}, {}
+-- Of the process that calls, where the call has a number.
+local my_uid
 
 local function now()
   local clock = redis.call('TIME')
@@ -53,21 +59,27 @@ local function queue_of(worker, job)
   return P .. ':queue:' .. #worker .. ':' .. worker .. ':' .. job
 end
 
+local function queue_for(job) return queue_of(job.w, job.q or job.j) end
+
 local function asker_of(ref)
   return string.match(ref, '^(.*):(%d+)$')
 end
 
-local function push(process, lane, kind, ref, attempt, body)
+local function push(process, lane, kind, ref, attempt, body, moved)
   local stream = stream_of(process, lane)
   if redis.call('XLEN', stream) >= inbox then
     overflowing[process] = true
     return
   end
-  redis.call('XADD', stream, 'NOMKSTREAM', '*', 'k', kind, 'r', ref, 'a', attempt, 'b', body)
+  local entry = {'k', kind, 'r', ref, 'a', attempt, 'b', body}
+  if moved then
+    entry[9], entry[10] = 'm', '1'
+  end
+  redis.call('XADD', stream, 'NOMKSTREAM', '*', unpack(entry))
 end
 
 -- Jobs: w worker, j job name, o owner, s kind of room it takes there, a attempt, once, c cancelled,
--- tried by uid the processes it has been lost with.
+-- k affinity key, q name of the queue it waits in, tried by uid the processes it was lost with.
 
 local function find(ref)
   local asker, n = asker_of(ref)

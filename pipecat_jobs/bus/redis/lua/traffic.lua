@@ -16,10 +16,16 @@ function commands.route(lane, target, body, to_self)
   return 'ok'
 end
 
--- An attempt above the first is one of which the caller never heard whether it was taken.
-function commands.ask(worker, job_name, once, attempt, body)
+-- An attempt above the first is one of which the caller never heard whether it was taken. Jobs with
+-- the same affinity belong together; without one, those of the same subscriber of the caller do.
+function commands.ask(worker, job_name, once, attempt, body, source, affinity)
   local job = {w = worker, j = job_name, o = '', s = '', once = once == '1', tried = {}}
   job.a = tonumber(attempt)
+  if affinity and affinity ~= '' then
+    job.k = '=' .. affinity
+  elseif source and my_uid then
+    job.k = my_uid .. ':' .. source
+  end
   place(me .. ':' .. number, job, 'RPUSH', body)
   return 'ok'
 end
