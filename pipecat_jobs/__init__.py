@@ -1,7 +1,10 @@
 """Jobs for Pipecat voice agents that always end."""
 
+from typing import TYPE_CHECKING
+
 from pipecat.pipeline.job_context import JobEvent, JobGroupEvent, JobGroupResponse, JobStatus
-from pipecat.workers.llm import tool
+from pipecat.pipeline.worker import PipelineParams, ProcessorUnusablePolicy
+from pipecat.workers.llm import LLMWorkerActivationArgs, tool
 
 from pipecat_jobs._version import __version__
 from pipecat_jobs.attempts import job_attempt, job_moved
@@ -50,7 +53,21 @@ from pipecat_jobs.tools.progress import JobToolProgress
 from pipecat_jobs.tools.tool import JobTool
 from pipecat_jobs.workers import BaseWorker, LLMContextWorker, LLMWorker, PipelineWorker
 
+if TYPE_CHECKING:
+    from pipecat_jobs.ui import BaseUIWorker, UIWorker
+else:
+
+    def __getattr__(name: str) -> object:
+        # Importing Pipecat's UI workers takes longer than all the rest, and most bots have none.
+        if name in ("BaseUIWorker", "UIWorker"):
+            from pipecat_jobs import ui
+
+            return getattr(ui, name)
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
 __all__ = [
+    "BaseUIWorker",
     "BaseWorker",
     "BusFullError",
     "BusUnavailableError",
@@ -85,15 +102,19 @@ __all__ = [
     "LLMTurnInterruptedError",
     "LLMTurnTimeoutError",
     "LLMWorker",
+    "LLMWorkerActivationArgs",
     "MessageTooLargeError",
     "MessageTypeError",
     "NoJobHandlerError",
     "OutcomeStatus",
+    "PipelineParams",
     "PipelineWorker",
+    "ProcessorUnusablePolicy",
     "RedisModeError",
     "RedisStartError",
     "RoutedBus",
     "ToolCallContext",
+    "UIWorker",
     "UnknownJobError",
     "WorkerLostError",
     "WorkerNotAddedError",

@@ -24,11 +24,11 @@ from pipecat_jobs.errors import (
     LLMTurnTimeoutError,
 )
 from pipecat_jobs.executions import Execution, current_execution
-from pipecat_jobs.mixin import JobsMixin
+from pipecat_jobs.pipeline_workers import LLMWorker
 from pipecat_jobs.turns import LLMTurns, Turn
 
 
-class LLMContextWorker(JobsMixin, PipecatLLMContextWorker):
+class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
     """Pipecat's ``LLMContextWorker`` with jobs that always end, and LLM turns that answer them.
 
     A turn of the LLM that a job has started ends with the job: by :meth:`llm_turn`, or by a frame

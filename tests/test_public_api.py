@@ -2,16 +2,21 @@
 
 import subprocess
 import sys
+import warnings
 from importlib.metadata import distribution
 from pathlib import Path
 
 import pipecat.pipeline.job_context as pipecat_jobs_of_pipecat
 import pytest
+from pipecat.pipeline.worker import PipelineParams, ProcessorUnusablePolicy
 from pipecat.pipeline.worker import PipelineWorker as PipecatPipelineWorker
+from pipecat.workers.base_ui_worker import BaseUIWorker as PipecatBaseUIWorker
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from pipecat.workers.llm import LLMContextWorker as PipecatLLMContextWorker
 from pipecat.workers.llm import LLMWorker as PipecatLLMWorker
+from pipecat.workers.llm import LLMWorkerActivationArgs
 from pipecat.workers.llm import tool as pipecat_tool
+from pipecat.workers.ui import UIWorker as PipecatUIWorker
 
 import pipecat_jobs
 import pipecat_jobs.testing
@@ -19,15 +24,17 @@ import pipecat_jobs.testing
 PACKAGE = Path(pipecat_jobs.__file__).parent
 
 NAMES = """
-    BaseWorker BusFullError BusUnavailableError CancelReason DuplicateJobHandlerError
-    DuplicateWorkerError ErrorDetails InvalidJobError InvalidJobTypeError JobCancelledError
-    JobContext JobError JobEvent JobGroup JobGroupContext JobGroupError JobGroupEvent
-    JobGroupParams JobGroupResponse JobOutcome JobParams JobRefusal JobRefusedError JobStatus
-    JobTimeoutError JobTool JobToolError JobToolProgress JobsMixin LLMContextWorker LLMTurnError
-    LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker MessageTooLargeError MessageTypeError
-    NoJobHandlerError OutcomeStatus PipelineWorker RedisModeError RedisStartError RoutedBus
-    ToolCallContext UnknownJobError WorkerLostError WorkerNotAddedError WorkerNotReadyError
-    __version__ job job_attempt job_moved job_tool tool tool_call
+    BaseUIWorker BaseWorker BusFullError BusUnavailableError CancelReason
+    DuplicateJobHandlerError DuplicateWorkerError ErrorDetails InvalidJobError
+    InvalidJobTypeError JobCancelledError JobContext JobError JobEvent JobGroup JobGroupContext
+    JobGroupError JobGroupEvent JobGroupParams JobGroupResponse JobOutcome JobParams JobRefusal
+    JobRefusedError JobStatus JobTimeoutError JobTool JobToolError JobToolProgress JobsMixin
+    LLMContextWorker LLMTurnError LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker
+    LLMWorkerActivationArgs MessageTooLargeError MessageTypeError NoJobHandlerError
+    OutcomeStatus PipelineParams PipelineWorker ProcessorUnusablePolicy RedisModeError
+    RedisStartError RoutedBus ToolCallContext UIWorker UnknownJobError WorkerLostError
+    WorkerNotAddedError WorkerNotReadyError __version__ job job_attempt job_moved job_tool tool
+    tool_call
 """.split()
 
 TESTING_NAMES = """
@@ -51,26 +58,64 @@ def test_what_is_pipecats_stays_pipecats():
     assert pipecat_jobs.JobEvent is pipecat_jobs_of_pipecat.JobEvent
     assert pipecat_jobs.JobGroupEvent is pipecat_jobs_of_pipecat.JobGroupEvent
     assert pipecat_jobs.tool is pipecat_tool
+    assert pipecat_jobs.LLMWorkerActivationArgs is LLMWorkerActivationArgs
+    assert pipecat_jobs.PipelineParams is PipelineParams
+    assert pipecat_jobs.ProcessorUnusablePolicy is ProcessorUnusablePolicy
     for name in ("JobError", "JobGroupError", "JobParams", "JobGroupParams", "JobGroup"):
         assert issubclass(getattr(pipecat_jobs, name), getattr(pipecat_jobs_of_pipecat, name))
     for status in pipecat_jobs.JobStatus:
         assert pipecat_jobs.OutcomeStatus(status) == status
 
 
-@pytest.mark.parametrize(
-    ("ours", "pipecats"),
-    [
-        (pipecat_jobs.BaseWorker, PipecatBaseWorker),
-        (pipecat_jobs.PipelineWorker, PipecatPipelineWorker),
-        (pipecat_jobs.LLMWorker, PipecatLLMWorker),
-        (pipecat_jobs.LLMContextWorker, PipecatLLMContextWorker),
-    ],
-)
+#: Our workers and Pipecat's of the same name.
+WORKERS = {
+    pipecat_jobs.BaseWorker: PipecatBaseWorker,
+    pipecat_jobs.PipelineWorker: PipecatPipelineWorker,
+    pipecat_jobs.LLMWorker: PipecatLLMWorker,
+    pipecat_jobs.LLMContextWorker: PipecatLLMContextWorker,
+    pipecat_jobs.UIWorker: PipecatUIWorker,
+    pipecat_jobs.BaseUIWorker: PipecatBaseUIWorker,
+}
+
+
+@pytest.mark.parametrize(("ours", "pipecats"), WORKERS.items())
 def test_workers_are_pipecats_with_the_mixin_above_base_worker_alone(ours, pipecats):
     assert issubclass(ours, pipecats)
     order = ours.__mro__
     mixin = order[order.index(pipecat_jobs.JobsMixin) : order.index(PipecatBaseWorker)]
     assert all(part.__module__.startswith("pipecat_jobs.") for part in mixin)
+
+
+@pytest.mark.parametrize(("ours", "pipecats"), WORKERS.items())
+def test_a_worker_is_an_instance_of_ours_wherever_pipecats_is_of_pipecats(ours, pipecats):
+    # Pipecat 1.8's UIWorker is a BaseUIWorker as well, the later ones are not.
+    for other_ours, other_pipecats in WORKERS.items():
+        if other_ours is not pipecat_jobs.BaseUIWorker:
+            assert issubclass(ours, other_ours) == issubclass(pipecats, other_pipecats)
+
+
+def test_importing_a_deprecated_worker_does_not_warn():
+    code = (
+        "import sys; import pipecat_jobs; assert 'pipecat_jobs.ui' not in sys.modules; "
+        "import warnings; import pipecat.workers.ui; warnings.simplefilter('error'); "
+        "from pipecat_jobs import BaseUIWorker; BaseUIWorker('w')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_subclassing_a_deprecated_worker_warns_as_pipecats_does():
+    def count_warnings(base: type) -> int:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            type(base)("Mine", (base,), {})
+        return len(caught)
+
+    assert count_warnings(pipecat_jobs.BaseUIWorker) == count_warnings(PipecatBaseUIWorker)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(AttributeError, match="no attribute 'UIWorkers'"):
+        pipecat_jobs.UIWorkers  # noqa: B018
 
 
 @pytest.mark.parametrize("bases", ["JobsMixin, Own", "Own, JobsMixin"])

@@ -19,6 +19,7 @@ from pipecat_jobs import (
     JobParams,
     LLMContextWorker,
     OutcomeStatus,
+    UIWorker,
     job,
 )
 
@@ -72,6 +73,10 @@ async def mistakes_are_seen(worker: BaseWorker) -> None:
     worker.job("r", cancel_on_error=True)  # pyright: ignore[reportCallIssue]
     worker.job_group(1)  # pyright: ignore[reportArgumentType]
     await worker.send_job_response("id", "text")  # pyright: ignore[reportArgumentType]
+
+
+def a_worker_that_is_imported_on_first_use_has_its_type(worker: UIWorker) -> None:
+    assert_type(worker.job("r"), JobContext)
 
 
 async def a_turn_gives_text(worker: LLMContextWorker) -> None:
