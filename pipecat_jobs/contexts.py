@@ -9,7 +9,7 @@ from pipecat.pipeline.job_context import JobEvent, JobGroupEvent
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupContext as PipecatJobGroupContext
 
-from pipecat_jobs.errors import InvalidJobError
+from pipecat_jobs.errors import InvalidJobError, JobNotEndedError
 from pipecat_jobs.groups import JobGroup
 from pipecat_jobs.outcomes import JobData, JobOutcome
 from pipecat_jobs.params import JobGroupParams
@@ -100,8 +100,15 @@ class JobContext(_JobScope, PipecatJobContext):
 
     @property
     def response(self) -> JobData:
-        """What the worker answered; empty before it has."""
-        return self._group.responses.get(self._worker_names[0], {}) if self._group else {}
+        """The worker's response, once the job has ended; empty when it ended without one.
+
+        Raises:
+            JobNotEndedError: If the job has not ended.
+        """
+        (worker_name,) = self._worker_names
+        if self._group is None or (self.outcome is None and not self._group.is_done):
+            raise JobNotEndedError(self.job_id, worker_name)
+        return self._group.responses.get(worker_name, {})
 
     @property
     def outcome(self) -> JobOutcome | None:

@@ -266,6 +266,24 @@ class UnknownJobError(RuntimeError):
         self.ended = ended
 
 
+class JobNotEndedError(RuntimeError):
+    """A job's response was read before the job had ended.
+
+    Parameters:
+        job_id: The job's id.
+        worker: Name of the worker that was asked.
+    """
+
+    def __init__(self, job_id: str, worker: str):
+        super().__init__(
+            f"job '{job_id}' at worker '{worker}' has not ended, so there is no response yet; read "
+            "'response' after the 'async with' block, which waits for the end. 'outcome' may be "
+            "read at any time: it is None until the job has ended"
+        )
+        self.job_id = job_id
+        self.worker = worker
+
+
 class MessageTypeError(InvalidJobTypeError):
     """A message holds something that the bus cannot carry to another process.
 

@@ -27,14 +27,14 @@ NAMES = """
     BaseUIWorker BaseWorker BusFullError BusUnavailableError CancelReason
     DuplicateJobHandlerError DuplicateWorkerError ErrorDetails InvalidJobError
     InvalidJobTypeError JobCancelledError JobContext JobError JobEvent JobGroup JobGroupContext
-    JobGroupError JobGroupEvent JobGroupParams JobGroupResponse JobOutcome JobParams JobRefusal
-    JobRefusedError JobStatus JobTimeoutError JobTool JobToolError JobToolProgress JobsMixin
-    LLMContextWorker LLMTurnError LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker
-    LLMWorkerActivationArgs MessageTooLargeError MessageTypeError NoJobHandlerError
-    OutcomeStatus PipelineParams PipelineWorker ProcessorUnusablePolicy RedisModeError
-    RedisStartError RoutedBus ToolCallContext UIWorker UnknownJobError WorkerLostError
-    WorkerNotAddedError WorkerNotReadyError __version__ job job_attempt job_moved job_tool tool
-    tool_call
+    JobGroupError JobGroupEvent JobGroupParams JobGroupResponse JobNotEndedError JobOutcome
+    JobParams JobRefusal JobRefusedError JobStatus JobTimeoutError JobTool JobToolError
+    JobToolProgress JobsMixin LLMContextWorker LLMTurnError LLMTurnInterruptedError
+    LLMTurnTimeoutError LLMWorker LLMWorkerActivationArgs MessageTooLargeError MessageTypeError
+    NoJobHandlerError OutcomeStatus PipelineParams PipelineWorker ProcessorUnusablePolicy
+    RedisModeError RedisStartError RoutedBus ToolCallContext UIWorker UnknownJobError
+    WorkerLostError WorkerNotAddedError WorkerNotReadyError __version__ job job_attempt
+    job_moved job_tool tool tool_call
 """.split()
 
 TESTING_NAMES = """

@@ -18,6 +18,7 @@ from pipecat_jobs import (
     JobGroupError,
     JobGroupEvent,
     JobGroupParams,
+    JobNotEndedError,
     JobParams,
     OutcomeStatus,
     UnknownJobError,
@@ -31,7 +32,6 @@ async def test_job_gives_response_outcome_and_id(job_harness: JobHarness):
     await job_harness.start(asker, Answerer())
 
     context = asker.job("answerer", name="echo", payload={"n": 1}, timeout=5)
-    assert context.response == {}
     assert context.outcome is None
     async with context as j:
         assert j.job_id == context.job_id
@@ -43,6 +43,68 @@ async def test_job_gives_response_outcome_and_id(job_harness: JobHarness):
     assert (j.outcome.worker, j.outcome.response) == ("answerer", j.response)
     assert j.outcome.waited >= 0
     assert j.outcome.ran > 0
+
+
+async def test_a_response_read_before_the_job_ended_says_where_to_read_it(job_harness: JobHarness):
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+
+    context = asker.job("answerer", name="wait")
+    with pytest.raises(JobNotEndedError, match="has not ended"):
+        _ = context.response
+    async with context as j:
+        with pytest.raises(JobNotEndedError, match="after the 'async with' block") as raised:
+            _ = j.response
+        assert j.outcome is None
+        answerer.release.set()
+    assert j.response == {"from": "answerer"}
+    assert (raised.value.job_id, raised.value.worker) == (j.job_id, "answerer")
+
+
+async def test_a_response_may_be_read_in_the_block_once_the_events_have_ended(
+    job_harness: JobHarness,
+):
+    asker = Asker()
+    await job_harness.start(asker, Answerer())
+    async with asker.job("answerer", name="echo") as j:
+        async for _ in j:
+            pass
+        assert j.response["from"] == "answerer"
+
+
+async def test_the_response_of_a_job_that_failed_may_be_read(job_harness: JobHarness):
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+
+    failing = asker.job("answerer", name="raise")
+    with pytest.raises(JobError):
+        async with failing:
+            pass
+    assert failing.response["error"] == "no such topic"
+
+    cancelled = asker.job("answerer", name="wait")
+    with pytest.raises(JobCancelledError):
+        async with cancelled:
+            await asker.cancel_job_group(cancelled.job_id)
+    assert cancelled.response == {}
+
+
+async def test_the_responses_of_a_group_may_be_read_at_any_time(job_harness: JobHarness):
+    asker, a, b = Asker(), Answerer("a"), Answerer("b")
+    await job_harness.start(asker, a, b)
+    async with asker.job_group("a", "b", name="wait") as group:
+        assert group.responses == {}
+        answered = asyncio.Event()
+
+        @asker.event_handler("on_job_response")
+        async def on_job_response(_: BaseWorker, message: BusJobResponseMessage) -> None:
+            answered.set()
+
+        a.release.set()
+        await answered.wait()
+        assert group.responses == {"a": {"from": "a"}}
+        b.release.set()
+    assert set(group.responses) == {"a", "b"}
 
 
 @pytest.mark.parametrize(
