@@ -1,7 +1,9 @@
 """One call's worth of jobs: who was asked, who has answered, and how it ended."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Self, cast
 
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupEvent
@@ -24,18 +26,39 @@ from pipecat_jobs.readiness import StartableBus
 from pipecat_jobs.window import StreamWindow
 
 
+def _now() -> float:
+    """The loop's time; outside of one, the clock that a loop has by default."""
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:
+        return time.monotonic()
+
+
 class JobGroup(PipecatJobGroup):
     """Jobs launched together under one id. Pipecat's ``JobGroup``, with outcomes.
 
-    It is what ``create_job_group_and_request_job()`` returns and ``job_groups`` holds.
+    It is what ``create_job_group_and_request_job()`` returns and ``job_groups`` holds. One that is
+    built by hand takes Pipecat's arguments. Put into a worker's ``job_groups`` it is completed by
+    the responses of its workers; sending them their requests is left to who built it.
 
     Parameters:
         params: How it was asked for.
         outcomes: How it ended, by worker; complete once the group is done.
+
+    Example::
+
+        group = JobGroup(job_id="lookup-1", worker_names={"worker"}, cancel_on_error=True)
+        self.job_groups[group.job_id] = group
+        await self.send_bus_message(
+            BusJobRequestMessage(source=self.name, target="worker", job_id=group.job_id)
+        )
+        await group.wait()
+        print(group.responses["worker"])
     """
 
     deadline: Deadline | None = None
-    dispatched = False
+    #: Whether its requests have gone out.
+    dispatched = True
     #: Whether its end has been told: to the hooks, or to the workers it was called off at.
     concluded = False
     #: The first answer of a worker that could not do it.
@@ -60,31 +83,92 @@ class JobGroup(PipecatJobGroup):
     def __init__(
         self,
         job_id: str,
+        worker_names: Collection[str],
+        responses: dict[str, JobData] | None = None,
+        timeout_task: asyncio.Task[None] | None = None,
+        cancel_on_error: bool = True,
+        label: str | None = None,
+        cancellable: bool = True,
+        terminated: set[str] | None = None,
+        event_queue: EventQueue | None = None,
+    ):
+        """Build a group whose requests somebody else sends.
+
+        Args:
+            job_id: The id that its requests and responses carry.
+            worker_names: The workers that are asked.
+            responses: Where their responses are kept, by worker; a new dict by default.
+            timeout_task: A task that cancels the group at its deadline; cancelled when the group
+                ends before.
+            cancel_on_error: Whether the first worker that does not complete ends the group.
+            label: What it is about, for people.
+            cancellable: Whether ``request_cancel_job_group()`` may cancel it.
+            terminated: The workers that have responded; none by default.
+            event_queue: Where updates and stream events go, and None after the last.
+        """
+        super().__init__(
+            job_id,
+            # Kept as it was given: bots compare it with sets of their own.
+            cast("list[str]", worker_names),
+            responses={} if responses is None else responses,
+            timeout_task=timeout_task,
+            cancel_on_error=cancel_on_error,
+            label=label,
+            cancellable=cancellable,
+            terminated=set() if terminated is None else terminated,
+        )
+        self.params = JobGroupParams(
+            label=label, cancellable=cancellable, cancel_on_error=cancel_on_error
+        )
+        #: Runs its hooks in order; None until the requester has any to run.
+        self.steps: Steps | None = None
+        self.outcomes: dict[str, JobOutcome] = {}
+        self._single = False
+        self._keeps_events = False
+        self._early: list[JobGroupEvent] = []
+        self._windows: dict[str, StreamWindow] = {}
+        self._asked_at = _now()
+        self._sent_at = dict.fromkeys(worker_names, self._asked_at)
+        self._events = event_queue
+
+    @classmethod
+    def for_dispatch(
+        cls,
+        job_id: str,
         worker_names: list[str],
         params: JobGroupParams,
         steps: Steps,
         *,
         single: bool,
         keeps_events: bool,
-    ):
-        super().__init__(
+    ) -> Self:
+        """Build a group that a requester dispatches: none of its workers has been asked.
+
+        Args:
+            job_id: The group's id.
+            worker_names: The workers to ask.
+            params: How.
+            steps: Runs the group's hooks in order.
+            single: Whether one worker is asked on its own, with ``job()``.
+            keeps_events: Whether its events are kept for whoever comes to read them.
+
+        Returns:
+            The group.
+        """
+        group = cls(
             job_id,
             worker_names,
             cancel_on_error=params.cancel_on_error,
             label=params.label,
             cancellable=params.cancellable,
         )
-        self.params = params
-        #: Runs its hooks in order.
-        self.steps = steps
-        self.outcomes: dict[str, JobOutcome] = {}
-        self._single = single
-        self._keeps_events = keeps_events
-        self._early: list[JobGroupEvent] = []
-        self._windows: dict[str, StreamWindow] = {}
-        self._clock = asyncio.get_running_loop().time
-        self._asked_at = self._clock()
-        self._sent_at: dict[str, float] = {}
+        group.params = params
+        group.steps = steps
+        group.dispatched = False
+        group._single = single
+        group._keeps_events = keeps_events
+        group._sent_at = {}
+        return group
 
     # -- who has ended -----------------------------------------------------------------------
 
@@ -121,7 +205,7 @@ class JobGroup(PipecatJobGroup):
         Args:
             worker_name: The worker.
         """
-        self._sent_at[worker_name] = self._clock()
+        self._sent_at[worker_name] = _now()
 
     def awaits(self, worker_name: str) -> bool:
         """Tell whether an answer from this worker counts.
@@ -158,7 +242,7 @@ class JobGroup(PipecatJobGroup):
         Returns:
             The outcome.
         """
-        now = self._clock()
+        now = _now()
         sent_at = self._sent_at.get(worker_name, now)
         outcome = JobOutcome(
             worker_name,
@@ -317,6 +401,8 @@ class JobGroup(PipecatJobGroup):
             return
         if self.deadline is not None:
             self.deadline.clear()
+        if self.timeout_task is not None and self.timeout_task is not asyncio.current_task():
+            self.timeout_task.cancel()
         super().complete()
         if self.dispatcher is not None and self.dispatcher is not asyncio.current_task():
             self.cut_off = True

@@ -1,6 +1,7 @@
 """The one place that knows Pipecat's worker: its methods in front, our two halves behind."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal, Unpack
 
 from loguru import logger
@@ -32,9 +33,8 @@ from pipecat_jobs.answers import Answers
 from pipecat_jobs.contexts import JobContext, JobGroupContext
 from pipecat_jobs.errors import DuplicateWorkerError
 from pipecat_jobs.executor import Executor
-from pipecat_jobs.groups import JobGroup
 from pipecat_jobs.handlers import collect_handlers
-from pipecat_jobs.hooks import Hooks
+from pipecat_jobs.hooks import Hooks, guarded
 from pipecat_jobs.liveness import Departure
 from pipecat_jobs.messages import JobMessage, is_job_message, malformed
 from pipecat_jobs.params import (
@@ -273,10 +273,10 @@ class JobsMixin(Answering):
             job_id: The job's id; one that is not open is left alone.
             reason: Why, for the workers and the caller.
         """
-        if isinstance(self.job_groups.get(job_id), JobGroup):
-            await self.__requester.cancel(job_id, reason)
-        else:
+        if self.__requester.leaves_to_pipecat(job_id):
             await super().cancel_job_group(job_id, reason=reason)
+        else:
+            await self.__requester.cancel(job_id, reason)
 
     async def request_job_update(self, job_id: str, worker_name: str) -> None:
         """Ask a worker how far it is; it answers with an update, if it does.
@@ -288,7 +288,10 @@ class JobsMixin(Answering):
         Raises:
             UnknownJobError: If the job, or the worker's part in it, is not open.
         """
-        await self.__requester.request_update(job_id, worker_name)
+        if self.__requester.leaves_to_pipecat(job_id):
+            await super().request_job_update(job_id, worker_name)
+        else:
+            await self.__requester.request_update(job_id, worker_name)
 
     async def worker_lost(
         self, worker_name: str, *, reason: str, job_id: str | None = None
@@ -357,7 +360,10 @@ class JobsMixin(Answering):
         if not is_job_message(message) or message.target not in (None, self.name):
             await super().on_bus_message(message)
             return
-        self.__handle(message)
+        if not self.__handle(message):
+            hearing = partial(super().on_bus_message, message)
+            await guarded(f"on_bus_message() of worker '{self.name}'", hearing)
+            return
         await call_event_handlers(self, "on_bus_message", message)
 
     def take_bus_message(self, message: BusMessage) -> bool:
@@ -378,17 +384,23 @@ class JobsMixin(Answering):
             or self.__hooks.listens("on_bus_message")
         ):
             return False
-        self.__handle(message)
-        return True
+        return self.__handle(message)
 
-    def __handle(self, message: JobMessage) -> None:
+    def __handle(self, message: JobMessage) -> bool:
+        """Hand a message to the half it is for; tell whether either has taken it."""
         problem = malformed(message)
         if problem is not None:
             logger.warning(f"Worker '{self.name}': dropping {message}: {problem}")
-            return
+            return True
         match message:
             case BusJobRequestMessage():
                 self.__executor.on_request(message, inactive=self.__why_inactive())
+            case BusJobUpdateRequestMessage():
+                self.__executor.on_update_request(message)
+            case BusJobCancelMessage():
+                self.__executor.on_cancel(message)
+            case _ if self.__requester.leaves_to_pipecat(message.job_id):
+                return False
             case BusJobResponseMessage() | BusJobResponseUrgentMessage():
                 self.__requester.on_response(message)
             case BusJobStreamStartMessage() | BusJobStreamDataMessage():
@@ -397,10 +409,7 @@ class JobsMixin(Answering):
                 self.__requester.on_stream_end(message)
             case BusJobUpdateMessage() | BusJobUpdateUrgentMessage():
                 self.__requester.on_update(message)
-            case BusJobUpdateRequestMessage():
-                self.__executor.on_update_request(message)
-            case BusJobCancelMessage():
-                self.__executor.on_cancel(message)
+        return True
 
     def __why_inactive(self) -> str | None:
         if self.active or self.takes_jobs_when_inactive:

@@ -150,13 +150,9 @@ class Requester:
             registry = self._worker.registry
         except RuntimeError as error:
             raise WorkerNotAddedError(self._worker.name) from error
-        group = JobGroup(
-            job_id,
-            worker_names,
-            params,
-            Steps(self._worker, held=True),
-            single=single,
-            keeps_events=keeps_events,
+        steps = Steps(self._worker, held=True)
+        group = JobGroup.for_dispatch(
+            job_id, worker_names, params, steps, single=single, keeps_events=keeps_events
         )
         if self._stopped:
             group.ending = CancelReason.REQUESTER_STOPPED
@@ -183,8 +179,8 @@ class Requester:
         finally:
             group.dispatcher = None
             group.dispatched = not group.is_done
-            group.steps.release()
-            if not group.steps.busy:
+            steps.release()
+            if not steps.busy:
                 self._conclude(group)
         if group.is_done and group.failed:
             raise group.failure()
@@ -242,6 +238,20 @@ class Requester:
         )
 
     # -- what comes back ---------------------------------------------------------------------
+
+    def leaves_to_pipecat(self, job_id: str) -> bool:
+        """Tell whether a group is of Pipecat's own class, and completed by Pipecat's code.
+
+        Such a group was put into ``job_groups`` by the bot.
+
+        Args:
+            job_id: The group's id.
+
+        Returns:
+            Whether there is an open group of that id, and it is none of ours.
+        """
+        group = self._groups.get(job_id)
+        return group is not None and not isinstance(group, JobGroup)
 
     def on_response(self, message: ResponseMessage) -> None:
         """Take a worker's answer.
@@ -331,10 +341,15 @@ class Requester:
             self._hooks.announce(hook, message)
             self._conclude(group)
         elif self._hooks.hears(hook):
-            group.steps.run(partial(self._fire, group, hook, message, event))
+            self._steps_of(group).run(partial(self._fire, group, hook, message, event))
 
     def _is_heard_at_once(self, group: JobGroup, hook: str) -> bool:
-        return not (group.steps.busy or self._hooks.overrides(hook))
+        return not (self._steps_of(group).busy or self._hooks.overrides(hook))
+
+    def _steps_of(self, group: JobGroup) -> Steps:
+        if group.steps is None:
+            group.steps = Steps(self._worker)
+        return group.steps
 
     async def _fire(
         self, group: JobGroup, hook: str, message: JobMessage, event: JobGroupEvent | None
@@ -342,7 +357,7 @@ class Requester:
         await self._hooks.fire(hook, message)
         if event is not None:
             group.heard(event)
-        if group.steps.last:
+        if self._steps_of(group).last:
             self._conclude(group)
 
     def _awaited(self, message: JobMessage) -> JobGroup | None:
@@ -392,11 +407,11 @@ class Requester:
             return
         group.concluded = True
         if group.failed:
-            group.steps.run(partial(self._fail, group))
+            self._steps_of(group).run(partial(self._fail, group))
             return
         self._groups.pop(group.job_id, None)
         if self._hooks.overrides("on_job_completed"):
-            group.steps.run(partial(self._announce_completion, group))
+            self._steps_of(group).run(partial(self._announce_completion, group))
             return
         if self._hooks.listens("on_job_completed"):
             self._hooks.announce("on_job_completed", self._result_of(group))
