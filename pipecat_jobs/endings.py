@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from loguru import logger
 from pipecat.bus.messages import BusJobCancelMessage
@@ -10,15 +11,23 @@ from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs.groups import JobGroup
-from pipecat_jobs.hooks import guarded
+from pipecat_jobs.hooks import Steps, guarded
 from pipecat_jobs.liveness import Liveness
-from pipecat_jobs.messages import ResponseMessage, answered_status
+from pipecat_jobs.messages import JobMessage, ResponseMessage, answered_status
 from pipecat_jobs.outcomes import CancelReason, ErrorDetails, OutcomeStatus
 from pipecat_jobs.recent import Expiring
 from pipecat_jobs.tasks import RunningTask, log_raised, start_task
 
 #: Seconds that the workers' cancels may take to be sent before the caller goes on without them.
 CANCEL_GRACE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The workers of a group that were told to stop, and what runs its hooks in order."""
+
+    names: set[str]
+    steps: Steps
 
 
 class Endings:
@@ -35,7 +44,7 @@ class Endings:
         self._groups = groups
         self._liveness = liveness
         #: By job id: the workers whose answer to the cancel has not come.
-        self._unacknowledged: Expiring[str, set[str]] = Expiring()
+        self._unacknowledged: Expiring[str, _Told] = Expiring()
 
     async def end(self, group: PipecatJobGroup, reason: str, cancel_reason: CancelReason) -> None:
         """Call a group off through the worker's own method.
@@ -93,7 +102,8 @@ class Endings:
             self._liveness.unwatch(name, group.job_id)
         if not owing:
             return
-        self._unacknowledged.remember(group.job_id, set(owing))
+        steps = group.steps or Steps(self._worker)
+        self._unacknowledged.remember(group.job_id, _Told(set(owing), steps))
         telling = start_task(self._worker, self.tell(group.job_id, owing, reason), "job_cancel")
         # Waiting on the task leaves it alone when this call is itself cancelled.
         await asyncio.wait({telling}, timeout=CANCEL_GRACE)
@@ -125,23 +135,37 @@ class Endings:
                     error,
                 )
 
-    def is_acknowledged_by(self, message: ResponseMessage) -> bool:
-        """Tell whether an answer is a worker's first to a cancel.
+    def steps_after_end(self, message: JobMessage) -> Steps | None:
+        """Give what runs the hooks of a job that has ended for a worker that cleans up after it.
 
         Args:
-            message: An answer that no open group awaits.
+            message: A message that no open group awaits.
 
         Returns:
-            Whether it is; asked again, it is not.
+            What runs the hooks, or None when the sender was not told to stop, or has acknowledged
+            that it was.
+        """
+        told = self._unacknowledged.get(message.job_id)
+        return told.steps if told is not None and message.source in told.names else None
+
+    def acknowledge(self, message: ResponseMessage) -> Steps | None:
+        """Note a worker's CANCELLED response to a cancel.
+
+        Args:
+            message: A response that no open group awaits.
+
+        Returns:
+            What runs the hooks that hear of it, or None when it is not the first CANCELLED response
+            of a worker that was told to stop.
         """
         told = self._unacknowledged.get(message.job_id)
         if (
             told is None
-            or message.source not in told
+            or message.source not in told.names
             or answered_status(message) is not JobStatus.CANCELLED
         ):
-            return False
-        told.discard(message.source)
-        if not told:
+            return None
+        told.names.discard(message.source)
+        if not told.names:
             self._unacknowledged.take(message.job_id)
-        return True
+        return told.steps

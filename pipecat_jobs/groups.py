@@ -218,6 +218,17 @@ class JobGroup(PipecatJobGroup):
         """
         return worker_name in self._sent_at and worker_name not in self.outcomes
 
+    def owes(self, worker_name: str) -> bool:
+        """Tell whether a worker was asked and has not answered, whatever became of the group.
+
+        Args:
+            worker_name: A worker.
+
+        Returns:
+            Whether its answer is still to come.
+        """
+        return self.awaits(worker_name) or worker_name in self.owing
+
     def settle(
         self,
         worker_name: str,

@@ -324,7 +324,7 @@ class Requester:
     ) -> None:
         group = self._awaited(message)
         if group is None or group.failed:
-            self._ignored(message)
+            self._hear_late(hook, message)
             return
         heard = not self._hooks.hears(hook) or self._is_heard_at_once(group, hook)
         group.push(event, heard=heard)
@@ -378,13 +378,24 @@ class Requester:
 
     def _unawaited(self, message: ResponseMessage) -> None:
         # Pipecat promises the hook the CANCELLED answer to a cancel, which by then ends nothing.
-        if not self._endings.is_acknowledged_by(message):
-            self._ignored(message)
-        elif self._hooks.overrides("on_job_response"):
-            hearing = self._hooks.fire("on_job_response", message)
-            start_task(self._worker, hearing, "job_hooks")
+        self._fire_late("on_job_response", message, self._endings.acknowledge(message))
+
+    def _hear_late(self, hook: str, message: UpdateMessage | StreamMessage) -> None:
+        # A worker that was told to stop may have something to say until it answers that it has.
+        group = self._groups.get(message.job_id)
+        if not isinstance(group, JobGroup):
+            steps = self._endings.steps_after_end(message)
         else:
-            self._hooks.announce("on_job_response", message)
+            steps = self._steps_of(group) if group.owes(message.source) else None
+        self._fire_late(hook, message, steps)
+
+    def _fire_late(self, hook: str, message: JobMessage, steps: Steps | None) -> None:
+        if steps is None:
+            self._ignored(message)
+        elif steps.busy or self._hooks.overrides(hook):
+            steps.run(partial(self._hooks.fire, hook, message))
+        else:
+            self._hooks.announce(hook, message)
 
     def _settle(
         self,
