@@ -120,13 +120,14 @@ class Executor:
             )
             self._refuse(message, JobRefusal.NO_HANDLER, why)
             return
+        room = self._rooms.get(name)
+        if listened and name is None and room is not None:
+            call, listened = self._call_request_hooks, False
         self._answers.open(execution)
         execution.returned = call is None
         if call is not None:
             execution.task = start_task(
-                self._worker,
-                self._run(execution, call, self._rooms.get(name)),
-                f"job_{name or 'request'}",
+                self._worker, self._run(execution, call, room), f"job_{name or 'request'}"
             )
         if listened:
             # The handlers of the event are handlers of the job: what they start is the job's.
@@ -143,6 +144,13 @@ class Executor:
         if self._hooks.overrides("on_job_request"):
             return None, self._worker.on_job_request
         return None, None
+
+    def _call_request_hooks(
+        self, message: BusJobRequestMessage
+    ) -> Awaitable[object] | AsyncIterator[object]:
+        """Call the event handlers and the override: all are handlers of the job in its slot."""
+        self._hooks.announce("on_job_request", message)
+        return self._worker.on_job_request(message)
 
     def _cancelled_before_it_ran(self, message: BusJobRequestMessage) -> None:
         response = None

@@ -60,10 +60,10 @@ class JobsMixin(Answering):
 
     - ``takes_jobs_when_inactive`` (True): whether jobs are taken while another worker holds the
       conversation. When False, an inactive worker refuses them at once.
-    - ``job_request_concurrency`` ("auto"): how many jobs of an ``on_job_request()`` override may
-      be open at once, None for any number; more wait in order of arrival. "auto" is one for a
-      worker that owns an LLM context, since one context holds one turn and the answer of a second
-      job would be taken for the first's, and any number for the others.
+    - ``job_request_concurrency`` ("auto"): how many jobs of ``on_job_request``, the override and
+      the event handlers, may be open at once, None for any number; more wait in order of arrival.
+      "auto" is one for a worker that owns an LLM context, since one context holds one turn and the
+      answer of a second job would be taken for the first's, and any number for the others.
     - ``job_affinity`` ("auto"): which jobs run in the same process, on a bus that spans processes
       of which several host the worker. "requester": all jobs of one requester, while that process
       lives. "prefer": the same, but a job goes elsewhere rather than wait for a free slot. None:
