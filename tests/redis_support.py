@@ -160,7 +160,8 @@ async def process_of(redis: Redis, name: str) -> str:
 @contextlib.asynccontextmanager
 async def server_with(folder: Path, *options: str, port: int | None = None) -> AsyncIterator[str]:
     """A server with options of its own, or on a port of its own."""
-    port = port or free_port()
+    # A node of a cluster takes the port that is 10,000 higher as well.
+    port = port or next(found for found in iter(free_port, 0) if found < 55_000)
     process = await asyncio.create_subprocess_exec(
         *(find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""),
         *("--dir", str(folder), *options),
@@ -168,11 +169,12 @@ async def server_with(folder: Path, *options: str, port: int | None = None) -> A
     )
     assert process.stdout is not None
     try:
-        while b"eady to accept connections" not in await process.stdout.readline():
-            pass
+        while b"eady to accept connections" not in (line := await process.stdout.readline()):
+            assert line, "the server has not started"
         yield f"redis://127.0.0.1:{port}"
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
 
 

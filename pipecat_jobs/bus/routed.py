@@ -128,7 +128,11 @@ class RoutedBus(WorkerBus):
         Returns:
             The reason, or None when it delivers.
         """
-        return None if self._started.is_set() else "the bus has not started; is its runner run?"
+        return (
+            None
+            if self._started.is_set()
+            else "the bus has not started: its runner does not run yet"
+        )
 
     async def subscribe(self, subscriber: BusSubscriber) -> None:
         """Deliver to a subscriber, unless one of its name is known.
