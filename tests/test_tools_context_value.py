@@ -135,10 +135,13 @@ def test_text_without_halves_is_left_as_it_is(text: str):
 ODD = {
     "half of a pair": ({"text": HALF}, {"text": WHOLE}),
     "bytes": ({"audio": b"\xff\xfe"}, {"audio": "\\xff\\xfe"}),
+    "not a number": ({"x": math.nan}, {"x": "nan"}),
+}
+#: What not every bus between processes carries.
+HANDED_OVER = {
+    "a key of an odd type": ({(1, 2): "x"}, {"[1, 2]": "x"}),
     "a circle": (circle(), {"self": "{'self': {...}}"}),
     "no text": ({"mute": Mute()}, {"mute": "<Unserializable Mute object>"}),
-    "a key of an odd type": ({(1, 2): "x"}, {"[1, 2]": "x"}),
-    "not a number": ({"x": math.nan}, {"x": "nan"}),
 }
 
 
@@ -150,6 +153,25 @@ async def assert_bot_goes_on(stage: Stage, server: ScriptedLLMServer) -> None:
     await stage.worker.flush_pipeline()
 
 
+async def assert_written(
+    harness: JobHarness, server: ScriptedLLMServer, llm: Any, answer: Any, written: Any
+) -> None:
+    class Moderator(LLMContextWorker):
+        @job_tool("critic", job="argue")
+        async def debate(self, topic: str):
+            """Analyze a topic."""
+            return {"topic": topic}
+
+    calls_debate(server, "Summary.", "Next.")
+    worker = Moderator("moderator", llm=llm, active=True)
+    stage = await raise_stage(harness, worker, Colleague("critic", answer=answer))
+    await stage.say()
+
+    _, second = await server.wait_for_requests(2)
+    assert tool_results(second) == [written]
+    await assert_bot_goes_on(stage, server)
+
+
 @pytest.mark.parametrize(("answer", "written"), ODD.values(), ids=ODD)
 async def test_the_bot_goes_on_whatever_a_worker_answers(
     job_harness: JobHarness,
@@ -158,20 +180,18 @@ async def test_the_bot_goes_on_whatever_a_worker_answers(
     answer: Any,
     written: Any,
 ):
-    class Moderator(LLMContextWorker):
-        @job_tool("critic", job="argue")
-        async def debate(self, topic: str):
-            """Analyze a topic."""
-            return {"topic": topic}
+    await assert_written(job_harness, scripted_llm, new_llm(), answer, written)
 
-    calls_debate(scripted_llm, "Summary.", "Next.")
-    worker = Moderator("moderator", llm=new_llm(), active=True)
-    stage = await raise_stage(job_harness, worker, Colleague("critic", answer=answer))
-    await stage.say()
 
-    _, second = await scripted_llm.wait_for_requests(2)
-    assert tool_results(second) == [written]
-    await assert_bot_goes_on(stage, scripted_llm)
+@pytest.mark.parametrize(("answer", "written"), HANDED_OVER.values(), ids=HANDED_OVER)
+async def test_the_bot_goes_on_when_a_worker_answers_what_few_buses_carry(
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    answer: Any,
+    written: Any,
+):
+    await assert_written(job_harness, scripted_llm, new_llm(), answer, written)
 
 
 @pytest.mark.parametrize(
