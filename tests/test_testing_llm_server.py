@@ -9,6 +9,7 @@ from openai import AsyncOpenAI
 from pipecat_jobs.testing.llm_server import (
     Failure,
     LLMRequest,
+    Reply,
     ScriptedLLMServer,
     Stall,
     Text,
@@ -103,6 +104,26 @@ async def test_whole_answer_without_a_stream(
     assert message.tool_calls[0].function.arguments == '{"at": "it"}'
     assert calls.choices[0].finish_reason == "tool_calls"
     assert [request.sent_text for request in server.requests] == ["Hello there.", "A moment."]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Text("You must", finish_reason="length"), "length"),
+        (ToolCalls(ToolCall("look"), text=Text("Hm.", finish_reason="length")), "length"),
+        (Text("You must", finish_reason=None), None),
+    ],
+)
+async def test_an_answer_may_end_for_any_reason_or_none(
+    server: ScriptedLLMServer, client: AsyncOpenAI, reply: Reply, reason: str | None
+):
+    server.reply(reply)
+
+    async with await open_stream(client) as stream:
+        reasons = [chunk.choices[0].finish_reason async for chunk in stream if chunk.choices]
+
+    assert [given for given in reasons if given] == ([] if reason is None else [reason])
+    assert server.requests[0].outcome == "completed"
 
 
 # Tool calls

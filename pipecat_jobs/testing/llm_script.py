@@ -22,11 +22,16 @@ class Text:
         pace: Seconds between one token and the next. With 0 the server still yields to the event
             loop between tokens, so a client can hang up anywhere.
         first_token_after: Seconds between the request and the first token.
+        finish_reason: Why the model stopped, as the API says it: ``"length"`` or
+            ``"content_filter"`` cut the answer off; None ends the stream without a reason, as a
+            server that is restarted does. A reply that calls tools says ``"tool_calls"`` instead of
+            ``"stop"``.
     """
 
     text: str
     pace: float = 0.0
     first_token_after: float = 0.0
+    finish_reason: str | None = "stop"
 
     @property
     def tokens(self) -> list[str]:

@@ -356,10 +356,11 @@ class _Exchange:
             await self._break_off(turn)
         for index, call in enumerate(turn.calls):
             await self._send_call(index, call)
-        await self._send_delta({}, finish_reason=_finish_reason(turn))
-        if self._request.include_usage:
-            await self._send_chunk([], usage=self._usage(turn))
-        await self._stream.write(b"data: [DONE]\n\n")
+        if (reason := _finish_reason(turn)) is not None:
+            await self._send_delta({}, finish_reason=reason)
+            if self._request.include_usage:
+                await self._send_chunk([], usage=self._usage(turn))
+            await self._stream.write(b"data: [DONE]\n\n")
         self._request.record_end("completed")
 
     async def _break_off(self, turn: _Turn) -> NoReturn:
@@ -413,8 +414,9 @@ class _Exchange:
         }
 
 
-def _finish_reason(turn: _Turn) -> str:
-    return "tool_calls" if turn.calls else "stop"
+def _finish_reason(turn: _Turn) -> str | None:
+    reason = turn.text.finish_reason
+    return "tool_calls" if turn.calls and reason == "stop" else reason
 
 
 def _unscripted(request: LLMRequest) -> Failure:
