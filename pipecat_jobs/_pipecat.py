@@ -101,8 +101,7 @@ def proxied_name(worker: BaseWorker) -> str | None:
     # A proxy in use has had its module imported; importing it here would make websockets and
     # starlette a requirement.
     for module, proxy in (("client", "WebSocketProxyClient"), ("server", "WebSocketProxyServer")):
-        loaded = sys.modules.get(f"pipecat.workers.proxy.websocket.{module}")
-        if loaded is not None and isinstance(worker, getattr(loaded, proxy)):
+        if _is_of_loaded_class(worker, f"pipecat.workers.proxy.websocket.{module}", proxy):
             proxied = cast("WebSocketProxyClient | WebSocketProxyServer", worker)
             return proxied._remote_worker_name
     return None
@@ -129,6 +128,27 @@ async def cancel_function_call(llm: LLMService[Any], tool_call_id: str) -> None:
         tool_call_id: The call; one that is not running is left alone.
     """
     await llm._cancel_function_calls_by_tool_call_id(tool_call_id)
+
+
+def is_speech_to_speech(llm: LLMService[Any]) -> bool:
+    """Tell whether a service is a realtime one, which speaks when it decides to.
+
+    Args:
+        llm: The service.
+
+    Returns:
+        Whether a message that is put into its context does not make it answer.
+    """
+    # The only one that keeps the aggregators out of realtime mode.
+    if _is_of_loaded_class(llm, "pipecat.services.openai.live.llm", "OpenAILiveLLMService"):
+        return True
+    return llm.service_metadata_frame().is_realtime_service
+
+
+def _is_of_loaded_class(subject: object, module: str, name: str) -> bool:
+    """Tell whether an object is of a class, without importing the class's module."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(subject, getattr(loaded, name))
 
 
 def in_tool_call_of(worker: LLMWorker) -> bool:

@@ -12,9 +12,10 @@ from pipecat.processors.aggregators.llm_context import (
     NotGiven,
 )
 from pipecat.processors.frame_processor import FrameDirection
+from pipecat.services.llm_service import LLMService
 from pipecat.workers.llm import LLMContextWorker as PipecatLLMContextWorker
 
-from pipecat_jobs._pipecat import in_tool_call_of
+from pipecat_jobs._pipecat import in_tool_call_of, is_speech_to_speech
 from pipecat_jobs.deadline import check_timeout
 from pipecat_jobs.errors import (
     InvalidJobError,
@@ -73,8 +74,9 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             LLMTurnTimeoutError: If the timeout passed first.
             LLMTurnInterruptedError: If something else stopped the turn: a user who spoke to an
                 active worker, or the worker's end.
-            InvalidJobError: If an argument cannot be used, or a tool of this worker asks: its LLM
-                waits for the tool.
+            InvalidJobError: If an argument cannot be used; if a tool of this worker asks, for which
+                its LLM waits; or if the worker's LLM is a realtime (speech-to-speech) service,
+                which speaks when it decides to.
 
         Example::
 
@@ -91,6 +93,7 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
                 "stream=True sends to the requester of the job that is being handled, and a fresh "
                 "turn comes in one piece; leave stream out here"
             )
+        self._check_llm(fresh=fresh)
         if not fresh and in_tool_call_of(self):
             raise InvalidJobError(
                 f"a tool of worker '{self.name}' asked for a turn of the LLM that waits for the "
@@ -108,6 +111,21 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             if not deadline.expired():
                 raise
             raise LLMTurnTimeoutError(self.name, f"it took more than {seconds:g} s") from error
+
+    def _check_llm(self, *, fresh: bool) -> None:
+        if fresh:
+            method: object = getattr(self.llm.run_inference, "__func__", None)
+            if method is LLMService.run_inference:
+                raise InvalidJobError(
+                    f"{self.llm} of worker '{self.name}' has no run_inference(), by which a fresh "
+                    "turn is answered; ask a worker with a text LLM"
+                )
+        elif is_speech_to_speech(self.llm):
+            raise InvalidJobError(
+                f"{self.llm} of worker '{self.name}' is a realtime (speech-to-speech) service: it "
+                "speaks when it decides to, and does not answer llm_turn(). Let it call jobs with "
+                "@job_tool, or ask a worker with a text LLM"
+            )
 
     async def _turn(
         self, asked: list[LLMContextMessage], job: Execution | None, *, stream: bool, keep: bool

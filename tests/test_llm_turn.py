@@ -431,6 +431,30 @@ async def test_bad_messages_are_refused(
         await worker.llm_turn(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "settings"),
+    [
+        ("openai.realtime.llm", "OpenAIRealtimeLLMService", {}),
+        ("openai.live.llm", "OpenAILiveLLMService", {}),
+        ("google.gemini_live.llm", "GeminiLiveLLMService", {}),
+        ("xai.realtime.llm", "GrokRealtimeLLMService", {}),
+        ("inworld.realtime.llm", "InworldRealtimeLLMService", {}),
+        ("azure.realtime.llm", "AzureRealtimeLLMService", {"base_url": "wss://localhost"}),
+        ("azure.voice_live.llm", "AzureVoiceLiveLLMService", {"endpoint": "wss://localhost"}),
+    ],
+)
+async def test_a_realtime_service_refuses_a_turn_and_names_what_works(
+    module: str, name: str, settings: dict[str, Any]
+):
+    service = getattr(pytest.importorskip(f"pipecat.services.{module}"), name)
+    worker = Debater(llm=service(api_key="test", **settings))
+
+    with pytest.raises(InvalidJobError, match=r"realtime \(speech-to-speech\).*@job_tool"):
+        await worker.llm_turn("dogs")
+    with pytest.raises(InvalidJobError, match=r"no run_inference\(\).*text LLM"):
+        await worker.llm_turn("dogs", fresh=True)
+
+
 async def test_bad_options_are_refused(new_llm: NewLLM):
     worker = Debater(llm=new_llm("You argue."))
     with pytest.raises(InvalidJobError, match="timeout"):

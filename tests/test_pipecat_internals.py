@@ -31,6 +31,7 @@ from pipecat_jobs._pipecat import (
     forget_runner,
     has_event_handlers,
     in_tool_call_of,
+    is_speech_to_speech,
     proxied_name,
     proxy_connection,
     unwatch,
@@ -371,6 +372,10 @@ async def test_cancel_function_call_cancels_that_call_and_no_other(
     assert worker.cancelled.get_nowait() == "a"
     assert worker.cancelled.empty()
     await cancel_function_call(worker.llm, "b")
+
+
+async def test_a_service_that_answers_text_is_not_speech_to_speech(new_llm: NewLLM):
+    assert is_speech_to_speech(new_llm("You wait.")) is False
 
 
 async def test_in_tool_call_of_knows_whose_tool_is_running(
