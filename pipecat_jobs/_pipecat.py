@@ -6,6 +6,7 @@ release that changes one is noticed by a test and mended in this file alone.
 
 import sys
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 
 from pipecat.registry import WorkerRegistry
@@ -128,6 +129,31 @@ async def cancel_function_call(llm: LLMService[Any], tool_call_id: str) -> None:
         tool_call_id: The call; one that is not running is left alone.
     """
     await llm._cancel_function_calls_by_tool_call_id(tool_call_id)
+
+
+class ProviderKind(Enum):
+    """The SDKs of Pipecat's services whose streams this package can read."""
+
+    OPENAI_CHAT = ("pipecat.services.openai.base_llm", "BaseOpenAILLMService")
+    OPENAI_RESPONSES = ("pipecat.services.openai.responses.llm", "_BaseOpenAIResponsesLLMService")
+    ANTHROPIC = ("pipecat.services.anthropic.llm", "AnthropicLLMService")
+    GOOGLE = ("pipecat.services.google.llm", "GoogleLLMService")
+
+
+def find_provider(llm: LLMService[Any]) -> tuple[ProviderKind, Any] | None:
+    """Find the SDK's client by which a service talks to its provider.
+
+    Args:
+        llm: The service.
+
+    Returns:
+        What kind of SDK it is, and the client; None for a service of another kind.
+    """
+    for kind in ProviderKind:
+        if _is_of_loaded_class(llm, *kind.value):
+            client: object = getattr(llm, "_client", None)
+            return None if client is None else (kind, client)
+    return None
 
 
 def is_speech_to_speech(llm: LLMService[Any]) -> bool:

@@ -182,11 +182,12 @@ def failure_of(
 
 
 class LLMTurnError(RuntimeError):
-    """The LLM gave no answer: its provider failed, or it ended its turn without a word.
+    """The LLM gave no whole answer: its provider failed or cut it off, or it said nothing.
 
     Parameters:
         worker: Name of the worker whose LLM it is.
-        cause: What went wrong: the provider's own message, where it gave one.
+        cause: What went wrong: the provider's own message or reason, where it gave one, and the
+            address and cause where it could not be reached.
         text: What the LLM had said until then.
     """
 

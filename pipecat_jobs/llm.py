@@ -1,7 +1,7 @@
 """A job answered by an LLM: the worker that owns a context, and its turns."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from loguru import logger
 from pipecat.frames.frames import Frame, LLMMessagesAppendFrame
@@ -26,6 +26,7 @@ from pipecat_jobs.errors import (
 )
 from pipecat_jobs.executions import Execution, current_execution
 from pipecat_jobs.pipeline_workers import LLMWorker
+from pipecat_jobs.provider import StreamedAnswer, describe_failure
 from pipecat_jobs.turns import LLMTurns, Turn
 
 
@@ -59,7 +60,8 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             fresh: Whether to use a context of its own instead, with these messages alone. Such
                 turns run side by side, through the service's
                 :meth:`~pipecat.services.llm_service.LLMService.run_inference`: they call no
-                functions and leave nothing in the worker's context.
+                functions and leave nothing in the worker's context. What the APIs of OpenAI,
+                Anthropic and Google answer is streamed all the same, and stops with the job.
             stream: Whether to send what the LLM says to the job's requester, as it is said:
                 ``{"text": ...}`` in stream events. The job still wants its answer afterwards.
             timeout: Seconds for all of it, the wait for earlier turns included; None for no limit.
@@ -70,7 +72,8 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             What the LLM said last: after its functions have answered, if it called any.
 
         Raises:
-            LLMTurnError: If the provider failed or the LLM said nothing.
+            LLMTurnError: If the provider failed, cut the answer off (at a token limit, by a content
+                filter, or by ending its stream early), or the LLM said nothing.
             LLMTurnTimeoutError: If the timeout passed first.
             LLMTurnInterruptedError: If something else stopped the turn: a user who spoke to an
                 active worker, or the worker's end.
@@ -88,10 +91,10 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         """
         asked = _context_messages(messages)
         job = self._current_job()
-        if stream and (job is None or fresh):
+        if stream and job is None:
             raise InvalidJobError(
-                "stream=True sends to the requester of the job that is being handled, and a fresh "
-                "turn comes in one piece; leave stream out here"
+                "stream=True sends to the requester of the job that is being handled, and none is "
+                "being handled here; leave stream out"
             )
         self._check_llm(fresh=fresh)
         if not fresh and in_tool_call_of(self):
@@ -103,10 +106,11 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         deadline = asyncio.timeout(seconds)
         try:
             async with deadline:
+                send = _TextSender(self, job) if stream and job is not None else None
                 if fresh:
-                    return await self._fresh_turn(asked)
+                    return await self._fresh_turn(asked, send)
                 async with self.__turns.lock:
-                    return await self._turn(asked, job, stream=stream, keep=keep_unfinished)
+                    return await self._turn(asked, job, send, keep=keep_unfinished)
         except TimeoutError as error:
             if not deadline.expired():
                 raise
@@ -128,7 +132,12 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             )
 
     async def _turn(
-        self, asked: list[LLMContextMessage], job: Execution | None, *, stream: bool, keep: bool
+        self,
+        asked: list[LLMContextMessage],
+        job: Execution | None,
+        send: "_TextSender | None",
+        *,
+        keep: bool,
     ) -> str:
         await self.__turns.until_idle()
         if self.__turns.over:
@@ -142,13 +151,9 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         self.__turns.expect(frame, turn)
         try:
             await super().queue_frame(frame)
-            started = False
             while (token := await turn.tokens.get()) is not None:
-                if stream and job is not None:
-                    if not started:
-                        await self.send_job_stream_start(job.request.job_id)
-                        started = True
-                    await self.send_job_stream_data(job.request.job_id, {"text": token})
+                if send is not None:
+                    await send(token)
             if turn.failure is not None:
                 raise turn.failure
         except BaseException:
@@ -170,11 +175,14 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             logger.warning(f"Worker '{self.name}': its LLM turn does not stop")
             stopping.cancel()
 
-    async def _fresh_turn(self, asked: list[LLMContextMessage]) -> str:
-        try:
-            text = await self.llm.run_inference(LLMContext(asked))
-        except Exception as error:
-            raise LLMTurnError(self.name, str(error) or type(error).__name__) from error
+    async def _fresh_turn(
+        self, asked: list[LLMContextMessage], send: Callable[[str], Awaitable[None]] | None
+    ) -> str:
+        async with StreamedAnswer(send) as answer:
+            try:
+                text = await answer.run_inference(self.llm, LLMContext(asked))
+            except Exception as error:
+                raise LLMTurnError(self.name, describe_failure(error), text=answer.text) from error
         if not text or not text.strip():
             raise LLMTurnError(self.name, "the LLM gave an empty answer")
         return text
@@ -239,3 +247,18 @@ def _take_out(
         return said_by_user and id(message) not in own
 
     context.set_messages([message for message in context.messages if stays(message)])
+
+
+class _TextSender:
+    """Sends what an LLM says to a job's requester, in a stream that begins with its first words."""
+
+    def __init__(self, worker: LLMContextWorker, job: Execution):
+        self._worker = worker
+        self._job_id = job.request.job_id
+        self._started = False
+
+    async def __call__(self, text: str) -> None:
+        if not self._started:
+            self._started = True
+            await self._worker.send_job_stream_start(self._job_id)
+        await self._worker.send_job_stream_data(self._job_id, {"text": text})

@@ -33,6 +33,7 @@ from pipecat.workers.llm import LLMContextWorker
 from pipecat_jobs._pipecat import cancel_function_call
 from pipecat_jobs.errors import LLMTurnError, LLMTurnInterruptedError
 from pipecat_jobs.executions import Execution
+from pipecat_jobs.provider import Answer, AnswerCutError, describe_failure
 from pipecat_jobs.recent import Recent
 
 _RUNNING_FRAMES = (LLMRunFrame, LLMContextFrame)
@@ -111,6 +112,10 @@ class LLMTurns:
         """Whether the worker has stopped, and its LLM is never run again."""
         self._running: Turn | None = None
         self._running_task: asyncio.Task[object] | None = None
+        self._latest: Turn | None = None
+        """The turn of the latest run."""
+        self._answer = Answer(must_be_whole=False)
+        """What the provider sends in answer to the latest run."""
         self._interruptions: dict[int, _Interruption] = {}
         #: By frame id. Bounded, because an interruption drops frames that nobody hears of again.
         self._requests: Recent[int, Turn] = Recent()
@@ -121,6 +126,8 @@ class LLMTurns:
             aggregator.add_event_handler("on_before_push_frame", self._before_leaving_aggregator)
         worker.llm.add_event_handler("on_before_process_frame", self._before_running)
         worker.llm.add_event_handler("on_before_push_frame", self._before_leaving_llm)
+        worker.llm.add_event_handler("on_after_process_frame", self._after_running)
+        worker.llm.add_event_handler("on_completion_timeout", self._on_completion_timeout)
         worker.assistant_aggregator.add_event_handler(
             "on_after_process_frame", self._after_aggregating
         )
@@ -246,6 +253,11 @@ class LLMTurns:
             case _:
                 pass
 
+    async def _after_running(self, _: FrameProcessor, frame: Frame) -> None:
+        if isinstance(frame, InterruptionFrame | CancelFrame):
+            # Cut off between two chunks, a service leaves its stream to the garbage collector.
+            await self._answer.close()
+
     def _begin_run(self, frame: LLMContextFrame) -> None:
         self._run_is_over()
         turn = self._requests.take(frame.id)
@@ -253,7 +265,10 @@ class LLMTurns:
             turn = Turn()
             turn.runs = 1
             self._open.add(turn)
-        self._running, self._running_task = turn, asyncio.current_task()
+        self._running = self._latest = turn
+        self._running_task = asyncio.current_task()
+        self._answer = Answer(must_be_whole=turn.owned)
+        self._answer.expect(self._worker.llm)
         turn.text, turn.error = "", None
         if turn.stopping or turn.failure is not None:
             self._worker.create_task(self._interrupt(turn), "llm_turn_interrupt")
@@ -278,8 +293,10 @@ class LLMTurns:
                 turn.tokens.put_nowait(frame.text)
             case ErrorFrame() if asyncio.current_task() is self._running_task:
                 # The service's other tasks run functions, of whose errors the LLM is told.
-                turn.error = frame.error
+                turn.error = _describe_error(frame)
             case FunctionCallsStartedFrame():
+                # What the functions ask of the provider is not the LLM's answer.
+                self._answer.ended = True
                 for call in frame.function_calls:
                     turn.calls.add(call.tool_call_id)
                     self._calls[call.tool_call_id] = turn
@@ -293,6 +310,10 @@ class LLMTurns:
         turn, self._running = self._running, None
         if turn is None:
             return
+        self._answer.ended = True
+        if turn.error is None and self._answer.failure is not None:
+            # Some services report a timeout to their event handlers alone.
+            turn.error = describe_failure(self._answer.failure)
         # Here rather than at the end of the turn: an answer that is sent when the aggregator
         # reports the end of the run would pass for a good one.
         if turn.error is not None:
@@ -364,3 +385,20 @@ class LLMTurns:
 
     def _interrupted(self, turn: Turn, why: str) -> LLMTurnInterruptedError:
         return LLMTurnInterruptedError(self._worker.name, why, text=turn.text)
+
+    def _on_completion_timeout(self, _: FrameProcessor) -> None:
+        """Fail the run that a service gave up; some services report that by this event alone."""
+        turn = self._latest
+        if turn is not None and not turn.closed.is_set():
+            why = "the provider did not answer within the service's timeout"
+            self._fail(turn, LLMTurnError(self._worker.name, why, text=turn.text))
+
+
+def _describe_error(frame: ErrorFrame) -> str:
+    """Give a service's error, with what it leaves out of the exception behind it."""
+    if isinstance(frame.exception, AnswerCutError):
+        return str(frame.exception)
+    if frame.exception is None:
+        return frame.error
+    text, told = describe_failure(frame.exception), str(frame.exception)
+    return frame.error.replace(told, text) if told in frame.error else frame.error

@@ -461,6 +461,8 @@ async def test_bad_options_are_refused(new_llm: NewLLM):
         await worker.llm_turn("dogs", timeout=-1)
     with pytest.raises(InvalidJobError, match="leave stream out"):
         await worker.llm_turn("dogs", stream=True)
+    with pytest.raises(InvalidJobError, match="leave stream out"):
+        await worker.llm_turn("dogs", stream=True, fresh=True)
 
 
 def test_the_errors_say_who_and_why():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from llm_workers import NewLLM, new_llm
+from openai import AsyncOpenAI
 from peers import PlainPeer
 from pipecat.bus.messages import (
     BusJobRequestMessage,
@@ -18,7 +19,7 @@ from pipecat.frames.frames import LLMMessagesAppendFrame
 from pipecat.pipeline.job_context import JobParams
 from pipecat.registry import WorkerRegistry
 from pipecat.registry.types import WorkerReadyData, WorkerRegistryEntry
-from pipecat.services.llm_service import FunctionCallParams
+from pipecat.services.llm_service import FunctionCallParams, LLMService
 from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
 from pipecat.workers.proxy.websocket.client import WebSocketProxyClient
@@ -27,7 +28,9 @@ from starlette.websockets import WebSocket
 
 from pipecat_jobs import LLMContextWorker, tool
 from pipecat_jobs._pipecat import (
+    ProviderKind,
     cancel_function_call,
+    find_provider,
     forget_runner,
     has_event_handlers,
     in_tool_call_of,
@@ -372,6 +375,18 @@ async def test_cancel_function_call_cancels_that_call_and_no_other(
     assert worker.cancelled.get_nowait() == "a"
     assert worker.cancelled.empty()
     await cancel_function_call(worker.llm, "b")
+
+
+async def test_find_provider_of_a_service_that_is_known(new_llm: NewLLM):
+    found = find_provider(new_llm("You wait."))
+    assert found is not None
+    kind, client = found
+    assert kind is ProviderKind.OPENAI_CHAT
+    assert isinstance(client, AsyncOpenAI)
+
+
+def test_find_provider_of_a_service_that_is_not_known():
+    assert find_provider(LLMService()) is None
 
 
 async def test_a_service_that_answers_text_is_not_speech_to_speech(new_llm: NewLLM):
