@@ -4,14 +4,16 @@ Each is covered by ``tests/test_pipecat_internals.py`` on every supported releas
 release that changes one is noticed by a test and mended in this file alone.
 """
 
+import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, cast
 
+from pipecat.processors.aggregators.llm_response_universal import LLMAssistantAggregator
 from pipecat.registry import WorkerRegistry
 from pipecat.registry.types import WorkerReadyData
-from pipecat.services.llm_service import LLMService
+from pipecat.services.llm_service import FunctionCallRunnerItem, LLMService
 from pipecat.utils.base_object import BaseObject
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.llm import LLMWorker, llm_worker
@@ -129,6 +131,55 @@ async def cancel_function_call(llm: LLMService[Any], tool_call_id: str) -> None:
         tool_call_id: The call; one that is not running is left alone.
     """
     await llm._cancel_function_calls_by_tool_call_id(tool_call_id)
+
+
+def take_queued_function_calls(
+    llm: LLMService[Any], taken: Callable[[FunctionCallRunnerItem], bool]
+) -> list[FunctionCallRunnerItem]:
+    """Take function calls out of the queue of a service that runs one at a time.
+
+    Args:
+        llm: The service, whether or not it has ``run_in_parallel=False``.
+        taken: Tells which of the calls that have not begun are taken.
+
+    Returns:
+        The calls that were taken. They are never run, and no frame tells of their end.
+    """
+    queue: asyncio.Queue[FunctionCallRunnerItem] | None
+    queue = getattr(llm, "_sequential_runner_queue", None)
+    if queue is None:
+        return []
+    waiting = [queue.get_nowait() for _ in range(queue.qsize())]
+    for call in waiting:
+        if not taken(call):
+            queue.put_nowait(call)
+    return [call for call in waiting if taken(call)]
+
+
+def owes_run(aggregator: LLMAssistantAggregator) -> bool:
+    """Tell whether an aggregator has put off a run of the LLM that a function's result asks for.
+
+    Args:
+        aggregator: The assistant's aggregator, which waits for the bot's silence, or for results
+            that are about to come.
+
+    Returns:
+        Whether it is to run the LLM later.
+    """
+    # 1.8 has no such attribute, and forgets the run that a user who speaks puts off.
+    owed: bool = getattr(aggregator, "_context_push_owed", aggregator._user_speaking)
+    return owed or aggregator._push_context_on_bot_stopped_speaking
+
+
+def forgo_owed_run(aggregator: LLMAssistantAggregator) -> None:
+    """Have an aggregator not make the run of the LLM that it has put off.
+
+    Args:
+        aggregator: The assistant's aggregator.
+    """
+    aggregator._push_context_on_bot_stopped_speaking = False
+    if hasattr(aggregator, "_context_push_owed"):
+        aggregator._context_push_owed = False
 
 
 class ProviderKind(Enum):

@@ -1,6 +1,7 @@
 """A job answered by an LLM: the worker that owns a context, and its turns."""
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable, Sequence
 
 from loguru import logger
@@ -145,8 +146,8 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         if isinstance(self.context.tools, NotGiven) and (tools := self.build_tools()):
             # Pipecat offers them on activation, which a worker that only does jobs never sees.
             self.context.set_tools(tools)
-        before = list(self.context.messages)
         turn = Turn(job, awaited=True)
+        turn.messages.extend(asked)
         frame = LLMMessagesAppendFrame(asked, run_llm=True)
         self.__turns.expect(frame, turn)
         try:
@@ -157,16 +158,14 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             if turn.failure is not None:
                 raise turn.failure
         except BaseException:
-            await self._stop_turn(turn, None if keep else before, asked)
+            await self._stop_turn(turn, keep=keep)
             raise
         return turn.text
 
-    async def _stop_turn(
-        self, turn: Turn, before: list[LLMContextMessage] | None, asked: list[LLMContextMessage]
-    ) -> None:
+    async def _stop_turn(self, turn: Turn, *, keep: bool) -> None:
         def clean_up() -> None:
-            if before is not None:
-                _take_out(self.context, before, asked)
+            if not keep:
+                turn.take_out(self.context)
 
         # A task of its own, so that a second cancellation of this one does not leave half of it.
         stopping = self.create_task(self.__turns.stop(turn, clean_up), "llm_turn_stop")
@@ -231,22 +230,8 @@ def _context_messages(messages: str | Sequence[LLMContextMessage]) -> list[LLMCo
             raise InvalidJobTypeError(
                 f"a message is {message!r}; give {{'role': ..., 'content': ...}}"
             )
-    return list(messages)
-
-
-def _take_out(
-    context: LLMContext, before: list[LLMContextMessage], asked: list[LLMContextMessage]
-) -> None:
-    """Take a turn out of a context, but nothing that a user has said meanwhile."""
-    earlier, own = {id(message) for message in before}, {id(message) for message in asked}
-
-    def stays(message: LLMContextMessage) -> bool:
-        if id(message) in earlier:
-            return True
-        said_by_user = isinstance(message, dict) and message.get("role") == "user"
-        return said_by_user and id(message) not in own
-
-    context.set_messages([message for message in context.messages if stays(message)])
+    # Copies, so that a message that is asked again is told from the one of an earlier turn.
+    return [copy.copy(message) for message in messages]
 
 
 class _TextSender:

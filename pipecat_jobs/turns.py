@@ -12,25 +12,42 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from pipecat.frames.frames import (
+    BotStoppedSpeakingFrame,
     CancelFrame,
     ErrorFrame,
     Frame,
     FunctionCallCancelFrame,
+    FunctionCallInProgressFrame,
     FunctionCallResultFrame,
+    FunctionCallResultProperties,
     FunctionCallsStartedFrame,
     InterruptionFrame,
     LLMContextFrame,
     LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
     LLMMessagesAppendFrame,
     LLMMessagesTransformFrame,
     LLMMessagesUpdateFrame,
     LLMRunFrame,
     LLMTextFrame,
+    UserStoppedSpeakingFrame,
 )
-from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.processors.aggregators import async_tool_messages
+from pipecat.processors.aggregators.llm_context import (
+    LLMContext,
+    LLMContextMessage,
+    LLMSpecificMessage,
+)
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.services.llm_service import FunctionCallRunnerItem
 from pipecat.workers.llm import LLMContextWorker
 
-from pipecat_jobs._pipecat import cancel_function_call
+from pipecat_jobs._pipecat import (
+    cancel_function_call,
+    forgo_owed_run,
+    owes_run,
+    take_queued_function_calls,
+)
 from pipecat_jobs.errors import LLMTurnError, LLMTurnInterruptedError
 from pipecat_jobs.executions import Execution
 from pipecat_jobs.provider import Answer, AnswerCutError, describe_failure
@@ -38,13 +55,27 @@ from pipecat_jobs.recent import Recent
 
 _RUNNING_FRAMES = (LLMRunFrame, LLMContextFrame)
 _MESSAGE_FRAMES = (LLMMessagesAppendFrame, LLMMessagesUpdateFrame, LLMMessagesTransformFrame)
+_CALL_END_FRAMES = (FunctionCallResultFrame, FunctionCallCancelFrame)
+
+#: What an aggregator may run the LLM for.
+_CAUSES = (*_RUNNING_FRAMES, *_MESSAGE_FRAMES, *_CALL_END_FRAMES, BotStoppedSpeakingFrame)
 
 #: Seconds after which it is asked whether a run goes on.
 _LONG_RUN = 1.0
 
-#: The turn whose frame an aggregator's task is processing, and whether what comes of it is one
-#: more run of that turn rather than the run that was asked for.
-_cause: ContextVar[tuple["Turn", bool] | None] = ContextVar("pipecat_jobs_turn", default=None)
+
+@dataclass(frozen=True, slots=True)
+class _Cause:
+    """The frame for which an aggregator may run the LLM."""
+
+    turn: "Turn | None" = None
+    """The turn it belongs to."""
+    counted: bool = False
+    """Whether the run is counted as one of the turn's runs already."""
+
+
+#: What an aggregator's task is processing; None for a frame that runs no LLM.
+_cause: ContextVar[_Cause | None] = ContextVar("pipecat_jobs_turn", default=None)
 
 
 class Turn:
@@ -70,6 +101,10 @@ class Turn:
         """Runs that were asked for and whose words are not yet in the context."""
         self.calls: set[str] = set()
         """Ids of its function calls that have no result."""
+        self.made_calls: set[str] = set()
+        """Ids of all of its function calls."""
+        self.messages: list[LLMContextMessage] = []
+        """What it put into the context, its function calls aside."""
         self.error: str | None = None
         """What the provider's last error said."""
         self.stopping = False
@@ -78,6 +113,33 @@ class Turn:
         """Whether runs that waited behind it were dropped when it was stopped."""
         self.closed = asyncio.Event()
         """Set when nothing of it is left in the pipeline."""
+
+    def take_out(self, context: LLMContext) -> None:
+        """Take what it put into a context out of it, and nothing else.
+
+        Args:
+            context: The context.
+        """
+        own = {id(message) for message in self.messages}
+        context.set_messages(
+            [
+                message
+                for message in context.messages
+                if id(message) not in own and not self._is_of_its_calls(message)
+            ]
+        )
+
+    def _is_of_its_calls(self, message: LLMContextMessage) -> bool:
+        """Tell whether a message is one of its function calls, or what one of them gave."""
+        if isinstance(message, LLMSpecificMessage):
+            return False
+        calls = {call.get("id") for call in message.get("tool_calls") or ()}
+        calls.add(message.get("tool_call_id"))
+        if message.get("role") == "developer" and (
+            told := async_tool_messages.parse_message(message)
+        ):
+            calls.add(told.tool_call_id)
+        return not self.made_calls.isdisjoint(calls)
 
 
 @dataclass(slots=True, eq=False)
@@ -116,9 +178,16 @@ class LLMTurns:
         """The turn of the latest run."""
         self._answer = Answer(must_be_whole=False)
         """What the provider sends in answer to the latest run."""
+        self._owed: list[Turn] = []
+        """Turns for whose results the aggregator is to run the LLM later; counted in their runs."""
+        self._spoken: Turn | None = None
+        """The turn whose words the aggregator is putting together."""
+        self._before_spoken: set[int] = set()
+        """Ids of the messages in the context when it began to."""
         self._interruptions: dict[int, _Interruption] = {}
         #: By frame id. Bounded, because an interruption drops frames that nobody hears of again.
         self._requests: Recent[int, Turn] = Recent()
+        self._starts: Recent[int, Turn] = Recent()
         self._ends: Recent[int, Turn] = Recent()
         self._calls: dict[str, Turn] = {}
         for aggregator in (worker.user_aggregator, worker.assistant_aggregator):
@@ -194,12 +263,18 @@ class LLMTurns:
         """
         turn.stopping = True
         try:
+            # Before the interruption, which would have the next of them begin.
+            await self._drop_calls(self._take_calls(turn))
             if self._running is turn:
                 passed = await self._interrupt(turn)
                 await passed.wait()
+                await self._drop_calls(self._take_calls(turn))
             for call in list(turn.calls):
                 await cancel_function_call(self._worker.llm, call)
-            await turn.closed.wait()
+            if turn in self._owed:
+                self._forgo_run(turn)
+            if turn.runs or turn.calls:
+                await turn.closed.wait()
         finally:
             self._close(turn)
         if clean_up is not None:
@@ -222,31 +297,74 @@ class LLMTurns:
         await self._worker.llm.queue_frame(interruption.frame)
         return interruption.passed
 
+    def _take_calls(self, turn: Turn) -> list[FunctionCallRunnerItem]:
+        """Take a turn's function calls that have not begun out of the service's queue."""
+        return take_queued_function_calls(
+            self._worker.llm, lambda call: call.tool_call_id in turn.calls
+        )
+
+    async def _drop_calls(self, calls: list[FunctionCallRunnerItem]) -> None:
+        """Report function calls that are never run as cancelled."""
+        llm = self._worker.llm
+        for call in calls:
+            names = {"function_name": call.function_name, "tool_call_id": call.tool_call_id}
+            await llm.broadcast_frame(
+                FunctionCallInProgressFrame,
+                **names,
+                arguments=call.arguments,
+                cancel_on_interruption=True,
+                group_id=call.group_id,
+            )
+            # A FunctionCallCancelFrame would overtake the frame before it.
+            await llm.broadcast_frame(
+                FunctionCallResultFrame,
+                **names,
+                arguments=call.arguments,
+                result="CANCELLED",
+                properties=FunctionCallResultProperties(run_llm=False),
+            )
+
     # -- what the pipeline tells -------------------------------------------------------------
 
-    def _before_aggregating(self, _: FrameProcessor, frame: Frame) -> None:
-        if isinstance(frame, FunctionCallResultFrame | FunctionCallCancelFrame):
-            turn, one_more = self._calls.get(frame.tool_call_id), True
+    def _before_aggregating(self, aggregator: FrameProcessor, frame: Frame) -> None:
+        if not isinstance(frame, _CAUSES):
+            _cause.set(None)
+        elif isinstance(frame, _CALL_END_FRAMES):
+            _cause.set(_Cause(self._calls.get(frame.tool_call_id)))
         else:
-            turn, one_more = self._requests.take(frame.id), False
-        _cause.set((turn, one_more) if turn is not None else None)
+            _cause.set(_Cause(self._requests.take(frame.id), counted=True))
+        if aggregator is not self._worker.assistant_aggregator:
+            return
+        if isinstance(frame, LLMFullResponseStartFrame):
+            self._spoken = self._starts.take(frame.id)
+            self._before_spoken = {id(message) for message in self._worker.context.messages}
 
-    def _before_leaving_aggregator(self, _: FrameProcessor, frame: Frame) -> None:
+    def _before_leaving_aggregator(self, aggregator: FrameProcessor, frame: Frame) -> None:
         cause = _cause.get()
         # Without a cause it is a copy of the context on its way downstream, or runs for no job.
         if cause is None or not isinstance(frame, LLMContextFrame):
             return
-        turn, one_more = cause
+        turn, counted = cause.turn, cause.counted
+        if self._owed and aggregator is self._worker.assistant_aggregator:
+            # One run answers all of them; its words go to the turn that a caller waits for.
+            turn = max(self._owed, key=lambda owed: (owed.awaited, owed.owned))
+            counted = True
+            rest, self._owed = [owed for owed in self._owed if owed is not turn], []
+            for other in rest:
+                other.runs -= 1
+                self._close_if_over(other)
+        if turn is None:
+            return
         self._requests.remember(frame.id, turn)
-        if one_more:
+        if not counted:
             turn.runs += 1
 
-    def _before_running(self, _: FrameProcessor, frame: Frame) -> None:
+    async def _before_running(self, _: FrameProcessor, frame: Frame) -> None:
         match frame:
             case LLMContextFrame():
                 self._begin_run(frame)
             case InterruptionFrame():
-                self._before_interruption(frame)
+                await self._before_interruption(frame)
             case CancelFrame():
                 # The run it cuts off would end like any other.
                 self.end()
@@ -273,15 +391,22 @@ class LLMTurns:
         if turn.stopping or turn.failure is not None:
             self._worker.create_task(self._interrupt(turn), "llm_turn_interrupt")
 
-    def _before_interruption(self, frame: InterruptionFrame) -> None:
+    async def _before_interruption(self, frame: InterruptionFrame) -> None:
         running, self._running = self._running, None
         own = self._interruptions.get(frame.id)
         if own is not None:
             # It also drops the runs that wait behind the one it is for, and those may be a user's.
             waiting = self._worker.llm.has_queued_frame(LLMContextFrame) and own.turn.runs <= 1
             own.turn.held_up_others = waiting or running not in (None, own.turn)
+            dropped: list[FunctionCallRunnerItem] = []
+        else:
+            # The interruption cancels the call that runs, and the next of them would begin.
+            dropped = take_queued_function_calls(
+                self._worker.llm, lambda call: call.registry_item.cancel_on_interruption
+            )
         for turn in list(self._open):
             self._fail(turn, self._interrupted(turn, "it was interrupted"))
+        await self._drop_calls(dropped)
 
     def _before_leaving_llm(self, _: FrameProcessor, frame: Frame) -> None:
         turn = self._running
@@ -299,7 +424,13 @@ class LLMTurns:
                 self._answer.ended = True
                 for call in frame.function_calls:
                     turn.calls.add(call.tool_call_id)
+                    turn.made_calls.add(call.tool_call_id)
                     self._calls[call.tool_call_id] = turn
+            case LLMMessagesAppendFrame():
+                # A thought, or its signature.
+                turn.messages.extend(frame.messages)
+            case LLMFullResponseStartFrame():
+                self._starts.remember(frame.id, turn)
             case LLMFullResponseEndFrame():
                 self._ends.remember(frame.id, turn)
                 self._run_is_over()
@@ -321,19 +452,23 @@ class LLMTurns:
         elif not turn.calls and turn.runs == 1:
             self._fail_if_empty(turn)
 
-    def _after_aggregating(self, _: FrameProcessor, frame: Frame) -> None:
+    async def _after_aggregating(self, _: FrameProcessor, frame: Frame) -> None:
         match frame:
             case LLMFullResponseEndFrame():
+                self._note_spoken()
                 turn = self._ends.take(frame.id)
                 if turn is not None:
                     turn.runs = max(0, turn.runs - 1)
                     self._close_if_over(turn)
             case FunctionCallCancelFrame():
+                self._note_owed(frame.tool_call_id)
                 self._settle_call(frame.tool_call_id)
             case FunctionCallResultFrame():
+                self._note_owed(frame.tool_call_id)
                 if frame.properties is None or frame.properties.is_final:
                     self._settle_call(frame.tool_call_id)
             case InterruptionFrame():
+                self._note_spoken()
                 for turn in list(self._open):
                     if turn.failure is not None or not turn.owned:
                         turn.runs = 0
@@ -342,6 +477,56 @@ class LLMTurns:
                     own.passed.set()
             case _:
                 pass
+        await self._run_if_dropped(frame)
+
+    def _note_spoken(self) -> None:
+        """Note what the aggregator made of a turn's words, and of its thoughts."""
+        turn, self._spoken = self._spoken, None
+        if turn is None:
+            return
+        for message in self._worker.context.messages:
+            said = isinstance(message, LLMSpecificMessage) or (
+                message.get("role") == "assistant" and not message.get("tool_calls")
+            )
+            if said and id(message) not in self._before_spoken:
+                turn.messages.append(message)
+
+    def _note_owed(self, call: str) -> None:
+        """Note that the aggregator puts off the run that the end of a function call asks for."""
+        turn = self._calls.get(call)
+        if turn is None or turn.stopping or turn.failure is not None or turn in self._owed:
+            return
+        if owes_run(self._worker.assistant_aggregator):
+            self._owed.append(turn)
+            turn.runs += 1
+
+    def _forgo_run(self, turn: Turn) -> None:
+        """Have the aggregator not make a run that it owes to a turn alone."""
+        self._owed.remove(turn)
+        turn.runs -= 1
+        if not self._owed:
+            forgo_owed_run(self._worker.assistant_aggregator)
+
+    async def _run_if_dropped(self, frame: Frame) -> None:
+        """Run the LLM for a job's turn, if the aggregator forgets the run that it owes.
+
+        It does when it puts other words into the context meanwhile; and it leaves the run to the
+        one that the user's words bring, who may have said nothing.
+        """
+        aggregator = self._worker.assistant_aggregator
+        if not self._owed or self.over:
+            return
+        dropped = not owes_run(aggregator)
+        if not dropped and not isinstance(frame, UserStoppedSpeakingFrame):
+            return
+        if any(turn.owned for turn in self._owed):
+            _cause.set(_Cause())
+            await aggregator.push_context_frame(FrameDirection.UPSTREAM)
+        elif dropped:
+            lost, self._owed = self._owed, []
+            for turn in lost:
+                turn.runs -= 1
+                self._close_if_over(turn)
 
     def _settle_call(self, call: str) -> None:
         turn = self._calls.pop(call, None)
@@ -364,6 +549,7 @@ class LLMTurns:
         for call in turn.calls:
             self._calls.pop(call, None)
         self._open.discard(turn)
+        self._owed = [owed for owed in self._owed if owed is not turn]
         turn.closed.set()
         turn.tokens.put_nowait(None)
         self._rested.set()

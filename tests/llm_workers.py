@@ -17,17 +17,17 @@ from pipecat_jobs.testing import JobHarness, LLMRequest, ScriptedLLMServer, Text
 LONG = Text(" ".join(f"word{number}" for number in range(400)), pace=0.01)
 
 #: Makes a service that talks to the test's provider, and closes its connections afterwards.
-NewLLM = Callable[[str], OpenAILLMService]
+NewLLM = Callable[..., OpenAILLMService]
 
 
 @pytest.fixture
 async def new_llm(scripted_llm: ScriptedLLMServer) -> AsyncIterator[NewLLM]:
     services: list[OpenAILLMService] = []
 
-    def make(instruction: str) -> OpenAILLMService:
+    def make(instruction: str, **options: Any) -> OpenAILLMService:
         settings = OpenAILLMService.Settings(model="scripted", system_instruction=instruction)
         service = OpenAILLMService(
-            api_key="test", base_url=scripted_llm.base_url, settings=settings
+            api_key="test", base_url=scripted_llm.base_url, settings=settings, **options
         )
         services.append(service)
         return service

@@ -15,8 +15,17 @@ from pipecat.bus.messages import (
     BusMessage,
     BusWorkerRegistryMessage,
 )
-from pipecat.frames.frames import LLMMessagesAppendFrame
+from pipecat.frames.frames import (
+    BotStartedSpeakingFrame,
+    BotStoppedSpeakingFrame,
+    Frame,
+    FunctionCallResultFrame,
+    LLMMessagesAppendFrame,
+    UserStartedSpeakingFrame,
+    UserStoppedSpeakingFrame,
+)
 from pipecat.pipeline.job_context import JobParams
+from pipecat.processors.frame_processor import FrameDirection
 from pipecat.registry import WorkerRegistry
 from pipecat.registry.types import WorkerReadyData, WorkerRegistryEntry
 from pipecat.services.llm_service import FunctionCallParams, LLMService
@@ -32,11 +41,14 @@ from pipecat_jobs._pipecat import (
     cancel_function_call,
     find_provider,
     forget_runner,
+    forgo_owed_run,
     has_event_handlers,
     in_tool_call_of,
     is_speech_to_speech,
+    owes_run,
     proxied_name,
     proxy_connection,
+    take_queued_function_calls,
     unwatch,
 )
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, ToolCalls
@@ -375,6 +387,67 @@ async def test_cancel_function_call_cancels_that_call_and_no_other(
     assert worker.cancelled.get_nowait() == "a"
     assert worker.cancelled.empty()
     await cancel_function_call(worker.llm, "b")
+
+
+async def test_take_queued_function_calls_takes_what_has_not_begun(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    calls = [ToolCall("wait", {}, call_id) for call_id in ("a", "b", "c")]
+    scripted_llm.reply(ToolCalls(*calls))
+    worker = ToolCaller(new_llm("You wait.", run_in_parallel=False))
+    await job_harness.start(worker)
+    await worker.queue_frame(LLMMessagesAppendFrame([{"role": "user", "content": "go"}], True))
+    assert await worker.waiting.get() == "a"
+
+    (taken,) = take_queued_function_calls(worker.llm, lambda call: call.tool_call_id != "c")
+
+    assert (taken.tool_call_id, taken.function_name, taken.arguments) == ("b", "wait", {})
+    assert taken.registry_item.cancel_on_interruption is False
+    assert taken.group_id is not None
+    await cancel_function_call(worker.llm, "a")
+    assert await worker.waiting.get() == "c"
+    await cancel_function_call(worker.llm, "c")
+
+
+def test_take_queued_function_calls_of_a_service_that_runs_them_at_once(new_llm: NewLLM):
+    assert take_queued_function_calls(new_llm("You wait."), lambda _: True) == []
+
+
+@pytest.mark.parametrize("speaks", [BotStartedSpeakingFrame, UserStartedSpeakingFrame])
+async def test_an_aggregator_owes_the_run_that_speech_puts_off_until_it_is_forgone(
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    speaks: type[Frame],
+):
+    class Caller(ToolCaller):
+        @tool
+        async def look(self, params: FunctionCallParams):
+            """Look."""
+            await params.result_callback({"found": True})
+
+    scripted_llm.reply(ToolCall("look"))
+    worker = Caller(new_llm("You look."))
+    aggregator = worker.assistant_aggregator
+    owed: asyncio.Queue[bool] = asyncio.Queue()
+
+    @aggregator.event_handler("on_after_process_frame")
+    async def on_after_process_frame(_: object, frame: Frame) -> None:
+        if isinstance(frame, FunctionCallResultFrame):
+            owed.put_nowait(owes_run(aggregator))
+            forgo_owed_run(aggregator)
+            await aggregator.process_frame(BotStoppedSpeakingFrame(), FrameDirection.UPSTREAM)
+            await aggregator.process_frame(UserStoppedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+
+    await job_harness.start(worker)
+    assert owes_run(aggregator) is False
+    await aggregator.queue_frame(speaks())
+    await worker.queue_frame(LLMMessagesAppendFrame([{"role": "user", "content": "go"}], True))
+
+    assert await owed.get() is True
+    await job_harness.settle()
+    assert owes_run(aggregator) is False
+    assert len(scripted_llm.requests) == 1
 
 
 async def test_find_provider_of_a_service_that_is_known(new_llm: NewLLM):
