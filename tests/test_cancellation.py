@@ -306,9 +306,9 @@ async def test_any_number_of_cancels_may_overtake_their_requests(
     assert len(answerer._job_answers.early_cancels) == 0
 
 
-async def test_the_answers_to_any_number_of_cancels_reach_the_hook(job_harness: JobHarness):
+async def test_the_answers_to_any_number_of_cancels_reach_the_hook(chaos_harness: JobHarness):
     asker, answerer = Asker(), Answerer()
-    await job_harness.start(asker, answerer)
+    await chaos_harness.start(asker, answerer)
     jobs = [await asker.request_job("answerer", name="wait") for _ in range(MANY)]
     for _ in jobs:
         await answerer.started.get()
