@@ -32,7 +32,7 @@ _MEANINGS = {
     "NOREPLICAS": "it has fewer replicas than min-replicas-to-write asks for",
     "MISCONF": "it cannot save its data to disk, and takes no writes until it can",
     "LOADING": "it is still reading its data from disk",
-    "BUSY": "a script of somebody's has been running for too long",
+    "BUSY": "another script has been running for too long",
     "NOSCRIPT": "it has forgotten the scripts of the bus",
     "WRONGTYPE": "another program has written to a key of the channel",
     "MOVED": _CLUSTER,
