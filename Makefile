@@ -5,8 +5,10 @@ LOWEST := 1.8.0
 NEWEST_ENV := .venv/ready
 LOWEST_ENV := .venv-lowest/ready
 VOICE_ENV := .venv/voice
+# Newer Pythons to test on, where this machine has them.
+NEWER := 3.12 3.13 3.14
 
-.PHONY: demo demo-distributed voice test test-newest test-routed test-redis test-redis-pubsub test-lowest lint bench speech picture clean
+.PHONY: demo demo-distributed voice test test-newest test-routed test-redis test-redis-pubsub test-lowest test-pythons lint bench speech picture clean
 
 demo: $(NEWEST_ENV)
 	@.venv/bin/python -m examples.debate
@@ -61,6 +63,19 @@ test-lowest: $(LOWEST_ENV) speech
 		$(foreach part,property script* inbox outbox link tls,\
 		--ignore-glob 'tests/test_redis_$(part).py')
 
+# Every newer Python that runs here: on the PATH, or one that pyenv has installed.
+test-pythons: $(NEWEST_ENV) speech
+	@for version in $(NEWER); do \
+		found=; \
+		for python in "python$$version" "$$(pyenv prefix $$version 2>/dev/null)/bin/python"; do \
+			if "$$python" -c "" 2>/dev/null; then found=$$(command -v "$$python"); break; fi; \
+		done; \
+		if [ -z "$$found" ]; then echo "Python $$version: not found"; continue; fi; \
+		echo "Python $$version: $$found"; \
+		$(MAKE) --no-print-directory ".venv-$$version/ready" FOUND="$$found" && \
+			".venv-$$version/bin/pytest" $(ARGS) || exit 1; \
+	done
+
 # The user of the tests with real sound; where it cannot be had, they are skipped and say so.
 speech:
 	@command -v espeak-ng >/dev/null || \
@@ -96,5 +111,11 @@ $(LOWEST_ENV): pyproject.toml $(NEWEST_ENV) $(shell find pipecat_jobs -name '*.p
 		"pipecat-ai==$(LOWEST)" "$$(echo dist/*.whl)[testing,examples,voice]" --group dev
 	@touch $@
 
+$(NEWER:%=.venv-%/ready): pyproject.toml
+	"$(FOUND)" -m venv $(@D)
+	.venv/bin/uv pip install --quiet --python $(@D)/bin/python \
+		--editable ".[testing,examples,voice]" --group dev
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-lowest dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest $(NEWER:%=.venv-%) dist .pytest_cache .ruff_cache .hypothesis
