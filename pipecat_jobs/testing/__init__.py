@@ -5,21 +5,27 @@ jumps, and a harness that starts workers and checks that nothing is left of thei
 fixtures are in :mod:`pipecat_jobs.testing.fixtures`.
 """
 
-from pipecat_jobs.testing.chaos_bus import ChaosBus
-from pipecat_jobs.testing.chaos_rules import BlockedPublish, Faults, Held, Rule
-from pipecat_jobs.testing.harness import JobHarness, LeftBehindError
-from pipecat_jobs.testing.llm_request import LLMRequest
-from pipecat_jobs.testing.llm_script import (
-    Disconnect,
-    Failure,
-    Reply,
-    Stall,
-    Text,
-    ToolCall,
-    ToolCalls,
-)
-from pipecat_jobs.testing.llm_server import ScriptedLLMServer
-from pipecat_jobs.testing.virtual_time import VirtualDeadlockError, VirtualTimeLoop, run_virtual
+from pipecat_jobs._extras import name_extra
+
+try:
+    from pipecat_jobs.testing.chaos_bus import ChaosBus
+    from pipecat_jobs.testing.chaos_rules import BlockedPublish, Faults, Held, Rule
+    from pipecat_jobs.testing.harness import JobHarness, LeftBehindError
+    from pipecat_jobs.testing.llm_request import LLMRequest
+    from pipecat_jobs.testing.llm_script import (
+        Disconnect,
+        Failure,
+        Reply,
+        Stall,
+        Text,
+        ToolCall,
+        ToolCalls,
+    )
+    from pipecat_jobs.testing.llm_server import ScriptedLLMServer
+    from pipecat_jobs.testing.virtual_time import VirtualDeadlockError, VirtualTimeLoop, run_virtual
+except ModuleNotFoundError as error:
+    name_extra(error, ("aiohttp",), "testing")
+    raise
 
 __all__ = [
     "BlockedPublish",

@@ -10,12 +10,18 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pytest
-import pytest_asyncio
 from loguru import logger
 
+from pipecat_jobs._extras import name_extra
 from pipecat_jobs.testing.chaos_bus import ChaosBus
 from pipecat_jobs.testing.harness import JobHarness
+
+try:
+    import pytest
+    import pytest_asyncio
+except ModuleNotFoundError as error:
+    name_extra(error, ("pytest", "pytest_asyncio"), "testing")
+    raise
 
 if TYPE_CHECKING:
     from loguru import Message

