@@ -30,12 +30,39 @@ def start_task(
     Returns:
         The task.
     """
+    coroutine = deferred(coroutine)
     if _task_manager_of(worker) is not None:
         return worker.create_task(coroutine, name)
     task = asyncio.create_task(coroutine, name=f"{worker}::{name}")
     _unmanaged.add(task)
     task.add_done_callback(_end_unmanaged)
     return task
+
+
+def deferred(coroutine: Coroutine[Any, Any, Result]) -> Coroutine[Any, Any, Result]:
+    """Make a coroutine begin only after the task for it has been created.
+
+    With ``asyncio.eager_task_factory`` a task runs within ``create_task()``, before its creator
+    knows it and, here, in the middle of handling a message.
+
+    Args:
+        coroutine: What the task is to run.
+
+    Returns:
+        The coroutine to create the task of: the same one, unless the loop has a task factory.
+    """
+    if asyncio.get_running_loop().get_task_factory() is None:
+        return coroutine
+    return _begin_later(coroutine)
+
+
+async def _begin_later(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    try:
+        await asyncio.sleep(0)
+    except BaseException:
+        coroutine.close()
+        raise
+    return await coroutine
 
 
 def _task_manager_of(worker: BaseWorker) -> BaseTaskManager | None:

@@ -1,7 +1,9 @@
 """A bus that wakes only those a message is for."""
 
 import asyncio
-from typing import Protocol, runtime_checkable
+from collections.abc import Coroutine
+from contextvars import Context
+from typing import Any, Protocol, runtime_checkable
 
 from loguru import logger
 from pipecat.bus.bus import WorkerBus
@@ -21,6 +23,7 @@ from pipecat.workers.runner import WorkerRunner
 from pipecat_jobs._pipecat import has_event_handlers
 from pipecat_jobs.bus.mailbox import Mailbox
 from pipecat_jobs.messages import is_job_message
+from pipecat_jobs.tasks import deferred
 
 #: What Pipecat's workers pass over even when it is sent to everybody: it is for runners, bridges
 #: and event handlers. Every worker that starts has two of these sent.
@@ -104,6 +107,25 @@ class RoutedBus(WorkerBus):
         #: Workers that look at messages the way Pipecat's do.
         self._workers: dict[str, BaseWorker] = {}
         self._started = asyncio.Event()
+
+    def create_task(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        name: str | None = None,
+        context: Context | None = None,
+    ) -> asyncio.Task[Any]:
+        """Start a task of the bus; it begins after this call, also under an eager task factory.
+
+        Args:
+            coroutine: What the task runs.
+            name: What to call it.
+            context: The context it runs in.
+
+        Returns:
+            The task.
+        """
+        name = name or getattr(coroutine, "__name__", None)
+        return super().create_task(deferred(coroutine), name, context)
 
     async def start(self) -> None:
         """Begin to deliver, those messages first that have come already."""
@@ -192,7 +214,7 @@ class RoutedBus(WorkerBus):
         """
         if not message.target:
             passed_over = isinstance(message, _NOT_FOR_WORKERS)
-            for name, mailbox in self._mailboxes.items():
+            for name, mailbox in list(self._mailboxes.items()):
                 if not (passed_over and self._is_plain(name)):
                     mailbox.put(message)
             return
@@ -200,7 +222,7 @@ class RoutedBus(WorkerBus):
         if target is not None:
             target.put(message)
         taps = self._seeing_jobs if is_job_message(message) else self._seeing_all
-        for mailbox in taps.values():
+        for mailbox in list(taps.values()):
             if mailbox is not target:
                 mailbox.put(message)
 
