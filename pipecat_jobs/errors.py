@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pipecat.pipeline.job_context import JobError as PipecatJobError
 from pipecat.pipeline.job_context import JobGroupError as PipecatJobGroupError
 
+from pipecat_jobs._text import cut
 from pipecat_jobs.outcomes import JobOutcome, JobRefusal, OutcomeStatus
 from pipecat_jobs.outcomes import JobToolError as JobToolError
 
@@ -207,11 +208,11 @@ class LLMTurnTimeoutError(LLMTurnError, TimeoutError):
 
 
 class InvalidJobError(ValueError):
-    """A job was described wrongly; the message says what to write instead."""
+    """An argument or an option cannot be used; the message says what to write instead."""
 
 
 class InvalidJobTypeError(InvalidJobError, TypeError):
-    """A part of a job's description has the wrong type."""
+    """An argument or an option has the wrong type."""
 
 
 class DuplicateJobHandlerError(InvalidJobError):
@@ -291,13 +292,19 @@ class MessageTypeError(InvalidJobTypeError):
     Parameters:
         type_name: The type of what it holds.
         path: Where in the message it is, e.g. ``"payload.when"``.
+        wanted: The type that the field declares, where it is one that the bus carries.
     """
 
-    def __init__(self, type_name: str, path: str):
-        super().__init__(
-            f"{path} is a {type_name}, which the bus does not carry; send dicts, lists, strings, "
-            "numbers, booleans, bytes and None, or give the bus the type: types=[...]"
-        )
+    def __init__(self, type_name: str, path: str, *, wanted: str | None = None):
+        if wanted is None:
+            cure = (
+                "which the bus does not carry; send dicts, lists, strings, numbers, booleans, "
+                "bytes and None, or give the bus the type: types=[...]"
+            )
+        else:
+            cure = f"which other processes would refuse; send what it declares: {wanted}"
+        super().__init__(f"{path} is a {type_name}, {cure}")
+        self.wanted = wanted
         self.type_name = type_name
         self.path = path
 
@@ -323,6 +330,10 @@ class MessageTooLargeError(InvalidJobError):
 
 class UnreadableMessageError(ValueError):
     """What came over the wire is not a message this process knows, or not one it trusts."""
+
+    def __init__(self, why: str):
+        # What a stranger sends is in it, and it is logged.
+        super().__init__(cut(why))
 
 
 class RedisStartError(RuntimeError):

@@ -17,6 +17,8 @@ from pipecat.bus.messages import (
 )
 from pipecat.pipeline.job_context import JobStatus
 
+from pipecat_jobs._text import shorten
+
 #: A worker's answer, at either priority.
 ResponseMessage = BusJobResponseMessage | BusJobResponseUrgentMessage
 #: A progress update, at either priority.
@@ -77,13 +79,13 @@ def malformed(message: JobMessage) -> str | None:
     for field in _NAMES:
         value = fields.get(field)
         if not isinstance(value, str) or not value:
-            return f"{field} is {value!r}, not a name"
+            return f"{field} is {shorten(value)}, not a name"
     for field, kind in _CARRIED[type(message)].items():
         value = fields.get(field)
         if value is not None and not isinstance(value, kind):
-            return f"{field} is {value!r}, not a {kind.__name__}"
+            return f"{field} is {shorten(value)}, not a {kind.__name__}"
     if isinstance(message, ResponseMessage) and answered_status(message) is None:
-        return f"status is {fields.get('status')!r}, not a JobStatus"
+        return f"status is {shorten(fields.get('status'))}, not a JobStatus"
     return None
 
 

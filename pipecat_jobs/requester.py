@@ -18,6 +18,7 @@ from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.registry import WorkerRegistry
 from pipecat.workers.base_worker import BaseWorker
 
+from pipecat_jobs._text import describe
 from pipecat_jobs.attempts import set_affinity, set_run_once
 from pipecat_jobs.deadline import Deadline
 from pipecat_jobs.endings import Endings
@@ -372,8 +373,8 @@ class Requester:
 
     def _ignored(self, message: JobMessage) -> None:
         logger.debug(
-            f"Worker '{self._worker.name}': ignoring {message} for job '{message.job_id}': "
-            f"it owes no answer from '{message.source}'"
+            f"Worker '{self._worker.name}': ignoring {describe(message)} for job "
+            f"'{message.job_id}': it owes no answer from '{message.source}'"
         )
 
     def _unawaited(self, message: ResponseMessage) -> None:

@@ -224,7 +224,7 @@ async def test_a_request_for_a_worker_that_takes_none_is_given_back_as_not_begun
     "message",
     [
         request(source="there", target=None),
-        request(source="there", target="here", job_id=7),
+        request(source="there", target="here", job_id=""),
         answer(source="there", target="here"),
     ],
 )

@@ -45,6 +45,7 @@ from pipecat.processors.frame_processor import FrameDirection
 from pipecat.registry.types import WorkerRegistryEntry
 from pydantic import BaseModel
 
+from pipecat_jobs.bus.fields import FieldChecks
 from pipecat_jobs.bus.wire import WireCodec
 from pipecat_jobs.errors import MessageTooLargeError, MessageTypeError, UnreadableMessageError
 
@@ -99,8 +100,10 @@ def sample(field: dataclasses.Field) -> Any:
         "status": JobStatus.FAILED,
         "workers": [WorkerRegistryEntry("w", started_at=1.5)],
         "flush_id": 7,
+        "started_at": 1.5,
     }
-    return samples.get(field.name, f"some {field.name}")
+    by_type = {"dict | None": {"some": field.name}, "bool": True}
+    return samples.get(field.name, by_type.get(field.type, f"some {field.name}"))
 
 
 @pytest.mark.parametrize(
@@ -329,6 +332,193 @@ def test_garbage_is_told_apart_from_messages(data: bytes):
 def test_whatever_the_bytes_are_decoding_them_raises_nothing_else(data: bytes):
     with pytest.raises(UnreadableMessageError):
         CODEC.decode(data)
+
+
+WRONG_FIELDS = [
+    ("BusJobUpdateMessage", {"name": {}}),
+    ("BusJobUpdateMessage", {"id": "1"}),
+    ("BusJobUpdateMessage", {"job_id": 5}),
+    ("BusJobUpdateMessage", {"update": [1]}),
+    ("BusJobRequestMessage", {"job_name": {"$": "JobStatus", "v": "FAILED"}, "payload": 1}),
+    ("BusJobResponseMessage", {"status": {"x": 1}}),
+    ("BusWorkerRegistryMessage", {"runner": "r", "workers": [1]}),
+    ("BusWorkerReadyMessage", {"runner": "r", "started_at": "now"}),
+    ("BusTTSSpeakMessage", {"text": "x", "append_to_context": "yes"}),
+    ("BusFrameMessage", {"frame": {"text": "no frame"}, "direction": None}),
+    ("BusUICommandMessage", {"command_name": ["x"]}),
+]
+WRONG_FRAMES = [
+    ("LLMMessagesUpdateFrame", {"messages": [], "name": {}}),
+    ("LLMMessagesAppendFrame", {"messages": "text"}),
+    ("LLMMessagesAppendFrame", {"messages": [5]}),
+    ("LLMSetToolsFrame", {"tools": "text"}),
+    ("TextFrame", {"text": 5}),
+    ("TextFrame", {"text": "x", "pts": "now"}),
+    ("TextFrame", {"text": "x", "metadata": [1]}),
+    ("TextFrame", {"text": "x", "metadata": {"$": "dict", "v": [[1, 2]]}}),
+    ("InputAudioRawFrame", {"audio": "text", "sample_rate": 1, "num_channels": 1}),
+    ("ErrorFrame", {"error": "x", "processor": "text"}),
+    ("FunctionCallsStartedFrame", {"function_calls": [{"$": "bytes", "v": ""}]}),
+    ("LLMContextFrame", {"context": {}}),
+    ("LLMContextFrame", {"context": {"$": "LLMContext", "v": {"messages": [5]}}}),
+    ("MetricsFrame", {"data": ["x"]}),
+    ("MetricsFrame", {"data": [{"$": "TTFBMetricsData", "v": {"processor": 5, "value": 1.0}}]}),
+]
+
+
+def wire(name: str, fields: dict) -> bytes:
+    known = {"source": "a", "target": "b", **({"job_id": "1"} if "Job" in name else {})}
+    return json.dumps({"$": name, "v": {**known, **fields}}).encode()
+
+
+def wire_frame(name: str, fields: dict) -> bytes:
+    direction = {"$": "FrameDirection", "v": "UPSTREAM"}
+    frame = {"$": name, "v": fields}
+    return wire("BusFrameMessage", {"frame": frame, "direction": direction})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [wire(*each) for each in WRONG_FIELDS] + [wire_frame(*each) for each in WRONG_FRAMES],
+    ids=[str(each) for each in WRONG_FIELDS + WRONG_FRAMES],
+)
+def test_a_field_of_another_type_than_it_declares_is_refused(data: bytes):
+    with pytest.raises(UnreadableMessageError):
+        CODEC.decode(data)
+
+
+def test_the_same_messages_with_the_declared_types_are_read():
+    for name, fields in [
+        ("BusJobUpdateMessage", {"name": "n", "id": 1, "update": {}}),
+        ("BusWorkerReadyMessage", {"runner": "r", "started_at": 1}),
+        ("BusUICommandMessage", {"command_name": "x"}),
+    ]:
+        assert CODEC.decode(wire(name, fields)).source == "a"
+    for name, fields in [
+        ("TextFrame", {"text": "x", "pts": None, "metadata": {"a": [1]}}),
+        ("LLMMessagesAppendFrame", {"messages": [{"role": "user", "content": "hi"}]}),
+        # What some services give as a language.
+        ("TranscriptionFrame", {"text": "x", "user_id": "", "timestamp": "", "language": "en"}),
+        ("ErrorFrame", {"error": "x", "processor": None}),
+    ]:
+        assert type(CODEC.decode(wire_frame(name, fields)).frame).__name__ == name
+
+
+def test_a_field_of_another_type_is_refused_at_the_sender_with_what_it_declares():
+    with pytest.raises(MessageTypeError) as caught:
+        CODEC.encode(
+            BusJobResponseMessage(
+                source="a",
+                job_id="1",
+                response=["x"],  # type: ignore[arg-type]
+                status=JobStatus.COMPLETED,
+            )
+        )
+    assert (caught.value.path, caught.value.type_name) == ("response", "list")
+    assert "send what it declares: dict | None" in str(caught.value)
+    with pytest.raises(MessageTypeError) as caught:
+        CODEC.encode(BusActivateWorkerMessage(source=5))  # type: ignore[arg-type]
+    assert caught.value.path == "source"
+    frame = TextFrame("x")
+    frame.pts = {}  # type: ignore[assignment]
+    with pytest.raises(MessageTypeError, match=r"^frame\.pts is a dict"):
+        carried(frame)
+
+
+def test_a_frame_is_refused_at_the_sender_rather_than_arrive_without_what_it_has_to_hold():
+    with pytest.raises(MessageTypeError, match=r"^frame\.messages\[0\]\.call is a builtin"):
+        carried(LLMMessagesAppendFrame([{"call": print}]))
+
+
+@dataclasses.dataclass
+class Sloppy:
+    count: int = None  # type: ignore[assignment]
+    tags: "list[str]" = dataclasses.field(default_factory=list)
+    shape: "tuple[int, ...] | Unheard | None" = None  # type: ignore[name-defined]  # noqa: F821
+
+
+def test_what_many_write_of_their_own_dataclasses_is_understood():
+    codec = WireCodec(types=[Sloppy])
+    for sloppy in (Sloppy(), Sloppy(3, ["a"], (1, 2))):
+        assert there_and_back(request({"x": sloppy}), codec).payload == {"x": sloppy}
+    with pytest.raises(MessageTypeError, match=r"payload\.x\.tags is a list"):
+        codec.encode(request({"x": Sloppy(tags=[1])}))  # type: ignore[list-item]
+
+
+def test_every_name_in_the_annotations_of_what_pipecat_carries_is_known():
+    """Else its field takes anything: a name of a new release belongs into `_PIPECATS_NAMES`."""
+    unknown = set()
+
+    class Names(dict):
+        def get(self, name: str, default: Any = None) -> Any:
+            if name not in self:
+                unknown.add(name)
+            return super().get(name, default)
+
+    checks = FieldChecks(CODEC._encoders.keys(), Names(CODEC._checks._names))
+    for kind in CODEC._encoders:
+        if dataclasses.is_dataclass(kind):
+            checks.of(kind)
+    assert unknown == set()
+
+
+COLLIDING = [number * (2**61 - 1) for number in range(40_000)]
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        {"$": "set", "v": COLLIDING},
+        {"$": "frozenset", "v": COLLIDING},
+        {"$": "dict", "v": [[number, 0] for number in COLLIDING]},
+        {"$": "set", "v": [{"$": "tuple", "v": [number]} for number in COLLIDING]},
+        {"$": "set", "v": [float(2**n) for n in range(0, 1000, 61)] * 2000},
+    ],
+    ids=["set", "frozenset", "dict", "tuples", "floats"],
+)
+def test_a_set_or_dict_that_would_take_minutes_to_build_is_refused_at_once(flood: dict):
+    codec = WireCodec(max_bytes=10_000_000)
+    with pytest.raises(UnreadableMessageError, match="equal hashes"):
+        codec.decode(wire("BusJobRequestMessage", {"payload": {"x": flood}}))
+
+
+def test_large_sets_and_dicts_of_other_values_are_carried():
+    numbers = [number << shift for shift in (0, 40) for number in range(1, 5000)]
+    payload = {"set": set(numbers), "dict": dict.fromkeys(numbers, 1), "negative": {-1, -2}}
+    assert there_and_back(request(payload)).payload == payload
+
+
+def test_a_pydantic_model_builds_no_set_out_of_a_list():
+    class Ids(BaseModel):
+        ids: set[int]
+
+    codec = WireCodec(types=[Ids])
+    message = request({"x": Ids(ids={1, 2})})
+    assert there_and_back(message, codec).payload == message.payload
+    listed = {"$": Ids.__qualname__, "v": {"ids": [1, 2]}}
+    with pytest.raises(UnreadableMessageError):
+        codec.decode(wire("BusJobRequestMessage", {"payload": {"x": listed}}))
+
+
+def test_an_int_that_python_does_not_write_is_refused_at_the_sender():
+    with pytest.raises(MessageTypeError, match="huge int"):
+        CODEC.encode(request({"x": 10**5000}))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"x" * 100_000,
+        wire("y" * 100_000, {}),
+        wire("BusJobRequestMessage", {"job_name": ["z" * 100_000]}),
+        wire_frame("LLMContextFrame", {"context": {"$": "LLMContext", "v": "q" * 100_000}}),
+    ],
+    ids=["noise", "type", "field", "adapter"],
+)
+def test_the_error_about_garbage_is_short(data: bytes):
+    with pytest.raises(UnreadableMessageError) as caught:
+        CODEC.decode(data)
+    assert len(str(caught.value)) <= 203
 
 
 def test_what_the_wire_names_is_never_imported():

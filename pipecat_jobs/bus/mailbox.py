@@ -8,12 +8,14 @@ from contextvars import Context, copy_context
 from pipecat.bus.messages import BusMessage, BusSystemMessage
 from pipecat.bus.subscriber import BusSubscriber
 
-#: Starts a task: its coroutine, its name and the context it runs in.
+from pipecat_jobs.tasks import RunningTask
+
+#: Starts a task that begins after this call: its coroutine, its name and the context it runs in.
 StartTask = Callable[[Coroutine[None, None, None], str, Context], asyncio.Task[None]]
 #: Handles a message without waiting, or says that it cannot.
 Take = Callable[[BusMessage], bool]
 #: Is told of a subscriber that raised at a message.
-OnFailure = Callable[[BusSubscriber, BusMessage, Exception], None]
+OnFailure = Callable[[BusSubscriber, BusMessage, BaseException], None]
 
 
 class _Lane:
@@ -72,12 +74,13 @@ class _Lane:
                 await self._wakes
 
     async def _hand_over(self, message: BusMessage) -> None:
-        subscriber = self._mailbox.subscriber
+        subscriber, task = self._mailbox.subscriber, RunningTask()
         # Whatever a subscriber raises, it gets the next message: the one that cancels it, perhaps.
         try:
             if subscriber.accepts_bus_message(message):
                 await subscriber.on_bus_message(message)
-        except Exception as error:
+        except BaseException as error:
+            task.survive(error)
             self._mailbox.on_failure(subscriber, message, error)
 
 
@@ -127,7 +130,8 @@ class Mailbox:
             try:
                 if self._context.run(take, message):
                     return
-            except Exception as error:
+            except BaseException as error:
+                RunningTask().survive(error)
                 self.on_failure(self.subscriber, message, error)
                 return
             finally:

@@ -21,9 +21,10 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_jobs._pipecat import has_event_handlers
+from pipecat_jobs._text import describe
 from pipecat_jobs.bus.mailbox import Mailbox
 from pipecat_jobs.messages import is_job_message
-from pipecat_jobs.tasks import deferred
+from pipecat_jobs.tasks import deferred, log_raised
 
 #: What Pipecat's workers pass over even when it is sent to everybody: it is for runners, bridges
 #: and event handlers. Every worker that starts has two of these sent.
@@ -227,7 +228,7 @@ class RoutedBus(WorkerBus):
                 mailbox.put(message)
 
     def on_delivery_failure(
-        self, subscriber: BusSubscriber, message: BusMessage, error: Exception
+        self, subscriber: BusSubscriber, message: BusMessage, error: BaseException
     ) -> None:
         """Log that a subscriber raised at a message. It gets the next one all the same.
 
@@ -236,9 +237,7 @@ class RoutedBus(WorkerBus):
             message: The message that it was given.
             error: What it raised.
         """
-        logger.opt(exception=error).error(
-            f"subscriber '{subscriber.name}' raised at {message}; going on"
-        )
+        log_raised(f"subscriber '{subscriber.name}' raised at {describe(message)}; going on", error)
 
     def _is_plain(self, name: str) -> bool:
         """Whether a worker does with a message what Pipecat's workers do, and nobody listens."""

@@ -19,12 +19,24 @@ from pipecat.bus.ui import messages as ui_messages
 from pipecat.frames import frames
 from pipecat.metrics import metrics
 from pipecat.pipeline.job_context import JobStatus
-from pipecat.processors.aggregators.llm_context import NOT_GIVEN, LLMContext
+from pipecat.processors.aggregators.llm_context import (
+    NOT_GIVEN,
+    LLMContext,
+    LLMSpecificMessage,
+)
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.registry.types import WorkerRegistryEntry
 from pydantic import BaseModel
 
-from pipecat_jobs.errors import MessageTooLargeError, MessageTypeError, UnreadableMessageError
+from pipecat_jobs._checks import check_count, check_instance
+from pipecat_jobs._text import describe, shorten
+from pipecat_jobs.bus.fields import Check, FieldChecks
+from pipecat_jobs.errors import (
+    InvalidJobError,
+    MessageTooLargeError,
+    MessageTypeError,
+    UnreadableMessageError,
+)
 
 # Where Pipecat keeps the class depends on its release; the frames' module has it on all of them.
 _ToolsSchema: type = frames.ToolsSchema  # pyright: ignore[reportPrivateImportUsage]
@@ -36,6 +48,33 @@ _NOT_GIVEN = type(NOT_GIVEN)
 
 #: Never carried: they begin and end one pipeline.
 _LIFECYCLE = (frames.StartFrame, frames.EndFrame, frames.CancelFrame, frames.StopFrame)
+
+
+class _NotCarried:
+    """Stands for a class of which no instance is ever carried."""
+
+
+#: What Pipecat imports for type checkers alone, and what of it can arrive.
+_PIPECATS_NAMES: dict[str, object] = {
+    **dict.fromkeys(
+        (
+            "DirectFunction",
+            "FrameProcessor",
+            "FunctionSchema",
+            "LLMContextSummaryConfig",
+            "TracingContext",
+            "UserTurnCompletionConfig",
+            "UserTurnStrategies",
+        ),
+        _NotCarried,
+    ),
+    "LLMContextMessage": dict[str, Any] | LLMSpecificMessage,
+    "NotGiven": _NOT_GIVEN,
+}
+
+#: The most items of a set, or keys of a dict, that may have the hash of one before them. Each is
+#: compared with all of those, so that many would keep the event loop busy for minutes.
+_MOST_COLLISIONS = 16
 
 #: What one type looks like as JSON, and how it is built from that.
 _Encode: TypeAlias = Callable[[Any, str], object]
@@ -56,8 +95,8 @@ class WireCodec:
         max_bytes: The most that an encoded message may take.
 
     Raises:
-        InvalidJobTypeError: If a type can be neither encoded nor decoded.
-        ValueError: If two types have the same name.
+        InvalidJobTypeError: If a type can be neither encoded nor decoded, or is not a type.
+        InvalidJobError: If two types have the same name, or ``max_bytes`` is below one.
 
     Example::
 
@@ -83,14 +122,14 @@ class WireCodec:
         adapters: Mapping[type, TypeAdapter] | None = None,
         max_bytes: int = 1_000_000,
     ):
-        self._max_bytes = max_bytes
+        self._max_bytes = check_count("max_bytes", max_bytes)
         self._encoders: dict[type, _Encode] = {}
         self._decoders: dict[str, _Decode] = {
             "bytes": base64.b64decode,
             "tuple": tuple,
-            "set": set,
-            "frozenset": frozenset,
-            "dict": dict,
+            "set": lambda items: set(_without_flood(items)),
+            "frozenset": lambda items: frozenset(_without_flood(items)),
+            "dict": _build_dict,
             "NOT_GIVEN": lambda _: NOT_GIVEN,
         }
         self._encoders.update(
@@ -104,11 +143,16 @@ class WireCodec:
                 list: self._encode_items,
             }
         )
+        self._fields: dict[type, dict[str, Check]] = {}
         adapted = {LLMContext: LLMContextAdapter(), _ToolsSchema: ToolsSchemaAdapter()}
-        for kind, adapter in {**adapted, **(adapters or {})}.items():
+        for kind, adapter in {**adapted, **_checked_adapters(adapters)}.items():
             self._add_adapter(kind, adapter)
-        for kind in (*_pipecats_types(), *types):
+        for kind in (*_pipecats_types(), *_checked_types(types)):
             self._add(kind)
+        self._checks = FieldChecks(
+            self._encoders.keys(),
+            {**_PIPECATS_NAMES, **{kind.__name__: kind for kind in self._encoders}},
+        )
 
     def encode(self, message: BusMessage) -> bytes:
         """Turn a message into bytes.
@@ -120,18 +164,22 @@ class WireCodec:
             What :meth:`decode` takes.
 
         Raises:
-            MessageTypeError: If the message, or something in it, is of a type that is not carried.
+            MessageTypeError: If the message, or something in it, is of a type that is not carried,
+                or that its field does not declare.
             MessageTooLargeError: If it takes more bytes than are carried.
         """
         try:
             value = self._encode(message, "")
         except RecursionError as error:
-            raise MessageTypeError("structure that contains itself", str(message)) from error
-        data = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(
-            "utf-8", "surrogatepass"
-        )
+            raise MessageTypeError("structure that contains itself", describe(message)) from error
+        try:
+            text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        except ValueError as error:
+            # Python writes no int of more digits: sys.set_int_max_str_digits().
+            raise MessageTypeError("message with a huge int", describe(message)) from error
+        data = text.encode("utf-8", "surrogatepass")
         if len(data) > self._max_bytes:
-            raise MessageTooLargeError(str(message), size=len(data), limit=self._max_bytes)
+            raise MessageTooLargeError(describe(message), size=len(data), limit=self._max_bytes)
         return data
 
     def decode(self, data: bytes) -> BusMessage:
@@ -144,7 +192,8 @@ class WireCodec:
             The message.
 
         Raises:
-            UnreadableMessageError: If the bytes are no message, or name a type that is not known.
+            UnreadableMessageError: If the bytes are not a message, name a type that is not known,
+                hold a field of a type other than its declared one, or would take long to decode.
         """
         if len(data) > self._max_bytes:
             raise UnreadableMessageError(f"{len(data):,} bytes, more than {self._max_bytes:,}")
@@ -157,11 +206,6 @@ class WireCodec:
             raise UnreadableMessageError(f"not a message: {error}") from error
         if not isinstance(message, BusMessage):
             raise UnreadableMessageError(f"a {type(message).__name__}, not a message")
-        target = cast(object, message.target)
-        if not isinstance(cast(object, message.source), str):
-            raise UnreadableMessageError(f"source is {message.source!r}, not a name")
-        if target is not None and not isinstance(target, str):
-            raise UnreadableMessageError(f"target is {target!r}, not a name")
         return message
 
     def _encode(self, value: Any, path: str) -> object:
@@ -187,7 +231,7 @@ class WireCodec:
             return value
         decode = self._decoders.get(name)
         if decode is None:
-            raise UnreadableMessageError(f"unknown type {name!r}")
+            raise UnreadableMessageError(f"unknown type {shorten(name)}")
         return decode(value[_VALUE])
 
     def _add(self, kind: type) -> None:
@@ -197,7 +241,8 @@ class WireCodec:
             self._register(
                 kind,
                 lambda value, path: self._encode_fields(vars(value), path),
-                kind.model_validate,
+                # Strictly: what was sent had these types, and turning others into them takes time.
+                lambda data: kind.model_validate(data, strict=True),
             )
         elif dataclasses.is_dataclass(kind):
             if issubclass(kind, BusLocalMessage):
@@ -206,11 +251,13 @@ class WireCodec:
             init = {field.name for field in fields if field.init}
             later = {field.name for field in fields if not field.init}
             names = [field.name for field in fields]
-            encode = self._encode_frame if issubclass(kind, frames.Frame) else self._encode_fields
+            encode = self._encode_frame if issubclass(kind, frames.Frame) else self._encode_declared
             self._register(
                 kind,
-                lambda value, path: encode({name: getattr(value, name) for name in names}, path),
-                lambda data: _build(kind, init, later, data),
+                lambda value, path: encode(
+                    kind, {name: getattr(value, name) for name in names}, path
+                ),
+                lambda data: self._build(kind, init, later, data),
             )
         else:
             raise MessageTypeError(kind.__qualname__, "types=[...]: neither dataclass nor enum")
@@ -220,28 +267,64 @@ class WireCodec:
         self._register(
             kind,
             lambda value, path: self._encode(adapter.serialize(value, lambda part: part), path),
-            lambda data: adapter.deserialize(data, lambda part: part, target_type=kind),
+            lambda data: _checked_context(
+                adapter.deserialize(data, lambda part: part, target_type=kind)
+            ),
         )
 
     def _encode_fields(self, fields: Mapping[str, Any], path: str) -> dict[str, object]:
         return {name: self._encode(value, f"{path}.{name}") for name, value in fields.items()}
 
-    def _encode_frame(self, fields: Mapping[str, Any], path: str) -> dict[str, object]:
-        # A frame's callbacks and processors belong to the pipeline that it leaves.
+    def _encode_declared(
+        self, kind: type, fields: Mapping[str, Any], path: str
+    ) -> dict[str, object]:
+        checks = self._field_checks(kind)
+        for name, check in checks.items():
+            if not check(fields[name]):
+                raise _wrong_type(kind, name, fields[name], path)
+        return self._encode_fields(fields, path)
+
+    def _encode_frame(self, kind: type, fields: Mapping[str, Any], path: str) -> dict[str, object]:
+        checks = self._field_checks(kind)
         encoded: dict[str, object] = {}
         for name, value in fields.items():
+            check = checks.get(name)
             try:
                 encoded[name] = self._encode(value, f"{path}.{name}")
             except MessageTypeError:
+                # A frame's callbacks and processors belong to the pipeline that it leaves.
+                if check is not None and not check(None):
+                    raise
                 encoded[name] = None
+            else:
+                if check is not None and not check(value):
+                    raise _wrong_type(kind, name, value, path)
         return encoded
+
+    def _field_checks(self, kind: type) -> dict[str, Check]:
+        checks = self._fields.get(kind)
+        if checks is None:
+            checks = self._fields[kind] = self._checks.of(kind)
+        return checks
+
+    def _build(self, kind: type, init: set[str], later: set[str], data: dict[str, Any]) -> object:
+        for name, check in self._field_checks(kind).items():
+            if name in data and not check(data[name]):
+                raise UnreadableMessageError(
+                    f"{kind.__qualname__}.{name} has a value of another type: {shorten(data[name])}"
+                )
+        # A newer peer may know more fields than this process does.
+        built = kind(**{name: value for name, value in data.items() if name in init})
+        for name in later & data.keys():
+            setattr(built, name, data[name])
+        return built
 
     def _register(self, kind: type, encode: _Encode, decode: _Decode) -> None:
         name = kind.__qualname__
         if kind in self._encoders:
             return
         if name in self._decoders:
-            raise ValueError(f"two types are named '{name}'; rename one")
+            raise InvalidJobError(f"two types are named '{name}'; rename one")
         self._encoders[kind] = _tagged(name, encode)
         self._decoders[name] = decode
 
@@ -250,12 +333,47 @@ def _tagged(name: str, encode: _Encode) -> _Encode:
     return lambda value, path: {_TAG: name, _VALUE: encode(value, path)}
 
 
-def _build(kind: type, init: set[str], later: set[str], data: dict[str, Any]) -> object:
-    # A newer peer may know more fields than this process does.
-    built = kind(**{name: value for name, value in data.items() if name in init})
-    for name in later & data.keys():
-        setattr(built, name, data[name])
-    return built
+def _wrong_type(kind: type, name: str, value: object, path: str) -> MessageTypeError:
+    field = f"{path}.{name}".lstrip(".")
+    declared = {each.name: cast(object, each.type) for each in dataclasses.fields(kind)}[name]
+    wanted = declared if isinstance(declared, str) else getattr(declared, "__name__", declared)
+    return MessageTypeError(type(value).__qualname__, field, wanted=str(wanted))
+
+
+def _without_flood(items: Iterable[Any]) -> Iterable[Any]:
+    hashes = [hash(item) for item in items]
+    if len(hashes) - len(set(hashes)) > _MOST_COLLISIONS:
+        raise UnreadableMessageError("a set or dict whose items have too many equal hashes")
+    return items
+
+
+def _build_dict(pairs: Iterable[Any]) -> dict[Any, Any]:
+    keys, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return dict(zip(_without_flood(keys), values, strict=True))
+
+
+def _checked_context(adapted: object) -> object:
+    """Refuse an LLM context that holds what is not a message. Others are given back as they are."""
+    if isinstance(adapted, LLMContext) and not all(
+        isinstance(cast(object, each), dict | LLMSpecificMessage) for each in adapted.get_messages()
+    ):
+        raise UnreadableMessageError("an LLM context with a message that is not a dict")
+    return adapted
+
+
+def _checked_types(types: object) -> list[type]:
+    wanted = "a list of dataclasses, enums and pydantic models"
+    kinds = list(cast("Iterable[object]", check_instance("types", types, Iterable, wanted)))
+    return [check_instance("types", kind, type, wanted) for kind in kinds]
+
+
+def _checked_adapters(adapters: object) -> Mapping[type, TypeAdapter]:
+    wanted = "a dict of Pipecat's TypeAdapter objects by type"
+    given = check_instance("adapters", {} if adapters is None else adapters, Mapping, wanted)
+    for kind, adapter in given.items():
+        check_instance("adapters", kind, type, wanted)
+        check_instance("adapters", adapter, TypeAdapter, wanted)
+    return given
 
 
 def _pipecats_types() -> Iterator[type]:

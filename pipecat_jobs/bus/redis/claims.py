@@ -12,6 +12,7 @@ from collections.abc import Callable
 from loguru import logger
 from pipecat.bus.messages import BusJobRequestMessage
 
+from pipecat_jobs._text import describe, shorten
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.redis.inbox import Entry
 from pipecat_jobs.bus.redis.ledger import Held, Ledger, Parties
@@ -94,10 +95,10 @@ class Claims:
         try:
             ref, *names, once = json.loads(letter.body)
             asked = self._ledger.asked(Parties(*names))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise UnreadableMessageError(f"not a claim: {error}") from error
         if ref != entry.ref:
-            raise UnreadableMessageError(f"a claim to '{ref}' for job '{entry.ref}'")
+            raise UnreadableMessageError(f"a claim to {shorten(ref)} for job '{entry.ref}'")
         if asked is None or entry.ref.rpartition(":")[2] != str(asked.request.number):
             # The server tells whoever claims it.
             return
@@ -132,7 +133,7 @@ class Claims:
         if letter.sender != ref.rpartition(":")[0]:
             raise UnreadableMessageError(f"'{letter.sender}' gives away '{ref}', not its own")
         if process != held.claimant:
-            logger.warning(f"not beginning {held.unbegun}: another process has")
+            logger.warning(f"not beginning {describe(held.unbegun)}: another process has")
             self._ledger.let_go(held)
             self._give_back(held)
             return None

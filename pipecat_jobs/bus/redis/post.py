@@ -14,6 +14,7 @@ from pipecat.bus.messages import (
 )
 from pipecat.pipeline.job_context import JobStatus
 
+from pipecat_jobs._text import describe, shorten
 from pipecat_jobs.attempts import (
     affinity_of,
     runs_once,
@@ -117,7 +118,9 @@ class Post:
             if not stays:
                 # The job has ended, or is another process's by now.
                 self._stats.late_answers += 1
-                logger.debug(f"{self._local}: not sending {message}: not this process's job")
+                logger.debug(
+                    f"{self._local}: not sending {describe(message)}: not this process's job"
+                )
                 return
         if stays:
             self._local.on_message_received(message)
@@ -129,7 +132,7 @@ class Post:
     def _ask(self, message: BusJobRequestMessage, target: str) -> None:
         parties = Parties(message.source, target, message.job_id)
         if self.ledger.asked(parties) is not None:
-            logger.warning(f"{self._local}: not sending {message}: it has been sent")
+            logger.warning(f"{self._local}: not sending {describe(message)}: it has been sent")
             return
         once, job_name = runs_once(message), message.job_name or ""
         affinity = affinity_of(message) or ""
@@ -185,7 +188,9 @@ class Post:
                 self.ledger.left(held.ref)
             if reply == "stale":
                 self._stats.late_answers += 1
-                logger.warning(f"{self._local}: {message} came too late: not this process's job")
+                logger.warning(
+                    f"{self._local}: {describe(message)} came too late: not this process's job"
+                )
 
         # A stream that waits for its turn is bounded by that.
         essential = last or (streams and held.window.under_way > 0)
@@ -283,13 +288,15 @@ class Post:
             case "e":
                 self._reach_mark(entry)
             case _:
-                raise UnreadableMessageError(f"an entry of kind {entry.kind!r}")
+                raise UnreadableMessageError(f"an entry of kind {shorten(entry.kind)}")
 
     def _arrived(self, message: BusMessage, entry: Entry) -> None:
         parties = Parties.of(message)
         if parties is not None and isinstance(message, TELLINGS):
             if not entry.ref:
-                raise UnreadableMessageError(f"{message} answers for a job it does not hold")
+                raise UnreadableMessageError(
+                    f"{describe(message)} answers for a job it does not hold"
+                )
             if isinstance(message, ENDS):
                 self.ledger.answered(parties)
         self._local.on_message_received(message)
@@ -316,12 +323,14 @@ class Post:
         # It may have waited for as long as it takes, or be taken up after a long time.
         letter = self._envelopes.open(_REQUEST, entry.body, in_order=False, however_old=True)
         if entry.ref != f"{letter.sender}:{letter.number}":
-            raise UnreadableMessageError(f"a request of '{letter.sender}' as job '{entry.ref}'")
+            raise UnreadableMessageError(
+                f"a request of '{letter.sender}' as job {shorten(entry.ref)}"
+            )
         once, message = letter.body[:1], self._codec.decode(letter.body[1:])
         if not isinstance(message, BusJobRequestMessage) or not message.target:
-            raise UnreadableMessageError(f"{message} is no request")
+            raise UnreadableMessageError(f"{describe(message)} is not a request")
         if problem := malformed(message):
-            raise UnreadableMessageError(f"{message}: {problem}")
+            raise UnreadableMessageError(f"{problem}: {describe(message)}")
         if once == _ONCE:
             set_run_once(message)
         return message, letter.is_old
@@ -331,7 +340,7 @@ class Post:
         cancelled = self.ledger.was_cancelled_unread(entry.ref, entry.attempt)
         if self.ledger.has_heard(entry.ref, entry.attempt):
             logger.warning(
-                f"{self._local}: ignoring {message}: it was called off, or was here before"
+                f"{self._local}: ignoring {describe(message)}: cancelled, or here before"
             )
             return
         if not self._local.takes_requests(target):
@@ -473,7 +482,7 @@ class Post:
         try:
             number = int(entry.body)
         except ValueError as error:
-            raise UnreadableMessageError(f"a mark {entry.body!r}") from error
+            raise UnreadableMessageError(f"a mark {shorten(entry.body)}") from error
         mark = self._marks.pop(number, None)
         if mark is not None:
             mark.set()
@@ -502,7 +511,7 @@ def _text(entry: Entry) -> str:
     try:
         return entry.body.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
-        raise UnreadableMessageError(f"an entry of kind {entry.kind!r}: {error}") from error
+        raise UnreadableMessageError(f"an entry of kind {shorten(entry.kind)}: {error}") from error
 
 
 def _lane(message: BusMessage) -> Lane:

@@ -10,6 +10,7 @@ from loguru import logger
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from pipecat_jobs._text import shorten
 from pipecat_jobs.bus.redis.hosting import Offer
 from pipecat_jobs.bus.redis.inbox import Entry, Inbox
 from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply, UnreachableError
@@ -241,7 +242,9 @@ class Process:
             try:
                 await loop()
             except Exception as error:
-                logger.opt(exception=error).error(f"{self._occupant}: going on after: {error!r}")
+                logger.opt(exception=error).error(
+                    f"{self._occupant}: going on after: {shorten(error)}"
+                )
                 await asyncio.sleep(next(delays))
 
     # -- belonging to the channel ------------------------------------------------------------
@@ -442,5 +445,11 @@ class Process:
         # What cannot be taken must not keep the rest from being read.
         try:
             self._occupant.read(entry)
-        except Exception as error:
-            logger.opt(exception=error).error(f"{self._occupant}: raised at {entry}; going on")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            # A library's sys.exit() must not take this process off the channel.
+            level = "CRITICAL" if isinstance(error, SystemExit) else "ERROR"
+            logger.opt(exception=error).log(
+                level, f"{self._occupant}: raised at {shorten(entry)}; going on"
+            )

@@ -382,7 +382,7 @@ class RedisStreamsBus(RoutedBus):
         self._post.publish(message)
 
     def on_delivery_failure(
-        self, subscriber: BusSubscriber, message: BusMessage, error: Exception
+        self, subscriber: BusSubscriber, message: BusMessage, error: BaseException
     ) -> None:
         """Log that a subscriber raised at a message, and hand its request to another process.
 
