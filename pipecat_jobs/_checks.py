@@ -21,12 +21,14 @@ def check_flag(name: str, value: object) -> bool:
     raise InvalidJobTypeError(f"{name} is {shorten(value)}; give True or False")
 
 
-def check_text(name: str, value: object, wanted: str) -> str:
-    """Refuse what is not a text, and an empty one."""
+def check_text(name: str, value: object, wanted: str, *, most: int | None = None) -> str:
+    """Refuse what is not a text, an empty one, and one of more characters than ``most``."""
     if not isinstance(value, str):
         raise InvalidJobTypeError(f"{name} is {shorten(value)}; give {wanted}")
     if not value:
         raise InvalidJobError(f"{name} is empty; give {wanted}")
+    if most is not None and len(value) > most:
+        raise InvalidJobError(f"{name} has {len(value):,} characters; give {wanted}")
     return value
 
 

@@ -4,31 +4,30 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
+from pipecat_jobs._checks import check_number
+from pipecat_jobs.errors import InvalidJobError
 
 
-def check_timeout(timeout: object) -> float | None:
+def check_timeout(timeout: object, name: str = "timeout") -> float | None:
     """Refuse a timeout that is not a number of seconds from zero up.
 
     Args:
-        timeout: What the caller gave.
+        timeout: What was given.
+        name: The option it was given as, for the error.
 
     Returns:
         The seconds, or None for no deadline (also for infinity).
 
     Raises:
-        InvalidJobTypeError: If it is no number.
-        InvalidJobError: If it is negative or NaN.
+        InvalidJobTypeError: If it is not a number.
+        InvalidJobError: If it is negative, NaN or an int too large for a float.
     """
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise InvalidJobTypeError(
-            f"timeout is {timeout!r}; give seconds as a number, or None for no deadline"
-        )
-    if math.isnan(timeout) or timeout < 0:
-        raise InvalidJobError(f"timeout is {timeout!r}; give zero or more seconds")
-    return None if math.isinf(timeout) else float(timeout)
+    seconds = check_number(name, timeout, "seconds as a number, or None for no deadline")
+    if seconds >= 0:
+        return None if seconds == math.inf else seconds
+    raise InvalidJobError(f"{name} is {timeout!r}; give zero or more seconds")
 
 
 #: Seconds by which a busy event loop may be late. One that is later was blocked.

@@ -18,6 +18,7 @@ from pipecat.bus.messages import (
 from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker
 
+from pipecat_jobs._text import describe
 from pipecat_jobs.answers import Answers
 from pipecat_jobs.errors import (
     InvalidJobTypeError,
@@ -27,7 +28,7 @@ from pipecat_jobs.errors import (
     NoJobHandlerError,
 )
 from pipecat_jobs.executions import Execution, Room, current_execution
-from pipecat_jobs.handlers import HandlerSpec
+from pipecat_jobs.handlers import ConcurrencyLimit, HandlerSpec
 from pipecat_jobs.hooks import Hooks, Steps
 from pipecat_jobs.outcomes import CancelReason, ErrorDetails, JobData, JobRefusal
 from pipecat_jobs.statements import Statement, check_response
@@ -45,7 +46,7 @@ class Executor:
         hooks: Its hooks.
         answers: Its open jobs, and how they are answered.
         handlers: Its ``@job`` handlers, by job name.
-        request_concurrency: How many jobs of ``on_job_request`` may be open at once, or None.
+        limits: How many jobs it has at once, by job name; None stands for ``on_job_request``.
         cancel_grace: Seconds a cancelled handler gets before the job ends without it.
         stop_turns: Stops the LLM turns that a job has started; None for a worker that has none.
     """
@@ -57,7 +58,7 @@ class Executor:
         answers: Answers,
         handlers: Mapping[str, HandlerSpec],
         *,
-        request_concurrency: int | None,
+        limits: Mapping[str | None, ConcurrencyLimit],
         cancel_grace: float,
         stop_turns: Callable[[Execution], Coroutine[Any, Any, None]] | None,
     ):
@@ -68,15 +69,12 @@ class Executor:
         self._cancel_grace = cancel_grace
         self._stop_turns = stop_turns
         self._rooms: dict[str | None, Room] = {}
-        if request_concurrency is not None:
-            # Of several at once, none has the turn to itself.
-            alone = request_concurrency == 1
-            self._rooms[None] = Room(request_concurrency, until_answered=True, has_turn=alone)
-        for name, spec in handlers.items():
-            if spec.max_concurrency is not None:
-                self._rooms[name] = Room(spec.max_concurrency, until_answered=True)
-            elif spec.sequential:
-                self._rooms[name] = Room(1, until_answered=False)
+        for name, limit in limits.items():
+            # Of several jobs of on_job_request at once, none has the turn to itself.
+            alone = name is None and limit.size == 1
+            self._rooms[name] = Room(
+                limit.size, until_answered=limit.until_answered, has_turn=alone
+            )
         self.stopped = False
 
     # -- a job arrives -----------------------------------------------------------------------
@@ -340,7 +338,9 @@ class Executor:
         execution = self._answers.get(message.job_id)
         if execution is None or execution.request.source == message.source:
             return execution
-        logger.warning(f"{self}: ignoring {message}: job '{message.job_id}' is not its sender's")
+        logger.warning(
+            f"{self}: ignoring {describe(message)}: job '{message.job_id}' is not its sender's"
+        )
         return None
 
     async def _cancel(self, execution: Execution, message: BusJobCancelMessage) -> None:

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any, TypeVar
 
+from pipecat.workers.base_worker import BaseWorker
+from pipecat.workers.llm import LLMContextWorker
+
+from pipecat_jobs._checks import check_count, check_flag, check_text
+from pipecat_jobs._text import shorten
 from pipecat_jobs.errors import DuplicateJobHandlerError, InvalidJobError, InvalidJobTypeError
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -12,7 +17,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class HandlerSpec:
-    """What ``@job`` said of one method.
+    """What ``@job`` says of one method.
 
     Parameters:
         attribute: The method's name on its class.
@@ -27,6 +32,20 @@ class HandlerSpec:
     sequential: bool = False
     max_concurrency: int | None = None
     run_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencyLimit:
+    """How many jobs of one kind a worker has at once.
+
+    Parameters:
+        size: How many.
+        until_answered: Whether a job counts until it has been answered; otherwise until its
+            handler has returned.
+    """
+
+    size: int
+    until_answered: bool = True
 
 
 def job(
@@ -55,7 +74,7 @@ def job(
             timeout.
         max_concurrency: Keep at most this many of this handler's jobs open; the others wait in
             order of arrival. Unlike with ``sequential``, a job counts until it has been answered,
-            so a handler that answers later keeps its place.
+            so a handler that answers later keeps its place. Not together with ``sequential``.
         run_once: Never begin a job of this handler again after its process was lost: a payment,
             say. On a bus that spans processes, such a job ends as lost; without this, another
             process that hosts the worker takes it up.
@@ -64,8 +83,9 @@ def job(
         The decorator, which gives the method back unchanged.
 
     Raises:
-        InvalidJobTypeError: If ``name`` is no string or the method is no ``async def``.
-        InvalidJobError: If ``name`` is empty or ``max_concurrency`` is below one.
+        InvalidJobTypeError: If an argument has the wrong type, or the method is not ``async def``.
+        InvalidJobError: If ``name`` is empty, ``max_concurrency`` is below one, or is given
+            together with ``sequential``.
 
     Example::
 
@@ -79,22 +99,21 @@ def job(
                 for number in range(3):
                     yield {"number": number}
     """
-    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidJobTypeError(f"@job(name={name!r}); give the job's name as a str")
-    if not name:
-        raise InvalidJobError("@job(name='') has no name; give the name requesters will use")
-    if max_concurrency is not None and (
-        isinstance(max_concurrency, bool)
-        or not isinstance(max_concurrency, int)  # pyright: ignore[reportUnnecessaryIsInstance]
-        or max_concurrency < 1
-    ):
-        raise InvalidJobError(
-            f"@job(name='{name}', max_concurrency={max_concurrency!r}); give one or more, or None"
-        )
+    where = f"@job(name={shorten(name)}):"
+    check_text(f"{where} name", name, "the name that requesters will use, as a str")
+    check_flag(f"{where} sequential", sequential)
+    check_flag(f"{where} run_once", run_once)
+    if max_concurrency is not None:
+        check_count(f"{where} max_concurrency", max_concurrency, "one or more jobs, or None")
+        if sequential:
+            raise InvalidJobError(
+                f"{where} sequential=True runs one at a time, max_concurrency={max_concurrency} "
+                "allows more; give one of them"
+            )
 
     def mark(method: Handler) -> Handler:
         if not (iscoroutinefunction(method) or isasyncgenfunction(method)):
-            raise InvalidJobTypeError(f"@job(name='{name}') needs an 'async def' method")
+            raise InvalidJobTypeError(f"{where} the method is not 'async def'; make it so")
         # Pipecat's names for the first three, so that a plain Pipecat worker finds it too.
         vars(method).update(
             is_job_handler=True,
@@ -145,3 +164,30 @@ def collect_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
                 )
             handlers[spec.job_name] = spec
     return handlers
+
+
+def find_limits(worker: BaseWorker) -> dict[str | None, ConcurrencyLimit]:
+    """Find how many jobs a worker has at once, whichever class its handlers are marked by.
+
+    Args:
+        worker: A worker of ours or a plain one.
+
+    Returns:
+        The limits by job name, that of ``on_job_request`` under None. What has none is left out.
+
+    Raises:
+        InvalidJobError: If ``job_request_concurrency`` of the worker's class cannot be used.
+    """
+    limits: dict[str | None, ConcurrencyLimit] = {}
+    requests: object = getattr(worker, "job_request_concurrency", None)
+    if requests == "auto":
+        requests = 1 if isinstance(worker, LLMContextWorker) else None
+    if requests is not None:
+        name = f"{type(worker).__name__}.job_request_concurrency"
+        limits[None] = ConcurrencyLimit(check_count(name, requests, "a number of jobs, or None"))
+    for name, spec in collect_handlers(type(worker)).items():
+        if spec.sequential:
+            limits[name] = ConcurrencyLimit(1, until_answered=False)
+        elif spec.max_concurrency is not None:
+            limits[name] = ConcurrencyLimit(spec.max_concurrency)
+    return limits

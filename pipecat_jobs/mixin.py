@@ -26,14 +26,16 @@ from pipecat.pipeline.worker import PipelineWorker
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.llm import LLMContextWorker
 
+from pipecat_jobs._checks import check_delay
 from pipecat_jobs._pipecat import call_event_handlers
+from pipecat_jobs._text import describe
 from pipecat_jobs.affinity import Affinity, check_affinity
 from pipecat_jobs.answering import Answering
 from pipecat_jobs.answers import Answers
 from pipecat_jobs.contexts import JobContext, JobGroupContext
 from pipecat_jobs.errors import DuplicateWorkerError
 from pipecat_jobs.executor import Executor
-from pipecat_jobs.handlers import collect_handlers
+from pipecat_jobs.handlers import collect_handlers, find_limits
 from pipecat_jobs.hooks import Hooks, guarded
 from pipecat_jobs.liveness import Departure
 from pipecat_jobs.messages import JobMessage, is_job_message, malformed
@@ -98,9 +100,8 @@ class JobsMixin(Answering):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        concurrency = self.job_request_concurrency
-        if concurrency == "auto":
-            concurrency = 1 if isinstance(self, LLMContextWorker) else None
+        limits = find_limits(self)
+        grace = check_delay(f"{type(self).__name__}.job_cancel_grace", self.job_cancel_grace)
         self.__hooks = hooks = Hooks(self)
         self.__departure = Departure()
         create = "create_job_group_and_request_job"
@@ -116,8 +117,8 @@ class JobsMixin(Answering):
             hooks,
             self._job_answers,
             collect_handlers(type(self)),
-            request_concurrency=concurrency,
-            cancel_grace=self.job_cancel_grace,
+            limits=limits,
+            cancel_grace=grace,
             stop_turns=turns.stop_job if turns is not None else None,
         )
 
@@ -390,7 +391,7 @@ class JobsMixin(Answering):
         """Hand a message to the half it is for; tell whether either has taken it."""
         problem = malformed(message)
         if problem is not None:
-            logger.warning(f"Worker '{self.name}': dropping {message}: {problem}")
+            logger.warning(f"Worker '{self.name}': dropping {describe(message)}: {problem}")
             return True
         match message:
             case BusJobRequestMessage():

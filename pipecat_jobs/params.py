@@ -1,13 +1,15 @@
 """How a job is asked for: Pipecat's parameter objects, with an id of the caller's choice."""
 
 import secrets
-from collections.abc import Sequence
-from typing import Annotated, TypedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypedDict
 
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.pipeline.job_context import JobParams as PipecatJobParams
-from pydantic import ConfigDict, Field, ValidationError
 
+from pipecat_jobs._checks import check_count, check_flag, check_instance, check_text
+from pipecat_jobs._text import shorten
 from pipecat_jobs.deadline import check_timeout
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
@@ -97,29 +99,27 @@ class JobGroupKeywords(JobKeywords, total=False):
     cancel_on_error: bool | None
 
 
-class _CheckedParams(JobGroupParams):
-    """Parameters of which every value has been looked at, once."""
-
-    model_config = ConfigDict(strict=True)
-
-    name: Annotated[str, Field(min_length=1)] | None = None
-    job_id: Annotated[str, Field(min_length=1)] | None = None
-    unread_limit: Annotated[int, Field(ge=0)] = UNREAD_LIMIT
-    affinity: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+def _check_payload(name: str, value: object) -> JobData | None:
+    return check_instance(name, value, dict, "a dict that describes the work")
 
 
-#: What to give for each argument; the timeout has a check of its own.
-_WANTED = {
-    "name": "the name of a @job handler",
-    "payload": "a dict that describes the work",
-    "label": "a title for people",
-    "job_id": "a string that no open job has",
-    "cancellable": "True or False",
-    "cancel_on_error": "True or False",
-    "unread_limit": "a number of chunks, 0 for any number",
-    "latest_update_only": "True or False",
-    "run_once": "True or False",
-    "affinity": "a string of at most 256 characters that jobs share which belong together",
+#: The check of each argument. None stands for one that was left out, and is not checked.
+_CHECKS: dict[str, Callable[[str, object], object]] = {
+    "name": partial(check_text, wanted="the name of a @job handler"),
+    "payload": _check_payload,
+    "timeout": lambda name, value: check_timeout(value, name),
+    "label": partial(check_text, wanted="a title for people"),
+    "cancellable": check_flag,
+    "job_id": partial(check_text, wanted="a string that no open job has"),
+    "unread_limit": partial(check_count, wanted="a number of chunks, 0 for any number", least=0),
+    "latest_update_only": check_flag,
+    "run_once": check_flag,
+    "cancel_on_error": check_flag,
+    "affinity": partial(
+        check_text,
+        wanted="a string of at most 256 characters that jobs share which belong together",
+        most=256,
+    ),
 }
 
 
@@ -142,27 +142,26 @@ def group_params(
         InvalidJobError: If a value cannot be used; the message says what to write instead.
         TypeError: If both forms were used in one call, or a keyword is unknown.
     """
+    given: dict[str, object] = {}
     if params is None:
-        if keywords.keys() - allowed.__optional_keys__:
-            raise _unknown_keyword(keywords, allowed)
-        given: dict[str, object] = {k: value for k, value in keywords.items() if value is not None}
+        for name, value in keywords.items():
+            if name not in allowed.__optional_keys__:
+                raise _unknown_keyword(keywords, allowed)
+            if value is not None:
+                given[name] = _CHECKS[name](name, value)
     else:
         if keywords:
             raise TypeError(
                 f"give either params= or {', '.join(f'{key}=' for key in sorted(keywords))}, "
                 "not both"
             )
-        if not isinstance(params, PipecatJobParams):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidJobTypeError(f"params is {params!r}; give a JobParams or JobGroupParams")
-        given = dict(vars(params))
-    if (timeout := given.get("timeout")) is not None:
-        given["timeout"] = check_timeout(timeout)
-    if given.get("job_id") is None:
+        check_instance("params", params, PipecatJobParams, "a JobParams or JobGroupParams")
+        for name, value in vars(params).items():
+            if value is not None and name in _CHECKS:
+                given[name] = _CHECKS[name](name, value)
+    if "job_id" not in given:
         given["job_id"] = secrets.token_hex(16)
-    try:
-        return _CheckedParams.model_validate(given)
-    except ValidationError as error:
-        raise _refused(error) from error
+    return JobGroupParams.model_validate(given)
 
 
 def _unknown_keyword(
@@ -173,17 +172,6 @@ def _unknown_keyword(
         f"unexpected keyword {', '.join(sorted(unknown))}; "
         f"known: {', '.join(sorted(allowed.__optional_keys__))}"
     )
-
-
-def _refused(error: ValidationError) -> InvalidJobError:
-    """Say of the first value that cannot be used what to give instead."""
-    first = error.errors()[0]
-    key, value = str(first["loc"][0]), first["input"]
-    if value == "":
-        return InvalidJobError(f"{key} is empty; leave it out to have none given")
-    wrong_type = first["type"].endswith("_type")
-    kind = InvalidJobTypeError if wrong_type else InvalidJobError
-    return kind(f"{key} is {value!r}; give {_WANTED[key]}")
 
 
 def check_worker_names(names: Sequence[object]) -> list[str]:
@@ -203,7 +191,8 @@ def check_worker_names(names: Sequence[object]) -> list[str]:
     for name in names:
         if not isinstance(name, str):
             raise InvalidJobTypeError(
-                f"worker name is {name!r}, a {type(name).__name__}; give the worker's name as a str"
+                f"worker name is {shorten(name)}, a {type(name).__name__}; "
+                "give the worker's name as a str"
             )
         if not name:
             raise InvalidJobError("worker name is empty; give the name the worker was made with")
@@ -232,5 +221,7 @@ def check_data(what: str, data: object) -> JobData | None:
         InvalidJobTypeError: If it is something else.
     """
     if data is not None and not isinstance(data, dict):
-        raise InvalidJobTypeError(f"{what} is {data!r}; give a dict, e.g. {{'text': ...}}, or None")
+        raise InvalidJobTypeError(
+            f"{what} is {shorten(data)}; give a dict, e.g. {{'text': ...}}, or None"
+        )
     return data

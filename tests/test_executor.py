@@ -453,7 +453,7 @@ def test_a_subclass_overrides_a_handler_by_its_python_name():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"name": ""}, "has no name"),
+        ({"name": ""}, "name is empty"),
         ({"name": 7}, "as a str"),
         ({"name": "x", "max_concurrency": 0}, "one or more"),
         ({"name": "x", "max_concurrency": True}, "one or more"),

@@ -18,7 +18,7 @@ LATER = {"cancel_on_interruption": False}
         (("",), {}, InvalidJobError, "is empty"),
         ((7,), {}, InvalidJobTypeError, "give the worker's name as a str"),
         ((len,), {}, InvalidJobTypeError, r"write @job_tool\('researcher'"),
-        (("a",), {"job": ""}, InvalidJobError, "name of a @job handler, or leave it out"),
+        (("a",), {"job": ""}, InvalidJobError, "name of a @job handler"),
         (("a",), {"job": 7}, InvalidJobTypeError, "the name of a @job handler"),
         (("a",), {"run_once": 1}, InvalidJobTypeError, "run_once is 1; give True or False"),
         (("a",), {"label": 7}, InvalidJobTypeError, "a title for people"),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipecat_jobs.errors import UnreadableMessageError
+from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError, UnreadableMessageError
 from pipecat_jobs.recent import Recent
 
 _VERSION = b"1"
@@ -47,6 +47,10 @@ class Envelopes:
             seconds.
         clock: Gives the time, in seconds since the epoch.
 
+    Raises:
+        InvalidJobTypeError: If the secret is neither a str nor bytes.
+        InvalidJobError: If the secret is empty, or cannot be written as UTF-8.
+
     Example::
 
         from pipecat_jobs.bus.envelope import Envelopes
@@ -64,9 +68,7 @@ class Envelopes:
         max_age: float = 300.0,
         clock: Callable[[], float] = time.time,
     ):
-        if secret is not None and not secret:
-            raise ValueError("secret is empty; give a long random string, or None to sign nothing")
-        self._key = secret.encode() if isinstance(secret, str) else secret
+        self._key = _check_secret(secret)
         self._channel = channel.encode()
         self._max_age = max_age
         self._clock = clock
@@ -139,3 +141,18 @@ class Envelopes:
             return _UNSIGNED
         context = b"%d:%s%s\n%s\n" % (len(self._channel), self._channel, purpose.encode(), head)
         return hmac.digest(self._key, context + body, hashlib.sha256).hex().encode()
+
+
+def _check_secret(secret: object) -> bytes | None:
+    # The value stays out of the errors: they are logged.
+    wanted = "give a long random string or bytes, or None to sign nothing"
+    if secret is None:
+        return None
+    if not isinstance(secret, str | bytes):
+        raise InvalidJobTypeError(f"secret is of type {type(secret).__name__}; {wanted}")
+    if not secret:
+        raise InvalidJobError(f"secret is empty; {wanted}")
+    try:
+        return secret.encode() if isinstance(secret, str) else secret
+    except UnicodeEncodeError:
+        raise InvalidJobError(f"secret has half of a surrogate pair; {wanted}") from None

@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 from pipecat.bus import BusMessage
 
+from pipecat_jobs._checks import check_callable, check_count, check_delay, check_probability
+
 Predicate: TypeAlias = Callable[[BusMessage], bool]
 
 Match: TypeAlias = type[BusMessage] | tuple[type[BusMessage], ...] | Predicate
@@ -38,14 +40,12 @@ class Faults:
         """Check the values.
 
         Raises:
-            ValueError: If a probability is not between 0 and 1, or ``max_delay`` is negative.
+            InvalidJobTypeError: If a value is not a number.
+            InvalidJobError: If a probability is not between 0 and 1, or ``max_delay`` is negative.
         """
         for name in ("delay", "duplicate", "drop", "slow_publish"):
-            probability: float = getattr(self, name)
-            if not 0 <= probability <= 1:
-                raise ValueError(f"{name} is a probability from 0 to 1, not {probability}")
-        if self.max_delay < 0:
-            raise ValueError(f"max_delay is a time in seconds, not {self.max_delay}")
+            check_probability(name, getattr(self, name))
+        check_delay("max_delay", self.max_delay)
 
     def draw(self, source: random.Random) -> "Fate":
         """Decide what happens to one message.
@@ -96,6 +96,8 @@ class Rule:
             count: How many messages it applies to at most; None for no limit.
         """
         self._matches = as_predicate(match)
+        if count is not None:
+            check_count("count", count, "a number of messages, or None for no limit", least=0)
         self._left = count
         self._removed = False
 
@@ -137,7 +139,7 @@ class Delay(Rule):
             count: How many messages it applies to at most; None for no limit.
         """
         super().__init__(match, count)
-        self.seconds = seconds
+        self.seconds = check_delay("seconds", seconds)
 
 
 class Drop(Rule):
@@ -156,7 +158,7 @@ class Duplicate(Rule):
             count: How many messages it applies to at most; None for no limit.
         """
         super().__init__(match, count)
-        self.times = times
+        self.times = check_count("times", times, "a number of copies")
 
 
 @dataclass(eq=False)
@@ -275,7 +277,11 @@ def as_predicate(match: Match) -> Predicate:
 
     Returns:
         A function that tells whether a message is one of them.
+
+    Raises:
+        InvalidJobTypeError: If it is none of these.
     """
     if isinstance(match, type | tuple):
         return lambda message: isinstance(message, match)
+    check_callable("match", match, "a message class, a tuple of them, or a predicate")
     return match

@@ -19,6 +19,7 @@ from pipecat.registry.types import WorkerReadyData
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
 
+from pipecat_jobs._checks import check_flag, check_instance, check_seconds
 from pipecat_jobs.testing.chaos_bus import ChaosBus
 
 JOB_TASK_PREFIXES = ("job", "task_timeout_")
@@ -97,11 +98,17 @@ class JobHarness:
             timeout: How long starting, ending and tearing down may each take, in seconds.
             check_watches: Whether a registry watch that outlives its job counts as left
                 behind. Pipecat's own ``job()`` leaves one behind on every call.
+
+        Raises:
+            InvalidJobTypeError: If an argument has the wrong type.
+            InvalidJobError: If ``timeout`` is not above zero.
         """
+        if bus is not None:
+            check_instance("bus", bus, WorkerBus, "a WorkerBus, or None")
         self._bus = bus if bus is not None else AsyncQueueBus()
         self._name = name
-        self._timeout = timeout
-        self._check_watches = check_watches
+        self._timeout = check_seconds("timeout", timeout)
+        self._check_watches = check_flag("check_watches", check_watches)
         self._registered: dict[str, asyncio.Event] = {}
         self._runner: WorkerRunner | None = None
         self._run_task: asyncio.Task[None] | None = None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from pipecat_jobs._checks import check_delay, check_instance
 from pipecat_jobs.testing.llm_request import JSON, LLMRequest, tokenize
 
 
@@ -26,12 +27,21 @@ class Text:
             ``"content_filter"`` cut the answer off; None ends the stream without a reason, as a
             server that is restarted does. A reply that calls tools says ``"tool_calls"`` instead of
             ``"stop"``.
+
+    Raises:
+        InvalidJobTypeError: If a value has the wrong type.
+        InvalidJobError: If a time is negative.
     """
 
     text: str
     pace: float = 0.0
     first_token_after: float = 0.0
     finish_reason: str | None = "stop"
+
+    def __post_init__(self) -> None:
+        check_instance("text", self.text, str, "what the model says")
+        check_delay("pace", self.pace)
+        check_delay("first_token_after", self.first_token_after)
 
     @property
     def tokens(self) -> list[str]:

@@ -18,6 +18,7 @@ from aiohttp import web
 from loguru import logger
 from yarl import URL
 
+from pipecat_jobs._checks import check_port, check_text
 from pipecat_jobs.testing.llm_request import (
     JSON,
     Changes,
@@ -100,11 +101,15 @@ class ScriptedLLMServer:
             port: The port to listen on; 0 takes a free one.
             default: The reply to every request that neither a rule nor the queue answers. None
                 answers those with an HTTP 500 that says how to script them.
+
+        Raises:
+            InvalidJobTypeError: If an argument has the wrong type.
+            InvalidJobError: If the host is empty or the port out of range.
         """
         self.requests: list[LLMRequest] = []
         """Every well-formed request, in order of arrival."""
-        self._host = host
-        self._port = port
+        self._host = check_text("host", host, "the address to listen on")
+        self._port = check_port("port", port, least=0)
         self._default = None if default is None else as_reply(default)
         self._rules: list[Rule] = []
         self._queue: deque[Reply] = deque()

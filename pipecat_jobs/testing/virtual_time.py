@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple
 
+from pipecat_jobs._checks import check_delay
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -87,8 +89,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         Args:
             io_grace: Real seconds to wait for open sockets before the clock jumps.
             deadlock_after: Real seconds without anything to do until it is a deadlock.
+
+        Raises:
+            InvalidJobTypeError: If one is not a number.
+            InvalidJobError: If one is negative.
         """
-        self._virtual = _VirtualSelector(io_grace=io_grace, deadlock_after=deadlock_after)
+        self._virtual = _VirtualSelector(
+            io_grace=check_delay("io_grace", io_grace),
+            deadlock_after=check_delay("deadlock_after", deadlock_after),
+        )
         super().__init__(self._virtual)
         # The loop has just registered what other threads and signals wake it by.
         self._virtual.own_files = len(self._virtual.get_map())

@@ -5,6 +5,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
+from pipecat_jobs._checks import (
+    check_callable,
+    check_choice,
+    check_flag,
+    check_seconds,
+    check_text,
+)
+from pipecat_jobs._text import shorten
 from pipecat_jobs.deadline import check_timeout
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobOutcome
@@ -126,13 +134,12 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
     names = tuple(check_worker_names(workers))
     _check_texts(given)
     for key in _YES_OR_NO:
-        if not isinstance(given.get(key, False), bool):
-            raise InvalidJobTypeError(f"{key} is {given.get(key)!r}; give True or False")
-    _check_choice(given, "on_failure", get_args(OnFailure))
-    _check_choice(given, "on_repeat", get_args(OnRepeat))
+        check_flag(key, given.get(key, False))
+    for key, known in (("on_failure", get_args(OnFailure)), ("on_repeat", get_args(OnRepeat))):
+        check_choice(key, given.get(key, known[0]), known)
     render = given.get("render")
-    if render is not None and not callable(render):
-        raise InvalidJobTypeError(f"render is {render!r}; give a function of the outcomes")
+    if render is not None:
+        check_callable("render", render, "a function of the outcomes")
     protected = given.get("protected", False)
     if protected:
         _check_protected(given)
@@ -176,17 +183,8 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
 def _check_texts(given: JobToolKeywords) -> None:
     for key, wanted in (("job", "the name of a @job handler"), ("label", "a title for people")):
         value = given.get(key)
-        if value is not None and not isinstance(value, str):
-            raise InvalidJobTypeError(f"{key} is {value!r}; give {wanted}")
-        if value == "":
-            raise InvalidJobError(f"{key} is empty; give {wanted}, or leave it out")
-
-
-def _check_choice(given: JobToolKeywords, key: str, known: tuple[str, ...]) -> None:
-    value = given.get(key, known[0])
-    if value not in known:
-        listed = ", ".join(repr(choice) for choice in known)
-        raise InvalidJobError(f"{key} is {value!r}; give one of {listed}")
+        if value is not None:
+            check_text(key, value, wanted)
 
 
 def _check_protected(given: JobToolKeywords) -> None:
@@ -198,7 +196,7 @@ def _check_protected(given: JobToolKeywords) -> None:
     for key, harmless, why in conflicts:
         value = given.get(key, harmless)
         if value is not harmless:
-            raise InvalidJobError(f"protected=True goes without {key}={value!r}: {why}")
+            raise InvalidJobError(f"protected=True goes without {key}={shorten(value)}: {why}")
     if given.get("on_repeat") == "replace":
         raise InvalidJobError(
             "protected=True goes without on_repeat='replace': the second call would cut the first; "
@@ -224,7 +222,9 @@ def _check_speech(given: JobToolKeywords) -> tuple[float | None, Say, float | No
                 )
     say = given.get("say", _DEFAULT_SAY)
     if not (isinstance(say, str) or callable(say)):
-        raise InvalidJobTypeError(f"say is {say!r}; give a text, or a function of the progress")
+        raise InvalidJobTypeError(
+            f"say is {shorten(say)}; give a text, or a function of the progress"
+        )
     if say == "":
         raise InvalidJobError("say is empty; give a text, or leave say_after out for silence")
     return say_after, say, say_every
@@ -232,10 +232,4 @@ def _check_speech(given: JobToolKeywords) -> tuple[float | None, Say, float | No
 
 def _check_silence(given: JobToolKeywords, key: str) -> float | None:
     value = given.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidJobTypeError(f"{key} is {value!r}; give seconds as a number")
-    if not 0 < value < math.inf:
-        raise InvalidJobError(f"{key} is {value!r}; give more than zero seconds")
-    return float(value)
+    return None if value is None else check_seconds(key, value)

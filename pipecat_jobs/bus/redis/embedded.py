@@ -11,6 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pipecat_jobs._checks import (
+    check_flag,
+    check_instance,
+    check_port,
+    check_seconds,
+    check_text,
+)
 from pipecat_jobs.errors import RedisStartError
 
 #: Ends the server when this process ends, however that happens: then the pipe closes. By SIGKILL,
@@ -42,6 +49,10 @@ class EmbeddedRedis:
         executable: The server to run; None to look for one.
         start_timeout: How long it may take to start, in seconds.
 
+    Raises:
+        InvalidJobTypeError: If an option has the wrong type.
+        InvalidJobError: If a number is out of range, or the executable is empty.
+
     Example::
 
         from pipecat_jobs.bus.redis import EmbeddedRedis
@@ -60,6 +71,14 @@ class EmbeddedRedis:
         executable: str | None = None,
         start_timeout: float = 10.0,
     ):
+        if port is not None:
+            check_port("port", port)
+        if folder is not None:
+            check_instance("folder", folder, Path, "a pathlib.Path, or None for a temporary one")
+        check_flag("persistent", persistent)
+        if executable is not None:
+            check_text("executable", executable, "the path of a Redis server")
+        check_seconds("start_timeout", start_timeout)
         self._port = port
         self._folder = folder
         self._persistent = persistent

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.workers import llm
 from pipecat.workers.base_worker import BaseWorker
-from pipecat.workers.llm import LLMContextWorker
 
 from pipecat_jobs._pipecat import proxied_name
 from pipecat_jobs.affinity import Affinity, check_affinity
-from pipecat_jobs.handlers import collect_handlers
+from pipecat_jobs.handlers import collect_handlers, find_limits
 
 # Not in every supported release of Pipecat.
 _BACKEND: type | None = getattr(llm, "BackendLLMWorker", None)
@@ -69,23 +68,19 @@ def offers_of(subscriber: BusSubscriber, room: int) -> Iterator[Offer]:
     if not isinstance(subscriber, BaseWorker):
         yield Offer(subscriber.name)
         return
-    rooms = {"": _request_room(subscriber, room)}
-    once: list[str] = []
-    for name, spec in collect_handlers(type(subscriber)).items():
-        rooms[name] = 1 if spec.sequential else spec.max_concurrency or room
-        if spec.run_once or (_is_backend(subscriber) and name == _SESSION_JOB):
-            once.append(name)
-    yield Offer(subscriber.name, rooms, tuple(once), _affinity(subscriber))
+    handlers, limits = collect_handlers(type(subscriber)), find_limits(subscriber)
+    rooms = {
+        name or "": limits[name].size if name in limits else room for name in (None, *handlers)
+    }
+    once = tuple(
+        name
+        for name, spec in handlers.items()
+        if spec.run_once or (_is_backend(subscriber) and name == _SESSION_JOB)
+    )
+    yield Offer(subscriber.name, rooms, once, _affinity(subscriber))
     proxied = proxied_name(subscriber)
     if proxied is not None:
         yield Offer(proxied, {"": room})
-
-
-def _request_room(worker: BaseWorker, room: int) -> int:
-    concurrency: object = getattr(worker, "job_request_concurrency", None)
-    if concurrency == "auto" and isinstance(worker, LLMContextWorker):
-        return 1
-    return concurrency if isinstance(concurrency, int) else room
 
 
 def _affinity(worker: BaseWorker) -> Affinity | None:
@@ -94,7 +89,7 @@ def _affinity(worker: BaseWorker) -> Affinity | None:
         return affinity
     if _is_backend(worker):
         return "requester"
-    return "prefer" if isinstance(worker, LLMContextWorker) else None
+    return "prefer" if isinstance(worker, llm.LLMContextWorker) else None
 
 
 def _is_backend(worker: BaseWorker) -> bool:

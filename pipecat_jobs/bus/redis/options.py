@@ -1,8 +1,9 @@
 """The options of the bus, checked where they are written."""
 
-import math
-
 from redis.asyncio import Redis
+
+from pipecat_jobs._checks import check_count, check_encodable, check_seconds
+from pipecat_jobs.errors import InvalidJobTypeError
 
 
 def check_server(url_or_client: object) -> None:
@@ -12,11 +13,11 @@ def check_server(url_or_client: object) -> None:
         url_or_client: A URL, a client, or None for a server of the bus's own.
 
     Raises:
-        TypeError: If it is something else, such as a client that is not asynchronous.
+        InvalidJobTypeError: If it is something else, such as a client that is not asynchronous.
     """
     if not isinstance(url_or_client, str | Redis | None):
         given = type(url_or_client)
-        raise TypeError(
+        raise InvalidJobTypeError(
             f"the server is a {given.__module__}.{given.__qualname__}; give a URL, a "
             "redis.asyncio.Redis, or None for a server of the bus's own"
         )
@@ -29,29 +30,24 @@ def check_channel(channel: object) -> None:
         channel: The name.
 
     Raises:
-        TypeError: If it is no text.
-        ValueError: If it is empty.
+        InvalidJobTypeError: If it is not a text.
+        InvalidJobError: If it is empty, or cannot be written as UTF-8.
     """
-    if not isinstance(channel, str):
-        raise TypeError(f"channel is {channel!r}; give a text")
-    if not channel:
-        raise ValueError("channel is empty; give a name, or leave it out")
+    check_encodable("channel", channel, "a name that all processes of the channel have")
 
 
-def check_seconds(**values: object) -> None:
+def check_all_seconds(**values: object) -> None:
     """Check lengths of time.
 
     Args:
         **values: Seconds, by option.
 
     Raises:
-        TypeError: If one is no number.
-        ValueError: If one is not above zero.
+        InvalidJobTypeError: If one is not a number.
+        InvalidJobError: If one is not above zero, or is too long for a timer.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} is {value!r}; give a number of seconds")
-        _check_above_zero(name, value)
+        check_seconds(name, value)
 
 
 def check_counts(**values: object) -> None:
@@ -61,15 +57,8 @@ def check_counts(**values: object) -> None:
         **values: The most there may be, by option.
 
     Raises:
-        TypeError: If one is no whole number.
-        ValueError: If one is not above zero.
+        InvalidJobTypeError: If one is not a whole number.
+        InvalidJobError: If one is below one, or more than the server counts exactly.
     """
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} is {value!r}; give a whole number")
-        _check_above_zero(name, value)
-
-
-def _check_above_zero(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value!r}; give a number above zero")
+        check_count(name, value)

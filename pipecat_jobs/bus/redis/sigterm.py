@@ -5,7 +5,10 @@ import signal
 
 from pipecat.workers.runner import WorkerRunner
 
+from pipecat_jobs._checks import check_instance
 from pipecat_jobs.bus.redis.streams import RedisStreamsBus
+from pipecat_jobs.deadline import check_timeout
+from pipecat_jobs.errors import InvalidJobTypeError
 
 
 def drain_on_sigterm(runner: WorkerRunner, *, timeout: float | None = 30.0) -> None:
@@ -24,7 +27,8 @@ def drain_on_sigterm(runner: WorkerRunner, *, timeout: float | None = 30.0) -> N
             as long as they take.
 
     Raises:
-        TypeError: If the runner is on another bus.
+        InvalidJobTypeError: If the runner is on another bus, or the timeout is not a number.
+        InvalidJobError: If the timeout is negative, NaN or too large.
 
     Example::
 
@@ -38,13 +42,17 @@ def drain_on_sigterm(runner: WorkerRunner, *, timeout: float | None = 30.0) -> N
         runner.add_event_handler("on_ready", lambda _: signal.raise_signal(signal.SIGTERM))
         await runner.run(auto_end=False)
     """
-    bus = runner.bus
+    check_instance("runner", runner, WorkerRunner, "the WorkerRunner to end")
+    seconds, bus = check_timeout(timeout), runner.bus
     if not isinstance(bus, RedisStreamsBus):
-        raise TypeError(f"runner '{runner.name}' is on a {type(bus).__name__}; nothing to drain")
+        raise InvalidJobTypeError(
+            f"runner '{runner.name}' is on a {type(bus).__name__}, which has nothing to drain; "
+            "give one on a RedisStreamsBus"
+        )
     loop = asyncio.get_running_loop()
 
     async def leave() -> None:
-        await bus.drain(timeout)
+        await bus.drain(seconds)
         await runner.end(reason="SIGTERM")
 
     def on_sigterm() -> None:

@@ -17,6 +17,7 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
 from redis.asyncio import Redis
 
+from pipecat_jobs._checks import check_flag
 from pipecat_jobs._pipecat import forget_runner
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.redis.embedded import EmbeddedRedis
@@ -26,9 +27,9 @@ from pipecat_jobs.bus.redis.ledger import Parties
 from pipecat_jobs.bus.redis.link import UnreachableError
 from pipecat_jobs.bus.redis.local import HearsOfLoss
 from pipecat_jobs.bus.redis.options import (
+    check_all_seconds,
     check_channel,
     check_counts,
-    check_seconds,
     check_server,
 )
 from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
@@ -38,6 +39,7 @@ from pipecat_jobs.bus.redis.script import Channel, Limits
 from pipecat_jobs.bus.redis.stats import BusStats
 from pipecat_jobs.bus.routed import RoutedBus
 from pipecat_jobs.bus.wire import WireCodec
+from pipecat_jobs.deadline import check_timeout
 
 
 class RedisStreamsBus(RoutedBus):
@@ -71,8 +73,9 @@ class RedisStreamsBus(RoutedBus):
         start_timeout: Seconds that the server may be out of reach at the start.
 
     Raises:
-        TypeError: If an option has the wrong type.
-        ValueError: If a number is not above zero, a name is empty, or two types have the same name.
+        InvalidJobTypeError: If an option has the wrong type.
+        InvalidJobError: If a number is not above zero or is too large, a name or the secret is
+            empty, or two types have the same name.
 
     Example::
 
@@ -106,7 +109,8 @@ class RedisStreamsBus(RoutedBus):
         super().__init__()
         check_server(url_or_client)
         check_channel(channel)
-        check_seconds(lease=lease, takeover=takeover, start_timeout=start_timeout)
+        check_all_seconds(lease=lease, takeover=takeover, start_timeout=start_timeout)
+        check_flag("through_server", through_server)
         check_counts(
             max_attempts=max_attempts,
             room=room,
@@ -268,7 +272,12 @@ class RedisStreamsBus(RoutedBus):
         Args:
             timeout: Seconds to wait; then what is still open is stopped here and given to another
                 process as a further attempt. None waits for as long as it takes.
+
+        Raises:
+            InvalidJobTypeError: If the timeout is not a number.
+            InvalidJobError: If the timeout is negative, NaN or too large.
         """
+        timeout = check_timeout(timeout)
         if self._process is None:
             return
         ledger = self._post.ledger
