@@ -111,6 +111,8 @@ class Expiring(Generic[Key, Value]):
         Returns:
             What was remembered, or None.
         """
+        if not self._items:
+            return None
         value = self.get(key)
         self._items.pop(key, None)
         return value
