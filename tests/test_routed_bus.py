@@ -27,7 +27,7 @@ from pipecat.workers.proxy.websocket.client import WebSocketProxyClient
 from pipecat.workers.runner import WorkerRunner
 from support import Answerer, Asker
 
-from pipecat_jobs import BaseWorker, PipelineWorker
+from pipecat_jobs import BaseWorker, JobError, OutcomeStatus, PipelineWorker, job
 from pipecat_jobs.bus import RoutedBus
 from pipecat_jobs.bus.mailbox import Mailbox
 from pipecat_jobs.bus.routed import sees_all
@@ -308,6 +308,41 @@ async def test_a_subscriber_that_raises_gets_its_next_message_and_harms_nobody(
     assert [record.level for record in job_log if "'broken' raised" in record.message] == [
         "ERROR"
     ] * 3
+
+
+class Undeliverable(BaseWorker):
+    """A worker that raises at every request, before or after it has begun."""
+
+    def __init__(self, *, begins: bool):
+        super().__init__("undeliverable")
+        self.begins = begins
+
+    async def on_bus_message(self, message: BusMessage) -> None:
+        asks = isinstance(message, BusJobRequestMessage)
+        if self.begins or not asks:
+            await super().on_bus_message(message)
+        if asks:
+            raise ValueError("not today")
+
+    @job(name="echo")
+    async def echo(self, message: BusJobRequestMessage) -> dict[str, Any]:
+        return {"echo": True}
+
+
+async def test_a_request_that_its_worker_raises_at_is_answered():
+    async with JobHarness(bus=RoutedBus()) as harness:
+        asker = Asker()
+        await harness.start(asker, Undeliverable(begins=False))
+        with pytest.raises(JobError, match="not today") as raised:
+            await asker.ask("undeliverable", "echo")
+    assert raised.value.outcomes["undeliverable"].status is OutcomeStatus.ERROR
+
+
+async def test_a_job_that_has_begun_before_its_worker_raised_goes_on():
+    async with JobHarness(bus=RoutedBus()) as harness:
+        asker = Asker()
+        await harness.start(asker, Undeliverable(begins=True))
+        assert await asker.ask("undeliverable", "echo") == {"echo": True}
 
 
 async def test_a_slow_subscriber_delays_only_itself(bus: RoutedBus):

@@ -11,11 +11,14 @@ from pipecat.bus.messages import (
     BusAddWorkerMessage,
     BusCancelMessage,
     BusEndMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
     BusMessage,
     BusWorkerReadyMessage,
     BusWorkerRegistryMessage,
 )
 from pipecat.bus.subscriber import BusSubscriber
+from pipecat.pipeline.job_context import JobStatus
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
@@ -24,6 +27,7 @@ from pipecat_jobs._pipecat import has_event_handlers
 from pipecat_jobs._text import describe
 from pipecat_jobs.bus.mailbox import Mailbox
 from pipecat_jobs.messages import is_job_message
+from pipecat_jobs.outcomes import ErrorDetails
 from pipecat_jobs.tasks import deferred, log_raised
 
 #: What Pipecat's workers pass over even when it is sent to everybody: it is for runners, bridges
@@ -238,6 +242,29 @@ class RoutedBus(WorkerBus):
             error: What it raised.
         """
         log_raised(f"subscriber '{subscriber.name}' raised at {describe(message)}; going on", error)
+        if isinstance(message, BusJobRequestMessage):
+            self.on_undelivered_request(subscriber, message, error)
+
+    def on_undelivered_request(
+        self, subscriber: BusSubscriber, request: BusJobRequestMessage, error: BaseException
+    ) -> None:
+        """Answer a request that its worker raised at and has not begun, in the worker's name.
+
+        Args:
+            subscriber: The subscriber that raised.
+            request: The request.
+            error: What it raised.
+        """
+        if not _has_begun(subscriber, request):
+            self.on_message_received(
+                BusJobResponseMessage(
+                    source=subscriber.name,
+                    target=request.source,
+                    job_id=request.job_id,
+                    status=JobStatus.ERROR,
+                    response=ErrorDetails.from_exception(error).to_response(),
+                )
+            )
 
     def _is_plain(self, name: str) -> bool:
         """Whether a worker does with a message what Pipecat's workers do, and nobody listens."""
@@ -262,6 +289,13 @@ def sees_all(subscriber: BusSubscriber) -> bool:
     if isinstance(subscriber, BusTap):
         return subscriber.sees_all_bus_messages
     return not isinstance(subscriber, BaseWorker) or _has_own_delivery(subscriber)
+
+
+def _has_begun(subscriber: BusSubscriber, request: BusJobRequestMessage) -> bool:
+    """Whether a subscriber may still answer a request that it raised at, or was not asked."""
+    if request.target != subscriber.name or not isinstance(subscriber, BaseWorker):
+        return True
+    return request.job_id in subscriber.active_jobs
 
 
 def _has_own_delivery(subscriber: BusSubscriber) -> bool:

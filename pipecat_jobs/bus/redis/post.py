@@ -433,17 +433,22 @@ class Post:
         """
         self._answer_ref("give_back", ref, attempt, "1" if started else "0")
 
-    def give_back_undelivered(self, request: BusJobRequestMessage) -> None:
+    def give_back_undelivered(self, request: BusJobRequestMessage) -> bool:
         """Give another process a job whose request its worker raised at.
 
         Args:
-            request: The request; one that did not come through the server is left alone.
+            request: The request.
+
+        Returns:
+            Whether it came through the server and has been given back.
         """
         held = self.ledger.held(Parties(request.source, request.target or "", request.job_id))
-        if held is not None:
-            # The worker may have begun before it raised.
-            self.revoke(held, f"worker '{held.parties.worker}' raised at the request")
-            self.give_back(held.ref, held.attempt, started=True)
+        if held is None:
+            return False
+        # The worker may have begun before it raised.
+        self.revoke(held, f"worker '{held.parties.worker}' raised at the request")
+        self.give_back(held.ref, held.attempt, started=True)
+        return True
 
     def expelled(self) -> None:
         """Give up what the process had, which the others have been told it is gone with."""

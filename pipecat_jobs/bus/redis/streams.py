@@ -390,20 +390,19 @@ class RedisStreamsBus(RoutedBus):
             self._host(self._offers.get(message.source, ()))
         self._post.publish(message)
 
-    def on_delivery_failure(
-        self, subscriber: BusSubscriber, message: BusMessage, error: BaseException
+    def on_undelivered_request(
+        self, subscriber: BusSubscriber, request: BusJobRequestMessage, error: BaseException
     ) -> None:
-        """Log that a subscriber raised at a message, and hand its request to another process.
+        """Hand a request that its worker raised at to another process, or answer it.
 
         Args:
-            subscriber: The subscriber.
-            message: The message that it was given.
+            subscriber: The subscriber that raised.
+            request: The request.
             error: What it raised.
         """
-        super().on_delivery_failure(subscriber, message, error)
         names = [offer.name for offer in self._offers.get(subscriber.name, ())]
-        if isinstance(message, BusJobRequestMessage) and message.target in names:
-            self._post.give_back_undelivered(message)
+        if request.target not in names or not self._post.give_back_undelivered(request):
+            super().on_undelivered_request(subscriber, request, error)
 
     def subscriber(self, name: str) -> BusSubscriber | None:
         """Look a subscriber of this process up.
