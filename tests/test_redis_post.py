@@ -289,6 +289,17 @@ async def test_a_job_whose_asker_is_gone_is_stopped():
     assert desk.post.ledger.all_held() == []
 
 
+async def test_however_many_requests_of_a_process_that_is_gone_are_unread_none_begins():
+    desk = Desk()
+    number = 5_000
+    for job in range(number):
+        desk.get("c", ref=f"other:{job}", attempt=1)
+    for job in range(number):
+        desk.get_request(f"other:{job}", job_id=f"job-{job}")
+    assert desk.ours.delivered == []
+    assert desk.post.ledger.all_held() == []
+
+
 async def test_a_second_job_of_the_same_id_goes_to_another_process_while_the_first_runs():
     """Of another process's worker of the same name, which chose the same id."""
     desk = Desk()

@@ -21,7 +21,7 @@ from pipecat.pipeline.job_context import JobStatus
 
 from pipecat_jobs.bus.redis.outbox import Call
 from pipecat_jobs.outcomes import JobData
-from pipecat_jobs.recent import Recent
+from pipecat_jobs.recent import Expiring, Recent
 from pipecat_jobs.window import StreamWindow
 
 #: How many chunks of one stream wait here to be sent, before the worker has to.
@@ -150,6 +150,9 @@ class Ledger:
         self._held: dict[Parties, Held] = {}
         self._by_ref: dict[str, Held] = {}
         self._heard: Recent[tuple[str, int], None] = Recent(_MOST_HEARD)
+        #: By the server's names, with the attempt: jobs whose requests must not be taken. Each of
+        #: them decides whether a job runs, so their number is not bounded.
+        self._called_off: Expiring[tuple[str, int], bool] = Expiring()
         self._was_held: Recent[Parties, None] = Recent(_MOST_HEARD)
         #: By the server's names: jobs that are done with here, which the server does not know yet.
         self._leaving: set[str] = set()
@@ -231,7 +234,7 @@ class Ledger:
             ref: The server's name for it.
             attempt: The attempt.
         """
-        self._heard.remember((ref, attempt), None)
+        self._called_off.remember((ref, attempt), True)
 
     def has_heard(self, ref: str, attempt: int) -> bool:
         """Tell whether this process has taken a job before, or has heard that it is called off.
@@ -243,7 +246,8 @@ class Ledger:
         Returns:
             Whether it has.
         """
-        return (ref, attempt) in self._heard
+        job = (ref, attempt)
+        return job in self._heard or self._called_off.get(job) is not None
 
     def cancel_unread(self, ref: str, attempt: int) -> bool:
         """Note that a job is cancelled whose request has not been read yet.
