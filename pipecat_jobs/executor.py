@@ -213,8 +213,13 @@ class Executor:
             await self._end(execution, JobStatus.CANCELLED, response)
         else:
             details = ErrorDetails.from_exception(error)
-            log_raised(f"{self}: job '{job_id}' failed: {details}", error)
-            await self._end(execution, JobStatus.ERROR, details.to_response())
+            status = JobStatus.ERROR
+            if details.for_llm:
+                status = JobStatus.FAILED
+                logger.info(f"{self}: job '{job_id}' failed: {details}")
+            else:
+                log_raised(f"{self}: job '{job_id}' failed: {details}", error)
+            await self._end(execution, status, details.to_response())
         await self._stop_its_turns(execution)
 
     async def _end(self, execution: Execution, status: JobStatus, response: JobData | None) -> None:

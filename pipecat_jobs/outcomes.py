@@ -81,7 +81,8 @@ _MOST_MESSAGE, _MOST_TRACEBACK = 4_000, 16_000
 class JobToolError(Exception):
     """A failure whose text an LLM may read and tell the user: "no such booking".
 
-    Raise it in a job's handler, in a function with ``@job_tool``, or in a ``tool_call()`` block.
+    Raise it in a job's handler, whose job ends as FAILED, in a function with ``@job_tool``, or in a
+    ``tool_call()`` block.
     The text of any other exception is kept from the LLM, because it may hold what is not for the
     user: a connection string, a file's path, another customer's name.
 

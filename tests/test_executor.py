@@ -20,6 +20,7 @@ from pipecat_jobs import (
     InvalidJobTypeError,
     JobError,
     JobRefusedError,
+    JobToolError,
     OutcomeStatus,
     UnknownJobError,
     job,
@@ -423,6 +424,25 @@ async def test_an_exception_after_the_answer_changes_nothing(job_harness: JobHar
     assert await asker.ask("late", "late") == {"fine": True}
     await job_harness.settle()
     assert "ValueError" in {type(r.exception).__name__ for r in job_log if r.exception}
+
+
+async def test_a_failure_that_is_written_for_the_llm_is_an_answer_and_no_fault(
+    job_harness: JobHarness, job_log
+):
+    class Desk(BaseWorker):
+        @job(name="find")
+        async def find(self, message: BusJobRequestMessage) -> None:
+            raise JobToolError("no such booking")
+
+    asker = Asker()
+    await job_harness.start(asker, Desk("desk"))
+    with pytest.raises(JobError, match="no such booking") as raised:
+        await asker.ask("desk", "find")
+    outcome = raised.value.outcomes["desk"]
+    assert outcome.status is OutcomeStatus.FAILED
+    assert outcome.error is not None
+    assert outcome.error.for_llm
+    assert not [record for record in job_log if record.level == "ERROR"]
 
 
 def test_two_handlers_of_one_name_are_refused_when_the_class_is_made():

@@ -97,8 +97,8 @@ FAILURES: dict[str, tuple[Any, str, str]] = {
     "a long one": (JobToolError("no " * 500), "no " * 500, "no " * 500),
     "an empty one": (
         JobToolError(),
-        "debate had an internal error (JobToolError)",
-        "had an internal error (JobToolError)",
+        "debate could not do it",
+        "could not do it",
     ),
     "an answer that it failed": (
         {"error": "no such booking"},

@@ -144,7 +144,7 @@ class ToolCallContext:
         self._scope.reschedule(asyncio.get_running_loop().time())
 
     async def _fail(self, error: BaseException) -> None:
-        result = failed(self._params.function_name, self._params.pipeline_worker, error)
+        result = failed(self._params.function_name, error)
         await self.finish(result.value, run_llm=result.run_llm)
 
     async def _refuse(self) -> None:

@@ -179,12 +179,11 @@ async def rendered(tool_name: str, render: Render, outcomes: Mapping[str, JobOut
     return written
 
 
-def failed(tool_name: str, worker: object, error: BaseException) -> ToolResult:
+def failed(tool_name: str, error: BaseException) -> ToolResult:
     """Make a result of what a tool raised, and log it.
 
     Args:
         tool_name: The tool.
-        worker: The worker it runs on.
         error: What it raised.
 
     Returns:

@@ -96,10 +96,10 @@ class ToolSpec:
             # Within the repeats as well, so that those who wait for this call get its result.
             return await self.repeats.run(
                 (worker, valid.identity),
-                lambda: self._settle(worker, lambda: ask(valid, time_left)),
+                lambda: self._settle(lambda: ask(valid, time_left)),
             )
 
-        return await self._settle(worker, run_once)
+        return await self._settle(run_once)
 
     async def prepare(
         self, given_by_pipecat: list[object], arguments: ValidArguments
@@ -132,12 +132,10 @@ class ToolSpec:
         began = clock()
         return lambda: None if timeout is None else max(0.0, timeout - (clock() - began))
 
-    async def _settle(
-        self, worker: object, work: Callable[[], Awaitable[ToolResult]]
-    ) -> ToolResult:
+    async def _settle(self, work: Callable[[], Awaitable[ToolResult]]) -> ToolResult:
         task = RunningTask()
         try:
             return await work()
         except BaseException as error:
             task.survive(error)
-            return failed(self.name, worker, error)
+            return failed(self.name, error)
