@@ -67,7 +67,7 @@ async def test_a_subscriber_hears_the_next_message_whatever_it_raises(
     bus: RoutedBus, job_log: Any, kind: type[Raising], error: BaseException
 ):
     subscriber = kind(error)
-    mailbox = Mailbox(subscriber, bus.create_task)
+    mailbox = Mailbox(subscriber, bus.create_task, bus.on_delivery_failure)
     if isinstance(subscriber, RaisingTaker):
         mailbox.take = subscriber.take_bus_message
     mailbox.start()
