@@ -46,7 +46,7 @@ def drain_on_sigterm(runner: WorkerRunner, *, timeout: float | None = 30.0) -> N
     seconds, bus = check_timeout(timeout), runner.bus
     if not isinstance(bus, RedisStreamsBus):
         raise InvalidJobTypeError(
-            f"runner '{runner.name}' is on a {type(bus).__name__}, which has nothing to drain; "
+            f"runner '{runner.name}' is on a {type(bus).__name__}; nothing to drain: "
             "give one on a RedisStreamsBus"
         )
     loop = asyncio.get_running_loop()
