@@ -28,7 +28,9 @@ def check_text(name: str, value: object, wanted: str, *, most: int | None = None
     if not value:
         raise InvalidJobError(f"{name} is empty; give {wanted}")
     if most is not None and len(value) > most:
-        raise InvalidJobError(f"{name} has {len(value):,} characters; give {wanted}")
+        raise InvalidJobError(
+            f"{name} is a text of {len(value):,} characters, the most are {most:,}; give {wanted}"
+        )
     return value
 
 
