@@ -86,6 +86,7 @@ lint: $(NEWEST_ENV)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
+	.venv/bin/lint-imports --no-cache
 
 bench: $(NEWEST_ENV)
 	.venv/bin/python -m benchmarks --json docs/cost.json --plot docs/cost.svg

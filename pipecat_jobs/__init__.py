@@ -6,10 +6,13 @@ from pipecat.pipeline.job_context import JobEvent, JobGroupEvent, JobGroupRespon
 from pipecat.pipeline.worker import PipelineParams, ProcessorUnusablePolicy
 from pipecat.workers.llm import LLMWorkerActivationArgs, tool
 
+from pipecat_jobs._llm.mixin import JobsMixin
+from pipecat_jobs._protocol.handlers import job
+from pipecat_jobs._protocol.headers import job_attempt, job_moved
+from pipecat_jobs._requester.group import JobGroup
+from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
 from pipecat_jobs._version import __version__
-from pipecat_jobs.attempts import job_attempt, job_moved
 from pipecat_jobs.bus import RoutedBus
-from pipecat_jobs.contexts import JobContext, JobGroupContext
 from pipecat_jobs.errors import (
     BusFullError,
     BusUnavailableError,
@@ -36,9 +39,6 @@ from pipecat_jobs.errors import (
     WorkerNotAddedError,
     WorkerNotReadyError,
 )
-from pipecat_jobs.groups import JobGroup
-from pipecat_jobs.handlers import job
-from pipecat_jobs.mixin import JobsMixin
 from pipecat_jobs.outcomes import (
     CancelReason,
     ErrorDetails,
@@ -55,13 +55,13 @@ from pipecat_jobs.tools.tool import JobTool
 from pipecat_jobs.workers import BaseWorker, LLMContextWorker, LLMWorker, PipelineWorker
 
 if TYPE_CHECKING:
-    from pipecat_jobs.ui import BaseUIWorker, UIWorker
+    from pipecat_jobs._llm.ui import BaseUIWorker, UIWorker
 else:
 
     def __getattr__(name: str) -> object:
         # Importing Pipecat's UI workers takes longer than all the rest, and most bots have none.
         if name in ("BaseUIWorker", "UIWorker"):
-            from pipecat_jobs import ui
+            from pipecat_jobs._llm import ui
 
             return getattr(ui, name)
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pipecat.pipeline.job_context import JobError as PipecatJobError
 from pipecat.pipeline.job_context import JobGroupError as PipecatJobGroupError
 
-from pipecat_jobs._text import cut
+from pipecat_jobs._protocol.text import cut
 from pipecat_jobs.outcomes import JobOutcome, JobRefusal, OutcomeStatus
 from pipecat_jobs.outcomes import JobToolError as JobToolError
 

@@ -8,9 +8,9 @@ from typing import TypedDict
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.pipeline.job_context import JobParams as PipecatJobParams
 
-from pipecat_jobs._checks import check_count, check_flag, check_instance, check_text
-from pipecat_jobs._text import shorten
-from pipecat_jobs.deadline import check_timeout
+from pipecat_jobs._protocol.checks import check_count, check_flag, check_instance, check_text
+from pipecat_jobs._protocol.deadline import check_timeout
+from pipecat_jobs._protocol.text import shorten
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
 

@@ -13,13 +13,13 @@ from pipecat.bus.messages import (
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.pipeline.job_context import JobStatus
 
+from pipecat_jobs.bus._distributed.local import HearsOfLoss
+from pipecat_jobs.bus._distributed.open_jobs import Parties
+from pipecat_jobs.bus._distributed.router import Post
+from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.redis.inbox import Entry
-from pipecat_jobs.bus.redis.ledger import Parties
-from pipecat_jobs.bus.redis.local import HearsOfLoss
 from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
-from pipecat_jobs.bus.redis.post import Post
-from pipecat_jobs.bus.redis.stats import BusStats
 from pipecat_jobs.bus.wire import WireCodec
 
 CODEC = WireCodec()

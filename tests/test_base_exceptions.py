@@ -10,7 +10,7 @@ from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage, Bu
 from support import Answerer, Asker, until
 
 from pipecat_jobs import BaseWorker, JobError, OutcomeStatus, job
-from pipecat_jobs.hooks import REQUESTER_EVENTS
+from pipecat_jobs._protocol.hooks import REQUESTER_EVENTS
 from pipecat_jobs.testing import JobHarness
 
 #: Seconds in which a busy machine, too, gets a job done.

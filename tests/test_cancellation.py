@@ -141,7 +141,7 @@ async def test_a_second_cancellation_during_the_clean_up_still_cancels_the_worke
 async def test_a_bus_that_does_not_take_the_cancel_holds_the_caller_for_a_bounded_time(
     chaos_harness: JobHarness, chaos_bus: ChaosBus, monkeypatch, job_log
 ):
-    monkeypatch.setattr("pipecat_jobs.endings.CANCEL_GRACE", 0.01)
+    monkeypatch.setattr("pipecat_jobs._requester.cancellation.CANCEL_GRACE", 0.01)
     asker, answerer = Asker(), Answerer()
     await chaos_harness.start(asker, answerer)
     caller = asyncio.create_task(asker.ask("answerer", "wait"))

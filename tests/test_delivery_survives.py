@@ -10,7 +10,7 @@ from pipecat.utils.asyncio.task_manager import TaskManager
 from test_routed_bus import Listener, data, system
 
 from pipecat_jobs.bus import RoutedBus
-from pipecat_jobs.bus.mailbox import Mailbox
+from pipecat_jobs.bus._mailbox import Mailbox
 
 
 class Foreign(BaseException):

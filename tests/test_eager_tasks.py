@@ -21,8 +21,8 @@ from pipecat_jobs import (
     job,
     job_tool,
 )
+from pipecat_jobs._protocol.tasks import deferred
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
-from pipecat_jobs.tasks import deferred
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall
 
 __all__ = ["new_llm"]

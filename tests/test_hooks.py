@@ -8,7 +8,7 @@ from pipecat.bus.messages import BusJobRequestMessage
 from support import Answerer, Asker
 
 from pipecat_jobs import BaseWorker, JobError, job
-from pipecat_jobs.hooks import JOB_EVENTS
+from pipecat_jobs._protocol.hooks import JOB_EVENTS
 from pipecat_jobs.testing import JobHarness
 
 

@@ -20,8 +20,8 @@ from pipecat_jobs import (
     OutcomeStatus,
     job,
     tool,
-    turns,
 )
+from pipecat_jobs._llm import turns
 from pipecat_jobs.testing import (
     Disconnect,
     Failure,

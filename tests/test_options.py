@@ -12,11 +12,11 @@ from pipecat.pipeline.job_decorator import job as pipecats_job
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_jobs import BaseWorker, InvalidJobError, InvalidJobTypeError, job, job_tool
-from pipecat_jobs._checks import MOST_SECONDS
-from pipecat_jobs._text import MOST_TEXT, describe, shorten
+from pipecat_jobs._protocol.checks import MOST_SECONDS
+from pipecat_jobs._protocol.handlers import find_limits
+from pipecat_jobs._protocol.text import MOST_TEXT, describe, shorten
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus, drain_on_sigterm
 from pipecat_jobs.bus.wire import WireCodec
-from pipecat_jobs.handlers import find_limits
 from pipecat_jobs.testing import ChaosBus, Faults, JobHarness, ScriptedLLMServer
 
 HUGE = 10**400

@@ -11,7 +11,7 @@ from pipecat_jobs._pipecat import (
     has_event_handlers,
     start_event_handlers,
 )
-from pipecat_jobs.hooks import JOB_EVENTS
+from pipecat_jobs._protocol.hooks import JOB_EVENTS
 from pipecat_jobs.testing import JobHarness
 
 

@@ -45,7 +45,7 @@ from pipecat_jobs import (
     OutcomeStatus,
     WorkerLostError,
 )
-from pipecat_jobs.endings import CANCEL_GRACE
+from pipecat_jobs._requester.cancellation import CANCEL_GRACE
 
 # -- what has to hold ------------------------------------------------------------------------
 

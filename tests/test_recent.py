@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from pipecat_jobs.recent import Expiring, Recent
+from pipecat_jobs._protocol.recent import Expiring, Recent
 from pipecat_jobs.testing import run_virtual
 
 

@@ -9,8 +9,8 @@ from redis_support import Member, Mortal, redis, redis_server
 from test_peers_backend import BackendLLMWorker, Frontend, Mine
 
 from pipecat_jobs import WorkerLostError
+from pipecat_jobs.bus._distributed.offers import offers_of
 from pipecat_jobs.bus.redis import EmbeddedRedis
-from pipecat_jobs.bus.redis.hosting import offers_of
 from pipecat_jobs.testing import ScriptedLLMServer
 
 __all__ = ["redis", "redis_server"]

@@ -17,11 +17,11 @@ from redis_support import Member, redis, redis_server, until
 from support import Answerer, Asker
 
 from pipecat_jobs import WorkerLostError, job
-from pipecat_jobs.attempts import runs_once, set_run_once
+from pipecat_jobs._protocol.headers import runs_once, set_run_once
+from pipecat_jobs.bus._distributed.router import Post
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.bus.redis.outbox import Lane
-from pipecat_jobs.bus.redis.post import Post
 
 __all__ = ["redis", "redis_server"]
 

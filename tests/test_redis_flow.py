@@ -6,7 +6,7 @@ import pytest
 from pipecat.bus.messages import BusJobStreamDataMessage
 from redis_desk import Desk, answer, request
 
-from pipecat_jobs.window import StreamWindow, set_window
+from pipecat_jobs._protocol.flow import StreamWindow, set_window
 
 
 async def streaming() -> tuple[Desk, StreamWindow]:

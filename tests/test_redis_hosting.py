@@ -11,8 +11,8 @@ from pipecat.workers.proxy.websocket import WebSocketProxyClient
 from test_routed_bus import Listener
 
 from pipecat_jobs import BaseWorker, InvalidJobError, LLMContextWorker, job
-from pipecat_jobs.affinity import Affinity
-from pipecat_jobs.bus.redis.hosting import Offer, offers_of
+from pipecat_jobs._protocol.affinity import Affinity
+from pipecat_jobs.bus._distributed.offers import Offer, offers_of
 
 
 class Mixed(BaseWorker):

@@ -12,7 +12,7 @@ from pipecat.bus.messages import (
 from pipecat.pipeline.job_context import JobStatus
 
 from pipecat_jobs import BusFullError
-from pipecat_jobs.bus.redis.ledger import Held, Ledger, Parties
+from pipecat_jobs.bus._distributed.open_jobs import Held, Ledger, Parties
 from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
 
 

@@ -21,7 +21,7 @@ from pipecat.processors.frame_processor import FrameDirection
 from redis_desk import CODEC, Desk, Hearing, activate, answer, cancel, request
 
 from pipecat_jobs import BusFullError, MessageTypeError, job_attempt
-from pipecat_jobs.attempts import set_run_once
+from pipecat_jobs._protocol.headers import set_run_once
 from pipecat_jobs.bus.redis.outbox import Lane
 
 # -- which way a message goes --------------------------------------------------------------------

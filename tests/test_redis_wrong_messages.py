@@ -10,12 +10,12 @@ from redis_support import CALM, Process, redis, redis_server
 from support import Answerer, Asker
 from test_delivery_survives import RAISED
 
+from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
 from pipecat_jobs.bus.redis.inbox import Entry
 from pipecat_jobs.bus.redis.outbox import Lane, Outbox
 from pipecat_jobs.bus.redis.process import Process as OnChannel
 from pipecat_jobs.bus.redis.script import Channel, Limits
-from pipecat_jobs.bus.redis.stats import BusStats
 
 __all__ = ["redis", "redis_server"]
 

@@ -29,7 +29,7 @@ from support import Answerer, Asker
 
 from pipecat_jobs import BaseWorker, JobError, OutcomeStatus, PipelineWorker, job
 from pipecat_jobs.bus import RoutedBus
-from pipecat_jobs.bus.mailbox import Mailbox
+from pipecat_jobs.bus._mailbox import Mailbox
 from pipecat_jobs.bus.routed import sees_all
 from pipecat_jobs.testing import JobHarness
 

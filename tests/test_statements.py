@@ -28,7 +28,7 @@ from pipecat_jobs import (
     WorkerLostError,
     job,
 )
-from pipecat_jobs.statements import RESERVED_KEY, Statement, read_statement
+from pipecat_jobs._protocol.statements import RESERVED_KEY, Statement, read_statement
 from pipecat_jobs.testing import ChaosBus, JobHarness
 from pipecat_jobs.tools.results import has_stopped
 

@@ -13,7 +13,7 @@ from test_tools_functions import FlowTalk, calls_flow_debate
 from tools_stage import Colleague, NewLLM, calls_debate, new_llm, raise_stage, tool_results
 
 from pipecat_jobs import LLMContextWorker, job_tool, tool, tool_call
-from pipecat_jobs.tasks import RunningTask
+from pipecat_jobs._protocol.tasks import RunningTask
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
 from pipecat_jobs.testing.fixtures import LogRecord
 

@@ -15,8 +15,8 @@ from pipecat.services.llm_service import FunctionCallParams
 from tools_stage import Colleague, NewLLM, Stage, calls_debate, new_llm, raise_stage, tool_results
 
 from pipecat_jobs import LLMContextWorker, ToolCallContext, job_tool, tool, tool_call
+from pipecat_jobs._llm.context_value import to_context_value, to_encodable
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
-from pipecat_jobs.tools.context_value import to_context_value, to_encodable
 
 __all__ = ["new_llm"]
 

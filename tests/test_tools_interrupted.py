@@ -10,9 +10,9 @@ from test_tools_functions import FlowTalk, Talk
 from tools_stage import Colleague, NewLLM, Stage, new_llm, raise_stage
 
 from pipecat_jobs import LLMContextWorker, job_tool, tool, tool_call
+from pipecat_jobs._llm.watch import watch
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, ToolCalls
 from pipecat_jobs.tools.schemas import FunctionSchema
-from pipecat_jobs.tools.watch import watch
 
 __all__ = ["new_llm"]
 

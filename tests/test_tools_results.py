@@ -9,7 +9,7 @@ from pipecat.bus.messages import BusJobRequestMessage
 from tools_stage import WORKERS, Colleague, NewLLM, calls_debate, new_llm, raise_stage, tool_results
 
 from pipecat_jobs import JobOutcome, JobToolError, LLMContextWorker, job, job_tool
-from pipecat_jobs.attempts import runs_once
+from pipecat_jobs._protocol.headers import runs_once
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
 from pipecat_jobs.testing.fixtures import LogRecord
 

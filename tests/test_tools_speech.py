@@ -17,9 +17,9 @@ from pipecat.processors.frame_processor import FrameDirection
 from tools_stage import Colleague, Stage, calls_debate, raise_stage, scripted_service
 
 from pipecat_jobs import JobToolProgress, LLMContextWorker, job_tool
+from pipecat_jobs._llm.watch import LLMWatch
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, run_virtual
 from pipecat_jobs.testing.fixtures import LogRecord
-from pipecat_jobs.tools.watch import LLMWatch
 
 WAIT = "One moment."
 

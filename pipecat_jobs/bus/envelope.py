@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipecat_jobs._protocol.recent import Recent
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError, UnreadableMessageError
-from pipecat_jobs.recent import Recent
 
 _VERSION = b"1"
 _UNSIGNED = b"-"

@@ -24,11 +24,11 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_jobs._pipecat import has_event_handlers
-from pipecat_jobs._text import describe
-from pipecat_jobs.bus.mailbox import Mailbox
-from pipecat_jobs.messages import is_job_message
+from pipecat_jobs._protocol.messages import is_job_message
+from pipecat_jobs._protocol.tasks import deferred, log_raised
+from pipecat_jobs._protocol.text import describe
+from pipecat_jobs.bus._mailbox import Mailbox
 from pipecat_jobs.outcomes import ErrorDetails
-from pipecat_jobs.tasks import deferred, log_raised
 
 #: What Pipecat's workers pass over even when it is sent to everybody: it is for runners, bridges
 #: and event handlers. Every worker that starts has two of these sent.

@@ -28,8 +28,8 @@ from pipecat.processors.frame_processor import FrameDirection
 from pipecat.registry.types import WorkerRegistryEntry
 from pydantic import BaseModel
 
-from pipecat_jobs._checks import check_count, check_instance
-from pipecat_jobs._text import describe, shorten
+from pipecat_jobs._protocol.checks import check_count, check_instance
+from pipecat_jobs._protocol.text import describe, shorten
 from pipecat_jobs.bus.fields import Check, FieldChecks
 from pipecat_jobs.errors import (
     InvalidJobError,

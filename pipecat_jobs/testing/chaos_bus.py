@@ -22,7 +22,7 @@ from pipecat.bus import (
     WorkerBus,
 )
 
-from pipecat_jobs._checks import check_flag, check_instance
+from pipecat_jobs._protocol.checks import check_flag, check_instance
 from pipecat_jobs.errors import InvalidJobError
 from pipecat_jobs.testing.chaos_rules import (
     BlockedPublish,

@@ -8,7 +8,12 @@ from typing import TypeAlias
 
 from pipecat.bus import BusMessage
 
-from pipecat_jobs._checks import check_callable, check_count, check_delay, check_probability
+from pipecat_jobs._protocol.checks import (
+    check_callable,
+    check_count,
+    check_delay,
+    check_probability,
+)
 
 Predicate: TypeAlias = Callable[[BusMessage], bool]
 

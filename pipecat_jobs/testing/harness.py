@@ -19,7 +19,7 @@ from pipecat.registry.types import WorkerReadyData
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
 
-from pipecat_jobs._checks import check_flag, check_instance, check_seconds
+from pipecat_jobs._protocol.checks import check_flag, check_instance, check_seconds
 from pipecat_jobs.testing.chaos_bus import ChaosBus
 
 JOB_TASK_PREFIXES = ("job", "task_timeout_")

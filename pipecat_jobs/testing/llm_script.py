@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from pipecat_jobs._checks import check_delay, check_instance
+from pipecat_jobs._protocol.checks import check_delay, check_instance
 from pipecat_jobs.testing.llm_request import JSON, LLMRequest, tokenize
 
 

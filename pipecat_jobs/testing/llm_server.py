@@ -18,7 +18,7 @@ from aiohttp import web
 from loguru import logger
 from yarl import URL
 
-from pipecat_jobs._checks import check_port, check_text
+from pipecat_jobs._protocol.checks import check_port, check_text
 from pipecat_jobs.testing.llm_request import (
     JSON,
     Changes,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple
 
-from pipecat_jobs._checks import check_delay
+from pipecat_jobs._protocol.checks import check_delay
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

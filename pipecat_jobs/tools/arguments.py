@@ -11,8 +11,8 @@ from typing import Any, cast, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
+from pipecat_jobs._llm.context_value import to_context_value
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
-from pipecat_jobs.tools.context_value import to_context_value
 from pipecat_jobs.tools.schemas import DirectFunctionWrapper
 
 #: A JSON schema.

@@ -9,14 +9,14 @@ from loguru import logger
 from pipecat.frames.frames import FunctionCallResultProperties
 from pipecat.services.llm_service import FunctionCallParams
 
-from pipecat_jobs.contexts import JobContext, JobGroupContext
+from pipecat_jobs._llm.context_value import to_context_value
+from pipecat_jobs._llm.mixin import JobsMixin
+from pipecat_jobs._llm.watch import was_interrupted_before_it_began, watch
+from pipecat_jobs._protocol.tasks import RunningTask, log_raised
+from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
-from pipecat_jobs.mixin import JobsMixin
 from pipecat_jobs.params import JobGroupKeywords, JobKeywords
-from pipecat_jobs.tasks import RunningTask, log_raised
-from pipecat_jobs.tools.context_value import to_context_value
 from pipecat_jobs.tools.results import failed, interrupted, session_ended, to_tool_result
-from pipecat_jobs.tools.watch import was_interrupted_before_it_began, watch
 
 
 def requester_of(worker: object, tool_name: str) -> JobsMixin:

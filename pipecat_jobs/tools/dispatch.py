@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from pipecat.pipeline.job_context import JobGroupEvent
 
-from pipecat_jobs.contexts import JobGroupContext
+from pipecat_jobs._llm.mixin import JobsMixin
+from pipecat_jobs._requester.scopes import JobGroupContext
 from pipecat_jobs.errors import JobError
-from pipecat_jobs.mixin import JobsMixin
 from pipecat_jobs.outcomes import JobData, JobOutcome
 from pipecat_jobs.tools.options import JobToolOptions
 from pipecat_jobs.tools.progress import JobToolProgress

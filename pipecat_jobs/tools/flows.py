@@ -5,6 +5,7 @@ Imported only for a function that takes ``flow_manager``, so that nobody else lo
 
 from pipecat.flows import NO_RESPONSE, FlowArgs, FlowManager, FlowsFunctionSchema
 
+from pipecat_jobs._llm.watch import was_interrupted_before_it_began
 from pipecat_jobs.errors import InvalidJobError
 from pipecat_jobs.tools.arguments import ValidArguments
 from pipecat_jobs.tools.call import requester_of
@@ -12,7 +13,6 @@ from pipecat_jobs.tools.dispatch import Dispatch
 from pipecat_jobs.tools.options import JobToolKeywords
 from pipecat_jobs.tools.results import ToolResult, interrupted, to_tool_result
 from pipecat_jobs.tools.spec import TimeLeft, ToolSpec
-from pipecat_jobs.tools.watch import was_interrupted_before_it_began
 
 _IMPOSSIBLE = ("say_after", "progress", "cancellable_by_llm")
 

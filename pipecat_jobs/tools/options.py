@@ -5,15 +5,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
-from pipecat_jobs._checks import (
+from pipecat_jobs._protocol.checks import (
     check_callable,
     check_choice,
     check_flag,
     check_seconds,
     check_text,
 )
-from pipecat_jobs._text import shorten
-from pipecat_jobs.deadline import check_timeout
+from pipecat_jobs._protocol.deadline import check_timeout
+from pipecat_jobs._protocol.text import shorten
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobOutcome
 from pipecat_jobs.params import check_worker_names

@@ -7,10 +7,10 @@ from typing import Any
 
 from loguru import logger
 
+from pipecat_jobs._llm.context_value import to_context_value
+from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 from pipecat_jobs.errors import InvalidJobError, JobError
 from pipecat_jobs.outcomes import CancelReason, JobOutcome, JobToolError, OutcomeStatus
-from pipecat_jobs.tasks import RunningTask, log_raised
-from pipecat_jobs.tools.context_value import to_context_value
 from pipecat_jobs.tools.options import Render
 
 #: Characters of a worker's own words about a failure that are passed on.

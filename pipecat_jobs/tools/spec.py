@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from pipecat_jobs._protocol.tasks import RunningTask
 from pipecat_jobs.errors import InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
-from pipecat_jobs.tasks import RunningTask
 from pipecat_jobs.tools.arguments import ToolArguments, ValidArguments
 from pipecat_jobs.tools.options import JobToolOptions
 from pipecat_jobs.tools.repeats import Repeats

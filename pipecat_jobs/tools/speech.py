@@ -8,11 +8,11 @@ from loguru import logger
 from pipecat.frames.frames import TTSSpeakFrame
 from pipecat.services.llm_service import FunctionCallParams
 
-from pipecat_jobs.tasks import RunningTask, log_raised
-from pipecat_jobs.tools.context_value import to_encodable
+from pipecat_jobs._llm.context_value import to_encodable
+from pipecat_jobs._llm.watch import watch
+from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 from pipecat_jobs.tools.options import JobToolOptions
 from pipecat_jobs.tools.progress import JobToolProgress, Say
-from pipecat_jobs.tools.watch import watch
 
 
 @asynccontextmanager

@@ -5,11 +5,11 @@ from typing import Any
 from pipecat.services.llm_service import FunctionCallParams
 from pipecat.workers.llm import LLMWorker, tool
 
+from pipecat_jobs._llm.ownership import LLMTool
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.tools.arguments import ValidArguments
 from pipecat_jobs.tools.call import ToolCallContext, requester_of, tool_call
 from pipecat_jobs.tools.dispatch import Dispatch
-from pipecat_jobs.tools.ownership import LLMTool
 from pipecat_jobs.tools.results import ToolResult
 from pipecat_jobs.tools.schemas import FunctionSchema, tool_options
 from pipecat_jobs.tools.spec import TimeLeft, ToolSpec

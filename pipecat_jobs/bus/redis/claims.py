@@ -12,12 +12,12 @@ from collections.abc import Callable
 from loguru import logger
 from pipecat.bus.messages import BusJobRequestMessage
 
-from pipecat_jobs._text import describe, shorten
+from pipecat_jobs._protocol.text import describe, shorten
+from pipecat_jobs.bus._distributed.open_jobs import Held, Ledger, Parties
+from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.redis.inbox import Entry
-from pipecat_jobs.bus.redis.ledger import Held, Ledger, Parties
 from pipecat_jobs.bus.redis.outbox import Argument, Call, Lane, Outbox
-from pipecat_jobs.bus.redis.stats import BusStats
 from pipecat_jobs.errors import UnreadableMessageError
 
 #: What they are signed for.

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pipecat_jobs._checks import (
+from pipecat_jobs._protocol.checks import (
     check_flag,
     check_instance,
     check_port,

@@ -2,7 +2,7 @@
 
 from redis.asyncio import Redis
 
-from pipecat_jobs._checks import check_count, check_encodable, check_seconds
+from pipecat_jobs._protocol.checks import check_count, check_encodable, check_seconds
 from pipecat_jobs.errors import InvalidJobTypeError
 
 

@@ -10,14 +10,14 @@ from loguru import logger
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
-from pipecat_jobs._text import shorten
-from pipecat_jobs.bus.redis.hosting import Offer
+from pipecat_jobs._protocol.text import shorten
+from pipecat_jobs.bus._distributed.offers import Offer
+from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.redis.inbox import Entry, Inbox
 from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply, UnreachableError
 from pipecat_jobs.bus.redis.outbox import Call, Outbox
 from pipecat_jobs.bus.redis.refusals import code_of, explain, is_of_cluster
 from pipecat_jobs.bus.redis.script import LOAD, Channel
-from pipecat_jobs.bus.redis.stats import BusStats
 from pipecat_jobs.errors import BusUnavailableError, RedisModeError
 
 #: Calls sent in one go.

@@ -5,9 +5,9 @@ import signal
 
 from pipecat.workers.runner import WorkerRunner
 
-from pipecat_jobs._checks import check_instance
+from pipecat_jobs._protocol.checks import check_instance
+from pipecat_jobs._protocol.deadline import check_timeout
 from pipecat_jobs.bus.redis.streams import RedisStreamsBus
-from pipecat_jobs.deadline import check_timeout
 from pipecat_jobs.errors import InvalidJobTypeError
 
 

@@ -17,15 +17,18 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
 from redis.asyncio import Redis
 
-from pipecat_jobs._checks import check_flag
 from pipecat_jobs._pipecat import forget_runner
+from pipecat_jobs._protocol.checks import check_flag
+from pipecat_jobs._protocol.deadline import check_timeout
+from pipecat_jobs.bus._distributed.local import HearsOfLoss
+from pipecat_jobs.bus._distributed.offers import Offer, offers_of
+from pipecat_jobs.bus._distributed.open_jobs import Parties
+from pipecat_jobs.bus._distributed.router import Post
+from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.redis.embedded import EmbeddedRedis
-from pipecat_jobs.bus.redis.hosting import Offer, offers_of
 from pipecat_jobs.bus.redis.inbox import Entry
-from pipecat_jobs.bus.redis.ledger import Parties
 from pipecat_jobs.bus.redis.link import UnreachableError
-from pipecat_jobs.bus.redis.local import HearsOfLoss
 from pipecat_jobs.bus.redis.options import (
     check_all_seconds,
     check_channel,
@@ -33,13 +36,10 @@ from pipecat_jobs.bus.redis.options import (
     check_server,
 )
 from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
-from pipecat_jobs.bus.redis.post import Post
 from pipecat_jobs.bus.redis.process import Process
 from pipecat_jobs.bus.redis.script import Channel, Limits
-from pipecat_jobs.bus.redis.stats import BusStats
 from pipecat_jobs.bus.routed import RoutedBus
 from pipecat_jobs.bus.wire import WireCodec
-from pipecat_jobs.deadline import check_timeout
 
 
 class RedisStreamsBus(RoutedBus):

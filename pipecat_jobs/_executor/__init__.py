@@ -1,0 +1,1 @@
+"""What others asked of this worker: its handlers, the jobs they run, and their responses."""

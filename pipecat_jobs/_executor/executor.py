@@ -1,0 +1,416 @@
+"""What others asked of this worker."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from functools import partial
+from inspect import iscoroutine
+from typing import Any, cast
+
+from loguru import logger
+from pipecat.bus.messages import (
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobStreamDataMessage,
+    BusJobStreamStartMessage,
+    BusJobUpdateRequestMessage,
+)
+from pipecat.pipeline.job_context import JobStatus
+from pipecat.workers.base_worker import BaseWorker
+
+from pipecat_jobs._executor.execution import Execution, Room, current_execution
+from pipecat_jobs._executor.responses import Answers
+from pipecat_jobs._protocol.handlers import ConcurrencyLimit, HandlerSpec
+from pipecat_jobs._protocol.hooks import Hooks, Steps
+from pipecat_jobs._protocol.statements import Statement, check_response
+from pipecat_jobs._protocol.tasks import RunningTask, log_raised, start_task
+from pipecat_jobs._protocol.text import describe
+from pipecat_jobs.errors import (
+    InvalidJobTypeError,
+    JobRefusedError,
+    LLMTurnError,
+    LLMTurnInterruptedError,
+    NoJobHandlerError,
+)
+from pipecat_jobs.outcomes import CancelReason, ErrorDetails, JobData, JobRefusal
+
+#: What a handler is called with and may give back.
+_Call = Callable[[BusJobRequestMessage], Awaitable[object] | AsyncIterator[object]]
+
+
+class Executor:
+    """The answering half of a worker: its handlers and the jobs they run.
+
+    Args:
+        worker: The worker that was asked.
+        hooks: Its hooks.
+        answers: Its open jobs, and how they are answered.
+        handlers: Its ``@job`` handlers, by job name.
+        limits: How many jobs it has at once, by job name; None stands for ``on_job_request``.
+        cancel_grace: Seconds a cancelled handler gets before the job ends without it.
+        stop_turns: Stops the LLM turns that a job has started; None for a worker that has none.
+    """
+
+    def __init__(
+        self,
+        worker: BaseWorker,
+        hooks: Hooks,
+        answers: Answers,
+        handlers: Mapping[str, HandlerSpec],
+        *,
+        limits: Mapping[str | None, ConcurrencyLimit],
+        cancel_grace: float,
+        stop_turns: Callable[[Execution], Coroutine[Any, Any, None]] | None,
+    ):
+        self._worker = worker
+        self._hooks = hooks
+        self._answers = answers
+        self._handlers = handlers
+        self._cancel_grace = cancel_grace
+        self._stop_turns = stop_turns
+        self._rooms: dict[str | None, Room] = {}
+        for name, limit in limits.items():
+            # Of several jobs of on_job_request at once, none has the turn to itself.
+            alone = name is None and limit.size == 1
+            self._rooms[name] = Room(
+                limit.size, until_answered=limit.until_answered, has_turn=alone
+            )
+        self.stopped = False
+
+    # -- a job arrives -----------------------------------------------------------------------
+
+    def on_request(self, message: BusJobRequestMessage, *, inactive: str | None) -> None:
+        """Start a job, or answer at once why not.
+
+        Args:
+            message: The request, well formed.
+            inactive: Why the worker takes no job while it is inactive, or None when it takes them.
+        """
+        job_id, job = message.job_id, (message.source, message.job_id)
+        recent = self._answers.recent
+        current = self._answers.requested(job_id)
+        known = job in recent
+        doubled = known and recent.get(job) == message.id
+        if doubled or (current is not None and current.source == message.source):
+            logger.warning(f"{self}: ignoring a second request for job '{job_id}'")
+        elif self.stopped or self._answers.early_cancels.take(job):
+            self._cancelled_before_it_ran(message)
+        elif current is not None:
+            why = f"job id '{job_id}' is in use by '{current.source}'"
+            self._refuse(message, JobRefusal.ID_IN_USE, why)
+        elif known:
+            why = f"job id '{job_id}' was used before; give a new one"
+            self._refuse(message, JobRefusal.ID_USED, why)
+        elif inactive is not None:
+            self._refuse(message, JobRefusal.INACTIVE, inactive)
+        else:
+            self._start(message)
+
+    def _start(self, message: BusJobRequestMessage) -> None:
+        execution = Execution(message)
+        name, call = self._find_handler(message)
+        listened = self._hooks.listens("on_job_request")
+        if call is None and message.job_name and not listened:
+            known = ", ".join(f"'{known}'" for known in self._handlers) or "none"
+            why = (
+                f"worker '{self._worker.name}' ({type(self._worker).__name__}) has no handler for "
+                f"job '{message.job_name}'; its handlers: {known}"
+            )
+            self._refuse(message, JobRefusal.NO_HANDLER, why)
+            return
+        room = self._rooms.get(name)
+        if listened and name is None and room is not None:
+            call, listened = self._call_request_hooks, False
+        self._answers.open(execution)
+        execution.returned = call is None
+        if call is not None:
+            execution.task = start_task(
+                self._worker, self._run(execution, call, room), f"job_{name or 'request'}"
+            )
+        if listened:
+            # The handlers of the event are handlers of the job: what they start is the job's.
+            token = current_execution.set(execution)
+            try:
+                self._hooks.announce("on_job_request", message)
+            finally:
+                current_execution.reset(token)
+
+    def _find_handler(self, message: BusJobRequestMessage) -> tuple[str | None, _Call | None]:
+        spec = self._handlers.get(message.job_name) if message.job_name else None
+        if spec is not None:
+            return spec.job_name, getattr(self._worker, spec.attribute)
+        if self._hooks.overrides("on_job_request"):
+            return None, self._worker.on_job_request
+        return None, None
+
+    def _call_request_hooks(
+        self, message: BusJobRequestMessage
+    ) -> Awaitable[object] | AsyncIterator[object]:
+        """Call the event handlers and the override: all are handlers of the job in its slot."""
+        self._hooks.announce("on_job_request", message)
+        return self._worker.on_job_request(message)
+
+    def _cancelled_before_it_ran(self, message: BusJobRequestMessage) -> None:
+        response = None
+        if self.stopped:
+            reason = f"worker '{self._worker.name}' has stopped"
+            response = _cancelled(reason, CancelReason.WORKER_STOPPED)
+        logger.debug(f"{self}: not running job '{message.job_id}': it was cancelled before")
+        self._answer_at_once(message, JobStatus.CANCELLED, response)
+
+    def _refuse(self, message: BusJobRequestMessage, refusal: JobRefusal, why: str) -> None:
+        logger.warning(f"{self}: not running job '{message.job_id}': {why}")
+        unknown = refusal is JobRefusal.NO_HANDLER
+        status = JobStatus.ERROR if unknown else JobStatus.FAILED
+        # The names by which requesters of earlier releases tell a refusal.
+        kind = NoJobHandlerError if unknown else JobRefusedError
+        error = ErrorDetails(kind.__name__, why)
+        response = Statement(refusal=refusal).add_to(error.to_response())
+        self._answer_at_once(message, status, response)
+
+    def _answer_at_once(
+        self, message: BusJobRequestMessage, status: JobStatus, response: JobData | None
+    ) -> None:
+        self._answers.recent.remember((message.source, message.job_id), message.id)
+        # A task: a bus that is slow to take the answer must not hold up the worker's messages.
+        answering = self._answers.refuse(message, status, response)
+        start_task(self._worker, answering, "job_refused")
+
+    # -- its handler runs --------------------------------------------------------------------
+
+    async def _run(self, execution: Execution, call: _Call, room: Room | None) -> None:
+        task = RunningTask()
+        try:
+            if room is not None:
+                await execution.enter(room)
+            current_execution.set(execution)
+            await self._call(execution, call)
+            if room is not None and room.until_answered:
+                await execution.until_ended()
+            if execution.turn_failure is not None:
+                # Its last event would be taken for the next job's.
+                await self._stop_its_turns(execution)
+        except asyncio.CancelledError:
+            if not execution.cancelled:
+                # Nobody called the job off: the handler, or whoever holds the task, did.
+                response = _cancelled("handler cancelled", CancelReason.HANDLER_CANCELLED)
+                await self._end(execution, JobStatus.CANCELLED, response)
+            raise
+        except BaseException as error:
+            task.survive(error)
+            await self._failed(execution, error)
+        finally:
+            # The task's context knows the job; without this they would keep each other alive.
+            execution.task = None
+            if not execution.cancelled:
+                execution.leave()
+
+    async def _failed(self, execution: Execution, error: BaseException) -> None:
+        job_id = execution.request.job_id
+        if isinstance(error, LLMTurnInterruptedError):
+            logger.debug(f"{self}: job '{job_id}' is cancelled: {error}")
+            response = _cancelled(str(error), CancelReason.INTERRUPTED)
+            await self._end(execution, JobStatus.CANCELLED, response)
+        else:
+            details = ErrorDetails.from_exception(error)
+            status = JobStatus.ERROR
+            if details.for_llm:
+                status = JobStatus.FAILED
+                logger.info(f"{self}: job '{job_id}' failed: {details}")
+            else:
+                log_raised(f"{self}: job '{job_id}' failed: {details}", error)
+            await self._end(execution, status, details.to_response())
+        await self._stop_its_turns(execution)
+
+    async def _end(self, execution: Execution, status: JobStatus, response: JobData | None) -> None:
+        task = RunningTask()
+        try:
+            await self._answers.finish(execution, status, response)
+        except BaseException as error:
+            task.survive(error)
+            log_raised(f"{self}: could not answer for job '{execution.request.job_id}'", error)
+            await self._end_in_short(execution, status, error)
+
+    async def _end_in_short(
+        self, execution: Execution, status: JobStatus, error: BaseException
+    ) -> None:
+        # Whoever asked need not wait when it was the answer, and not the bus, that was no good.
+        reason = f"the answer could not be sent: {type(error).__name__}"
+        task = RunningTask()
+        try:
+            await self._answers.finish(execution, status, ErrorDetails("", reason).to_response())
+        except BaseException as again:
+            task.survive(again)
+            # A job that stays open would keep its place for good.
+            log_raised(f"{self}: job '{execution.request.job_id}' ends unanswered", again)
+            self._answers.forget(execution)
+
+    def on_turn_failure(self, execution: Execution, failure: LLMTurnError) -> None:
+        """End a job whose answer was left to an LLM turn that gave none.
+
+        Args:
+            execution: The job.
+            failure: What happened to its turn.
+        """
+        execution.turn_failure = failure
+        # While its handler runs, it may yet answer all the same.
+        if execution.returned and not execution.answering and not execution.cancelled:
+            start_task(self._worker, self._failed(execution, failure), "job_turn_failed")
+
+    async def _stop_its_turns(self, execution: Execution) -> None:
+        if self._stop_turns is None:
+            return
+        stopping = start_task(self._worker, self._stop_turns(execution), "job_turn")
+        await asyncio.wait({stopping}, timeout=self._cancel_grace)
+        if not stopping.done():
+            logger.warning(
+                f"{self}: the LLM turn of job '{execution.request.job_id}' does not stop"
+            )
+            stopping.cancel()
+
+    async def _call(self, execution: Execution, call: _Call) -> None:
+        request = execution.request
+        result = call(request)
+        if not iscoroutine(result) and isinstance(result, AsyncIterator):
+            await self._stream(execution, result)
+            return
+        answer = await result
+        if answer is None:
+            execution.returned = True
+            if execution.turn_failure is not None:
+                raise execution.turn_failure
+            return
+        if not isinstance(answer, dict):
+            raise InvalidJobTypeError(
+                f"the handler returned {answer!r}; return a dict, or None and answer with "
+                "send_job_response()"
+            )
+        response = check_response(cast(JobData, answer))
+        await self._answers.finish(execution, JobStatus.COMPLETED, response)
+
+    async def _stream(self, execution: Execution, chunks: AsyncIterator[object]) -> None:
+        job_id = execution.request.job_id
+        async with aclosing(cast(Any, chunks)):
+            started = False
+            async for chunk in chunks:
+                if not started:
+                    await self._answers.stream(BusJobStreamStartMessage, job_id, None)
+                    started = True
+                await self._answers.stream(BusJobStreamDataMessage, job_id, cast(JobData, chunk))
+        if not execution.ended:
+            if not started:
+                await self._answers.stream(BusJobStreamStartMessage, job_id, None)
+            await self._answers.stream_end(job_id, None)
+
+    def on_update_request(self, message: BusJobUpdateRequestMessage) -> None:
+        """Pass on a requester's wish for an update.
+
+        Args:
+            message: The wish, well formed.
+        """
+        execution = self._asked_by(message)
+        if execution is None:
+            return
+        event = "on_job_update_requested"
+        if not self._hooks.overrides(event):
+            self._hooks.announce(event, message)
+            return
+        execution.steps = execution.steps or Steps(self._worker)
+        execution.steps.run(partial(self._hooks.fire, event, message))
+
+    # -- it is called off --------------------------------------------------------------------
+
+    def on_cancel(self, message: BusJobCancelMessage) -> None:
+        """Stop a job, or remember that it must not start.
+
+        Args:
+            message: The cancel, well formed.
+        """
+        job = (message.source, message.job_id)
+        execution = self._asked_by(message)
+        if execution is None and job not in self._answers.recent:
+            # Cancels overtake requests; the one this belongs to is still on its way.
+            self._answers.early_cancels.remember(job, True)
+        if execution is None or execution.cancelled:
+            return
+        execution.cancelled = True
+        # A task of its own: a handler that resists must not hold up the worker's other messages.
+        start_task(self._worker, self._cancel(execution, message), "job_cancelled")
+
+    def _asked_by(
+        self, message: BusJobCancelMessage | BusJobUpdateRequestMessage
+    ) -> Execution | None:
+        execution = self._answers.get(message.job_id)
+        if execution is None or execution.request.source == message.source:
+            return execution
+        logger.warning(
+            f"{self}: ignoring {describe(message)}: job '{message.job_id}' is not its sender's"
+        )
+        return None
+
+    async def _cancel(self, execution: Execution, message: BusJobCancelMessage) -> None:
+        await self._cancel_tasks([execution])
+        await self._stop_its_turns(execution)
+        if self._hooks.overrides("on_job_cancelled"):
+            hook = start_task(
+                self._worker, self._hooks.fire("on_job_cancelled", message), "job_cancelled_hook"
+            )
+            await asyncio.wait({hook}, timeout=self._cancel_grace)
+            if not hook.done():
+                logger.warning(f"{self}: on_job_cancelled() of job '{message.job_id}' overruns")
+        else:
+            self._hooks.announce("on_job_cancelled", message)
+        await self._end(execution, JobStatus.CANCELLED, None)
+        execution.leave()
+
+    async def _cancel_tasks(self, executions: list[Execution]) -> None:
+        tasks = {
+            execution.task: execution
+            for execution in executions
+            if execution.task is not None and execution.task is not asyncio.current_task()
+        }
+        for task, execution in tasks.items():
+            # Not asked of the task, which counts what a library cancels for itself as well.
+            if not execution.task_cancelled:
+                execution.task_cancelled = True
+                task.cancel()
+        if not tasks:
+            return
+        _, resisting = await asyncio.wait(tasks, timeout=self._cancel_grace)
+        for task in resisting:
+            execution = tasks[task]
+            logger.warning(
+                f"{self}: handler of job '{execution.request.job_id}' resists cancellation for "
+                f"{self._cancel_grace:g} s; the job ends without it"
+            )
+
+    async def stop(self) -> None:
+        """Answer for every open job and stop its handler: the worker stops."""
+        self.stopped = True
+        executions = self._answers.all()
+        reason = f"worker '{self._worker.name}' stopped"
+        response = _cancelled(reason, CancelReason.WORKER_STOPPED)
+        task = RunningTask()
+        for execution in executions:
+            execution.cancelled = True
+            try:
+                await asyncio.wait_for(
+                    self._answers.finish(execution, JobStatus.CANCELLED, response),
+                    self._cancel_grace,
+                )
+            except BaseException as error:
+                task.survive(error)
+                log_raised(f"{self}: could not answer for a job at the end", error)
+            self._answers.forget(execution)
+        await self._cancel_tasks(executions)
+        for execution in executions:
+            # Whoever goes on after a cancel may heed the second.
+            if execution.task is not None and execution.task is not asyncio.current_task():
+                execution.task.cancel()
+
+    def __str__(self) -> str:
+        return f"Worker '{self._worker.name}'"
+
+
+def _cancelled(reason: str, cancel_reason: CancelReason) -> JobData:
+    return Statement(cancel_reason=cancel_reason).add_to({"reason": reason})

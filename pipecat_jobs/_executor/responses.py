@@ -1,0 +1,271 @@
+"""What a worker says of the jobs it holds: progress, streams and answers."""
+
+from loguru import logger
+from pipecat.bus.messages import (
+    BusDataMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusJobResponseUrgentMessage,
+    BusJobStreamDataMessage,
+    BusJobStreamEndMessage,
+    BusJobStreamStartMessage,
+    BusJobUpdateMessage,
+    BusJobUpdateUrgentMessage,
+    BusSystemMessage,
+)
+from pipecat.pipeline.job_context import JobStatus
+from pipecat.workers.base_worker import BaseWorker
+
+from pipecat_jobs._executor.execution import Execution
+from pipecat_jobs._protocol.flow import window_of
+from pipecat_jobs._protocol.recent import Expiring, Recent
+from pipecat_jobs._protocol.statements import check_response
+from pipecat_jobs.errors import InvalidJobTypeError, UnknownJobError
+from pipecat_jobs.outcomes import JobData
+from pipecat_jobs.params import check_data
+
+
+class Answers:
+    """The open jobs of a worker, and what it answers them; each of them once.
+
+    Args:
+        worker: The worker that was asked.
+    """
+
+    def __init__(self, worker: BaseWorker):
+        self._worker = worker
+        # The worker's own ``active_jobs``: Pipecat's workers look their jobs up there.
+        self._active: dict[str, BusJobRequestMessage] = worker.active_jobs
+        self._executions: dict[str, Execution] = {}
+        #: By requester and job id: the id of the request message whose job has ended.
+        self.recent: Recent[tuple[str, str], int] = Recent()
+        #: By requester and job id: cancels whose requests have not come. Each of them decides
+        #: whether a job runs, so their number is not bounded.
+        self.early_cancels: Expiring[tuple[str, str], bool] = Expiring()
+
+    # -- which jobs are open -----------------------------------------------------------------
+
+    def open(self, execution: Execution) -> None:
+        """Take a job on.
+
+        Args:
+            execution: The job.
+        """
+        request = execution.request
+        self._active[request.job_id] = request
+        self._executions[request.job_id] = execution
+
+    def get(self, job_id: str) -> Execution | None:
+        """Look a job up.
+
+        Args:
+            job_id: Its id.
+
+        Returns:
+            The job, or None when it is not open.
+        """
+        return self._executions.get(job_id)
+
+    def all(self) -> list[Execution]:
+        """List the open jobs.
+
+        Returns:
+            The jobs, in the order they came.
+        """
+        return list(self._executions.values())
+
+    def requested(self, job_id: str) -> BusJobRequestMessage | None:
+        """Look up who holds a job id, whether or not the job is this package's.
+
+        Args:
+            job_id: The id.
+
+        Returns:
+            The request of the open job of that id, or None.
+        """
+        return self._active.get(job_id)
+
+    def forget(self, execution: Execution) -> None:
+        """Close a job, whether or not its answer could be sent.
+
+        Args:
+            execution: The job.
+        """
+        request = execution.request
+        self._active.pop(request.job_id, None)
+        self._executions.pop(request.job_id, None)
+        self.recent.remember((request.source, request.job_id), request.id)
+        execution.end()
+
+    # -- in the handler's words --------------------------------------------------------------
+
+    async def respond(
+        self, job_id: str, response: object, *, status: JobStatus, urgent: bool
+    ) -> None:
+        """Answer a job.
+
+        Args:
+            job_id: An open job.
+            response: A dict, or None.
+            status: How it went.
+            urgent: Whether the answer overtakes other messages.
+
+        Raises:
+            UnknownJobError: If the job is not open.
+            InvalidJobTypeError: If the response is no dict or the status none of Pipecat's.
+            InvalidJobError: If the response has a key that is this package's own.
+        """
+        execution = self._require(job_id)
+        data = check_response(check_data("response", response))
+        try:
+            status = JobStatus(status)
+        except ValueError as error:
+            raise InvalidJobTypeError(f"status is {status!r}; give a JobStatus") from error
+        await self._answer(execution, self._response(execution.request, status, data, urgent))
+
+    async def update(self, job_id: str, update: object, *, urgent: bool) -> None:
+        """Report progress.
+
+        Args:
+            job_id: An open job.
+            update: A dict, or None.
+            urgent: Whether the update overtakes other messages.
+
+        Raises:
+            UnknownJobError: If the job is not open.
+            InvalidJobTypeError: If the update is no dict.
+        """
+        request = self._require(job_id).request
+        data = check_data("update", update)
+        message_class = BusJobUpdateUrgentMessage if urgent else BusJobUpdateMessage
+        await self._worker.send_bus_message(
+            message_class(
+                source=self._worker.name, target=request.source, job_id=job_id, update=data
+            )
+        )
+
+    async def stream(
+        self,
+        message_class: type[BusJobStreamStartMessage | BusJobStreamDataMessage],
+        job_id: str,
+        data: object,
+    ) -> None:
+        """Send the start or a chunk of a streamed answer; a chunk waits for room.
+
+        Args:
+            message_class: Which of the two.
+            job_id: An open job.
+            data: A dict, or None.
+
+        Raises:
+            UnknownJobError: If the job is not open.
+            InvalidJobTypeError: If the data is no dict.
+        """
+        execution = self._require(job_id)
+        chunk = message_class(
+            source=self._worker.name,
+            target=execution.request.source,
+            job_id=job_id,
+            data=check_data("stream data", data),
+        )
+        if message_class is BusJobStreamDataMessage and execution.window is None:
+            execution.window = window_of(execution.request)
+        window = execution.window
+        if window is None or message_class is BusJobStreamStartMessage:
+            await self._worker.send_bus_message(chunk)
+            return
+        if window.full:
+            await window.room()
+            self._require(job_id)
+        window.under_way += 1
+        try:
+            await self._worker.send_bus_message(chunk)
+        except BaseException:
+            window.under_way -= 1
+            raise
+
+    async def stream_end(self, job_id: str, data: object) -> None:
+        """End a streamed answer, and with it the job.
+
+        Args:
+            job_id: An open job.
+            data: The answer: a dict, or None.
+
+        Raises:
+            UnknownJobError: If the job is not open.
+            InvalidJobTypeError: If the data is no dict.
+        """
+        execution = self._require(job_id)
+        end = BusJobStreamEndMessage(
+            source=self._worker.name,
+            target=execution.request.source,
+            job_id=job_id,
+            data=check_response(check_data("stream data", data)),
+        )
+        await self._answer(execution, end)
+
+    def _require(self, job_id: str) -> Execution:
+        execution = self._executions.get(job_id)
+        if execution is None or execution.answering:
+            ended = execution is not None or any(job_id == known for _, known in self.recent)
+            raise UnknownJobError(
+                self._worker.name, job_id, ended=ended, open_jobs=list(self._executions)
+            )
+        return execution
+
+    async def finish(
+        self, execution: Execution, status: JobStatus, response: JobData | None
+    ) -> None:
+        """Answer on the handler's behalf, unless the job has been answered.
+
+        Args:
+            execution: The job.
+            status: How it went.
+            response: The answer.
+        """
+        if execution.answering or (execution.cancelled and status is JobStatus.COMPLETED):
+            logger.debug(f"{self}: dropping {status} of job '{execution.request.job_id}': it ended")
+            return
+        await self._answer(execution, self._response(execution.request, status, response))
+
+    async def refuse(
+        self, request: BusJobRequestMessage, status: JobStatus, response: JobData | None
+    ) -> None:
+        """Answer a job that was not taken on.
+
+        Args:
+            request: What was asked.
+            status: How it went.
+            response: Why.
+        """
+        await self._worker.send_bus_message(self._response(request, status, response))
+
+    async def _answer(
+        self, execution: Execution, answer: BusDataMessage | BusSystemMessage
+    ) -> None:
+        execution.answering = True
+        try:
+            await self._worker.send_bus_message(answer)
+        except BaseException:
+            execution.answering = False
+            raise
+        self.forget(execution)
+
+    def _response(
+        self,
+        request: BusJobRequestMessage,
+        status: JobStatus,
+        response: JobData | None,
+        urgent: bool = False,
+    ) -> BusJobResponseMessage | BusJobResponseUrgentMessage:
+        message_class = BusJobResponseUrgentMessage if urgent else BusJobResponseMessage
+        return message_class(
+            source=self._worker.name,
+            target=request.source,
+            job_id=request.job_id,
+            status=status,
+            response=response,
+        )
+
+    def __str__(self) -> str:
+        return f"Worker '{self._worker.name}'"

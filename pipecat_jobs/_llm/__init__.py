@@ -1,0 +1,1 @@
+"""Jobs that an LLM answers: the workers that own an LLM, and its turns."""

@@ -1,0 +1,21 @@
+"""Pipecat's workers that own no LLM context, with the mixin on."""
+
+from pipecat.pipeline.worker import PipelineWorker as PipecatPipelineWorker
+from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
+from pipecat.workers.llm import LLMWorker as PipecatLLMWorker
+
+from pipecat_jobs._llm.mixin import JobsMixin
+
+# Each is also a subclass of the one before, as in Pipecat: isinstance() checks go on working.
+
+
+class BaseWorker(JobsMixin, PipecatBaseWorker):
+    """Pipecat's ``BaseWorker`` with jobs that always end: a worker without a pipeline."""
+
+
+class PipelineWorker(PipecatPipelineWorker, BaseWorker):
+    """Pipecat's ``PipelineWorker`` with jobs that always end."""
+
+
+class LLMWorker(PipecatLLMWorker, PipelineWorker):
+    """Pipecat's ``LLMWorker`` with jobs that always end."""

@@ -1,0 +1,176 @@
+"""What passes an LLM: who speaks, what was interrupted, and the end of the session."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+from pipecat.frames.frames import (
+    BotSpeakingFrame,
+    BotStartedSpeakingFrame,
+    BotStoppedSpeakingFrame,
+    CancelFrame,
+    EndFrame,
+    Frame,
+    FunctionCallCancelFrame,
+    FunctionCallInProgressFrame,
+    FunctionCallResultFrame,
+    FunctionCallsStartedFrame,
+    InterruptionFrame,
+    StopFrame,
+    UserSpeakingFrame,
+    UserStartedSpeakingFrame,
+    UserStoppedSpeakingFrame,
+)
+from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.services.llm_service import LLMService
+
+from pipecat_jobs._llm.context_value import to_context_value
+
+#: Whether the call that this task runs was interrupted before it began. Set in the call's own task,
+#: because a function of a flow does not learn the id of its call.
+_interrupted: ContextVar[bool] = ContextVar("pipecat_jobs_interrupted", default=False)
+
+
+def was_interrupted_before_it_began() -> bool:
+    """Tell whether the call that this task runs ought not to begin.
+
+    With ``run_in_parallel=False`` an LLM service keeps its calls in a queue. Pipecat cancels the
+    one that runs when the user interrupts, and begins those that wait as if nothing had happened.
+
+    Returns:
+        Whether the LLM was interrupted after it made the call. Always False for a call that an
+        interruption leaves running, one with ``cancel_on_interruption=False``.
+    """
+    return _interrupted.get()
+
+
+class LLMWatch:
+    """Hears every frame that reaches one LLM, and of its function calls.
+
+    The frames of a voice bot that tell who speaks come past its LLM, in its own pipeline or over
+    a bridge. The last frame of a session is heard before the LLM passes it on, so that a call can
+    be settled while the pipeline still takes its result.
+
+    There is one for each LLM, for good: a handler that is removed while the LLM calls its handlers
+    would have it pass over another.
+    """
+
+    def __init__(self) -> None:
+        self.endings: set[Callable[[], Awaitable[None]]] = set()
+        """Called at the end of the session, each by a call that has no result yet."""
+        self._interruptions = 0
+        """Interruptions so far."""
+        self._made: dict[str, int] = {}
+        """How many of them there were when a call was made, by the id of each open call."""
+        self._speaking: set[str] = set()
+        self._speech = asyncio.Event()
+        self._silence = asyncio.Event()
+        self._silence.set()
+
+    async def until_silent_for(self, seconds: float) -> None:
+        """Wait until neither the user nor the bot has spoken for a while.
+
+        Args:
+            seconds: How long; any speech begins it anew.
+        """
+        while True:
+            await self._silence.wait()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._speech.wait()
+            except TimeoutError:
+                if not self._speaking:
+                    return
+
+    async def on_frame(self, _: FrameProcessor, frame: Frame) -> None:
+        """Hear a frame, before the LLM processes it.
+
+        Args:
+            _: The LLM.
+            frame: The frame.
+        """
+        match frame:
+            case UserStartedSpeakingFrame() | UserSpeakingFrame():
+                self._starts("user")
+            # Sent all the while, which tells of speech that began before this watch did.
+            case BotStartedSpeakingFrame() | BotSpeakingFrame():
+                self._starts("bot")
+            case UserStoppedSpeakingFrame():
+                self._stops("user")
+            case BotStoppedSpeakingFrame():
+                self._stops("bot")
+            case InterruptionFrame():
+                self._interruptions += 1
+            case EndFrame() | CancelFrame() | StopFrame():
+                for end in list(self.endings):
+                    await end()
+            case _:
+                pass
+
+    async def on_push(self, _: FrameProcessor, frame: Frame) -> None:
+        """Hear of a function call before the LLM pushes it, and see that it can be written down.
+
+        Args:
+            _: The LLM.
+            frame: The frame.
+        """
+        match frame:
+            case FunctionCallsStartedFrame():
+                for call in frame.function_calls:
+                    self._made[call.tool_call_id] = self._interruptions
+            case FunctionCallInProgressFrame():
+                # Pipecat writes them into the context, where half of a surrogate pair would keep
+                # every later request from being sent.
+                frame.arguments = to_context_value(frame.arguments)
+                # A call that is not known was made before this watch began.
+                made = self._made.get(frame.tool_call_id, 0)
+                _interrupted.set(frame.cancel_on_interruption and made < self._interruptions)
+            case FunctionCallResultFrame() | FunctionCallCancelFrame():
+                self._made.pop(frame.tool_call_id, None)
+            case _:
+                pass
+
+    def _starts(self, who: str) -> None:
+        self._speaking.add(who)
+        self._silence.clear()
+        self._speech.set()
+
+    def _stops(self, who: str) -> None:
+        self._speaking.discard(who)
+        if not self._speaking:
+            self._speech.clear()
+            self._silence.set()
+
+
+_watches: WeakKeyDictionary[LLMService[Any], LLMWatch] = WeakKeyDictionary()
+
+
+def watch(llm: LLMService[Any]) -> LLMWatch:
+    """Give the watch of an LLM, which begins with the first call of this.
+
+    Args:
+        llm: The LLM.
+
+    Returns:
+        Its only watch.
+    """
+    found = _watches.get(llm)
+    if found is None:
+        found = _watches[llm] = LLMWatch()
+        llm.add_event_handler("on_before_process_frame", found.on_frame)
+        llm.add_event_handler("on_before_push_frame", found.on_push)
+    return found
+
+
+def watch_llms(pipeline: FrameProcessor) -> None:
+    """Begin the watch of every LLM in a pipeline, before any of them makes a call.
+
+    Args:
+        pipeline: The pipeline, or a part of one.
+    """
+    for processor in pipeline.processors:
+        if isinstance(processor, LLMService):
+            watch(cast("LLMService[Any]", processor))
+        watch_llms(processor)

@@ -1,0 +1,134 @@
+"""Checks of what public functions are given; the errors name option, value and cure."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from pipecat_jobs._protocol.text import shorten
+from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
+
+_Kind = TypeVar("_Kind")
+
+#: About 31 years: more than a timer needs, and little enough to count in milliseconds anywhere.
+MOST_SECONDS = 1e9
+#: The largest whole number that JSON and Lua carry exactly.
+MOST_COUNT = 2**53
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Refuse what is neither True nor False."""
+    if isinstance(value, bool):
+        return value
+    raise InvalidJobTypeError(f"{name} is {shorten(value)}; give True or False")
+
+
+def check_text(name: str, value: object, wanted: str, *, most: int | None = None) -> str:
+    """Refuse what is not a text, an empty one, and one of more characters than ``most``."""
+    if not isinstance(value, str):
+        raise InvalidJobTypeError(f"{name} is {shorten(value)}; give {wanted}")
+    if not value:
+        raise InvalidJobError(f"{name} is empty; give {wanted}")
+    if most is not None and len(value) > most:
+        raise InvalidJobError(
+            f"{name} is a text of {len(value):,} characters, the most are {most:,}; give {wanted}"
+        )
+    return value
+
+
+def check_encodable(name: str, value: object, wanted: str) -> str:
+    """Refuse a text that cannot be written as UTF-8, beside what :func:`check_text` refuses."""
+    text = check_text(name, value, wanted)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidJobError(
+            f"{name} is {shorten(text)}, which has half of a surrogate pair; give {wanted}"
+        ) from error
+    return text
+
+
+def check_count(
+    name: str,
+    value: object,
+    wanted: str = "a whole number",
+    *,
+    least: int = 1,
+    most: int = MOST_COUNT,
+) -> int:
+    """Refuse what is not a whole number from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidJobTypeError(f"{name} is {shorten(value)}; give {wanted}")
+    if not least <= value <= most:
+        raise InvalidJobError(
+            f"{name} is {shorten(value)}; give {wanted}, from {least} to {most:,}"
+        )
+    return value
+
+
+def check_port(name: str, value: object, *, least: int = 1) -> int:
+    """Refuse what is not the number of a TCP port, from ``least`` up."""
+    return check_count(name, value, "the number of a port", least=least, most=65_535)
+
+
+def check_seconds(name: str, value: object) -> float:
+    """Refuse what is not a number of seconds above zero, or is too long for a timer."""
+    seconds = check_number(name, value, "seconds as a number")
+    if 0 < seconds <= MOST_SECONDS:
+        return seconds
+    raise InvalidJobError(
+        f"{name} is {shorten(value)}; give more than zero seconds, at most {MOST_SECONDS:,.0f}"
+    )
+
+
+def check_delay(name: str, value: object) -> float:
+    """Refuse what is not a number of seconds from zero up, or is too long for a timer."""
+    seconds = check_number(name, value, "seconds as a number")
+    if 0 <= seconds <= MOST_SECONDS:
+        return seconds
+    raise InvalidJobError(
+        f"{name} is {shorten(value)}; give zero or more seconds, at most {MOST_SECONDS:,.0f}"
+    )
+
+
+def check_number(name: str, value: object, wanted: str) -> float:
+    """Refuse what is not a number, and an int that is too large for a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidJobTypeError(f"{name} is {shorten(value)}; give {wanted}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise InvalidJobError(
+            f"{name} is {shorten(value)}, too large for a number; give {wanted}"
+        ) from error
+
+
+def check_probability(name: str, value: object) -> float:
+    """Refuse what is not a number from 0 to 1."""
+    wanted = "a probability from 0 to 1"
+    probability = check_number(name, value, wanted)
+    if 0 <= probability <= 1:
+        return probability
+    raise InvalidJobError(f"{name} is {shorten(value)}; give {wanted}")
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> str:
+    """Refuse what is not one of a few texts."""
+    if isinstance(value, str) and value in known:
+        return value
+    listed = ", ".join(repr(choice) for choice in known)
+    raise InvalidJobError(f"{name} is {shorten(value)}; give one of {listed}")
+
+
+def check_callable(name: str, value: object, wanted: str) -> Callable[..., Any]:
+    """Refuse what cannot be called."""
+    if callable(value):
+        return value
+    raise InvalidJobTypeError(f"{name} is {shorten(value)}; give {wanted}")
+
+
+def check_instance(
+    name: str, value: object, kind: type[_Kind] | tuple[type[_Kind], ...], wanted: str
+) -> _Kind:
+    """Refuse what is not an instance of a class, or of one of several."""
+    if isinstance(value, kind):
+        return value
+    raise InvalidJobTypeError(f"{name} is {shorten(value)}; give {wanted}")

@@ -1,0 +1,106 @@
+"""What may arrive: the job messages of Pipecat's bus, checked before anybody acts on them."""
+
+from typing import TypeGuard
+
+from pipecat.bus.messages import (
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusJobResponseUrgentMessage,
+    BusJobStreamDataMessage,
+    BusJobStreamEndMessage,
+    BusJobStreamStartMessage,
+    BusJobUpdateMessage,
+    BusJobUpdateRequestMessage,
+    BusJobUpdateUrgentMessage,
+    BusMessage,
+)
+from pipecat.pipeline.job_context import JobStatus
+
+from pipecat_jobs._protocol.text import shorten
+
+#: A worker's answer, at either priority.
+ResponseMessage = BusJobResponseMessage | BusJobResponseUrgentMessage
+#: A progress update, at either priority.
+UpdateMessage = BusJobUpdateMessage | BusJobUpdateUrgentMessage
+#: A part of a streamed answer that is not its end.
+StreamMessage = BusJobStreamStartMessage | BusJobStreamDataMessage
+#: Any job message.
+JobMessage = (
+    BusJobRequestMessage
+    | ResponseMessage
+    | UpdateMessage
+    | StreamMessage
+    | BusJobStreamEndMessage
+    | BusJobUpdateRequestMessage
+    | BusJobCancelMessage
+)
+
+_NAMES = ("source", "job_id")
+#: What each class of message carries beside who sent it and for which job.
+_CARRIED: dict[type[BusMessage], dict[str, type]] = {
+    BusJobRequestMessage: {"payload": dict, "job_name": str},
+    BusJobResponseMessage: {"response": dict},
+    BusJobResponseUrgentMessage: {"response": dict},
+    BusJobUpdateMessage: {"update": dict},
+    BusJobUpdateUrgentMessage: {"update": dict},
+    BusJobStreamStartMessage: {"data": dict},
+    BusJobStreamDataMessage: {"data": dict},
+    BusJobStreamEndMessage: {"data": dict},
+    BusJobUpdateRequestMessage: {},
+    BusJobCancelMessage: {"reason": str},
+}
+
+
+def is_job_message(message: BusMessage) -> TypeGuard[JobMessage]:
+    """Tell whether a message is about a job.
+
+    Args:
+        message: Any message.
+
+    Returns:
+        Whether it is of one of the classes of :data:`JobMessage`.
+    """
+    return type(message) in _CARRIED
+
+
+def malformed(message: JobMessage) -> str | None:
+    """Find what is wrong with a message that came from elsewhere.
+
+    A peer may run another version, and Pipecat's serializer fills a missing field with None.
+
+    Args:
+        message: The message as it was delivered.
+
+    Returns:
+        What is wrong, in a few words, or None when it can be acted on.
+    """
+    fields = vars(message)
+    for field in _NAMES:
+        value = fields.get(field)
+        if not isinstance(value, str) or not value:
+            return f"{field} is {shorten(value)}, not a name"
+    for field, kind in _CARRIED[type(message)].items():
+        value = fields.get(field)
+        if value is not None and not isinstance(value, kind):
+            return f"{field} is {shorten(value)}, not a {kind.__name__}"
+    if isinstance(message, ResponseMessage) and answered_status(message) is None:
+        return f"status is {shorten(fields.get('status'))}, not a JobStatus"
+    return None
+
+
+def answered_status(message: ResponseMessage) -> JobStatus | None:
+    """Read an answer's status, which arrives as plain text from another process.
+
+    Args:
+        message: The answer.
+
+    Returns:
+        The status, or None when it is none that Pipecat knows.
+    """
+    if type(message.status) is JobStatus:
+        return message.status
+    try:
+        return JobStatus(message.status)
+    except ValueError:
+        return None

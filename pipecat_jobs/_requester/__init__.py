@@ -1,0 +1,1 @@
+"""What this worker asked of others: groups, their scopes, and the liveness of workers."""

@@ -1,0 +1,171 @@
+"""Calling a job off: first for whoever waits, then at the workers that still owe an answer."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loguru import logger
+from pipecat.bus.messages import BusJobCancelMessage
+from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
+from pipecat.pipeline.job_context import JobStatus
+from pipecat.workers.base_worker import BaseWorker
+
+from pipecat_jobs._protocol.hooks import Steps, guarded
+from pipecat_jobs._protocol.messages import JobMessage, ResponseMessage, answered_status
+from pipecat_jobs._protocol.recent import Expiring
+from pipecat_jobs._protocol.tasks import RunningTask, log_raised, start_task
+from pipecat_jobs._requester.group import JobGroup
+from pipecat_jobs._requester.liveness import Liveness
+from pipecat_jobs.outcomes import CancelReason, ErrorDetails, OutcomeStatus
+
+#: Seconds that the workers' cancels may take to be sent before the caller goes on without them.
+CANCEL_GRACE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The workers of a group that were told to stop, and what runs its hooks in order."""
+
+    names: set[str]
+    steps: Steps
+
+
+class Endings:
+    """Ends the groups of a worker that do not complete.
+
+    Args:
+        worker: The worker that asked.
+        groups: Its open groups, by job id.
+        liveness: What watches the workers it asked.
+    """
+
+    def __init__(self, worker: BaseWorker, groups: dict[str, PipecatJobGroup], liveness: Liveness):
+        self._worker = worker
+        self._groups = groups
+        self._liveness = liveness
+        #: By job id: the workers whose answer to the cancel has not come.
+        self._unacknowledged: Expiring[str, _Told] = Expiring()
+
+    async def end(self, group: PipecatJobGroup, reason: str, cancel_reason: CancelReason) -> None:
+        """Call a group off through the worker's own method.
+
+        Workers override ``cancel_job_group()``: a ``UIWorker`` closes its cards there. What the
+        override does changes nothing about the end.
+
+        Args:
+            group: The group; one that has ended is left alone.
+            reason: Why, for the workers and the caller.
+            cancel_reason: Who ends it.
+        """
+        if group.is_done:
+            return
+        if isinstance(group, JobGroup):
+            # The worker's own method is only given the sentence.
+            group.ending = cancel_reason
+        try:
+            # A group still being dispatched is unknown to the override.
+            if not isinstance(group, JobGroup) or group.dispatched:
+                await guarded(
+                    f"cancel_job_group() of worker '{self._worker.name}'",
+                    lambda: self._worker.cancel_job_group(group.job_id, reason=reason),
+                )
+        finally:
+            if isinstance(group, JobGroup):
+                await self.cancel(group, reason)
+
+    async def cancel(self, group: JobGroup, reason: str | None) -> None:
+        """Cancel a group as it stands.
+
+        Args:
+            group: The group.
+            reason: Why, for the workers and the caller.
+        """
+        group.give_up(OutcomeStatus.CANCELLED, reason=reason, cancel_reason=group.ending)
+        await self._close(group, reason)
+
+    async def fail(self, group: JobGroup, error: ErrorDetails) -> None:
+        """End a group whose requests could not be sent.
+
+        Args:
+            group: The group.
+            error: What went wrong.
+        """
+        group.give_up(OutcomeStatus.ERROR, error=error)
+        await self._close(group, None)
+
+    async def _close(self, group: JobGroup, reason: str | None) -> None:
+        group.concluded = True
+        self._groups.pop(group.job_id, None)
+        group.complete()
+        owing, group.owing = group.owing, ()
+        for name in owing:
+            self._liveness.unwatch(name, group.job_id)
+        if not owing:
+            return
+        steps = group.steps or Steps(self._worker)
+        self._unacknowledged.remember(group.job_id, _Told(set(owing), steps))
+        telling = start_task(self._worker, self.tell(group.job_id, owing, reason), "job_cancel")
+        # Waiting on the task leaves it alone when this call is itself cancelled.
+        await asyncio.wait({telling}, timeout=CANCEL_GRACE)
+        if not telling.done():
+            logger.warning(
+                f"Worker '{self._worker.name}': the bus has not taken the cancel of job "
+                f"'{group.job_id}' for {CANCEL_GRACE:g} s; going on without"
+            )
+
+    async def tell(self, job_id: str, names: Sequence[str], reason: str | None) -> None:
+        """Tell workers to stop, each of them whether or not another could be told.
+
+        Args:
+            job_id: The job.
+            names: The workers.
+            reason: Why.
+        """
+        task = RunningTask()
+        for name in names:
+            cancel = BusJobCancelMessage(
+                source=self._worker.name, target=name, job_id=job_id, reason=reason
+            )
+            try:
+                await self._worker.send_bus_message(cancel)
+            except BaseException as error:
+                task.survive(error)
+                log_raised(
+                    f"Worker '{self._worker.name}': could not cancel job '{job_id}' at '{name}'",
+                    error,
+                )
+
+    def steps_after_end(self, message: JobMessage) -> Steps | None:
+        """Give what runs the hooks of a job that has ended for a worker that cleans up after it.
+
+        Args:
+            message: A message that no open group awaits.
+
+        Returns:
+            What runs the hooks, or None when the sender was not told to stop, or has acknowledged
+            that it was.
+        """
+        told = self._unacknowledged.get(message.job_id)
+        return told.steps if told is not None and message.source in told.names else None
+
+    def acknowledge(self, message: ResponseMessage) -> Steps | None:
+        """Note a worker's CANCELLED response to a cancel.
+
+        Args:
+            message: A response that no open group awaits.
+
+        Returns:
+            What runs the hooks that hear of it, or None when it is not the first CANCELLED response
+            of a worker that was told to stop.
+        """
+        told = self._unacknowledged.get(message.job_id)
+        if (
+            told is None
+            or message.source not in told.names
+            or answered_status(message) is not JobStatus.CANCELLED
+        ):
+            return None
+        told.names.discard(message.source)
+        if not told.names:
+            self._unacknowledged.take(message.job_id)
+        return told.steps

@@ -1,0 +1,158 @@
+"""What ``async with self.job(...)`` and ``async with self.job_group(...)`` give."""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from pipecat.pipeline.job_context import JobContext as PipecatJobContext
+from pipecat.pipeline.job_context import JobEvent, JobGroupEvent
+from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
+from pipecat.pipeline.job_context import JobGroupContext as PipecatJobGroupContext
+
+from pipecat_jobs._requester.group import JobGroup
+from pipecat_jobs._requester.requester import Requester
+from pipecat_jobs.errors import InvalidJobError, JobNotEndedError
+from pipecat_jobs.outcomes import JobData, JobOutcome
+from pipecat_jobs.params import JobGroupParams
+
+
+class _JobScope:
+    """The life of one call: sent on entry, awaited on exit, cancelled on any other way out."""
+
+    _single: bool
+
+    def __init__(
+        self,
+        requester: Requester,
+        worker_names: list[str],
+        params: JobGroupParams,
+    ):
+        self._requester = requester
+        self._worker_names = worker_names
+        self._params = params
+        self._group: PipecatJobGroup | None = None
+        self._entered = False
+
+    @property
+    def job_id(self) -> str:
+        """The job's id, known before it is sent."""
+        assert self._params.job_id is not None
+        return self._params.job_id
+
+    def _outcomes(self) -> dict[str, JobOutcome]:
+        return self._group.outcomes if isinstance(self._group, JobGroup) else {}
+
+    async def __aenter__(self) -> Self:
+        if self._entered:
+            raise InvalidJobError("a job's context is entered once; call job() again for another")
+        self._entered = True
+        self._group = await self._requester.dispatch(
+            self._worker_names, self._params, single=self._single, keeps_events=True
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool:
+        assert self._group is not None
+        if exc_type is not None:
+            await self._requester.end(self._group, "context exited with error")
+            return False
+        if isinstance(self._group, JobGroup):
+            # Nobody may come to read what a worker would wait to have read.
+            self._group.reading(False)
+        try:
+            await self._group.wait()
+        except asyncio.CancelledError:
+            await self._requester.end(self._group, "context exited with error")
+            raise
+        return False
+
+    async def _next_event(self) -> JobGroupEvent:
+        event = None
+        if isinstance(self._group, JobGroup):
+            event = await self._group.next_event()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+
+class JobContext(_JobScope, PipecatJobContext):
+    """A job at one worker, as ``async with`` and ``async for``.
+
+    Entering waits for the worker to be ready and sends the request. Leaving waits for the answer.
+    Leaving with an exception, a cancellation included, cancels the job. In between, ``async for``
+    gives the worker's updates and stream events until the job has ended.
+
+    Example::
+
+        async with self.job("researcher", name="research", timeout=30) as j:
+            async for event in j:
+                print(event.type, event.data)
+
+        print(j.response)
+    """
+
+    _single = True
+
+    @property
+    def response(self) -> JobData:
+        """The worker's response, once the job has ended; empty when it ended without one.
+
+        Raises:
+            JobNotEndedError: If the job has not ended.
+        """
+        (worker_name,) = self._worker_names
+        if self._group is None or (self.outcome is None and not self._group.is_done):
+            raise JobNotEndedError(self.job_id, worker_name)
+        return self._group.responses.get(worker_name, {})
+
+    @property
+    def outcome(self) -> JobOutcome | None:
+        """How the job ended, or None while it has not."""
+        return self._outcomes().get(self._worker_names[0])
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> JobEvent:
+        event = await self._next_event()
+        return JobEvent(type=event.type, data=event.data)
+
+
+class JobGroupContext(_JobScope, PipecatJobGroupContext):
+    """A job at several workers, as ``async with`` and ``async for``.
+
+    Like :class:`JobContext`, for all of them at once. The first worker that fails ends the group,
+    unless ``cancel_on_error=False`` was given; then ``outcomes`` tells who did what.
+
+    Example::
+
+        async with self.job_group("advocate", "critic", payload={"topic": topic}) as jg:
+            async for event in jg:
+                print(event.worker_name, event.data)
+
+        for name, response in jg.responses.items():
+            print(name, response)
+    """
+
+    _single = False
+
+    @property
+    def responses(self) -> dict[str, JobData]:
+        """What the workers answered, by worker; those that have not are missing."""
+        return self._group.responses if self._group else {}
+
+    @property
+    def outcomes(self) -> dict[str, JobOutcome]:
+        """How it ended, by worker; those for whom it has not are missing."""
+        return self._outcomes()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> JobGroupEvent:
+        return await self._next_event()

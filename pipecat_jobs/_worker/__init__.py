@@ -1,0 +1,1 @@
+"""The door: the mixin, the only place that knows Pipecat's worker."""

@@ -1,0 +1,445 @@
+"""The one place that knows Pipecat's worker: its methods in front, our two halves behind."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, Unpack
+
+from loguru import logger
+from pipecat.bus.messages import (
+    BusCancelWorkerMessage,
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusJobResponseUrgentMessage,
+    BusJobStreamDataMessage,
+    BusJobStreamEndMessage,
+    BusJobStreamStartMessage,
+    BusJobUpdateMessage,
+    BusJobUpdateRequestMessage,
+    BusJobUpdateUrgentMessage,
+    BusMessage,
+)
+from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
+from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
+from pipecat.pipeline.job_context import JobParams as PipecatJobParams
+from pipecat.workers.base_worker import BaseWorker
+
+from pipecat_jobs._executor.execution import Execution
+from pipecat_jobs._executor.executor import Executor
+from pipecat_jobs._executor.responses import Answers
+from pipecat_jobs._pipecat import call_event_handlers
+from pipecat_jobs._protocol.affinity import Affinity, check_affinity
+from pipecat_jobs._protocol.checks import check_delay
+from pipecat_jobs._protocol.handlers import collect_handlers, find_limits
+from pipecat_jobs._protocol.hooks import Hooks, guarded
+from pipecat_jobs._protocol.messages import JobMessage, is_job_message, malformed
+from pipecat_jobs._protocol.text import describe
+from pipecat_jobs._requester.liveness import Departure
+from pipecat_jobs._requester.requester import Requester
+from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
+from pipecat_jobs._worker.responding import Answering
+from pipecat_jobs.errors import DuplicateWorkerError, LLMTurnError
+from pipecat_jobs.params import (
+    JobGroupKeywords,
+    JobKeywords,
+    check_worker_names,
+    group_params,
+)
+
+#: Is told of a job whose LLM turn failed.
+TurnFailed: TypeAlias = Callable[[Execution, LLMTurnError], None]
+
+
+class Turns(Protocol):
+    """What the door asks of the LLM turns of a worker."""
+
+    async def stop_job(self, job: Execution) -> None:
+        """Stop the turns that a job has started."""
+        ...
+
+    def end(self) -> None:
+        """End every turn: the worker stops."""
+        ...
+
+
+class WorkerJobs(Answering):
+    """Jobs for any worker; :class:`~pipecat_jobs.JobsMixin` adds what an LLM makes of them."""
+
+    _is_jobs_mixin: ClassVar[bool] = True
+    # Pipecat's own constructors add event handlers before there are any.
+    __hooks: Hooks | None = None
+
+    takes_jobs_when_inactive: ClassVar[bool] = True
+    job_request_concurrency: ClassVar[int | Literal["auto"] | None] = "auto"
+    job_affinity: ClassVar[Affinity | Literal["auto"] | None] = "auto"
+    job_cancel_grace: ClassVar[float] = 1.0
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        collect_handlers(cls)
+        check_affinity(cls.job_affinity, cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        limits = find_limits(self)
+        grace = check_delay(f"{type(self).__name__}.job_cancel_grace", self.job_cancel_grace)
+        self.__hooks = hooks = Hooks(self)
+        self.__departure = Departure()
+        create = "create_job_group_and_request_job"
+        extended = getattr(type(self), create) is not getattr(WorkerJobs, create)
+        self.__requester = Requester(self, hooks, self.__departure_of, extended=extended)
+        self._job_answers = Answers(self)
+        self.__turns = turns = self._make_turns(
+            lambda job, failure: executor.on_turn_failure(job, failure)
+        )
+        self.__executor = executor = Executor(
+            self,
+            hooks,
+            self._job_answers,
+            collect_handlers(type(self)),
+            limits=limits,
+            cancel_grace=grace,
+            stop_turns=turns.stop_job if turns is not None else None,
+        )
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def job(
+        self,
+        worker_name: str,
+        *,
+        params: PipecatJobParams | None = None,
+        **keywords: Unpack[JobKeywords],
+    ) -> JobContext:
+        """Ask one worker and wait for its answer.
+
+        Args:
+            worker_name: Whom to ask.
+            params: All that ``keywords`` say, as one object instead of them.
+            **keywords: What to ask and for how long; see :class:`~pipecat_jobs.params.JobKeywords`.
+
+        Returns:
+            The context to enter with ``async with``; leaving it raises ``JobError`` if the job did
+            not complete.
+
+        Raises:
+            InvalidJobError: If an argument cannot be used.
+            TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+
+        Example::
+
+            async with self.job("worker", payload={"question": "Why?"}, timeout=30) as j:
+                pass
+
+            print(j.response)
+        """
+        checked = group_params(params, keywords, JobKeywords)
+        return JobContext(self.__requester, check_worker_names([worker_name]), checked)
+
+    def job_group(
+        self,
+        *worker_names: str,
+        params: PipecatJobGroupParams | None = None,
+        **keywords: Unpack[JobGroupKeywords],
+    ) -> JobGroupContext:
+        """Ask several workers at once and wait for all their answers.
+
+        Args:
+            *worker_names: Whom to ask.
+            params: All that ``keywords`` say, as one object instead of them.
+            **keywords: What to ask and for how long; see
+                :class:`~pipecat_jobs.params.JobGroupKeywords`.
+
+        Returns:
+            The context to enter with ``async with``; leaving it raises ``JobGroupError`` if the
+            group did not complete.
+
+        Raises:
+            InvalidJobError: If an argument cannot be used.
+            TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+
+        Example::
+
+            async with self.job_group("advocate", "critic", payload={"topic": "AI"}) as jg:
+                pass
+
+            print(jg.responses["critic"])
+        """
+        checked = group_params(params, keywords, JobGroupKeywords)
+        return JobGroupContext(self.__requester, check_worker_names(worker_names), checked)
+
+    async def request_job(
+        self,
+        worker_name: str,
+        *,
+        params: PipecatJobParams | None = None,
+        **keywords: Unpack[JobKeywords],
+    ) -> str:
+        """Ask one worker and go on; its answer comes to ``on_job_response``.
+
+        Args:
+            worker_name: Whom to ask.
+            params: All that ``keywords`` say, as one object instead of them.
+            **keywords: What to ask and for how long; see :class:`~pipecat_jobs.params.JobKeywords`.
+
+        Returns:
+            The job's id, once the request has been sent.
+
+        Raises:
+            JobError: If the worker was not ready in time.
+            InvalidJobError: If an argument cannot be used.
+            TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+        """
+        checked = group_params(params, keywords, JobKeywords)
+        names = check_worker_names([worker_name])
+        return (await self.__requester.dispatch(names, checked)).job_id
+
+    async def request_job_group(
+        self,
+        *worker_names: str,
+        params: PipecatJobGroupParams | None = None,
+        **keywords: Unpack[JobGroupKeywords],
+    ) -> str:
+        """Ask several workers and go on; ``on_job_completed`` gets their answers.
+
+        Args:
+            *worker_names: Whom to ask.
+            params: All that ``keywords`` say, as one object instead of them.
+            **keywords: What to ask and for how long; see
+                :class:`~pipecat_jobs.params.JobGroupKeywords`.
+
+        Returns:
+            The group's id, once every request has been sent.
+
+        Raises:
+            JobGroupError: If a worker was not ready in time.
+            InvalidJobError: If an argument cannot be used.
+            TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+        """
+        checked = group_params(params, keywords, JobGroupKeywords)
+        names = check_worker_names(worker_names)
+        return (await self.__requester.dispatch(names, checked)).job_id
+
+    async def create_job_group_and_request_job(
+        self,
+        worker_names: list[str],
+        *,
+        params: PipecatJobGroupParams | None = None,
+        **keywords: Unpack[JobGroupKeywords],
+    ) -> PipecatJobGroup:
+        """Ask several workers and give the group to wait on. The others are built on this one.
+
+        Args:
+            worker_names: Whom to ask.
+            params: All that ``keywords`` say, as one object instead of them.
+            **keywords: What to ask and for how long; see
+                :class:`~pipecat_jobs.params.JobGroupKeywords`.
+
+        Returns:
+            The :class:`~pipecat_jobs.JobGroup`, once every request has been sent.
+
+        Raises:
+            JobGroupError: If a worker was not ready in time.
+            InvalidJobError: If an argument cannot be used.
+            TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+        """
+        if keywords or not self.__requester.has_checked(params):
+            params = group_params(params, keywords, JobGroupKeywords)
+        return await self.__requester.ask(check_worker_names(worker_names), params)
+
+    async def cancel_job_group(self, job_id: str, *, reason: str | None = None) -> None:
+        """Call a job or a group off: its workers stop, whoever waits gets ``JobCancelledError``.
+
+        Args:
+            job_id: The job's id; one that is not open is left alone.
+            reason: Why, for the workers and the caller.
+        """
+        if self.__requester.leaves_to_pipecat(job_id):
+            await super().cancel_job_group(job_id, reason=reason)
+        else:
+            await self.__requester.cancel(job_id, reason)
+
+    async def request_job_update(self, job_id: str, worker_name: str) -> None:
+        """Ask a worker how far it is; it answers with an update, if it does.
+
+        Args:
+            job_id: A job of this worker that is open.
+            worker_name: A worker of it that has not ended.
+
+        Raises:
+            UnknownJobError: If the job, or the worker's part in it, is not open.
+        """
+        if self.__requester.leaves_to_pipecat(job_id):
+            await super().request_job_update(job_id, worker_name)
+        else:
+            await self.__requester.request_update(job_id, worker_name)
+
+    async def worker_lost(
+        self, worker_name: str, *, reason: str, job_id: str | None = None
+    ) -> None:
+        """Say that a worker is gone, where Pipecat cannot notice: its host or its bus went away.
+
+        What it owes this worker ends as lost, which raises ``WorkerLostError``.
+
+        Args:
+            worker_name: The worker that is gone.
+            reason: How that is known, for the error's message.
+            job_id: The one job that is lost, where others of that worker are not; None for all.
+        """
+        self.__requester.lost(worker_name, reason, job_id)
+
+    async def add_workers(self, *workers: BaseWorker, watch: bool = True) -> None:
+        """Add workers as children of this one, each under a name of its own.
+
+        Args:
+            *workers: The workers.
+            watch: Whether ``on_worker_ready`` is called when each of them starts.
+
+        Raises:
+            DuplicateWorkerError: If another worker has the name of one; Pipecat's runner logs that,
+                and never starts it.
+        """
+        named = {child.name: child for child in self.children}
+        for worker in workers:
+            others = (named.setdefault(worker.name, worker), self.__local_worker(worker.name))
+            if any(isinstance(other, BaseWorker) and other is not worker for other in others):
+                raise DuplicateWorkerError(worker.name)
+        await super().add_workers(*workers, watch=watch)
+
+    def __local_worker(self, name: str) -> BaseWorker | None:
+        try:
+            return self.worker_runner.get_worker(name)
+        except RuntimeError:
+            # No runner has this worker yet.
+            return None
+
+    # -- between the bus and the halves ------------------------------------------------------
+
+    def accepts_bus_message(self, message: BusMessage) -> bool:
+        """Take this worker's job messages always, the others while it is active.
+
+        Args:
+            message: The message about to be delivered.
+
+        Returns:
+            Whether to deliver it.
+        """
+        if message.target == self.name and is_job_message(message):
+            return True
+        return super().accepts_bus_message(message)
+
+    async def on_bus_message(self, message: BusMessage) -> None:
+        """Hand job messages to the half they are for, everything else to Pipecat.
+
+        Args:
+            message: The message that was delivered.
+        """
+        if isinstance(message, BusCancelWorkerMessage) and message.target == self.name:
+            # Before the pipeline is torn down: an LLM turn cut short there would answer its job
+            # with the fragment, as if it were complete.
+            await self.__executor.stop()
+        if not is_job_message(message) or message.target not in (None, self.name):
+            await super().on_bus_message(message)
+            return
+        if not self.__handle(message):
+            hearing = partial(super().on_bus_message, message)
+            await guarded(f"on_bus_message() of worker '{self.name}'", hearing)
+            return
+        await call_event_handlers(self, "on_bus_message", message)
+
+    def take_bus_message(self, message: BusMessage) -> bool:
+        """Handle a job message for this worker at once, as :class:`~pipecat_jobs.RoutedBus` asks.
+
+        None of it waits: handlers and hooks run in tasks of their own.
+
+        Args:
+            message: A message that is about to be delivered.
+
+        Returns:
+            Whether it has been handled; otherwise it goes to :meth:`on_bus_message`.
+        """
+        if (
+            not is_job_message(message)
+            or message.target != self.name
+            or self.__hooks is None
+            or self.__hooks.listens("on_bus_message")
+        ):
+            return False
+        return self.__handle(message)
+
+    def __handle(self, message: JobMessage) -> bool:
+        """Hand a message to the half it is for; tell whether either has taken it."""
+        problem = malformed(message)
+        if problem is not None:
+            logger.warning(f"Worker '{self.name}': dropping {describe(message)}: {problem}")
+            return True
+        match message:
+            case BusJobRequestMessage():
+                self.__executor.on_request(message, inactive=self.__why_inactive())
+            case BusJobUpdateRequestMessage():
+                self.__executor.on_update_request(message)
+            case BusJobCancelMessage():
+                self.__executor.on_cancel(message)
+            case _ if self.__requester.leaves_to_pipecat(message.job_id):
+                return False
+            case BusJobResponseMessage() | BusJobResponseUrgentMessage():
+                self.__requester.on_response(message)
+            case BusJobStreamStartMessage() | BusJobStreamDataMessage():
+                self.__requester.on_stream(message)
+            case BusJobStreamEndMessage():
+                self.__requester.on_stream_end(message)
+            case BusJobUpdateMessage() | BusJobUpdateUrgentMessage():
+                self.__requester.on_update(message)
+        return True
+
+    def __why_inactive(self) -> str | None:
+        if self.active or self.takes_jobs_when_inactive:
+            return None
+        return f"worker '{self.name}' is inactive and takes no jobs meanwhile"
+
+    def _make_turns(self, on_failure: TurnFailed) -> Turns | None:
+        """Follow the turns of the worker's LLM, if it has one."""
+        return None
+
+    async def stop(self) -> None:
+        """End every job this worker holds or waits for, then stop."""
+        try:
+            try:
+                await self.__executor.stop()
+            finally:
+                await self.__requester.stop()
+        finally:
+            if self.__turns is not None:
+                self.__turns.end()
+            await super().stop()
+            self.__departure.happen()
+
+    @staticmethod
+    def __departure_of(worker: BaseWorker) -> Departure | None:
+        return worker.__departure if isinstance(worker, WorkerJobs) else None
+
+    def add_event_handler(self, event_name: str, handler: Callable[..., Any]) -> None:
+        """Add a handler, whose exceptions are logged with their traceback for job events.
+
+        Args:
+            event_name: The event.
+            handler: The function to call.
+        """
+        if self.__hooks is None:
+            super().add_event_handler(event_name, handler)
+            return
+        super().add_event_handler(event_name, self.__hooks.wrapped(event_name, handler))
+        self.__hooks.note_listeners(event_name)
+
+    def remove_event_handler(self, event_name: str, handler: Callable[..., Any]) -> None:
+        """Remove a handler that was added.
+
+        Args:
+            event_name: The event.
+            handler: The function that was given.
+        """
+        if self.__hooks is None:
+            super().remove_event_handler(event_name, handler)
+            return
+        super().remove_event_handler(event_name, self.__hooks.unwrapped(event_name, handler))
+        self.__hooks.note_listeners(event_name)
