@@ -19,7 +19,7 @@ from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._executor.execution import Execution, Room, current_execution
-from pipecat_jobs._executor.responses import Answers
+from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._protocol.handlers import ConcurrencyLimit, HandlerSpec
 from pipecat_jobs._protocol.hooks import Hooks, Steps
 from pipecat_jobs._protocol.statements import Statement, check_response
@@ -44,7 +44,7 @@ class Executor:
     Args:
         worker: The worker that was asked.
         hooks: Its hooks.
-        answers: Its open jobs, and how they are answered.
+        responses: Its open jobs, and how they are answered.
         handlers: Its ``@job`` handlers, by job name.
         limits: How many jobs it has at once, by job name; None stands for ``on_job_request``.
         cancel_grace: Seconds a cancelled handler gets before the job ends without it.
@@ -55,7 +55,7 @@ class Executor:
         self,
         worker: BaseWorker,
         hooks: Hooks,
-        answers: Answers,
+        responses: Responses,
         handlers: Mapping[str, HandlerSpec],
         *,
         limits: Mapping[str | None, ConcurrencyLimit],
@@ -64,7 +64,7 @@ class Executor:
     ):
         self._worker = worker
         self._hooks = hooks
-        self._answers = answers
+        self._responses = responses
         self._handlers = handlers
         self._cancel_grace = cancel_grace
         self._stop_turns = stop_turns
@@ -87,13 +87,13 @@ class Executor:
             inactive: Why the worker takes no job while it is inactive, or None when it takes them.
         """
         job_id, job = message.job_id, (message.source, message.job_id)
-        recent = self._answers.recent
-        current = self._answers.requested(job_id)
+        recent = self._responses.recent
+        current = self._responses.requested(job_id)
         known = job in recent
         doubled = known and recent.get(job) == message.id
         if doubled or (current is not None and current.source == message.source):
             logger.warning(f"{self}: ignoring a second request for job '{job_id}'")
-        elif self.stopped or self._answers.early_cancels.take(job):
+        elif self.stopped or self._responses.early_cancels.take(job):
             self._cancelled_before_it_ran(message)
         elif current is not None:
             why = f"job id '{job_id}' is in use by '{current.source}'"
@@ -121,7 +121,7 @@ class Executor:
         room = self._rooms.get(name)
         if listened and name is None and room is not None:
             call, listened = self._call_request_hooks, False
-        self._answers.open(execution)
+        self._responses.open(execution)
         execution.returned = call is None
         if call is not None:
             execution.task = start_task(
@@ -171,9 +171,9 @@ class Executor:
     def _answer_at_once(
         self, message: BusJobRequestMessage, status: JobStatus, response: JobData | None
     ) -> None:
-        self._answers.recent.remember((message.source, message.job_id), message.id)
+        self._responses.recent.remember((message.source, message.job_id), message.id)
         # A task: a bus that is slow to take the answer must not hold up the worker's messages.
-        answering = self._answers.refuse(message, status, response)
+        answering = self._responses.refuse(message, status, response)
         start_task(self._worker, answering, "job_refused")
 
     # -- its handler runs --------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Executor:
     async def _end(self, execution: Execution, status: JobStatus, response: JobData | None) -> None:
         task = RunningTask()
         try:
-            await self._answers.finish(execution, status, response)
+            await self._responses.finish(execution, status, response)
         except BaseException as error:
             task.survive(error)
             log_raised(f"{self}: could not answer for job '{execution.request.job_id}'", error)
@@ -238,12 +238,12 @@ class Executor:
         reason = f"the answer could not be sent: {type(error).__name__}"
         task = RunningTask()
         try:
-            await self._answers.finish(execution, status, ErrorDetails("", reason).to_response())
+            await self._responses.finish(execution, status, ErrorDetails("", reason).to_response())
         except BaseException as again:
             task.survive(again)
             # A job that stays open would keep its place for good.
             log_raised(f"{self}: job '{execution.request.job_id}' ends unanswered", again)
-            self._answers.forget(execution)
+            self._responses.forget(execution)
 
     def on_turn_failure(self, execution: Execution, failure: LLMTurnError) -> None:
         """End a job whose answer was left to an LLM turn that gave none.
@@ -286,7 +286,7 @@ class Executor:
                 "send_job_response()"
             )
         response = check_response(cast(JobData, answer))
-        await self._answers.finish(execution, JobStatus.COMPLETED, response)
+        await self._responses.finish(execution, JobStatus.COMPLETED, response)
 
     async def _stream(self, execution: Execution, chunks: AsyncIterator[object]) -> None:
         job_id = execution.request.job_id
@@ -294,13 +294,13 @@ class Executor:
             started = False
             async for chunk in chunks:
                 if not started:
-                    await self._answers.stream(BusJobStreamStartMessage, job_id, None)
+                    await self._responses.stream(BusJobStreamStartMessage, job_id, None)
                     started = True
-                await self._answers.stream(BusJobStreamDataMessage, job_id, cast(JobData, chunk))
+                await self._responses.stream(BusJobStreamDataMessage, job_id, cast(JobData, chunk))
         if not execution.ended:
             if not started:
-                await self._answers.stream(BusJobStreamStartMessage, job_id, None)
-            await self._answers.stream_end(job_id, None)
+                await self._responses.stream(BusJobStreamStartMessage, job_id, None)
+            await self._responses.stream_end(job_id, None)
 
     def on_update_request(self, message: BusJobUpdateRequestMessage) -> None:
         """Pass on a requester's wish for an update.
@@ -328,9 +328,9 @@ class Executor:
         """
         job = (message.source, message.job_id)
         execution = self._asked_by(message)
-        if execution is None and job not in self._answers.recent:
+        if execution is None and job not in self._responses.recent:
             # Cancels overtake requests; the one this belongs to is still on its way.
-            self._answers.early_cancels.remember(job, True)
+            self._responses.early_cancels.remember(job, True)
         if execution is None or execution.cancelled:
             return
         execution.cancelled = True
@@ -340,7 +340,7 @@ class Executor:
     def _asked_by(
         self, message: BusJobCancelMessage | BusJobUpdateRequestMessage
     ) -> Execution | None:
-        execution = self._answers.get(message.job_id)
+        execution = self._responses.get(message.job_id)
         if execution is None or execution.request.source == message.source:
             return execution
         logger.warning(
@@ -387,7 +387,7 @@ class Executor:
     async def stop(self) -> None:
         """Answer for every open job and stop its handler: the worker stops."""
         self.stopped = True
-        executions = self._answers.all()
+        executions = self._responses.all()
         reason = f"worker '{self._worker.name}' stopped"
         response = _cancelled(reason, CancelReason.WORKER_STOPPED)
         task = RunningTask()
@@ -395,13 +395,13 @@ class Executor:
             execution.cancelled = True
             try:
                 await asyncio.wait_for(
-                    self._answers.finish(execution, JobStatus.CANCELLED, response),
+                    self._responses.finish(execution, JobStatus.CANCELLED, response),
                     self._cancel_grace,
                 )
             except BaseException as error:
                 task.survive(error)
                 log_raised(f"{self}: could not answer for a job at the end", error)
-            self._answers.forget(execution)
+            self._responses.forget(execution)
         await self._cancel_tasks(executions)
         for execution in executions:
             # Whoever goes on after a cancel may heed the second.

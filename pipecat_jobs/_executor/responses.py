@@ -25,7 +25,7 @@ from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.params import check_data
 
 
-class Answers:
+class Responses:
     """The open jobs of a worker, and what it answers them; each of them once.
 
     Args:

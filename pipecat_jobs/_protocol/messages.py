@@ -64,7 +64,7 @@ def is_job_message(message: BusMessage) -> TypeGuard[JobMessage]:
     return type(message) in _CARRIED
 
 
-def malformed(message: JobMessage) -> str | None:
+def find_problem(message: JobMessage) -> str | None:
     """Find what is wrong with a message that came from elsewhere.
 
     A peer may run another version, and Pipecat's serializer fills a missing field with None.

@@ -30,7 +30,7 @@ class _Told:
     steps: Steps
 
 
-class Endings:
+class Cancellation:
     """Ends the groups of a worker that do not complete.
 
     Args:

@@ -7,7 +7,7 @@ from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.workers.base_worker import BaseWorker
 
-from pipecat_jobs._requester.cancellation import Endings
+from pipecat_jobs._requester.cancellation import Cancellation
 from pipecat_jobs.outcomes import CancelReason
 from pipecat_jobs.params import JobGroupParams
 
@@ -33,13 +33,15 @@ class ExtendedCalls:
     Args:
         worker: The worker that asks.
         groups: Its open groups, by job id.
-        endings: Ends a group whose call fails.
+        cancellation: Ends a group whose call fails.
     """
 
-    def __init__(self, worker: BaseWorker, groups: dict[str, PipecatJobGroup], endings: Endings):
+    def __init__(
+        self, worker: BaseWorker, groups: dict[str, PipecatJobGroup], cancellation: Cancellation
+    ):
         self._worker = worker
         self._groups = groups
-        self._endings = endings
+        self._cancellation = cancellation
         self._calls: dict[str, Call] = {}
 
     async def dispatch(self, worker_names: list[str], call: Call) -> PipecatJobGroup:
@@ -63,7 +65,7 @@ class ExtendedCalls:
             group = self._groups.get(job_id)
             if group is not None:
                 reason = f"dispatch cut off by {type(error).__name__}"
-                await self._endings.end(group, reason, CancelReason.REQUESTER_CANCELLED)
+                await self._cancellation.end(group, reason, CancelReason.REQUESTER_CANCELLED)
             raise
         finally:
             self._calls.pop(job_id, None)

@@ -33,7 +33,7 @@ from pipecat_jobs._protocol.recent import Recent
 from pipecat_jobs._protocol.statements import read_statement
 from pipecat_jobs._protocol.tasks import RunningTask, start_task
 from pipecat_jobs._protocol.text import describe
-from pipecat_jobs._requester.cancellation import Endings
+from pipecat_jobs._requester.cancellation import Cancellation
 from pipecat_jobs._requester.extended import Call, ExtendedCalls
 from pipecat_jobs._requester.group import JobGroup
 from pipecat_jobs._requester.liveness import DepartureOf, Liveness
@@ -67,8 +67,8 @@ class Requester:
         self._liveness = Liveness(worker, self.lost, departure_of)
         # The worker's own ``job_groups``: Pipecat's workers look their groups up there.
         self._groups: dict[str, PipecatJobGroup] = worker.job_groups
-        self._endings = Endings(worker, self._groups, self._liveness)
-        self._extended = ExtendedCalls(worker, self._groups, self._endings)
+        self._cancellation = Cancellation(worker, self._groups, self._liveness)
+        self._extended = ExtendedCalls(worker, self._groups, self._cancellation)
         self._used: Recent[str, None] = Recent()
         self._stopped = False
 
@@ -171,11 +171,11 @@ class Requester:
             await self._reach_workers(group, registry)
         except asyncio.CancelledError:
             if not (task and group.cut_off and task.uncancel() <= cancels):
-                await self._endings.cancel(group, "caller cancelled")
+                await self._cancellation.cancel(group, "caller cancelled")
                 raise
         except BaseException as error:
             running.survive(error)
-            await self._endings.fail(group, ErrorDetails.from_exception(error))
+            await self._cancellation.fail(group, ErrorDetails.from_exception(error))
             raise group.failure() from error
         finally:
             group.dispatcher = None
@@ -379,13 +379,13 @@ class Requester:
 
     def _unawaited(self, message: ResponseMessage) -> None:
         # Pipecat promises the hook the CANCELLED answer to a cancel, which by then ends nothing.
-        self._fire_late("on_job_response", message, self._endings.acknowledge(message))
+        self._fire_late("on_job_response", message, self._cancellation.acknowledge(message))
 
     def _hear_late(self, hook: str, message: UpdateMessage | StreamMessage) -> None:
         # A worker that was told to stop may have something to say until it answers that it has.
         group = self._groups.get(message.job_id)
         if not isinstance(group, JobGroup):
-            steps = self._endings.steps_after_end(message)
+            steps = self._cancellation.steps_after_end(message)
         else:
             steps = self._steps_of(group) if group.owes(message.source) else None
         self._fire_late(hook, message, steps)
@@ -432,7 +432,7 @@ class Requester:
     async def _fail(self, group: JobGroup) -> None:
         if group.failing is not None:
             await self._hooks.fire("on_job_error", group.failing)
-        await self._endings.end(group, group.verdict, CancelReason.GROUP_FAILED)
+        await self._cancellation.end(group, group.verdict, CancelReason.GROUP_FAILED)
 
     async def _announce_completion(self, group: JobGroup) -> None:
         await self._hooks.fire("on_job_completed", self._result_of(group))
@@ -472,7 +472,9 @@ class Requester:
         )
         group.failing = group.failing or message
         # It may only be out of reach, and should not work on for nobody.
-        start_task(self._worker, self._endings.tell(group.job_id, [name], reason), "job_cancel")
+        start_task(
+            self._worker, self._cancellation.tell(group.job_id, [name], reason), "job_cancel"
+        )
         self._hear(group, "on_job_response", message)
 
     # -- giving up ---------------------------------------------------------------------------
@@ -486,7 +488,7 @@ class Requester:
         """
         group = self._groups.get(job_id)
         if isinstance(group, JobGroup):
-            await self._endings.cancel(group, reason)
+            await self._cancellation.cancel(group, reason)
 
     async def end(self, group: PipecatJobGroup, reason: str) -> None:
         """Call a group off, by whatever the worker's class does to end one.
@@ -495,14 +497,14 @@ class Requester:
             group: The group; one that has ended is left alone.
             reason: Why, for the workers and the caller.
         """
-        await self._endings.end(group, reason, CancelReason.REQUESTER_CANCELLED)
+        await self._cancellation.end(group, reason, CancelReason.REQUESTER_CANCELLED)
 
     async def stop(self) -> None:
         """Call every group off, for good: the worker stops."""
         self._stopped = True
         reason = f"worker '{self._worker.name}' stopped"
         for group in list(self._groups.values()):
-            await self._endings.end(group, reason, CancelReason.REQUESTER_STOPPED)
+            await self._cancellation.end(group, reason, CancelReason.REQUESTER_STOPPED)
 
     def _expired(self, group: JobGroup) -> None:
         if group.settled:
@@ -514,7 +516,7 @@ class Requester:
             )
         if group.failed:
             group.concluded = True
-            ending = self._endings.end(group, "timeout", CancelReason.DEADLINE)
+            ending = self._cancellation.end(group, "timeout", CancelReason.DEADLINE)
             start_task(self._worker, ending, "job_timeout")
         else:
             self._groups.pop(group.job_id, None)

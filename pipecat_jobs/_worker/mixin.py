@@ -26,18 +26,18 @@ from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._executor.execution import Execution
 from pipecat_jobs._executor.executor import Executor
-from pipecat_jobs._executor.responses import Answers
+from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._pipecat import call_event_handlers
 from pipecat_jobs._protocol.affinity import Affinity, check_affinity
 from pipecat_jobs._protocol.checks import check_delay
 from pipecat_jobs._protocol.handlers import collect_handlers, find_limits
 from pipecat_jobs._protocol.hooks import Hooks, guarded
-from pipecat_jobs._protocol.messages import JobMessage, is_job_message, malformed
+from pipecat_jobs._protocol.messages import JobMessage, find_problem, is_job_message
 from pipecat_jobs._protocol.text import describe
 from pipecat_jobs._requester.liveness import Departure
 from pipecat_jobs._requester.requester import Requester
 from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
-from pipecat_jobs._worker.responding import Answering
+from pipecat_jobs._worker.responding import Responding
 from pipecat_jobs.errors import DuplicateWorkerError, LLMTurnError
 from pipecat_jobs.params import (
     JobGroupKeywords,
@@ -62,7 +62,7 @@ class Turns(Protocol):
         ...
 
 
-class WorkerJobs(Answering):
+class WorkerJobs(Responding):
     """Jobs for any worker; :class:`~pipecat_jobs.JobsMixin` adds what an LLM makes of them."""
 
     _is_jobs_mixin: ClassVar[bool] = True
@@ -88,14 +88,14 @@ class WorkerJobs(Answering):
         create = "create_job_group_and_request_job"
         extended = getattr(type(self), create) is not getattr(WorkerJobs, create)
         self.__requester = Requester(self, hooks, self.__departure_of, extended=extended)
-        self._job_answers = Answers(self)
+        self._job_responses = Responses(self)
         self.__turns = turns = self._make_turns(
             lambda job, failure: executor.on_turn_failure(job, failure)
         )
         self.__executor = executor = Executor(
             self,
             hooks,
-            self._job_answers,
+            self._job_responses,
             collect_handlers(type(self)),
             limits=limits,
             cancel_grace=grace,
@@ -369,7 +369,7 @@ class WorkerJobs(Answering):
 
     def __handle(self, message: JobMessage) -> bool:
         """Hand a message to the half it is for; tell whether either has taken it."""
-        problem = malformed(message)
+        problem = find_problem(message)
         if problem is not None:
             logger.warning(f"Worker '{self.name}': dropping {describe(message)}: {problem}")
             return True

@@ -6,16 +6,16 @@ from pipecat.bus.messages import BusJobStreamDataMessage, BusJobStreamStartMessa
 from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker
 
-from pipecat_jobs._executor.responses import Answers
+from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._worker.bases import UnderWorkers
 from pipecat_jobs.outcomes import JobData
 
 
-class Answering(BaseWorker, metaclass=UnderWorkers):
+class Responding(BaseWorker, metaclass=UnderWorkers):
     """The part of :class:`~pipecat_jobs.JobsMixin` that handlers call."""
 
     _is_jobs_mixin: ClassVar[bool] = True
-    _job_answers: Answers
+    _job_responses: Responses
 
     async def send_job_response(
         self,
@@ -37,7 +37,7 @@ class Answering(BaseWorker, metaclass=UnderWorkers):
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the response is no dict.
         """
-        await self._job_answers.respond(job_id, response, status=status, urgent=urgent)
+        await self._job_responses.respond(job_id, response, status=status, urgent=urgent)
 
     async def send_job_update(
         self, job_id: str, update: JobData | None = None, *, urgent: bool = False
@@ -53,7 +53,7 @@ class Answering(BaseWorker, metaclass=UnderWorkers):
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the update is no dict.
         """
-        await self._job_answers.update(job_id, update, urgent=urgent)
+        await self._job_responses.update(job_id, update, urgent=urgent)
 
     async def send_job_stream_start(self, job_id: str, data: JobData | None = None) -> None:
         """Begin a streamed answer.
@@ -66,7 +66,7 @@ class Answering(BaseWorker, metaclass=UnderWorkers):
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the data is no dict.
         """
-        await self._job_answers.stream(BusJobStreamStartMessage, job_id, data)
+        await self._job_responses.stream(BusJobStreamStartMessage, job_id, data)
 
     async def send_job_stream_data(self, job_id: str, data: JobData | None = None) -> None:
         """Send a chunk of a streamed answer.
@@ -79,7 +79,7 @@ class Answering(BaseWorker, metaclass=UnderWorkers):
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the data is no dict.
         """
-        await self._job_answers.stream(BusJobStreamDataMessage, job_id, data)
+        await self._job_responses.stream(BusJobStreamDataMessage, job_id, data)
 
     async def send_job_stream_end(self, job_id: str, data: JobData | None = None) -> None:
         """End a streamed answer, which ends the job.
@@ -92,4 +92,4 @@ class Answering(BaseWorker, metaclass=UnderWorkers):
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the data is no dict.
         """
-        await self._job_answers.stream_end(job_id, data)
+        await self._job_responses.stream_end(job_id, data)

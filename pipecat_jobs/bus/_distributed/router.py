@@ -22,7 +22,7 @@ from pipecat_jobs._protocol.headers import (
     set_moved,
     set_run_once,
 )
-from pipecat_jobs._protocol.messages import malformed
+from pipecat_jobs._protocol.messages import find_problem
 from pipecat_jobs._protocol.text import describe, shorten
 from pipecat_jobs.bus._distributed.flow import Flow
 from pipecat_jobs.bus._distributed.local import HearsOfLoss, LocalSide
@@ -337,7 +337,7 @@ class Post:
         once, message = letter.body[:1], self._codec.decode(letter.body[1:])
         if not isinstance(message, BusJobRequestMessage) or not message.target:
             raise UnreadableMessageError(f"{describe(message)} is not a request")
-        if problem := malformed(message):
+        if problem := find_problem(message):
             raise UnreadableMessageError(f"{problem}: {describe(message)}")
         if once == _ONCE:
             set_run_once(message)
