@@ -30,7 +30,6 @@ class Ours:
 
     def __init__(self) -> None:
         self.takes = True
-        self.once: list[str] = []
         self.hearing: BusSubscriber | None = None
         self.delivered: list[BusMessage] = []
         self.gone: list[str] = []
@@ -44,9 +43,6 @@ class Ours:
 
     def takes_requests(self, worker: str) -> bool:
         return self.takes
-
-    def runs_once(self, worker: str, job_name: str) -> bool:
-        return job_name in self.once
 
     def on_message_received(self, message: BusMessage) -> None:
         self.delivered.append(message)

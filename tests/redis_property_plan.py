@@ -126,17 +126,6 @@ class Repeat(_Readable):
 
 
 @dataclass(frozen=True, repr=False)
-class Replay(_Readable):
-    """A stranger plays the request of a job that must not run twice to another process of its pool.
-
-    On a channel with a secret only; without one, a stranger can have anything done.
-    """
-
-    back: int = 0
-    to: int = 0
-
-
-@dataclass(frozen=True, repr=False)
 class Garble(_Readable):
     """Somebody writes what nobody can read into a process's inbox."""
 
@@ -144,21 +133,7 @@ class Garble(_Readable):
     what: int = 0
 
 
-Step = (
-    Ask
-    | Release
-    | Cancel
-    | Kill
-    | Leave
-    | Join
-    | Expel
-    | Cut
-    | Stall
-    | Flush
-    | Repeat
-    | Replay
-    | Garble
-)
+Step = Ask | Release | Cancel | Kill | Leave | Join | Expel | Cut | Stall | Flush | Repeat | Garble
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,33 +180,15 @@ _TROUBLES = st.one_of(
     st.builds(Garble, _NUMBERS, st.integers(0, 9)),
 )
 _STEPS = st.one_of(_ASKS, _ASKS, _RELEASES, _CANCELS, _TROUBLES, _TROUBLES)
-_PAYMENTS = st.builds(Ask, workers=st.sampled_from([(0,), (1,)]), kind=st.just(Kind.PAY))
-_REPLAYS = st.builds(Replay, st.integers(0, 3), _NUMBERS)
-_SIGNED_STEPS = st.one_of(_STEPS, _STEPS, _PAYMENTS, _REPLAYS)
 
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     hosts = draw(st.lists(_HOSTS, min_size=1, max_size=FIRST - 1))
     secret = draw(st.sampled_from([None, "s3cret"]))
-    each = _STEPS if secret is None else _SIGNED_STEPS
-    steps = draw(st.lists(st.tuples(each, _PAUSES), min_size=4, max_size=14))
+    steps = draw(st.lists(st.tuples(_STEPS, _PAUSES), min_size=4, max_size=14))
     return Plan(
         hosts=((), *hosts),
         steps=((draw(_ASKS), draw(_PAUSES)), *steps),
         secret=secret,
     )
-
-
-#: Played first: one process is at a payment, and the other is sent its request by a stranger.
-REPLAYED = Plan(
-    hosts=((), (0,), (0,)),
-    steps=((Ask(kind=Kind.PAY), 0.1), (Replay(), 0.1), (Release(), 0.0)),
-    secret="s3cret",
-)
-#: The same, and it is the caller who says that the job must not run twice.
-REPLAYED_FOR_THE_CALLER = Plan(
-    hosts=((), (0,), (0,)),
-    steps=((Ask(kind=Kind.HOLD, once=True), 0.1), (Replay(), 0.1), (Release(), 0.0)),
-    secret="s3cret",
-)

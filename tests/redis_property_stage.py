@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -24,7 +23,6 @@ from redis_property_plan import (
     Plan,
     Release,
     Repeat,
-    Replay,
     Stall,
     Step,
 )
@@ -152,9 +150,6 @@ class Stage:
                 if actor is not None and actor.read:
                     entry = actor.read[-1 - step.back % len(actor.read)]
                     await self._put(actor, entry.lane.letter, *_fields(entry))
-            case Replay():
-                if self.story.plan.secret is not None:
-                    await self._replay(step)
             case Garble():
                 actor = self._actor(step.process)
                 if actor is not None:
@@ -246,23 +241,6 @@ class Stage:
             prefix = process._channel.prefix
             keys = (f"{prefix}:members", f"{prefix}:in:{process.id}:{lane}")
             await self._redis.eval(_ADD_FOR_MEMBER, 2, *keys, process.id, *fields)
-
-    async def _replay(self, replay: Replay) -> None:
-        actors = self.story.actors
-        requests = [
-            (actor, entry, worker)
-            for actor in actors
-            for entry in actor.read
-            if (worker := _asked_once(entry)) is not None
-        ]
-        if not requests:
-            return
-        reader, entry, worker = requests[-1 - replay.back % len(requests)]
-        pool = [actor for actor in self.story.hosts_of(worker) if actor.is_alive]
-        others = [actor for actor in pool if actor is not reader]
-        if others:
-            other = others[replay.to % len(others)]
-            await self._put(other, entry.lane.letter, *_fields(entry))
 
     # -- jobs --------------------------------------------------------------------------------
 
@@ -422,13 +400,3 @@ class Stage:
 
 def _fields(entry: Entry) -> tuple[str | bytes, ...]:
     return ("k", entry.kind, "r", entry.ref, "a", str(entry.attempt), "b", entry.body)
-
-
-def _asked_once(entry: Entry) -> str | None:
-    """The worker that a request is for, if it is for what must not run twice; off the wire."""
-    _, sealed, request = entry.body.partition(b"\n")
-    if entry.kind != "j" or not sealed:
-        return None
-    fields = json.loads(request[1:])["v"]
-    once = request.startswith(b"1") or fields["job_name"] == Kind.PAY
-    return fields["target"] if once else None

@@ -34,9 +34,6 @@ class Nobody:
     def takes_requests(self, worker: str) -> bool:
         return not self.drained
 
-    def runs_once(self, worker: str, job_name: str) -> bool:
-        return False
-
     def on_message_received(self, message: BusMessage) -> None: ...
 
     def introduced(self, runner: str, process: str) -> None: ...

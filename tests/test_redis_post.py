@@ -352,6 +352,15 @@ async def test_who_is_gone_is_passed_on():
     assert desk.ours.gone == ["other", "one", "\u2028\ud800two"]
 
 
+async def test_a_request_is_taken_as_the_job_that_it_was_sent_as():
+    desk = Desk(secret="s3cret")
+    message = request(source="there", target="here")
+    desk.get("j", desk.seal_request(message, 1), "other:2", 1)
+    assert desk.ours.delivered == []
+    assert desk.stats.garbage == 1
+    assert await desk.tried() == [("refuse", "other:2", 1)]
+
+
 @pytest.mark.parametrize("kind", ["l", "g", "x", "e"])
 async def test_what_the_server_could_not_have_said_is_counted_and_skipped(kind: str):
     desk = Desk()

@@ -11,10 +11,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from loguru import logger
-from redis_property_plan import REPLAYED, REPLAYED_FOR_THE_CALLER, Kind, Plan, plans
+from redis_property_plan import Kind, Plan, plans
 from redis_property_stage import ATTEMPTS, Stage
 from redis_property_story import Asked, Run, Story
 
@@ -194,14 +194,13 @@ async def play(batch: list[Plan], url: str) -> list[str]:
     deadline=None,
     print_blob=True,
     # In real time, looking for a smaller schedule would take longer than reading the large one.
-    phases=[Phase.explicit, Phase.generate],
+    phases=[Phase.generate],
     suppress_health_check=[
         HealthCheck.data_too_large,
         HealthCheck.too_slow,
         HealthCheck.function_scoped_fixture,
     ],
 )
-@example(batch=[REPLAYED, REPLAYED_FOR_THE_CALLER])
 @given(batch=st.lists(plans(), min_size=AT_ONCE, max_size=AT_ONCE))
 def test_every_job_ends_once_whatever_fails(
     batch: list[Plan], runner: asyncio.Runner, server_url: str

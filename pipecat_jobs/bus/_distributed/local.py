@@ -24,10 +24,6 @@ class LocalSide(Protocol):
         """Tell whether requests for a worker are taken now."""
         ...
 
-    def runs_once(self, worker: str, job_name: str) -> bool:
-        """Tell whether a worker says of its jobs of a name that they are never run twice."""
-        ...
-
     def on_message_received(self, message: BusMessage) -> None:
         """Deliver a message to subscribers of this process."""
         ...

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from pipecat.bus.messages import (
     BusJobCancelMessage,
-    BusJobRequestMessage,
     BusJobResponseMessage,
     BusJobResponseUrgentMessage,
     BusJobStreamDataMessage,
@@ -106,7 +105,6 @@ class Asked:
         attempt: How often it has been asked for, without a word whether it was heard before.
         window: Finds what shows that its stream is not read fast enough.
         held_up: The attempt of which the stream has been told to wait, or 0.
-        granted: The process that has this one's word that it may do the job.
     """
 
     parties: Parties
@@ -116,7 +114,6 @@ class Asked:
     attempt: int = 1
     window: Callable[[], StreamWindow | None] = lambda: None
     held_up: int = 0
-    granted: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -128,18 +125,12 @@ class Held:
         ref: The server's name for it.
         attempt: The attempt that this process makes.
         window: What its stream waits for.
-        unbegun: The request, while it waits for the word of whoever asked.
-        claimant: The id that this process had when it asked for that.
-        once: Whether it must not run twice.
     """
 
     parties: Parties
     ref: str
     attempt: int
     window: StreamWindow = field(default_factory=lambda: StreamWindow(_UNSENT))
-    unbegun: BusJobRequestMessage | None = None
-    claimant: str = ""
-    once: bool = False
 
 
 class Ledger:
@@ -362,15 +353,6 @@ class Ledger:
         self._by_ref.pop(held.ref, None)
         if not self._by_ref:
             self._free.set()
-
-    def disregard(self, held: Held) -> None:
-        """Note that a job was not this process's, though it may be yet.
-
-        Args:
-            held: The job.
-        """
-        self.let_go(held)
-        self._heard.take((held.ref, held.attempt))
 
     async def free(self) -> None:
         """Wait until this process does nothing for others."""

@@ -37,7 +37,6 @@ from pipecat_jobs.bus._distributed.open_jobs import (
 )
 from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.envelope import Envelopes
-from pipecat_jobs.bus.redis.claims import Claims
 from pipecat_jobs.bus.redis.inbox import Entry
 from pipecat_jobs.bus.redis.outbox import Argument, Call, Lane, Outbox
 from pipecat_jobs.bus.wire import WireCodec
@@ -87,7 +86,6 @@ class Post:
         self._last_mark = 0
         self.ledger = Ledger()
         self._flow = Flow(self.ledger, outbox, envelopes)
-        self._claims = Claims(self.ledger, outbox, envelopes, self._give_up, stats)
         self._reasons = {
             "unhosted": f"no process that may run it came within {takeover:g} s",
             "once": "the process that ran it is gone, and it must not run twice",
@@ -266,18 +264,12 @@ class Post:
                 message = self._codec.decode(letter.body)
                 if isinstance(message, BusWorkerRegistryMessage):
                     self._local.introduced(message.runner, letter.sender)
-                if not (isinstance(message, BusJobCancelMessage) and self._call_off(entry)):
+                if not (isinstance(message, BusJobCancelMessage) and self._is_unread(entry)):
                     self._arrived(message, entry)
             case "j":
-                self._take(*self._request(entry), entry)
+                self._take(self._request(entry), entry)
             case "f":
                 self._flow.read(entry)
-            case "q":
-                self._claims.claimed(entry)
-            case "y":
-                request = self._claims.granted(entry)
-                if request is not None:
-                    self._local.on_message_received(request)
             case "c":
                 held = self.ledger.held_as(entry.ref)
                 # It overtakes a request that has not been read yet.
@@ -313,23 +305,15 @@ class Post:
             if asked is not None:
                 self._flow.chunk_came(asked, entry.attempt)
 
-    def _call_off(self, entry: Entry) -> bool:
-        # What has not begun never does: a worker may not know of cancels that come before.
-        held = self.ledger.held_as(entry.ref)
-        if held is None:
-            return bool(entry.ref) and self.ledger.cancel_unread(entry.ref, entry.attempt)
-        if held.unbegun is None:
+    def _is_unread(self, entry: Entry) -> bool:
+        # The worker would ignore a cancel that arrives before its request, and then do the job.
+        if not entry.ref or self.ledger.held_as(entry.ref) is not None:
             return False
-        self._answer_cancelled(held)
-        return True
+        return self.ledger.cancel_unread(entry.ref, entry.attempt)
 
-    def _answer_cancelled(self, held: Held) -> None:
-        reason = "cancelled before it began"
-        self._tell(held, held.parties.answer(JobStatus.CANCELLED, {"reason": reason}))
-
-    def _request(self, entry: Entry) -> tuple[BusJobRequestMessage, bool]:
-        # It may have waited for as long as it takes, or be taken up after a long time.
-        letter = self._envelopes.open(_REQUEST, entry.body, in_order=False, however_old=True)
+    def _request(self, entry: Entry) -> BusJobRequestMessage:
+        # A request that waited or was reassigned arrives behind messages that were sent after it.
+        letter = self._envelopes.open(_REQUEST, entry.body, in_order=False)
         if entry.ref != f"{letter.sender}:{letter.number}":
             raise UnreadableMessageError(
                 f"a request of '{letter.sender}' as job {shorten(entry.ref)}"
@@ -341,9 +325,9 @@ class Post:
             raise UnreadableMessageError(f"{problem}: {describe(message)}")
         if once == _ONCE:
             set_run_once(message)
-        return message, letter.is_old
+        return message
 
-    def _take(self, message: BusJobRequestMessage, is_old: bool, entry: Entry) -> None:
+    def _take(self, message: BusJobRequestMessage, entry: Entry) -> None:
         target = message.target or ""
         cancelled = self.ledger.was_cancelled_unread(entry.ref, entry.attempt)
         if self.ledger.has_heard(entry.ref, entry.attempt):
@@ -364,7 +348,8 @@ class Post:
         held = Held(parties, entry.ref, entry.attempt)
         self.ledger.hold(held)
         if cancelled:
-            self._answer_cancelled(held)
+            reason = "cancelled before it began"
+            self._tell(held, parties.answer(JobStatus.CANCELLED, {"reason": reason}))
             return
         if entry.attempt > 1:
             self._stats.taken_over += 1
@@ -372,11 +357,7 @@ class Post:
         if entry.moved:
             set_moved(message)
         set_window(message, lambda _: held.window)
-        once = runs_once(message) or self._local.runs_once(target, message.job_name or "")
-        if (once and self._envelopes.signs) or is_old:
-            self._claims.claim(held, message, once=once)
-        else:
-            self._local.on_message_received(message)
+        self._local.on_message_received(message)
 
     def _audited(self, unknown: list[str], held: set[str]) -> None:
         for asked in self.ledger.numbered(unknown):
@@ -422,8 +403,6 @@ class Post:
             reason: Why, for the worker.
         """
         self.ledger.let_go(held)
-        if held.unbegun is not None:
-            return
         parties = held.parties
         self._local.on_message_received(
             BusJobCancelMessage(
@@ -471,12 +450,8 @@ class Post:
             elif asked.request.number:
                 asked.attempt += 1
 
-    def _give_up(self, held: Held) -> None:
-        self.give_back(held.ref, held.attempt, started=True)
-
     def audit(self) -> None:
-        """Ask the server what it knows of this process's jobs, and again what nobody answered."""
-        self._claims.claim_again()
+        """Ask the server what it knows of this process's jobs."""
         sent = [asked.request.number for asked in self.ledger.open() if asked.sent]
         for start in range(0, max(len(sent), 1), _AUDITED):
             numbers = tuple(sent[start : start + _AUDITED])

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from loguru import logger
 from pipecat.bus.adapters import TypeAdapter
@@ -437,18 +437,6 @@ class RedisStreamsBus(RoutedBus):
         """
         return not self._draining and worker not in self._ended and self._has_started(worker)
 
-    def runs_once(self, worker: str, job_name: str) -> bool:
-        """Tell whether a worker of this process never runs its jobs of a name twice.
-
-        Args:
-            worker: Its name.
-            job_name: The jobs' name.
-
-        Returns:
-            Whether its handler says so.
-        """
-        return any(job_name in offer.once for offer in self._offers_for(worker))
-
     def _has_started(self, worker: str) -> bool:
         # Until its runner has set it up, a worker cannot begin a job.
         return any(
@@ -458,10 +446,7 @@ class RedisStreamsBus(RoutedBus):
         )
 
     def _offered(self, name: str) -> bool:
-        return any(True for _ in self._offers_for(name))
-
-    def _offers_for(self, name: str) -> Iterator[Offer]:
-        return (each for offers in self._offers.values() for each in offers if each.name == name)
+        return any(each.name == name for offers in self._offers.values() for each in offers)
 
     # -- what the channel tells --------------------------------------------------------------
 

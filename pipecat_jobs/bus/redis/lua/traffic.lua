@@ -30,8 +30,8 @@ function commands.ask(worker, job_name, once, attempt, body, source, affinity)
   return 'ok'
 end
 
--- To the process that has taken a job of the caller's: a message, how its stream has to flow, or
--- that the job is its own. A cancel of a job that nobody has taken wins.
+-- To the process that has taken a job of the caller's: a message, or how its stream has to flow.
+-- A cancel of a job that nobody has taken wins.
 function commands.order(n, lane, kind, cancels, body)
   local ref = me .. ':' .. n
   local job = find(ref)
@@ -65,7 +65,7 @@ local function for_owner(act)
   end
 end
 
--- To the process that has asked for a job: a message, or a claim to it.
+-- To the process that has asked for a job.
 commands.tell = for_owner(function(ref, job, lane, kind, last, body)
   local asker = asker_of(ref)
   push(asker, lane, kind, ref, job.a, body)
