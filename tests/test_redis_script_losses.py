@@ -350,6 +350,56 @@ async def test_a_lost_job_that_waits_for_a_host_keeps_nobody_from_being_given_up
     assert await redis.exists(f"{PREFIX}:waiting") == 0
 
 
+@pytest.mark.parametrize("lost", ["held", "members"])
+async def test_a_running_job_that_its_owner_no_longer_holds_is_lost_and_stopped(
+    redis: Redis, lost: str
+):
+    asker, host = await Process(redis, "a").join(), await Process(redis, "x").join("w")
+    ref = await asker.ask("w")
+    await host.read()
+    if lost == "held":
+        await redis.hdel(f"{PREFIX}:proc:x", f"held:{ref}")
+    else:
+        await redis.zrem(f"{PREFIX}:members", "x")
+    await asker.say("audit", number := ref.rpartition(":")[2])
+    assert await asker.read() == [("d", "x", "", f"{number}|")]
+    assert await host.read() == [("u", "c", ref, "")]
+    assert await host.answer(ref) == "stale"
+    await host.join("w")
+    await host.say("audit")
+    again = await asker.ask("w")
+    assert await host.jobs() == [(again, 1)]
+
+
+@pytest.mark.parametrize("key", ["queues:w", "queue:1:w:job", "hosts:w", "waiting"])
+async def test_a_waiting_job_that_cannot_be_handed_out_any_more_is_lost(redis: Redis, key: str):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w") if key != "waiting" else None
+    if host:
+        await asker.ask("w")
+    ref = await asker.ask("w")
+    number = ref.rpartition(":")[2]
+    await asker.say("audit", number)
+    assert await asker.read() == []
+    await redis.delete(f"{PREFIX}:{key}")
+    await asker.say("audit", number)
+    assert await asker.read() == [("d", "x", "", f"{number}|")]
+    await asker.say("audit", number)
+    assert await asker.read() == [("d", "x", "", f"{number}|")]
+    assert not await redis.hexists(f"{PREFIX}:proc:a", f"job:{number}")
+
+
+async def test_slots_are_counted_again_from_the_jobs_that_are_held(redis: Redis):
+    asker, host = await Process(redis, "a").join(), await Process(redis, "x").join("w", job=2)
+    ref = await asker.ask("w")
+    await redis.hset(f"{PREFIX}:proc:x", "load:w\0job", 2)
+    waiting = await asker.ask("w")
+    assert await host.jobs() == [(ref, 1)]
+    await host.say("audit")
+    await host.host("w", job=2)
+    assert ("d", "j", waiting, "1") in await host.read()
+
+
 @pytest.mark.parametrize("key", ["proc:a", "in:a:u", "in:a:d"])
 async def test_a_process_of_which_something_is_lost_has_to_join_anew(redis: Redis, key: str):
     process = await Process(redis, "a").join()

@@ -487,9 +487,9 @@ class RedisStreamsBus(RoutedBus):
 
     def audit(self) -> None:
         """Find out what the server has forgotten of the jobs, and tell it again what is offered."""
+        self._post.audit()
         for offers in self._offers.values():
             self._host(offers)
-        self._post.audit()
 
     def introduced(self, runner: str, process: str) -> None:
         """Take note of the process that a runner is in.

@@ -156,76 +156,68 @@ function commands.mark(number)
   return 'ok'
 end
 
--- Has what waits for a worker looked at again, and gives what waits, as a set.
-local function look_at(queue, job)
-  local queues, waits = P .. ':queues:' .. job.w, {}
-  redis.call('SADD', queues, job.q or job.j)
-  live_on(queues)
-  for _, ref in ipairs(redis.call('LRANGE', queue, 0, -1)) do
-    waits[ref] = true
+-- Whether any process may take a job. Most jobs were not lost with any, and need no offer decoded.
+local function has_offer(job)
+  if next(job.tried) then
+    return #offers_for(job) > 0
   end
-  fill(job.w, job.q or job.j)
-  return waits
+  return redis.call('EXISTS', P .. ':hosts:' .. job.w) == 1
 end
 
--- A job that is neither with its owner nor where requests wait, or that nobody waits for, since a
--- server has lost a key. `seen` holds what has been looked at in this step: many may wait.
-local function mend(ref, seen)
-  local job = find(ref)
-  local queue = job.o == '' and queue_for(job)
-  if queue and not seen[queue] then
-    seen[queue] = look_at(queue, job)
-    job = find(ref)
+-- Whether all that ends a job is still there: an owner that holds it, or its place in a queue that
+-- a process takes jobs from, or a time at which waiting ends.
+local function is_whole(ref, job, queues)
+  if job.o ~= '' then
+    return redis.call('ZSCORE', MEMBERS, job.o)
+      and redis.call('HEXISTS', process_of(job.o), 'held:' .. ref) == 1
   end
-  if not job then
-    return
-  elseif job.o ~= '' then
-    if redis.call('HEXISTS', process_of(job.o), 'held:' .. ref) == 0 then
-      hand_back(ref, job, '')
+  local name, queue = job.q or job.j, queue_for(job)
+  if not queues[queue] then
+    queues[queue] = {}
+    if redis.call('SISMEMBER', P .. ':queues:' .. job.w, name) == 1 then
+      for _, waiting in ipairs(redis.call('LRANGE', queue, 0, -1)) do
+        queues[queue][waiting] = true
+      end
     end
-  elseif not seen[queue][ref] then
-    place(ref, job, 'RPUSH')
-  elseif redis.call('EXISTS', P .. ':hosts:' .. job.w) == 0
-    or next(job.tried) and not select(2, choose(job))
-  then
-    await_host(ref)
   end
+  return queues[queue][ref]
+    and (redis.call('ZSCORE', WAITING, ref) or has_offer(job))
 end
 
--- What a process has taken, counted anew: another count than that keeps it from its jobs.
+-- Count again what a process holds, from its jobs: a wrong count would keep slots from being used.
 local function recount(process)
   local key, counts = process_of(process), {busy = 0}
+  for _, name in ipairs(fields_of(process, 'load:')) do
+    counts['load:' .. name] = 0
+  end
   for _, ref in ipairs(fields_of(process, 'held:')) do
     local load = redis.call('HGET', key, 'held:' .. ref)
     counts[load], counts.busy = (counts[load] or 0) + 1, counts.busy + 1
-  end
-  for _, name in ipairs(fields_of(process, 'load:')) do
-    if not counts['load:' .. name] then
-      redis.call('HDEL', key, 'load:' .. name)
-    end
   end
   for field, count in pairs(counts) do
     redis.call('HSET', key, field, count)
   end
 end
 
--- Where the caller's books and the server's may differ, after a server has lost its last moments:
--- which of the caller's jobs are unknown here, and which it holds. The answer comes through the
--- inbox, behind all that has been said of them.
+-- What differs between the caller's state and the server's, after the server has lost some of it:
+-- jobs of the caller that are not whole here, which are lost, and jobs that the server says the
+-- caller holds. The reply comes through the inbox, behind all messages about these jobs.
 function commands.audit(...)
-  local unknown, seen = {}, {}
   recount(me)
+  local lost, queues = {}, {}
   for _, n in ipairs({...}) do
     local ref = me .. ':' .. n
-    if find(ref) then
-      mend(ref, seen)
-    else
-      unknown[#unknown + 1] = n
+    local job = find(ref)
+    if not job or not is_whole(ref, job, queues) then
+      lost[#lost + 1] = n
+      if job then
+        abandon(ref, job)
+      end
     end
   end
   local held = fields_of(me, 'held:')
-  if #unknown + #held > 0 then
-    push(me, 'd', 'x', '', 0, table.concat(unknown, ' ') .. '|' .. table.concat(held, ' '))
+  if #lost + #held > 0 then
+    push(me, 'd', 'x', '', 0, table.concat(lost, ' ') .. '|' .. table.concat(held, ' '))
   end
   return 'ok'
 end

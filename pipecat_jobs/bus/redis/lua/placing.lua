@@ -230,6 +230,14 @@ local function finish(ref, job)
   end
 end
 
+-- End a job that its requester does not wait for any more, and have its worker stopped.
+local function abandon(ref, job)
+  if job.o ~= '' then
+    push(job.o, 'u', 'c', ref, job.a, '')
+  end
+  finish(ref, job)
+end
+
 -- Behind whatever the worker said before, which is why it is not urgent.
 function lose(ref, job, why)
   local asker = asker_of(ref)
@@ -294,10 +302,7 @@ local function expel(process)
     redis.call('HDEL', process_of(process), 'job:' .. n)
   end
   for ref, job in pairs(asked) do
-    if job.o ~= '' then
-      push(job.o, 'u', 'c', ref, job.a, '')
-    end
-    finish(ref, job)
+    abandon(ref, job)
   end
   for _, ref in ipairs(fields_of(process, 'held:')) do
     local job = find(ref)
