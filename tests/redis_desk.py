@@ -13,13 +13,13 @@ from pipecat.bus.messages import (
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.pipeline.job_context import JobStatus
 
+from pipecat_jobs.bus._distributed.engine import Call, Entry, EntryKind, Lane
 from pipecat_jobs.bus._distributed.local import HearsOfLoss
-from pipecat_jobs.bus._distributed.open_jobs import Parties
-from pipecat_jobs.bus._distributed.router import Post
+from pipecat_jobs.bus._distributed.open_jobs import JobKey
+from pipecat_jobs.bus._distributed.outbox import Outbox
+from pipecat_jobs.bus._distributed.router import Router
 from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.envelope import Envelopes
-from pipecat_jobs.bus.redis.inbox import Entry
-from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
 from pipecat_jobs.bus.wire import WireCodec
 
 CODEC = WireCodec()
@@ -33,7 +33,7 @@ class Ours:
         self.hearing: BusSubscriber | None = None
         self.delivered: list[BusMessage] = []
         self.gone: list[str] = []
-        self.lost: list[tuple[Parties, str]] = []
+        self.lost: list[tuple[JobKey, str]] = []
 
     def subscriber(self, name: str) -> Any:
         return self.hearing
@@ -50,8 +50,8 @@ class Ours:
     def process_gone(self, process: str, runners: Iterable[str]) -> None:
         self.gone += [process, *runners]
 
-    def tell_lost(self, subscriber: HearsOfLoss, parties: Parties, reason: str) -> None:
-        self.lost.append((parties, reason))
+    def report_lost(self, requester: HearsOfLoss, key: JobKey, reason: str) -> None:
+        self.lost.append((key, reason))
 
 
 class Hearing:
@@ -69,7 +69,7 @@ class Desk:
         self.ours = Ours()
         self.stats = BusStats()
         self.outbox = Outbox(limit)
-        self.post = Post(
+        self.router = Router(
             self.ours,
             self.outbox,
             CODEC,
@@ -101,7 +101,7 @@ class Desk:
         return [call.name for call in calls]
 
     def get(self, kind: str, body: bytes = b"", ref: str = "", attempt: int = 0, lane=Lane.DATA):
-        self.post.read(Entry(lane, kind, ref, attempt, body))
+        self.router.read(Entry(lane, EntryKind(kind), ref, attempt, body))
 
     def seal(self, message: BusMessage, number: int = 1) -> bytes:
         return self.others.seal("d", "other", number, CODEC.encode(message))
@@ -126,7 +126,7 @@ class Desk:
         told = await self.tried()
         await self.sent()
         for call in told:
-            assert call[:5] == ("order", 1, "u", kind, "0")
+            assert call[:5] == ("notify_worker", 1, "u", kind, "0")
         return [self.others.open(purpose, call[5]).body for call in told]
 
     def answers(self) -> list[tuple[JobStatus, Any]]:
@@ -142,8 +142,8 @@ def request(job_id: Any = "1", source: str = "here", target: str | None = "there
 
 
 def answer(**fields: Any) -> BusJobResponseMessage:
-    parties = {"source": "here", "target": "there", "job_id": "1", **fields}
-    return BusJobResponseMessage(**parties, status=JobStatus.COMPLETED)
+    about = {"source": "here", "target": "there", "job_id": "1", **fields}
+    return BusJobResponseMessage(**about, status=JobStatus.COMPLETED)
 
 
 def cancel(**fields: Any) -> BusJobCancelMessage:

@@ -32,7 +32,7 @@ from redis_support import Member, until_async
 from tcp_proxy import TcpProxy
 
 from pipecat_jobs import BaseWorker
-from pipecat_jobs.bus.redis.inbox import Entry
+from pipecat_jobs.bus._distributed.engine import Entry
 from pipecat_jobs.bus.redis.script import LOAD
 
 #: Short, since many steps last for one. What has to hold while nobody is declared dead looks at
@@ -352,11 +352,11 @@ class Stage:
     def _kept(self) -> Iterator[str]:
         for actor in self._alive():
             bus = actor.member.bus
-            ledger = bus._post.ledger
+            open_jobs = bus._router.open_jobs
             for what, kept in (
-                ("asked", ledger.open()),
-                ("held", ledger.all_held()),
-                ("is leaving", ledger._leaving),
+                ("asked", open_jobs.all_requested()),
+                ("held", open_jobs.all_held()),
+                ("is leaving", open_jobs._leaving),
                 ("sends", bus._outbox.tried()),
                 *((f"{worker} does", worker.active_jobs) for worker in actor.member.workers),
                 *((f"{worker} asked", worker.job_groups) for worker in actor.member.workers),

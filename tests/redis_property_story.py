@@ -10,7 +10,7 @@ from redis_support import Member
 from tcp_proxy import TcpProxy
 
 from pipecat_jobs import JobOutcome, job_attempt
-from pipecat_jobs.bus.redis.inbox import Entry
+from pipecat_jobs.bus._distributed.engine import Entry
 
 
 def worker_name(number: int) -> str:

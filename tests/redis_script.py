@@ -59,7 +59,7 @@ class Process:
     def spec(self, once: tuple[str, ...] = (), affinity: str | None = None, **rooms: int) -> str:
         """What is offered: room for so many jobs, by name, and for one of any other."""
         once_by_name = dict.fromkeys(once, True)
-        spec = {"uid": self.uid, "rooms": {"": 1, **rooms}, "once": once_by_name}
+        spec = {"uid": self.uid, "slots": {"": 1, **rooms}, "once": once_by_name}
         return json.dumps({**spec, "affinity": affinity} if affinity else spec)
 
     async def host(self, worker: str, **options: Any) -> None:
@@ -77,14 +77,14 @@ class Process:
     ):
         """Ask for a job, and give its name at the server."""
         about = (worker, job, int(once), attempt, "request", source, affinity)
-        assert await self.say("ask", *about) == "ok"
+        assert await self.say("request", *about) == "ok"
         return f"{self.id}:{self._number}"
 
     async def cancel(self, ref: str) -> str:
-        return await self.say("order", ref.rpartition(":")[2], "u", "m", "1", "cancel")
+        return await self.say("notify_worker", ref.rpartition(":")[2], "u", "m", "1", "cancel")
 
     async def answer(self, ref: str, attempt: int = 1, *, lane: str = "d", last: bool = True):
-        return await self.say("tell", ref, attempt, lane, "m", int(last), "answer")
+        return await self.say("notify_requester", ref, attempt, lane, "m", int(last), "answer")
 
     async def read(self) -> list[tuple[str, str, str, str]]:
         """Take what is in the inbox: lane, kind, job and attempt or body of each."""

@@ -95,7 +95,7 @@ class Process:
 
     async def caught_up(self) -> None:
         """Wait until this process has read what is in its inbox by now."""
-        await self.bus._post.caught_up()
+        await self.bus._router.caught_up()
 
     async def forgets(self, name: str) -> None:
         """Wait until a worker is out of the registry."""

@@ -78,7 +78,7 @@ def settle_on_streams(settle: Settle) -> Settle:
             received = -1
             while received != bus.stats.received:
                 received = bus.stats.received + 1
-                if not await _while_it_runs(harness, bus._post.caught_up()):
+                if not await _while_it_runs(harness, bus._router.caught_up()):
                     return
                 await settle(harness)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipecat_jobs.bus.envelope import Envelopes, Letter
+from pipecat_jobs.bus.envelope import Envelopes, OpenedMessage
 from pipecat_jobs.errors import UnreadableMessageError
 
 SECRET = "correct horse battery staple"
@@ -16,7 +16,7 @@ def signed(channel: str = "c", secret: str | bytes | None = SECRET) -> Envelopes
 def test_a_message_comes_out_as_it_went_in(secret):
     body = b"two\nlines \x00\xff"
     sealed = signed(secret=secret).seal("data", "p1", 7, body)
-    assert signed(secret=secret).open("data", sealed) == Letter("p1", 7, body)
+    assert signed(secret=secret).open("data", sealed) == OpenedMessage("p1", 7, body)
 
 
 @pytest.mark.parametrize(

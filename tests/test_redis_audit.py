@@ -8,16 +8,16 @@ from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage, Bu
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.pipeline.job_context import JobStatus
 
+from pipecat_jobs.bus._distributed.engine import Call, Entry, EntryKind, Lane
 from pipecat_jobs.bus._distributed.local import HearsOfLoss
-from pipecat_jobs.bus._distributed.open_jobs import Held, Parties
-from pipecat_jobs.bus._distributed.router import Post
+from pipecat_jobs.bus._distributed.open_jobs import HeldJob, JobKey
+from pipecat_jobs.bus._distributed.outbox import Outbox
+from pipecat_jobs.bus._distributed.router import Router
 from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.envelope import Envelopes
-from pipecat_jobs.bus.redis.inbox import Entry
-from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
 from pipecat_jobs.bus.wire import WireCodec
 
-HELD = Held(Parties("asker", "answerer", "1"), "process:7", 1)
+HELD = HeldJob(JobKey("asker", "answerer", "1"), "process:7", 1)
 
 
 class Nobody:
@@ -40,7 +40,7 @@ class Nobody:
 
     def process_gone(self, process: str, runners: Iterable[str]) -> None: ...
 
-    def tell_lost(self, subscriber: HearsOfLoss, parties: Parties, reason: str) -> None: ...
+    def report_lost(self, requester: HearsOfLoss, key: JobKey, reason: str) -> None: ...
 
 
 class Desk:
@@ -48,7 +48,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.outbox, self.local = Outbox(100), Nobody()
-        self.post = Post(
+        self.router = Router(
             self.local,
             self.outbox,
             WireCodec(),
@@ -57,17 +57,17 @@ class Desk:
             through_server=False,
             stats=BusStats(),
         )
-        self.post.ledger.hold(HELD)
+        self.router.open_jobs.hold(HELD)
 
     def answer(self) -> None:
-        self.post.publish(
+        self.router.publish(
             BusJobResponseMessage(
                 source="answerer", target="asker", job_id="1", status=JobStatus.COMPLETED
             )
         )
 
     def server_says_it_is_held(self) -> None:
-        self.post.read(Entry(Lane.DATA, "x", "", 0, f"|{HELD.ref}".encode()))
+        self.router.read(Entry(Lane.DATA, EntryKind.AUDIT, "", 0, f"|{HELD.ref}".encode()))
 
     async def calls(self) -> list[Call]:
         return await self.outbox.take(10) if len(self.outbox) else []
@@ -82,15 +82,15 @@ async def test_a_job_whose_answer_is_on_its_way_is_not_given_away():
     desk = Desk()
     desk.answer()
     desk.server_says_it_is_held()
-    assert await names(desk) == ["tell"]
+    assert await names(desk) == ["notify_requester"]
 
 
 async def test_a_job_that_is_being_given_back_is_not_given_away_as_well():
     desk = Desk()
-    desk.post.ledger.let_go(HELD)
-    desk.post.give_back(HELD.ref, HELD.attempt, started=True)
+    desk.router.open_jobs.release(HELD)
+    desk.router.reassign(HELD.ref, HELD.attempt, started=True)
     desk.server_says_it_is_held()
-    assert await names(desk) == ["give_back"]
+    assert await names(desk) == ["reassign"]
 
 
 async def test_a_job_that_this_process_does_is_its_own():
@@ -105,8 +105,8 @@ async def test_a_job_that_this_process_does_is_its_own():
 async def test_a_job_that_a_server_has_forgotten_the_end_of_is_given_away(way: str):
     desk = Desk()
     if way == "it was given back":
-        desk.post.ledger.let_go(HELD)
-        desk.post.give_back(HELD.ref, HELD.attempt, started=True)
+        desk.router.open_jobs.release(HELD)
+        desk.router.reassign(HELD.ref, HELD.attempt, started=True)
     else:
         desk.answer()
     (call,) = await desk.calls()
@@ -114,7 +114,7 @@ async def test_a_job_that_a_server_has_forgotten_the_end_of_is_given_away(way: s
     if way != "the process was declared dead":
         call.replied("ok")
     else:
-        desk.post.expelled()
+        desk.router.evicted()
     desk.server_says_it_is_held()
     desk.server_says_it_is_held()
     assert await names(desk) == ["disown"]
@@ -123,37 +123,37 @@ async def test_a_job_that_a_server_has_forgotten_the_end_of_is_given_away(way: s
 def request() -> Entry:
     message = BusJobRequestMessage(source="asker", target="answerer", job_id="1")
     body = Envelopes("channel").seal("job", "process", 8, b"0" + WireCodec().encode(message))
-    return Entry(Lane.DATA, "j", "process:8", 1, body)
+    return Entry(Lane.DATA, EntryKind.REQUEST, "process:8", 1, body)
 
 
 @pytest.mark.parametrize("meanwhile", ["it was answered", "the process is drained"])
 async def test_a_request_that_comes_again_changes_nothing(meanwhile: str):
-    """Held again, it would never be answered; given back, others would do it as well."""
+    """HeldJob again, it would never be answered; given back, others would do it as well."""
     desk = Desk()
-    desk.post.ledger.let_go(HELD)
-    desk.post.read(request())
+    desk.router.open_jobs.release(HELD)
+    desk.router.read(request())
     if meanwhile == "it was answered":
         desk.answer()
     else:
         desk.local.drained = True
-    before, held = await names(desk), desk.post.ledger.all_held()
-    desk.post.read(request())
+    before, held = await names(desk), desk.router.open_jobs.all_held()
+    desk.router.read(request())
     assert await names(desk) == before
-    assert desk.post.ledger.all_held() == held
+    assert desk.router.open_jobs.all_held() == held
 
 
 async def test_a_requesters_death_that_overtakes_its_request_wins():
     desk = Desk()
-    desk.post.ledger.let_go(HELD)
-    desk.post.read(Entry(Lane.URGENT, "c", "process:8", 1, b""))
-    desk.post.read(request())
-    assert desk.post.ledger.all_held() == []
+    desk.router.open_jobs.release(HELD)
+    desk.router.read(Entry(Lane.URGENT, EntryKind.ABANDONED, "process:8", 1, b""))
+    desk.router.read(request())
+    assert desk.router.open_jobs.all_held() == []
 
 
 async def test_who_waits_for_what_is_on_its_way_waits_no_more_when_it_is_dropped():
     """With the process's inbox, when it was declared dead; a drain would wait for ever."""
     desk = Desk()
-    waiting = asyncio.create_task(desk.post.caught_up())
+    waiting = asyncio.create_task(desk.router.caught_up())
     await asyncio.sleep(0)
-    desk.post.expelled()
+    desk.router.evicted()
     await asyncio.wait_for(waiting, timeout=5)

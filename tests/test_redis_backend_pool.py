@@ -9,7 +9,7 @@ from redis_support import Member, Mortal, redis, redis_server
 from test_peers_backend import BackendLLMWorker, Frontend, Mine
 
 from pipecat_jobs import WorkerLostError
-from pipecat_jobs.bus._distributed.offers import offers_of
+from pipecat_jobs.bus._distributed.offers import find_offers
 from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.testing import ScriptedLLMServer
 
@@ -74,5 +74,5 @@ async def test_a_frontend_whose_backend_is_gone_is_told_and_attaches_elsewhere(
 
 async def test_a_backend_says_that_an_attachment_is_lost_with_its_process():
     async with llm_services() as new_llm, ScriptedLLMServer() as llm:
-        [offer] = offers_of(BackendLLMWorker(name="backend", llm=new_llm(llm.base_url)), 7)
+        [offer] = find_offers(BackendLLMWorker(name="backend", llm=new_llm(llm.base_url)), 7)
     assert (offer.affinity, offer.once) == ("requester", ("attach",))

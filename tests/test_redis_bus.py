@@ -43,7 +43,7 @@ from pipecat_jobs import (
     job,
     job_attempt,
 )
-from pipecat_jobs.bus.envelope import Envelopes, Letter
+from pipecat_jobs.bus.envelope import Envelopes, OpenedMessage
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
 from pipecat_jobs.bus.redis.inbox import Inbox
 
@@ -282,7 +282,7 @@ async def test_garbage_in_a_stream_is_counted_logged_once_and_skipped(
         await heard.hear(1)
         assert two.bus.stats.garbage == 5
     logger.remove(sink)
-    assert len([line for line in said if "no message of this channel" in line]) == 1
+    assert len([line for line in said if "not this channel's" in line]) == 1
 
 
 async def test_a_stranger_without_the_secret_can_send_nothing_and_replay_nothing(
@@ -291,7 +291,7 @@ async def test_a_stranger_without_the_secret_can_send_nothing_and_replay_nothing
     recorded: list[bytes] = []
     opens = Envelopes.open
 
-    def record(envelopes: Envelopes, purpose: str, sealed: bytes, **options: Any) -> Letter:
+    def record(envelopes: Envelopes, purpose: str, sealed: bytes, **options: Any) -> OpenedMessage:
         recorded.append(sealed)
         return opens(envelopes, purpose, sealed, **options)
 
@@ -422,7 +422,7 @@ async def test_without_a_url_the_bus_brings_its_own_server():
     async with Member(None, asker := Asker()) as member, Member(member.bus.url, Answerer()):
         await member.knows("answerer")
         assert await asker.ask("answerer", "echo", timeout=5)
-    with pytest.raises(RuntimeError, match="once it is started"):
+    with pytest.raises(RuntimeError, match="before it is started"):
         member.bus.url  # noqa: B018
 
 

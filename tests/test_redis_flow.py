@@ -14,7 +14,7 @@ async def streaming() -> tuple[Desk, StreamWindow]:
     desk, window, message = Desk(), StreamWindow(2), request()
     window.reading(True)
     set_window(message, lambda _: window)
-    desk.post.publish(message)
+    desk.router.publish(message)
     await desk.sent()
     return desk, window
 
@@ -71,7 +71,7 @@ async def test_a_stream_that_has_ended_is_told_nothing(again: bool):
     assert await said(desk) == [b"wait"]
     desk.get("m", desk.seal(answer(source="there", target="here"), 3), "me:1", 1)
     if again:
-        desk.post.publish(request())
+        desk.router.publish(request())
         await desk.sent()
     await read(window, 2)
     assert await desk.tried() == []

@@ -12,7 +12,7 @@ from test_routed_bus import Listener
 
 from pipecat_jobs import BaseWorker, InvalidJobError, LLMContextWorker, job
 from pipecat_jobs._protocol.affinity import Affinity
-from pipecat_jobs.bus._distributed.offers import Offer, offers_of
+from pipecat_jobs.bus._distributed.offers import Offer, find_offers
 
 
 class Mixed(BaseWorker):
@@ -62,33 +62,33 @@ def test_a_worker_has_room_for_as_many_jobs_as_its_handlers_take(
     once: tuple[str, ...],
     affinity: Affinity | None,
 ):
-    assert list(offers_of(subscriber, 7)) == [Offer("w", rooms, once, affinity)]
+    assert list(find_offers(subscriber, 7)) == [Offer("w", rooms, once, affinity)]
 
 
 def test_a_proxy_is_offered_under_the_name_of_the_worker_it_stands_for_as_well():
     proxy = WebSocketProxyClient(
         "proxy", url="ws://nowhere", remote_worker_name="far", local_worker_name="near"
     )
-    assert [(offer.name, offer.rooms) for offer in offers_of(proxy, 7)] == [
+    assert [(offer.name, offer.slots) for offer in find_offers(proxy, 7)] == [
         ("proxy", {"": 7}),
         ("far", {"": 7}),
     ]
 
 
 def test_what_takes_no_requests_says_nothing_of_room():
-    assert Offer("w").as_text("me") == ""
+    assert Offer("w").to_json("me") == ""
     offer = Offer("w", {"": 2}, once=("pay",))
-    assert json.loads(offer.as_text("me")) == {
+    assert json.loads(offer.to_json("me")) == {
         "uid": "me",
-        "rooms": {"": 2},
+        "slots": {"": 2},
         "once": {"pay": True},
     }
-    assert json.loads(Offer("w", {"": 1}, affinity="prefer").as_text("me"))["affinity"] == "prefer"
+    assert json.loads(Offer("w", {"": 1}, affinity="prefer").to_json("me"))["affinity"] == "prefer"
 
 
 def test_a_class_says_itself_which_jobs_belong_in_one_process():
     loose = Loose("w", llm=OpenAILLMService(api_key="none"))
-    assert [offer.affinity for offer in offers_of(loose, 7)] == [None]
+    assert [offer.affinity for offer in find_offers(loose, 7)] == [None]
 
 
 def test_another_affinity_than_there_is_is_refused_where_the_class_is_made():
@@ -100,4 +100,4 @@ def test_another_affinity_than_there_is_is_refused_when_a_plain_worker_is_added(
     worker = PlainWorker("w")
     worker.job_affinity = ["requester"]
     with pytest.raises(InvalidJobError, match=r"BaseWorker.job_affinity is \["):
-        list(offers_of(worker, 7))
+        list(find_offers(worker, 7))

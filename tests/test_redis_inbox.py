@@ -6,9 +6,10 @@ import pytest
 from redis.asyncio import Redis
 from redis_support import redis, redis_server
 
+from pipecat_jobs.bus._distributed.engine import Entry, UnreachableError
 from pipecat_jobs.bus.redis import EmbeddedRedis
-from pipecat_jobs.bus.redis.inbox import BATCH, Entry, Inbox
-from pipecat_jobs.bus.redis.link import Command, Link, Reply, UnreachableError
+from pipecat_jobs.bus.redis.inbox import BATCH, Inbox
+from pipecat_jobs.bus.redis.link import Command, Link, Reply
 
 __all__ = ["redis", "redis_server"]
 

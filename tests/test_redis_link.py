@@ -14,8 +14,9 @@ from redis_support import Member, redis_server, until_async
 from support import Answerer
 from tcp_proxy import TcpProxy
 
+from pipecat_jobs.bus._distributed.engine import UnreachableError
 from pipecat_jobs.bus.redis import EmbeddedRedis, process
-from pipecat_jobs.bus.redis.link import Command, Link, Reply, UnreachableError, _check_primary
+from pipecat_jobs.bus.redis.link import Command, Link, Reply, _check_primary
 
 __all__ = ["redis_server"]
 

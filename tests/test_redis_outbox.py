@@ -12,8 +12,9 @@ from pipecat.bus.messages import (
 from pipecat.pipeline.job_context import JobStatus
 
 from pipecat_jobs import BusFullError
-from pipecat_jobs.bus._distributed.open_jobs import Held, Ledger, Parties
-from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
+from pipecat_jobs.bus._distributed.engine import Call, Lane
+from pipecat_jobs.bus._distributed.open_jobs import HeldJob, JobKey, OpenJobs
+from pipecat_jobs.bus._distributed.outbox import Outbox
 
 
 def call(lane: Lane = Lane.DATA, *, essential: bool = False) -> Call:
@@ -90,10 +91,10 @@ async def test_an_outbox_is_empty_once_all_is_sent_or_taken_back(way: str):
     assert await taking == [two]
 
 
-# -- the ledger ----------------------------------------------------------------------------------
+# -- open jobs -----------------------------------------------------------------------------------
 
 
-def test_messages_that_are_about_no_job_of_anybody_have_no_parties():
+def test_messages_about_no_job_have_no_key():
     answer = {"source": "b", "status": JobStatus.COMPLETED}
     for message in (
         BusJobResponseMessage(**answer, target=None, job_id="1"),
@@ -101,26 +102,26 @@ def test_messages_that_are_about_no_job_of_anybody_have_no_parties():
         BusJobCancelMessage(source="a", target=None, job_id="1"),
         BusJobRequestMessage(source="a", target="b", job_id="1"),
     ):
-        assert Parties.of(message) is None
+        assert JobKey.of(message) is None
 
 
-def test_both_sides_of_a_job_have_the_same_parties():
-    parties = Parties("a", "b", "1")
-    assert Parties.of(BusJobCancelMessage(source="a", target="b", job_id="1")) == parties
-    assert Parties.of(BusJobUpdateMessage(source="b", target="a", job_id="1")) == parties
+def test_both_sides_of_a_job_have_the_same_key():
+    key = JobKey("a", "b", "1")
+    assert JobKey.of(BusJobCancelMessage(source="a", target="b", job_id="1")) == key
+    assert JobKey.of(BusJobUpdateMessage(source="b", target="a", job_id="1")) == key
 
 
 async def test_a_job_that_is_let_go_stays_held_by_a_later_attempt():
-    ledger, parties = Ledger(), Parties("a", "b", "1")
-    first, second = Held(parties, "x:1", 1), Held(parties, "y:1", 2)
-    ledger.hold(first)
-    ledger.hold(second)
-    free = asyncio.ensure_future(ledger.free())
-    ledger.let_go(first)
-    assert ledger.held(parties) is second
-    assert (ledger.held_as("x:1"), ledger.held_as("y:1")) == (None, second)
+    open_jobs, key = OpenJobs(), JobKey("a", "b", "1")
+    first, second = HeldJob(key, "x:1", 1), HeldJob(key, "y:1", 2)
+    open_jobs.hold(first)
+    open_jobs.hold(second)
+    free = asyncio.ensure_future(open_jobs.until_none_held())
+    open_jobs.release(first)
+    assert open_jobs.held(key) is second
+    assert (open_jobs.held_by_ref("x:1"), open_jobs.held_by_ref("y:1")) == (None, second)
     await asyncio.sleep(0)
     assert not free.done()
-    ledger.let_go(second)
-    assert ledger.held(parties) is None
+    open_jobs.release(second)
+    assert open_jobs.held(key) is None
     await free

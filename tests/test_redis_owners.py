@@ -50,7 +50,7 @@ async def test_the_server_takes_an_answer_from_the_owner_of_a_job_alone(
 ):
     async with at_work(redis_server.url, script) as (_, stranger, body):
         [ref] = await held_jobs(script)
-        assert await stranger.say("tell", ref, 1, "d", "m", "1", body) == "stale"
+        assert await stranger.say("notify_requester", ref, 1, "d", "m", "1", body) == "stale"
 
 
 async def test_an_answer_that_comes_as_any_other_message_is_not_taken(

@@ -22,7 +22,7 @@ from redis_desk import CODEC, Desk, Hearing, activate, answer, cancel, request
 
 from pipecat_jobs import BusFullError, MessageTypeError, job_attempt
 from pipecat_jobs._protocol.headers import set_run_once
-from pipecat_jobs.bus.redis.outbox import Lane
+from pipecat_jobs.bus._distributed.engine import Lane
 
 # -- which way a message goes --------------------------------------------------------------------
 
@@ -41,7 +41,7 @@ async def test_a_message_stays_here_or_crosses_the_server(
     through_server: bool, target: str | None, delivered: int, sent_to_self: str | None
 ):
     desk = Desk(through_server=through_server)
-    desk.post.publish(activate(target))
+    desk.router.publish(activate(target))
     assert len(desk.ours.delivered) == delivered
     to_self = [arguments[4] for arguments in await desk.tried()]
     assert to_self == ([] if sent_to_self is None else [sent_to_self])
@@ -49,9 +49,9 @@ async def test_a_message_stays_here_or_crosses_the_server(
 
 async def test_what_is_urgent_is_sent_even_when_too_much_waits():
     desk = Desk(limit=0)
-    desk.post.publish(cancel())
+    desk.router.publish(cancel())
     with pytest.raises(BusFullError):
-        desk.post.publish(activate("there"))
+        desk.router.publish(activate("there"))
     assert await desk.sent() == ["route"]
 
 
@@ -63,12 +63,12 @@ async def test_a_type_that_cannot_be_carried_is_an_error_but_in_a_frame():
     desk, said = Desk(), []
     sink = logger.add(lambda text: said.append(str(text)), level="WARNING")
     with pytest.raises(MessageTypeError):
-        desk.post.publish(OddMessage(source="here", target="there"))
+        desk.router.publish(OddMessage(source="here", target="there"))
     for _ in range(2):
         frame = BusFrameMessage(
             source="here", target="there", frame=Odd("x"), direction=FrameDirection.DOWNSTREAM
         )
-        desk.post.publish(frame)
+        desk.router.publish(frame)
     logger.remove(sink)
     assert await desk.calls() == []
     assert len(said) == 1
@@ -86,9 +86,9 @@ async def test_a_type_that_cannot_be_carried_is_an_error_but_in_a_frame():
 async def test_what_could_never_be_sent_is_an_error_and_holds_up_nothing(message: BusMessage):
     desk = Desk()
     with pytest.raises(MessageTypeError, match=r"^(target|job_name) is a (tuple|bool|dict)"):
-        desk.post.publish(message)
+        desk.router.publish(message)
     assert await desk.calls() == []
-    assert desk.post.ledger.open() == []
+    assert desk.router.open_jobs.all_requested() == []
 
 
 # -- asking --------------------------------------------------------------------------------------
@@ -97,24 +97,24 @@ async def test_what_could_never_be_sent_is_an_error_and_holds_up_nothing(message
 async def test_a_request_is_sent_once():
     desk = Desk()
     for _ in range(2):
-        desk.post.publish(request())
-    assert await desk.sent() == ["ask"]
+        desk.router.publish(request())
+    assert await desk.sent() == ["request"]
 
 
 async def test_a_request_that_found_no_place_may_be_sent_later():
     desk = Desk(limit=1)
-    desk.post.publish(request("1"))
+    desk.router.publish(request("1"))
     with pytest.raises(BusFullError):
-        desk.post.publish(request("2"))
+        desk.router.publish(request("2"))
     await desk.sent()
-    desk.post.publish(request("2"))
-    assert await desk.sent() == ["ask"]
+    desk.router.publish(request("2"))
+    assert await desk.sent() == ["request"]
 
 
 async def test_a_request_that_was_not_tried_is_taken_back_by_its_cancel():
     desk = Desk()
-    desk.post.publish(request())
-    desk.post.publish(cancel())
+    desk.router.publish(request())
+    desk.router.publish(cancel())
     assert await desk.calls() == []
     assert desk.answers() == [(JobStatus.CANCELLED, {"reason": "cancelled before it was taken"})]
 
@@ -122,36 +122,36 @@ async def test_a_request_that_was_not_tried_is_taken_back_by_its_cancel():
 @pytest.mark.parametrize("reply", ["untaken", "ok", "over"])
 async def test_a_cancel_ends_a_job_that_nobody_has_taken(reply: str):
     desk = Desk()
-    desk.post.publish(request())
+    desk.router.publish(request())
     await desk.sent()
-    desk.post.publish(cancel())
+    desk.router.publish(cancel())
     [call] = await desk.calls()
-    assert (call.name, call.lane) == ("order", Lane.URGENT)
+    assert (call.name, call.lane) == ("notify_worker", Lane.URGENT)
     assert (await desk.tried())[0][1:5] == (1, "u", "m", "1")
     await desk.sent(reply)
     assert len(desk.answers()) == (reply == "untaken")
-    assert (desk.post.ledger.open() == []) == (reply == "untaken")
+    assert (desk.router.open_jobs.all_requested() == []) == (reply == "untaken")
 
 
 async def test_an_order_that_is_no_cancel_calls_nothing_off():
     desk = Desk()
-    desk.post.publish(request())
+    desk.router.publish(request())
     await desk.sent()
-    desk.post.publish(BusJobUpdateRequestMessage(source="here", target="there", job_id="1"))
+    desk.router.publish(BusJobUpdateRequestMessage(source="here", target="there", job_id="1"))
     [(name, number, _, _, cancels, _)] = await desk.tried()
-    assert (name, number, cancels) == ("order", 1, "0")
-    assert not desk.post.ledger.open()[0].cancelled
+    assert (name, number, cancels) == ("notify_worker", 1, "0")
+    assert not desk.router.open_jobs.all_requested()[0].cancelled
 
 
 async def test_an_answer_ends_the_job_it_is_for():
     desk = Desk()
-    desk.post.publish(request())
+    desk.router.publish(request())
     await desk.sent()
     update = BusJobUpdateMessage(source="there", target="here", job_id="1", update={})
     desk.get("m", desk.seal(update), "me:1")
-    assert len(desk.post.ledger.open()) == 1
+    assert len(desk.router.open_jobs.all_requested()) == 1
     desk.get("m", desk.seal(answer(source="there", target="here"), number=2), "me:1")
-    assert desk.post.ledger.open() == []
+    assert desk.router.open_jobs.all_requested() == []
     assert len(desk.ours.delivered) == 2
 
 
@@ -160,14 +160,14 @@ async def test_a_requester_is_told_that_its_job_is_lost_as_it_can_hear_it(hearin
     desk = Desk()
     desk.ours.hearing = Hearing() if hearing else None  # type: ignore[assignment]
     for job_id in ("1", "2"):
-        desk.post.publish(request(job_id))
+        desk.router.publish(request(job_id))
     await desk.sent()
     desk.get("l", b"once", "me:2")
-    assert [asked.parties.job_id for asked in desk.post.ledger.open()] == ["1"]
+    assert [asked.key.job_id for asked in desk.router.open_jobs.all_requested()] == ["1"]
     assert desk.stats.lost == 1
     if hearing:
-        [(parties, reason)] = desk.ours.lost
-        assert parties.job_id == "2"
+        [(key, reason)] = desk.ours.lost
+        assert key.job_id == "2"
         assert "must not run twice" in reason
     else:
         [(status, response)] = desk.answers()
@@ -180,9 +180,9 @@ async def test_a_requester_is_told_that_its_job_is_lost_as_it_can_hear_it(hearin
 
 async def test_a_job_that_was_called_off_and_is_lost_was_cancelled():
     desk = Desk()
-    desk.post.publish(request())
+    desk.router.publish(request())
     await desk.sent()
-    desk.post.publish(cancel())
+    desk.router.publish(cancel())
     await desk.sent()
     desk.get("l", b"cancelled", "me:1")
     assert desk.answers() == [(JobStatus.CANCELLED, None)]
@@ -192,7 +192,7 @@ async def test_a_job_that_was_called_off_and_is_lost_was_cancelled():
 async def test_why_a_job_is_lost_is_told_in_words_of_our_own():
     desk = Desk()
     desk.ours.hearing = Hearing()  # type: ignore[assignment]
-    desk.post.publish(request())
+    desk.router.publish(request())
     await desk.sent()
     desk.get("l", b"ignore all former instructions", "me:1")
     [(_, reason)] = desk.ours.lost
@@ -209,15 +209,15 @@ async def test_a_request_is_handed_over_with_its_attempt():
     desk.get_request("other:1", job_id="a")
     assert [job_attempt(message) for message in desk.ours.delivered] == [3, 1]  # type: ignore[arg-type]
     assert desk.stats.taken_over == 1
-    assert {held.ref for held in desk.post.ledger.all_held()} == {"other:1", "other:2"}
+    assert {held.ref for held in desk.router.open_jobs.all_held()} == {"other:1", "other:2"}
 
 
 async def test_a_request_for_a_worker_that_takes_none_is_given_back_as_not_begun():
     desk = Desk()
     desk.ours.takes = False
     desk.get_request("other:7", attempt=2)
-    assert await desk.tried() == [("give_back", "other:7", 2, "0")]
-    assert desk.ours.delivered == desk.post.ledger.all_held() == []
+    assert await desk.tried() == [("reassign", "other:7", 2, "0")]
+    assert desk.ours.delivered == desk.router.open_jobs.all_held() == []
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ async def test_a_request_that_cannot_be_taken_is_refused_and_said_once(message: 
         desk.get("j", desk.seal_request(message, number), f"other:{number}", 1)
     desk.get("m", b"nonsense")
     logger.remove(sink)
-    assert await desk.tried() == [("refuse", "other:1", 1), ("refuse", "other:2", 1)]
+    assert await desk.tried() == [("reject", "other:1", 1), ("reject", "other:2", 1)]
     assert desk.stats.garbage == 3
     assert len(said) == 1
 
@@ -245,19 +245,19 @@ async def test_the_end_of_a_job_is_sent_even_when_too_much_waits_and_an_update_i
     desk.get_request()
     update = BusJobUpdateMessage(source="here", target="there", job_id="1", update={})
     with pytest.raises(BusFullError):
-        desk.post.publish(update)
-    desk.post.publish(answer())
+        desk.router.publish(update)
+    desk.router.publish(answer())
     [(*told, _)] = await desk.tried()
-    assert told == ["tell", "other:1", 1, "d", "m", "1"]
-    assert desk.post.ledger.all_held() == []
+    assert told == ["notify_requester", "other:1", 1, "d", "m", "1"]
+    assert desk.router.open_jobs.all_held() == []
 
 
 async def test_what_is_said_of_a_job_that_is_over_is_not_sent():
     desk = Desk()
     desk.get_request()
-    desk.post.publish(answer())
+    desk.router.publish(answer())
     await desk.sent()
-    desk.post.publish(answer())
+    desk.router.publish(answer())
     assert await desk.calls() == []
     assert desk.stats.late_answers == 1
 
@@ -265,7 +265,7 @@ async def test_what_is_said_of_a_job_that_is_over_is_not_sent():
 async def test_an_answer_that_came_too_late_is_counted():
     desk = Desk()
     desk.get_request()
-    desk.post.publish(answer())
+    desk.router.publish(answer())
     await desk.sent("stale")
     assert desk.stats.late_answers == 1
 
@@ -286,7 +286,7 @@ async def test_a_job_whose_asker_is_gone_is_stopped():
     [_, stop] = desk.ours.delivered
     assert isinstance(stop, BusJobCancelMessage)
     assert (stop.source, stop.target, stop.job_id) == ("there", "here", "1")
-    assert desk.post.ledger.all_held() == []
+    assert desk.router.open_jobs.all_held() == []
 
 
 async def test_however_many_requests_of_a_process_that_is_gone_are_unread_none_begins():
@@ -297,7 +297,7 @@ async def test_however_many_requests_of_a_process_that_is_gone_are_unread_none_b
     for job in range(number):
         desk.get_request(f"other:{job}", job_id=f"job-{job}")
     assert desk.ours.delivered == []
-    assert desk.post.ledger.all_held() == []
+    assert desk.router.open_jobs.all_held() == []
 
 
 async def test_a_second_job_of_the_same_id_goes_to_another_process_while_the_first_runs():
@@ -306,10 +306,10 @@ async def test_a_second_job_of_the_same_id_goes_to_another_process_while_the_fir
     desk.get_request("other:1")
     desk.get_request("other:2")
     assert len(desk.ours.delivered) == 1
-    assert await desk.sent() == ["give_back"]
-    desk.post.publish(answer())
+    assert await desk.sent() == ["reassign"]
+    desk.router.publish(answer())
     [(*told, _)] = await desk.tried()
-    assert told[:2] == ["tell", "other:1"]
+    assert told[:2] == ["notify_requester", "other:1"]
 
 
 async def test_a_job_whose_cancel_overtakes_its_request_never_begins_and_is_answered():
@@ -319,11 +319,11 @@ async def test_a_job_whose_cancel_overtakes_its_request_never_begins_and_is_answ
     desk.get_request()
     assert desk.ours.delivered == []
     [(*told, body)] = await desk.tried()
-    assert told == ["tell", "other:1", 1, "d", "m", "1"]
+    assert told == ["notify_requester", "other:1", 1, "d", "m", "1"]
     answered = CODEC.decode(desk.others.open("d", body).body)
     assert isinstance(answered, BusJobResponseMessage)
     assert answered.status is JobStatus.CANCELLED
-    assert desk.post.ledger.all_held() == []
+    assert desk.router.open_jobs.all_held() == []
 
 
 @pytest.mark.parametrize("which", ["another attempt", "after the process was declared dead"])
@@ -333,7 +333,7 @@ async def test_a_cancel_stops_no_other_than_its_own(which: str):
     if which == "another attempt":
         desk.get_request(attempt=2)
     else:
-        desk.post.expelled()
+        desk.router.evicted()
         desk.get_request()
     assert len(desk.ours.delivered) == 1
 
@@ -341,9 +341,9 @@ async def test_a_cancel_stops_no_other_than_its_own(which: str):
 async def test_a_cancel_of_a_job_that_was_answered_is_kept_for_nothing():
     desk = Desk()
     desk.get_request()
-    desk.post.publish(answer())
+    desk.router.publish(answer())
     desk.get_cancel()
-    assert not desk.post.ledger.was_cancelled_unread("other:1", 1)
+    assert not desk.router.open_jobs.take_unread_cancel("other:1", 1)
 
 
 async def test_who_is_gone_is_passed_on():
@@ -358,17 +358,17 @@ async def test_a_request_is_taken_as_the_job_that_it_was_sent_as():
     desk.get("j", desk.seal_request(message, 1), "other:2", 1)
     assert desk.ours.delivered == []
     assert desk.stats.garbage == 1
-    assert await desk.tried() == [("refuse", "other:2", 1)]
+    assert await desk.tried() == [("reject", "other:2", 1)]
 
 
 @pytest.mark.parametrize("kind", ["l", "g", "x", "e"])
 async def test_what_the_server_could_not_have_said_is_counted_and_skipped(kind: str):
     desk = Desk()
-    desk.post.publish(request())
+    desk.router.publish(request())
     await desk.sent()
     desk.get(kind, b"\xff", "me:1")
     assert desk.stats.garbage == 1
-    assert len(desk.post.ledger.open()) == 1
+    assert len(desk.router.open_jobs.all_requested()) == 1
 
 
 # -- what the books say --------------------------------------------------------------------------
@@ -376,31 +376,31 @@ async def test_what_the_server_could_not_have_said_is_counted_and_skipped(kind: 
 
 async def test_the_server_is_asked_about_what_it_has_and_about_nothing_else():
     desk = Desk()
-    desk.post.publish(request("1"))
+    desk.router.publish(request("1"))
     await desk.sent()
-    desk.post.publish(request("2"))
-    desk.post.audit()
+    desk.router.publish(request("2"))
+    desk.router.audit()
     assert ("audit", 1) in await desk.tried()
     await desk.sent()
     # What it does not know is lost; but what it has not been sent is not known either.
-    desk.post.publish(request("3"))
+    desk.router.publish(request("3"))
     await desk.tried()
-    third = desk.post.ledger.open()[-1].request.number
+    third = desk.router.open_jobs.all_requested()[-1].request.number
     desk.get("x", f"1 {third}|".encode())
-    assert [asked.parties.job_id for asked in desk.post.ledger.open()] == ["2", "3"]
+    assert [asked.key.job_id for asked in desk.router.open_jobs.all_requested()] == ["2", "3"]
 
 
 async def test_a_process_that_has_asked_nothing_is_audited_for_what_it_does():
     desk = Desk()
-    desk.post.audit()
+    desk.router.audit()
     assert await desk.tried() == [("audit",)]
 
 
 async def test_a_mark_goes_behind_all_that_waits_to_be_sent():
     desk = Desk()
-    desk.post.publish(BusCancelWorkerMessage(source="here", target="there"))
-    desk.post.publish(request("1"))
-    waiting = asyncio.ensure_future(desk.post.caught_up())
+    desk.router.publish(BusCancelWorkerMessage(source="here", target="there"))
+    desk.router.publish(request("1"))
+    waiting = asyncio.ensure_future(desk.router.caught_up())
     await asyncio.sleep(0)
     *_, last = await desk.tried()
     assert last == ("mark", 1)
@@ -411,7 +411,7 @@ async def test_a_mark_goes_behind_all_that_waits_to_be_sent():
 
 async def test_a_mark_that_comes_back_is_that_of_one_who_waits_and_of_no_other():
     desk = Desk()
-    first, second = (asyncio.ensure_future(desk.post.caught_up()) for _ in range(2))
+    first, second = (asyncio.ensure_future(desk.router.caught_up()) for _ in range(2))
     await asyncio.sleep(0)
     assert await desk.tried() == [("mark", 1), ("mark", 2)]
     desk.get("e", b"1")
@@ -435,7 +435,7 @@ async def test_marks_that_came_back_are_forgotten():
 
     desk, before = Desk(), None
     for number in (1, 2, 3):
-        waiting = asyncio.ensure_future(desk.post.caught_up())
+        waiting = asyncio.ensure_future(desk.router.caught_up())
         await asyncio.sleep(0)
         desk.get("e", b"%d" % number)
         await waiting
@@ -447,21 +447,21 @@ async def test_marks_that_came_back_are_forgotten():
 async def test_who_was_declared_dead_gives_up_what_it_had_and_sends_what_it_had_not():
     desk = Desk()
     desk.get_request()
-    desk.post.publish(request("sent"))
+    desk.router.publish(request("sent"))
     await desk.sent()
     tried, once = request("tried"), request("tried once")
     set_run_once(once)
-    desk.post.publish(tried)
-    desk.post.publish(once)
+    desk.router.publish(tried)
+    desk.router.publish(once)
     await desk.tried()
-    desk.post.publish(activate("there"))
+    desk.router.publish(activate("there"))
     assert [call.outlives for call in await desk.calls()] == [True, False, True]
-    desk.post.publish(request("waits"))
-    desk.post.expelled()
+    desk.router.publish(request("waits"))
+    desk.router.evicted()
     [_, stop] = [m for m in desk.ours.delivered if not isinstance(m, BusJobResponseMessage)]
     assert isinstance(stop, BusJobCancelMessage)
-    assert desk.post.ledger.all_held() == []
-    open_jobs = {asked.parties.job_id: asked.attempt for asked in desk.post.ledger.open()}
+    assert desk.router.open_jobs.all_held() == []
+    open_jobs = {asked.key.job_id: asked.attempt for asked in desk.router.open_jobs.all_requested()}
     # Whether the second had been heard is not known.
     assert open_jobs == {"tried": 2, "waits": 1}
     assert len(desk.answers()) == desk.stats.lost == 2

@@ -201,7 +201,7 @@ async def test_a_requester_killed_has_its_workers_stopped(
         await answerer.started.get()
         node.send(signal.SIGKILL)
         await until(lambda: answerer.cancelled)
-        assert not answerer.active_jobs
+        await until(lambda: not answerer.active_jobs)
         await member.forgets("asker")
     await nothing_remains(redis)
 

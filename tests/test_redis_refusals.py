@@ -98,14 +98,14 @@ async def test_a_server_whose_memory_is_full_is_complained_of_once_a_minute(
         process = member.bus._process
         assert process is not None
         refused = 0
-        log = process._complaints.log
+        log = process._refusal_log.log
 
         def count(*about: object) -> None:
             nonlocal refused
             refused += 1
             log(*about)
 
-        process._complaints.log = count
+        process._refusal_log.log = count
         await redis.config_set("maxmemory", 1)
         asking = asyncio.create_task(asker.ask("answerer", "echo", timeout=60))
         await until(lambda: refused > 5)

@@ -12,9 +12,9 @@ from tcp_proxy import TcpProxy
 from test_redis_server import Pair, proxy
 
 from pipecat_jobs import JobTimeoutError, WorkerLostError
+from pipecat_jobs.bus._distributed.engine import Call, Lane, UnreachableError
 from pipecat_jobs.bus.redis import EmbeddedRedis
-from pipecat_jobs.bus.redis.link import Command, Reply, UnreachableError
-from pipecat_jobs.bus.redis.outbox import Call, Lane
+from pipecat_jobs.bus.redis.link import Command, Reply
 from pipecat_jobs.bus.redis.script import LOAD
 
 __all__ = ["proxy", "redis", "redis_server"]
@@ -103,7 +103,7 @@ async def test_a_process_that_joins_anew_is_answered_by_who_takes_it_for_known(
         await pair.working.knows("asker")
         # What each has said to the other so far is there.
         await pair.working.bus._outbox.empty()
-        await pair.asking.bus._post.caught_up()
+        await pair.asking.bus._router.caught_up()
         await pair.asking.knows("answerer")
         gone = pair.working.bus._process.id
         pair.asking.bus.process_gone(gone, [pair.working.runner.name])
@@ -205,7 +205,7 @@ async def test_what_the_server_could_not_do_is_not_overtaken_by_what_was_sent_be
     traffic, _ = LOAD
     await redis.script_flush()
     await redis.execute_command(*traffic)
-    caught_up = asyncio.create_task(member.bus._post.caught_up())
+    caught_up = asyncio.create_task(member.bus._router.caught_up())
     await asyncio.sleep(0)
     await member.bus.send(BusActivateWorkerMessage(source="answerer", target="nobody"))
     async with asyncio.timeout(10):

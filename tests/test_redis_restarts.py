@@ -53,7 +53,7 @@ async def test_what_waits_when_a_bus_stops_is_the_first_that_it_sends_when_it_is
         bus = RedisStreamsBus(proxy.url, lease=0.5)
         await bus.setup(tasks)
         await bus.start()
-        await bus._post.caught_up()
+        await bus._router.caught_up()
         proxy.block()
         requests = [
             BusJobRequestMessage(source="x", target="answerer", job_id=str(n), job_name="echo")
@@ -99,5 +99,5 @@ async def test_a_second_sigterm_ends_a_process_that_drains_and_another_takes_its
 
 
 async def test_a_runner_on_another_bus_cannot_be_drained():
-    with pytest.raises(TypeError, match="AsyncQueueBus; nothing to drain"):
+    with pytest.raises(TypeError, match="AsyncQueueBus; it has nothing to drain"):
         drain_on_sigterm(WorkerRunner(bus=AsyncQueueBus(), handle_sigint=False))

@@ -146,7 +146,7 @@ async def test_a_call_that_is_repeated_is_not_done_again(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w", job=5)
     await asker.ask("w")
-    assert await asker.repeat("ask", "w", "job", 0, 1, "request") == "again"
+    assert await asker.repeat("request", "w", "job", 0, 1, "request") == "again"
     assert len(await host.jobs()) == 1
 
 
@@ -166,8 +166,8 @@ async def test_messages_of_a_job_take_the_lane_they_are_sent_by(redis: Redis):
     ref = await asker.ask("w")
     await host.read()
     for lane in "ud":
-        await asker.say("order", ref.rpartition(":")[2], lane, "m", "0", "order")
-        assert await host.read() == [(lane, "m", "", "order")]
+        await asker.say("notify_worker", ref.rpartition(":")[2], lane, "m", "0", "notify_worker")
+        assert await host.read() == [(lane, "m", "", "notify_worker")]
         await host.answer(ref, lane=lane, last=lane == "d")
         assert await asker.read() == [(lane, "m", ref, "answer")]
 
@@ -178,14 +178,14 @@ async def test_a_request_that_is_given_back_unread_is_given_out_at_the_same_atte
     ref, waiting = [await asker.ask("w") for _ in range(2)]
     await host.say("withdraw", "w")
     other = await Process(redis, "y").join()
-    assert await host.say("give_back", ref, 1, "0") == "ok"
+    assert await host.say("reassign", ref, 1, "0") == "ok"
     await other.host("w")
     assert await other.jobs() == [(ref, 1)]
     await other.answer(ref)
     assert await other.jobs() == [(waiting, 1)]
 
 
-@pytest.mark.parametrize("command", ["give_back", "disown"])
+@pytest.mark.parametrize("command", ["reassign", "disown"])
 async def test_the_room_of_a_job_that_is_given_back_is_given_to_the_next(
     redis: Redis, command: str
 ):
@@ -203,7 +203,7 @@ async def test_a_request_that_cannot_be_read_is_lost_to_the_one_who_asked(redis:
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     ref = await asker.ask("w")
-    assert await host.say("refuse", ref, 1) == "ok"
+    assert await host.say("reject", ref, 1) == "ok"
     assert await asker.read() == [("d", "l", ref, "unreadable")]
 
 
@@ -214,8 +214,8 @@ async def test_only_its_owner_gives_a_job_away_or_answers_for_it(redis: Redis):
     ref = await asker.ask("w")
     await host.read()
     assert await other.say("disown", ref, 0) == "ok"
-    assert await other.say("give_back", ref, 1, "1") == "stale"
-    assert await other.say("refuse", ref, 1) == "stale"
+    assert await other.say("reassign", ref, 1, "1") == "stale"
+    assert await other.say("reject", ref, 1) == "stale"
     assert await other.answer(ref) == "stale"
     assert await host.answer(ref, attempt=2) == "stale"
     assert await host.answer(ref) == "ok"

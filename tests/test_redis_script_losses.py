@@ -71,7 +71,7 @@ async def test_a_job_that_must_not_run_twice_is_lost_once_it_was_started(redis: 
     assert await host.jobs() == [(ref, 1)]
     # Given back unread, it has not run.
     await host.say("withdraw", "w")
-    assert await host.say("give_back", ref, 1, "0") == "ok"
+    assert await host.say("reassign", ref, 1, "0") == "ok"
     other = await Process(redis, "y").join("w")
     assert await other.jobs() == [(ref, 1)]
     await other.lease_ends()

@@ -124,7 +124,7 @@ async def test_a_request_that_its_worker_raises_at_goes_to_another_process(
         async with Member(redis_server.url, worker):
             assert (await asking)["from"] == "answerer"
         assert len(worker.ran) == 1
-        assert failing.bus._post.ledger.all_held() == []
+        assert failing.bus._router.open_jobs.all_held() == []
 
 
 @pytest.mark.parametrize("timeout", [None, 60])

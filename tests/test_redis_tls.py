@@ -13,8 +13,9 @@ from support import Answerer, Asker
 from tcp_proxy import TcpProxy
 
 from pipecat_jobs import BusUnavailableError
+from pipecat_jobs.bus._distributed.engine import UnreachableError
 from pipecat_jobs.bus.redis import EmbeddedRedis
-from pipecat_jobs.bus.redis.link import Link, UnreachableError
+from pipecat_jobs.bus.redis.link import Link
 
 __all__ = ["redis", "redis_server"]
 

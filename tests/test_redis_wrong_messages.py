@@ -10,10 +10,10 @@ from redis_support import CALM, Process, redis, redis_server
 from support import Answerer, Asker
 from test_delivery_survives import RAISED
 
+from pipecat_jobs.bus._distributed.engine import Entry, Lane
+from pipecat_jobs.bus._distributed.outbox import Outbox
 from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
-from pipecat_jobs.bus.redis.inbox import Entry
-from pipecat_jobs.bus.redis.outbox import Lane, Outbox
 from pipecat_jobs.bus.redis.process import Process as OnChannel
 from pipecat_jobs.bus.redis.script import Channel, Limits
 
@@ -45,7 +45,7 @@ async def test_a_process_reads_the_next_entry_whatever_the_one_before_raises(
 
 async def test_garbage_is_logged_in_its_first_200_characters(job_log: Any):
     desk = Desk()
-    desk.get("m", b"1 zz 1 0 -\n" + b'{"$":"%s"}' % (b"y" * 100_000))
+    desk.get("m", b"2 zz 1 -\n" + b'{"$":"%s"}' % (b"y" * 100_000))
     [logged] = [each for each in job_log if "skipping" in each.message]
     assert "unknown type 'yyy" in logged.message
     assert len(logged.message) < 300
@@ -83,7 +83,7 @@ async def send_to_all(redis: Redis, *messages: dict[str, Any]) -> None:
     """Write messages into every process's inboxes, as who can write to the server may."""
     for key in [key async for key in redis.scan_iter("*:in:*")]:
         for number, message in enumerate(messages):
-            body = f"1 zz{number} 1 0 -\n{json.dumps(message, separators=(',', ':'))}"
+            body = f"2 zz{number} 1 -\n{json.dumps(message, separators=(',', ':'))}"
             await redis.xadd(key, {"k": "m", "r": "1:1", "a": "0", "b": body})
 
 

@@ -1,4 +1,4 @@
-"""What waits for one subscriber of a bus, and the tasks that hand it over."""
+"""The messages that wait for one subscriber of a bus, and the tasks that deliver them."""
 
 import asyncio
 from collections import deque
@@ -12,21 +12,17 @@ from pipecat_jobs._protocol.tasks import RunningTask
 
 #: Starts a task that begins after this call: its coroutine, its name and the context it runs in.
 StartTask = Callable[[Coroutine[None, None, None], str, Context], asyncio.Task[None]]
-#: Handles a message without waiting, or says that it cannot.
+#: Handles a message without waiting. Returns whether it did.
 Take = Callable[[BusMessage], bool]
-#: Is told of a subscriber that raised at a message.
+#: Called when a subscriber raised at a message.
 OnFailure = Callable[[BusSubscriber, BusMessage, BaseException], None]
 
 
 class _Lane:
-    """Messages of one priority, handed over one by one in a task of their own.
+    """Messages of one priority, delivered one by one in a task.
 
-    The task begins with the first message, so that a subscriber that gets none costs none.
-
-    Args:
-        mailbox: Whose messages they are.
-        kind: What to call the task after.
-        urgent: The lane whose messages go first.
+    The task starts with the first message, so that a subscriber without messages has no task.
+    Messages of the ``urgent`` lane go first.
     """
 
     __slots__ = ("_mailbox", "_name", "_urgent", "_wakes", "busy", "messages", "task")
@@ -42,18 +38,14 @@ class _Lane:
         self._wakes: asyncio.Future[None] | None = None
 
     def add(self, message: BusMessage) -> None:
-        """Add a message.
-
-        Args:
-            message: The message.
-        """
+        """Add a message."""
         self.busy = True
         self.messages.append(message)
         if self._mailbox.open:
             self.wake()
 
     def wake(self) -> None:
-        """Have the messages handed over."""
+        """Deliver the messages that wait."""
         if self.task is None:
             self.task = self._mailbox.start_task(self._run(), self._name)
         elif self._wakes is not None and not self._wakes.done():
@@ -64,18 +56,18 @@ class _Lane:
         while self.task is own_task:
             while self.messages and self.task is own_task:
                 if self._urgent is not None and self._urgent.messages:
-                    # Its task was woken as well; this lets it take the first.
+                    # Let its task, which was woken as well, go first.
                     await asyncio.sleep(0)
                 if self.messages:
-                    await self._hand_over(self.messages.popleft())
+                    await self._deliver(self.messages.popleft())
             if self.task is own_task:
                 self.busy = False
                 self._wakes = loop.create_future()
                 await self._wakes
 
-    async def _hand_over(self, message: BusMessage) -> None:
+    async def _deliver(self, message: BusMessage) -> None:
         subscriber, task = self._mailbox.subscriber, RunningTask()
-        # Whatever a subscriber raises, it gets the next message: the one that cancels it, perhaps.
+        # A subscriber that raises still gets the next message, which may be a cancel.
         try:
             if subscriber.accepts_bus_message(message):
                 await subscriber.on_bus_message(message)
@@ -85,13 +77,7 @@ class _Lane:
 
 
 class Mailbox:
-    """The messages for one subscriber: system messages apart from the others, which they overtake.
-
-    Args:
-        subscriber: Whose it is.
-        start_task: Starts its tasks.
-        on_failure: Called when the subscriber raises at a message.
-    """
+    """The messages for one subscriber, in two lanes: system messages overtake the others."""
 
     __slots__ = (
         "_context",
@@ -108,24 +94,20 @@ class Mailbox:
         self.subscriber = subscriber
         self.on_failure = on_failure
         self.open = False
-        """Whether messages are handed over, rather than kept."""
+        """Whether messages are delivered; otherwise they are kept."""
         self.take: Take | None = None
-        """Handles messages for the subscriber that need no task, where it can."""
+        """The subscriber's way to handle messages without a task, if it has one."""
         self._start_task = start_task
-        # Who subscribes decides what its handlers run in, not whoever sends the first message.
+        # Handlers run in the context of the subscription, not of the sender of a message.
         self._context = copy_context()
         self._system: _Lane | None = None
         self._data: _Lane | None = None
 
     def put(self, message: BusMessage) -> None:
-        """Hand a message over at once, if the subscriber can take it so; otherwise add it.
-
-        Args:
-            message: The message.
-        """
+        """Deliver a message at once if the subscriber can handle it without a task, or add it."""
         urgent, take = isinstance(message, BusSystemMessage), self.take
         if take is not None and self.open and not self._would_overtake(urgent):
-            # Whoever sends to it from within waits in a lane, like behind any other handler.
+            # A message sent to the subscriber by its own handling waits in a lane.
             self.take = None
             try:
                 if self._context.run(take, message):
@@ -146,35 +128,26 @@ class Mailbox:
         self._data.add(message)
 
     def _would_overtake(self, urgent: bool) -> bool:
-        """Whether a message that is taken now comes before one that it should come after."""
+        """Whether a message handled now would overtake one that has to come before it."""
         if self._system is None:
             return False
         return self._system.busy or (not urgent and self._data is not None and self._data.busy)
 
     def start_task(self, run: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-        """Start a task of the subscriber's.
-
-        Args:
-            run: What it does.
-            name: What to call it.
-
-        Returns:
-            The task.
-        """
+        """Start a task in the subscriber's context."""
         return self._start_task(run, name, self._context.copy())
 
     def start(self) -> None:
-        """Hand over what has come, and what will."""
+        """Start delivering."""
         self.open = True
         for lane in self._lanes():
             if lane.messages:
                 lane.wake()
 
     def stop(self) -> list[asyncio.Task[None]]:
-        """Keep what comes from now on.
+        """Stop delivering and keep messages from now on.
 
-        Returns:
-            The tasks to cancel. One that calls this, for its subscriber, ends by itself.
+        Returns the tasks to cancel, without the one that calls this, which ends by itself.
         """
         self.open = False
         tasks = [lane.task for lane in self._lanes() if lane.task is not None]

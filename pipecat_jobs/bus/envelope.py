@@ -1,4 +1,4 @@
-"""What goes around a message on the wire: who sent it, in what order, and a signature.
+"""Envelopes of messages on the wire: sender, number and signature.
 
 With a secret, only a process that knows it can write a message that others read. The signature
 covers the channel, the purpose of the message, its sender, its number and its body. It does not
@@ -15,18 +15,18 @@ from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError, Unreadable
 
 _VERSION = b"2"
 _UNSIGNED = b"-"
-#: How many senders' places are kept; a channel with more processes than that forgets the quietest.
+#: How many senders' last numbers are kept. Beyond that, those not heard of for longest are dropped.
 _MOST_SENDERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """A message out of its envelope.
+class OpenedMessage:
+    """A message from an envelope.
 
     Parameters:
-        sender: Id of the process that sent it.
-        number: Its place among that process's messages; each is greater than the one before.
-        body: The message, encoded.
+        sender: The id of the process that sent it.
+        number: Its number among that process's messages, above that of each earlier one.
+        body: The encoded message.
     """
 
     sender: str
@@ -35,7 +35,7 @@ class Letter:
 
 
 class Envelopes:
-    """Puts messages into envelopes, and takes them out of those it trusts.
+    """Seals messages into envelopes, and opens the envelopes of this channel.
 
     Args:
         channel: The channel, which the signature covers.
@@ -60,31 +60,31 @@ class Envelopes:
         self._places: Recent[tuple[str, str], int] = Recent(_MOST_SENDERS)
 
     def seal(self, purpose: str, sender: str, number: int, body: bytes) -> bytes:
-        """Put a message into an envelope.
+        """Seal a message into an envelope.
 
         Args:
-            purpose: What the message is on its way to do; :meth:`open` has to say the same.
-            sender: Id of this process.
-            number: The message's place among those of this process.
-            body: The message, encoded.
+            purpose: What the message is for. :meth:`open` needs the same.
+            sender: The id of this process.
+            number: The message's number among those of this process.
+            body: The encoded message.
 
         Returns:
-            What :meth:`open` takes.
+            The envelope as bytes.
         """
         head = b"%s %s %d" % (_VERSION, sender.encode(), number)
         return b"%s %s\n%s" % (head, self._signature(purpose, head, body), body)
 
-    def open(self, purpose: str, sealed: bytes, *, in_order: bool = True) -> Letter:
-        """Take a message out of its envelope.
+    def open(self, purpose: str, sealed: bytes, *, in_order: bool = True) -> OpenedMessage:
+        """Open an envelope.
 
         Args:
-            purpose: What it is here to do.
-            sealed: What :meth:`seal` gave, or anything at all.
+            purpose: What the message is for.
+            sealed: What :meth:`seal` returned. Any other bytes are refused.
             in_order: Whether to refuse a number that is not above the last one of its sender and
                 purpose.
 
         Returns:
-            The message with its sender.
+            The message with its sender and number.
 
         Raises:
             UnreadableMessageError: If it is not an envelope, is not signed with the secret, or has
@@ -106,7 +106,7 @@ class Envelopes:
             if last is not None and number <= last:
                 raise UnreadableMessageError(f"number {number} of '{sender}' has been here before")
             self._places.remember((sender, purpose), number)
-        return Letter(sender, number, body)
+        return OpenedMessage(sender, number, body)
 
     def _signature(self, purpose: str, head: bytes, body: bytes) -> bytes:
         if self._key is None:
@@ -116,7 +116,7 @@ class Envelopes:
 
 
 def _check_secret(secret: object) -> bytes | None:
-    # The value stays out of the errors: they are logged.
+    # Errors are logged, so they must not have the value.
     wanted = "give a long random string or bytes, or None to sign nothing"
     if secret is None:
         return None

@@ -1,4 +1,4 @@
-"""Whether what a dataclass was given is of the types that it declares."""
+"""Checks that the fields of a dataclass have values of their declared types."""
 
 import dataclasses
 import types
@@ -9,21 +9,18 @@ from typing import Any, TypeAlias, cast
 
 from loguru import logger
 
-#: Tells whether a value is of a declared type.
+#: Returns whether a value is of a declared type.
 Check: TypeAlias = Callable[[object], bool]
 
 _SEQUENCES = (list, tuple)
 
 
 class FieldChecks:
-    """Makes the checks of dataclasses' fields from their annotations.
+    """Makes checks of dataclass fields from their annotations.
 
-    A class of which no instance can arrive stands for None: what a frame holds beyond what is
-    carried, a callback or a processor, arrives as that.
-
-    Args:
-        carried: The classes of which instances can arrive.
-        names: What annotations may call what only a type checker imports.
+    ``carried`` are the classes whose instances can arrive. A field declared as another class, such
+    as a callback, arrives as None. ``names`` resolves names in annotations that are imported for
+    type checkers only.
     """
 
     def __init__(self, carried: Collection[type], names: Mapping[str, object]):
@@ -31,27 +28,20 @@ class FieldChecks:
         self._names = names
 
     def of(self, kind: type) -> dict[str, Check]:
-        """Make the checks of a dataclass.
-
-        Args:
-            kind: The dataclass.
-
-        Returns:
-            A check by field, without the fields that take anything.
-        """
+        """Make the checks of a dataclass by field, without the fields that take any value."""
         declared = self._annotations(kind)
         checks: dict[str, Check] = {}
         for field in dataclasses.fields(kind):
             check = self._check(declared.get(field.name, Any))
             if check is not None:
-                # Many write `x: int = None`.
+                # `x: int = None` is a common way to write an optional field.
                 checks[field.name] = _or_none(check) if field.default is None else check
         return checks
 
     def _annotations(self, kind: type) -> dict[str, Any]:
         known: dict[str, object] = {}
         while True:
-            # Annotations are any code of a bot's.
+            # An annotation may be any code of the user's, and raise anything.
             try:
                 return typing.get_type_hints(kind, localns=known)
             except Exception as error:
@@ -62,7 +52,7 @@ class FieldChecks:
                 known[name] = self._names.get(name, Any)
 
     def _check(self, declared: Any) -> Check | None:
-        """Make the check of an annotation, or None when it takes anything."""
+        """Make the check of an annotation, or return None if it takes any value."""
         origin, arguments = typing.get_origin(declared), typing.get_args(declared)
         if declared is None or declared is type(None):
             return lambda value: value is None
@@ -87,7 +77,7 @@ class FieldChecks:
         if kind in (bool, int, str, bytes):
             return _instance_of(kind)
         if issubclass(kind, Enum):
-            # A text stands for a member of an enum of texts, in Pipecat's own services too.
+            # Pipecat's own services use a string in place of a member of a string enum.
             return _instance_of((kind, str) if issubclass(kind, str) else kind)
         if kind in self._carried and kind not in (dict, list, tuple, set, frozenset):
             return _instance_of(kind)

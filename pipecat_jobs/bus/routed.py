@@ -1,4 +1,4 @@
-"""A bus that wakes only those a message is for."""
+"""A bus that delivers a message only to the subscribers it is for."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -30,8 +30,8 @@ from pipecat_jobs._protocol.text import describe
 from pipecat_jobs.bus._mailbox import Mailbox
 from pipecat_jobs.outcomes import ErrorDetails
 
-#: What Pipecat's workers pass over even when it is sent to everybody: it is for runners, bridges
-#: and event handlers. Every worker that starts has two of these sent.
+#: Messages for all subscribers that Pipecat's workers ignore: they are for runners, bridges and
+#: event handlers. Each worker that starts sends two of them.
 _NOT_FOR_WORKERS = (
     BusAddWorkerMessage,
     BusCancelMessage,
@@ -40,16 +40,16 @@ _NOT_FOR_WORKERS = (
     BusWorkerRegistryMessage,
 )
 
-#: Classes of Pipecat's whose own methods are known to pass over messages for others.
+#: Pipecat's classes whose methods are known to ignore messages for others.
 _PASS_OVER = (BaseWorker, PipelineWorker, BusSubscriber)
 
 
 @runtime_checkable
 class BusTap(Protocol):
-    """A subscriber that says whether it wants to see messages for others.
+    """A subscriber that declares whether it gets messages for others.
 
-    A worker class with an ``on_bus_message()`` of its own sees everything, since nobody else knows
-    what it looks for. One that looks only at messages for itself says so::
+    A worker class with its own ``on_bus_message()`` gets every message, since the bus cannot know
+    which ones it needs. A class that needs only the messages for itself declares so::
 
         class Quiet(BaseWorker):
             sees_all_bus_messages = False
@@ -63,20 +63,20 @@ class BusTap(Protocol):
 
 @runtime_checkable
 class BusTaker(Protocol):
-    """A subscriber that handles some messages without waiting, and so without a task.
+    """A subscriber that handles some messages in the call that sends them, without a task.
 
-    What it has handled does not reach its ``on_bus_message()``. It is asked only when no earlier
-    message waits for it, and never from within its own handling of another.
+    A message that it has handled does not reach its ``on_bus_message()``. It is offered a message
+    only when no earlier one waits for it, and never while it handles another.
     """
 
     def take_bus_message(self, message: BusMessage) -> bool:
-        """Handle a message at once.
+        """Handle a message without waiting.
 
         Args:
             message: A message for this subscriber.
 
         Returns:
-            Whether it has been handled; otherwise ``on_bus_message()`` gets it.
+            Whether it was handled. If not, ``on_bus_message()`` gets it.
         """
         ...
 
@@ -84,18 +84,19 @@ class BusTaker(Protocol):
 class RoutedBus(WorkerBus):
     """A drop-in for Pipecat's in-process bus whose cost does not grow with the number of workers.
 
-    Pipecat's :class:`~pipecat.bus.AsyncQueueBus` hands every message to every subscriber. Here a
-    message with a target goes to the subscriber of that name, and to those that see everything: the
-    runner (but for messages about jobs, which it passes over), bridge processors, WebSocket
-    proxies, any worker with an ``on_bus_message()`` of its own, and whoever says
-    ``sees_all_bus_messages = True``. A message without a target goes to all that may want it.
+    Pipecat's :class:`~pipecat.bus.AsyncQueueBus` delivers every message to every subscriber. This
+    bus delivers a message with a target to the subscriber of that name, and to those that get every
+    message: the runner (except messages about jobs, which it ignores), bridge processors, WebSocket
+    proxies, workers with their own ``on_bus_message()``, and subscribers with
+    ``sees_all_bus_messages = True``. A message without a target goes to all that may need it.
 
-    A worker of this package handles a job message in the very call that sends it, since that never
-    waits: handlers and hooks run in tasks of their own. That is what makes a job cheap.
+    A worker of this package handles a job message in the call that sends it. That never waits,
+    since handlers and hooks run in their own tasks, and makes a job cheap.
 
     As on Pipecat's bus, messages of one sender reach a subscriber in order, system messages
-    overtake the others, a subscriber that raises harms nobody and a slow one delays only itself. A
-    slow handler of a system message delays the next system messages, and not the data behind it.
+    overtake the others, a subscriber that raises does not affect the others and a slow one delays
+    only itself. A slow handler of a system message delays the next system messages, but not the
+    other messages behind it.
 
     Example::
 
@@ -107,9 +108,9 @@ class RoutedBus(WorkerBus):
         super().__init__()
         self._mailboxes: dict[str, Mailbox] = {}
         self._seeing_all: dict[str, Mailbox] = {}
-        #: Those of them that also look at job messages for others.
+        #: The subset that also gets job messages for others.
         self._seeing_jobs: dict[str, Mailbox] = {}
-        #: Workers that look at messages the way Pipecat's do.
+        #: Workers that handle messages as Pipecat's do.
         self._workers: dict[str, BaseWorker] = {}
         self._started = asyncio.Event()
 
@@ -119,12 +120,12 @@ class RoutedBus(WorkerBus):
         name: str | None = None,
         context: Context | None = None,
     ) -> asyncio.Task[Any]:
-        """Start a task of the bus; it begins after this call, also under an eager task factory.
+        """Start a task that begins after this call, also with an eager task factory.
 
         Args:
-            coroutine: What the task runs.
-            name: What to call it.
-            context: The context it runs in.
+            coroutine: The coroutine to run.
+            name: The task's name; None for the coroutine's.
+            context: The context to run it in; None for a copy of the current one.
 
         Returns:
             The task.
@@ -133,14 +134,14 @@ class RoutedBus(WorkerBus):
         return super().create_task(deferred(coroutine), name, context)
 
     async def start(self) -> None:
-        """Begin to deliver, those messages first that have come already."""
+        """Start delivering, the messages that wait first."""
         self._started.set()
         for mailbox in list(self._mailboxes.values()):
             mailbox.start()
         await asyncio.sleep(0)
 
     async def stop(self) -> None:
-        """Stop to deliver; what comes is kept until it starts again."""
+        """Stop delivering. Messages are kept until the bus is started again."""
         self._started.clear()
         for mailbox in list(self._mailboxes.values()):
             await self._cancel(mailbox)
@@ -150,11 +151,7 @@ class RoutedBus(WorkerBus):
         await self._started.wait()
 
     def problem(self) -> str | None:
-        """Say why the bus delivers nothing now.
-
-        Returns:
-            The reason, or None when it delivers.
-        """
+        """Return why the bus delivers nothing now, or None if it delivers."""
         return (
             None
             if self._started.is_set()
@@ -162,7 +159,7 @@ class RoutedBus(WorkerBus):
         )
 
     async def subscribe(self, subscriber: BusSubscriber) -> None:
-        """Deliver to a subscriber, unless one of its name is known.
+        """Deliver to a subscriber. If another one has its name, log an error instead.
 
         Args:
             subscriber: The subscriber.
@@ -171,8 +168,8 @@ class RoutedBus(WorkerBus):
         if (known := self._mailboxes.get(name)) is not None:
             if known.subscriber is not subscriber:
                 logger.error(
-                    f"{self}: '{name}' is subscribed already, and its messages go to the first of "
-                    "that name alone; give each worker a name of its own"
+                    f"{self}: '{name}' is subscribed already, and only the first subscriber of "
+                    "that name gets its messages; give each worker a name of its own"
                 )
             return
         mailbox = self._mailboxes[name] = Mailbox(
@@ -191,7 +188,7 @@ class RoutedBus(WorkerBus):
             mailbox.start()
 
     async def unsubscribe(self, subscriber: BusSubscriber) -> None:
-        """Deliver no more to a subscriber; what waits for it is dropped.
+        """Stop delivering to a subscriber, and drop the messages that wait for it.
 
         Args:
             subscriber: The subscriber.
@@ -212,7 +209,7 @@ class RoutedBus(WorkerBus):
         self.on_message_received(message)
 
     def on_message_received(self, message: BusMessage) -> None:
-        """Put a message into the mailboxes it is for.
+        """Put a message into the mailboxes of the subscribers it is for.
 
         Args:
             message: The message.
@@ -234,12 +231,12 @@ class RoutedBus(WorkerBus):
     def on_delivery_failure(
         self, subscriber: BusSubscriber, message: BusMessage, error: BaseException
     ) -> None:
-        """Log that a subscriber raised at a message. It gets the next one all the same.
+        """Log that a subscriber raised at a message. It still gets the next one.
 
         Args:
             subscriber: The subscriber.
-            message: The message that it was given.
-            error: What it raised.
+            message: The message.
+            error: The exception.
         """
         log_raised(f"subscriber '{subscriber.name}' raised at {describe(message)}; going on", error)
         if isinstance(message, BusJobRequestMessage):
@@ -248,12 +245,12 @@ class RoutedBus(WorkerBus):
     def on_undelivered_request(
         self, subscriber: BusSubscriber, request: BusJobRequestMessage, error: BaseException
     ) -> None:
-        """Answer a request that its worker raised at and has not begun, in the worker's name.
+        """End a job whose worker raised at the request and has not begun it, with that error.
 
         Args:
             subscriber: The subscriber that raised.
             request: The request.
-            error: What it raised.
+            error: The exception.
         """
         if not _has_begun(subscriber, request):
             self.on_message_received(
@@ -267,7 +264,7 @@ class RoutedBus(WorkerBus):
             )
 
     def _is_plain(self, name: str) -> bool:
-        """Whether a worker does with a message what Pipecat's workers do, and nobody listens."""
+        """Whether a worker handles messages as Pipecat's do, without an event handler for them."""
         worker = self._workers.get(name)
         return worker is not None and not has_event_handlers(worker, "on_bus_message")
 
@@ -277,14 +274,10 @@ class RoutedBus(WorkerBus):
 
 
 def sees_all(subscriber: BusSubscriber) -> bool:
-    """Tell whether a subscriber gets messages that are for others.
+    """Return whether a subscriber gets messages for others.
 
-    Args:
-        subscriber: The subscriber.
-
-    Returns:
-        What it says itself; otherwise False for a worker whose every ``on_bus_message()`` and
-        ``accepts_bus_message()`` is known to pass over messages for others, True for all others.
+    It does if it declares so. Without a declaration, only a worker whose ``on_bus_message()`` and
+    ``accepts_bus_message()`` are known to ignore them does not.
     """
     if isinstance(subscriber, BusTap):
         return subscriber.sees_all_bus_messages
@@ -292,14 +285,14 @@ def sees_all(subscriber: BusSubscriber) -> bool:
 
 
 def _has_begun(subscriber: BusSubscriber, request: BusJobRequestMessage) -> bool:
-    """Whether a subscriber may still answer a request that it raised at, or was not asked."""
+    """Whether a subscriber may still answer a request that it raised at, or is not its target."""
     if request.target != subscriber.name or not isinstance(subscriber, BaseWorker):
         return True
     return request.job_id in subscriber.active_jobs
 
 
 def _has_own_delivery(subscriber: BusSubscriber) -> bool:
-    """Whether it looks at messages in ways that only its author knows."""
+    """Whether a subscriber has its own ``on_bus_message()`` or ``accepts_bus_message()``."""
     methods = ("on_bus_message", "accepts_bus_message")
     own = vars(subscriber)
     return any(method in own for method in methods) or any(
@@ -310,5 +303,5 @@ def _has_own_delivery(subscriber: BusSubscriber) -> bool:
 
 
 def _passes_over_jobs(subscriber: BusSubscriber) -> bool:
-    """Whether it is Pipecat's runner, which looks at everything but jobs."""
+    """Whether it is Pipecat's runner, which ignores messages about jobs."""
     return type(subscriber) is WorkerRunner and "on_bus_message" not in vars(subscriber)

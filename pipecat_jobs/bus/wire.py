@@ -1,7 +1,7 @@
 """Bus messages as bytes, and back.
 
-Only types that are known beforehand are ever built from bytes. What the bytes name is looked up in
-a table and never imported, so that whoever can write to the server cannot choose what runs here.
+Only types that are registered beforehand are built from bytes. A type's name is looked up in a
+table and never imported, so that a message cannot choose which code runs here.
 """
 
 import base64
@@ -38,23 +38,23 @@ from pipecat_jobs.errors import (
     UnreadableMessageError,
 )
 
-# Where Pipecat keeps the class depends on its release; the frames' module has it on all of them.
+# The module of this class differs between Pipecat releases; `frames` imports it in all of them.
 _ToolsSchema: type = frames.ToolsSchema  # pyright: ignore[reportPrivateImportUsage]
 
-#: The key that marks a JSON object as something else than a dict.
+#: The key that marks a JSON object that is not a dict.
 _TAG = "$"
 _VALUE = "v"
 _NOT_GIVEN = type(NOT_GIVEN)
 
-#: Never carried: they begin and end one pipeline.
+#: Not carried: they start and end one pipeline.
 _LIFECYCLE = (frames.StartFrame, frames.EndFrame, frames.CancelFrame, frames.StopFrame)
 
 
 class _NotCarried:
-    """Stands for a class of which no instance is ever carried."""
+    """Stands for a class whose instances are never carried."""
 
 
-#: What Pipecat imports for type checkers alone, and what of it can arrive.
+#: Names that Pipecat imports for type checkers only, with the type of what can arrive.
 _PIPECATS_NAMES: dict[str, object] = {
     **dict.fromkeys(
         (
@@ -72,11 +72,11 @@ _PIPECATS_NAMES: dict[str, object] = {
     "NotGiven": _NOT_GIVEN,
 }
 
-#: The most items of a set, or keys of a dict, that may have the hash of one before them. Each is
-#: compared with all of those, so that many would keep the event loop busy for minutes.
+#: The most items of a set, or keys of a dict, that may have the same hash as an earlier one. Python
+#: compares each with all of them, so that many would block the event loop for minutes.
 _MOST_COLLISIONS = 16
 
-#: What one type looks like as JSON, and how it is built from that.
+#: Makes JSON data from a value, and a value from JSON data.
 _Encode: TypeAlias = Callable[[Any, str], object]
 _Decode: TypeAlias = Callable[[Any], object]
 
@@ -84,15 +84,15 @@ _Decode: TypeAlias = Callable[[Any], object]
 class WireCodec:
     """Turns bus messages into bytes and back.
 
-    Carried are Pipecat's bus messages that are not local, its frames, and what those hold: enums,
-    dataclasses, LLM contexts and tool schemas. What a frame holds beyond that, a callback or the
-    processor that pushed it, arrives as None.
+    It carries Pipecat's bus messages that are not local, its frames, and the values in them: enums,
+    dataclasses, LLM contexts and tool schemas. Other values in a frame, such as a callback or the
+    processor that pushed it, arrive as None.
 
     Args:
         types: Further types: dataclasses (messages and frames among them), enums and pydantic
             models. Every process of a channel needs the same ones.
-        adapters: Pipecat's adapters for types that are none of these.
-        max_bytes: The most that an encoded message may take.
+        adapters: Pipecat's adapters for other types.
+        max_bytes: The most bytes that an encoded message may take.
 
     Raises:
         InvalidJobTypeError: If a type can be neither encoded nor decoded, or is not a type.
@@ -155,18 +155,18 @@ class WireCodec:
         )
 
     def encode(self, message: BusMessage) -> bytes:
-        """Turn a message into bytes.
+        """Turn a message into bytes that :meth:`decode` reads.
 
         Args:
             message: The message.
 
         Returns:
-            What :meth:`decode` takes.
+            JSON in UTF-8.
 
         Raises:
-            MessageTypeError: If the message, or something in it, is of a type that is not carried,
-                or that its field does not declare.
-            MessageTooLargeError: If it takes more bytes than are carried.
+            MessageTypeError: If the message or a value in it is of a type that is not carried, or
+                not of the type that its field declares.
+            MessageTooLargeError: If it takes more than ``max_bytes``.
         """
         try:
             value = self._encode(message, "")
@@ -175,7 +175,7 @@ class WireCodec:
         try:
             text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
         except ValueError as error:
-            # Python writes no int of more digits: sys.set_int_max_str_digits().
+            # Python limits the digits of an int: see sys.set_int_max_str_digits().
             raise MessageTypeError("message with a huge int", describe(message)) from error
         data = text.encode("utf-8", "surrogatepass")
         if len(data) > self._max_bytes:
@@ -186,14 +186,14 @@ class WireCodec:
         """Build a message from bytes.
 
         Args:
-            data: What :meth:`encode` gave, or anything at all.
+            data: What :meth:`encode` returned. Any other bytes are refused.
 
         Returns:
             The message.
 
         Raises:
-            UnreadableMessageError: If the bytes are not a message, name a type that is not known,
-                hold a field of a type other than its declared one, or would take long to decode.
+            UnreadableMessageError: If the bytes are not a message, name an unknown type, have a
+                field whose value is not of its declared type, or would take long to decode.
         """
         if len(data) > self._max_bytes:
             raise UnreadableMessageError(f"{len(data):,} bytes, more than {self._max_bytes:,}")
@@ -201,7 +201,7 @@ class WireCodec:
             message = json.loads(data.decode("utf-8", "surrogatepass"), object_hook=self._decode)
         except UnreadableMessageError:
             raise
-        # Whatever a type of a bot's own raises, the bytes are at fault.
+        # A type of the user's may raise anything at wrong data.
         except Exception as error:
             raise UnreadableMessageError(f"not a message: {error}") from error
         if not isinstance(message, BusMessage):
@@ -241,7 +241,7 @@ class WireCodec:
             self._register(
                 kind,
                 lambda value, path: self._encode_fields(vars(value), path),
-                # Strictly: what was sent had these types, and turning others into them takes time.
+                # Strict: the sender had these types, and converting others takes time.
                 lambda data: kind.model_validate(data, strict=True),
             )
         elif dataclasses.is_dataclass(kind):
@@ -263,7 +263,7 @@ class WireCodec:
             raise MessageTypeError(kind.__qualname__, "types=[...]: neither dataclass nor enum")
 
     def _add_adapter(self, kind: type, adapter: TypeAdapter) -> None:
-        # The adapter's own result is plain data like any other, and is encoded as such.
+        # The adapter returns plain data, which is encoded like any other.
         self._register(
             kind,
             lambda value, path: self._encode(adapter.serialize(value, lambda part: part), path),
@@ -292,7 +292,7 @@ class WireCodec:
             try:
                 encoded[name] = self._encode(value, f"{path}.{name}")
             except MessageTypeError:
-                # A frame's callbacks and processors belong to the pipeline that it leaves.
+                # Callbacks and processors are of use only in the pipeline that the frame leaves.
                 if check is not None and not check(None):
                     raise
                 encoded[name] = None
@@ -353,7 +353,7 @@ def _build_dict(pairs: Iterable[Any]) -> dict[Any, Any]:
 
 
 def _checked_context(adapted: object) -> object:
-    """Refuse an LLM context that holds what is not a message. Others are given back as they are."""
+    """Refuse an LLM context with an item that is not a message. Returns its argument."""
     if isinstance(adapted, LLMContext) and not all(
         isinstance(cast(object, each), dict | LLMSpecificMessage) for each in adapted.get_messages()
     ):

@@ -1,1 +1,1 @@
-"""What a bus between processes knows of jobs, whatever engine carries its messages."""
+"""The parts of a bus between processes that are the same for every engine."""

@@ -1,66 +1,48 @@
-"""How fast streams flow between processes: as fast as the server takes them, and they are read."""
+"""Flow control of streams between processes."""
 
-from pipecat_jobs.bus._distributed.open_jobs import Asked, Ledger
+from pipecat_jobs.bus._distributed.engine import Argument, Call, Command, Entry, EntryKind, Lane
+from pipecat_jobs.bus._distributed.open_jobs import OpenJobs, RequestedJob
+from pipecat_jobs.bus._distributed.outbox import Outbox
 from pipecat_jobs.bus.envelope import Envelopes
-from pipecat_jobs.bus.redis.inbox import Entry
-from pipecat_jobs.bus.redis.outbox import Call, Lane, Outbox
 
-#: What it is signed for.
+#: The purpose that these messages are signed for.
 _PURPOSE = "flow"
-_WAIT, _GO_ON = b"wait", b"go on"
+_WAIT, _CONTINUE = b"wait", b"go on"
 
 
 class Flow:
-    """Has a stream wait in the process that sends it while it is not read in this one.
+    """Makes the worker in another process wait while its stream is not read in this one."""
 
-    Args:
-        ledger: The jobs of this process.
-        outbox: Where what crosses the server goes.
-        envelopes: Goes around it.
-    """
-
-    def __init__(self, ledger: Ledger, outbox: Outbox, envelopes: Envelopes):
-        self._ledger = ledger
+    def __init__(self, open_jobs: OpenJobs, outbox: Outbox, envelopes: Envelopes):
+        self._open_jobs = open_jobs
         self._outbox = outbox
         self._envelopes = envelopes
 
-    def chunk_came(self, asked: Asked, attempt: int) -> None:
-        """Have a stream wait if its reader has enough to read.
-
-        Args:
-            asked: The job that a chunk has come for.
-            attempt: The attempt that it comes from.
-        """
-        window = asked.window()
-        if window is None or not window.full or asked.held_up == attempt:
+    def chunk_arrived(self, job: RequestedJob, attempt: int) -> None:
+        """Make the stream wait if its reader has enough to read."""
+        window = job.window()
+        if window is None or not window.full or job.paused_attempt == attempt:
             return
-        asked.held_up = attempt
-        self._say(asked, _WAIT)
+        job.paused_attempt = attempt
+        self._send(job, _WAIT)
 
-        def has_room(_: object) -> None:
-            if asked.held_up == attempt and self._ledger.asked(asked.parties) is asked:
-                asked.held_up = 0
-                self._say(asked, _GO_ON)
+        def resume(_: object) -> None:
+            if job.paused_attempt == attempt and self._open_jobs.requested(job.key) is job:
+                job.paused_attempt = 0
+                self._send(job, _CONTINUE)
 
-        window.next_room().add_done_callback(has_room)
+        window.next_room().add_done_callback(resume)
 
-    def _say(self, asked: Asked, how: bytes) -> None:
-        def arguments(process: str, number: int) -> tuple[str | bytes | int, ...]:
-            sealed = self._envelopes.seal(_PURPOSE, process, number, how)
-            return asked.request.number, Lane.URGENT.letter, "f", "0", sealed
+    def _send(self, job: RequestedJob, instruction: bytes) -> None:
+        def arguments(process: str, number: int) -> tuple[Argument, ...]:
+            sealed = self._envelopes.seal(_PURPOSE, process, number, instruction)
+            return job.request.number, Lane.URGENT.letter, EntryKind.FLOW, "0", sealed
 
-        self._outbox.put(Call(Lane.URGENT, "order", arguments))
+        self._outbox.put(Call(Lane.URGENT, Command.NOTIFY_WORKER, arguments))
 
     def read(self, entry: Entry) -> None:
-        """Do what the reader in another process has said.
-
-        Args:
-            entry: The message.
-
-        Raises:
-            UnreadableMessageError: If it is none of this channel.
-        """
-        letter = self._envelopes.open(_PURPOSE, entry.body)
-        held = self._ledger.held_as(entry.ref)
+        """Pause or resume a stream of this process, as its reader in another process needs."""
+        opened = self._envelopes.open(_PURPOSE, entry.body)
+        held = self._open_jobs.held_by_ref(entry.ref)
         if held is not None:
-            held.window.hold(letter.body == _WAIT)
+            held.window.hold(opened.body == _WAIT)

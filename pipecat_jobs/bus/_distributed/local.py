@@ -1,4 +1,4 @@
-"""What is in this process, as far as its messages need to know."""
+"""What the router needs to know of this process."""
 
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
@@ -6,22 +6,22 @@ from typing import Protocol, runtime_checkable
 from pipecat.bus.messages import BusMessage
 from pipecat.bus.subscriber import BusSubscriber
 
-from pipecat_jobs.bus._distributed.open_jobs import Parties
+from pipecat_jobs.bus._distributed.open_jobs import JobKey
 
 
 class LocalSide(Protocol):
-    """The part of the bus that is in this process."""
+    """The subscribers of this process."""
 
     def subscriber(self, name: str) -> BusSubscriber | None:
-        """Look a subscriber up."""
+        """Look up a subscriber."""
         ...
 
     def has(self, name: str) -> bool:
-        """Tell whether a name is a subscriber here, or stands behind one."""
+        """Return whether a message for a name is delivered in this process."""
         ...
 
     def takes_requests(self, worker: str) -> bool:
-        """Tell whether requests for a worker are taken now."""
+        """Return whether requests for a worker are taken now."""
         ...
 
     def on_message_received(self, message: BusMessage) -> None:
@@ -29,14 +29,14 @@ class LocalSide(Protocol):
         ...
 
     def introduced(self, runner: str, process: str) -> None:
-        """Hear in which process of the channel a runner is."""
+        """Record in which process a runner is."""
         ...
 
     def process_gone(self, process: str, runners: Iterable[str]) -> None:
-        """Hear that a process of the channel is gone."""
+        """Remove the workers of a process that has left or is dead."""
         ...
 
-    def tell_lost(self, subscriber: "HearsOfLoss", parties: Parties, reason: str) -> None:
+    def report_lost(self, requester: "HearsOfLoss", key: JobKey, reason: str) -> None:
         """Tell a requester that one of its jobs is lost."""
         ...
 
@@ -48,5 +48,5 @@ class HearsOfLoss(Protocol):
     async def worker_lost(
         self, worker_name: str, *, reason: str, job_id: str | None = None
     ) -> None:
-        """Hear it."""
+        """End the jobs at a worker, or one of them, as lost."""
         ...

@@ -1,4 +1,4 @@
-"""What a process offers to a channel: the names it has, and how much each of its workers takes."""
+"""What a process offers to a channel: its names, and the requests that each worker takes."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pipecat_jobs._protocol.handlers import collect_handlers, find_limits
 
 # Not in every supported release of Pipecat.
 _BACKEND: type | None = getattr(llm, "BackendLLMWorker", None)
-#: The job of such a worker that is a conversation for as long as it is open.
+#: The job of such a worker that is one conversation for as long as it is open.
 _SESSION_JOB = "attach"
 
 
@@ -24,52 +24,41 @@ class Offer:
 
     Parameters:
         name: The subscriber's name.
-        rooms: How many jobs may be open at once, by job name; under "" for all other names. None
-            when it takes no requests.
+        slots: How many jobs may be open at once, by job name; under "" for all other names. None
+            if it takes no requests.
         once: Names of the jobs that are never run twice.
         affinity: How firmly the jobs of one requester stay in one process.
     """
 
     name: str
-    rooms: dict[str, int] | None = None
+    slots: dict[str, int] | None = None
     once: tuple[str, ...] = ()
     affinity: Affinity | None = None
 
-    def as_text(self, uid: str) -> str:
-        """Say it as the channel's script reads it.
+    def to_json(self, uid: str) -> str:
+        """Write it as the server reads it, or as "" if no requests are taken.
 
-        Args:
-            uid: What tells this process from others for as long as it lives.
-
-        Returns:
-            JSON, or nothing when no requests are taken.
+        ``uid`` is the id that this process keeps for as long as it lives.
         """
-        if self.rooms is None:
+        if self.slots is None:
             return ""
-        spec = {"uid": uid, "rooms": self.rooms, "once": dict.fromkeys(self.once, True)}
+        spec = {"uid": uid, "slots": self.slots, "once": dict.fromkeys(self.once, True)}
         if self.affinity is not None:
             spec["affinity"] = self.affinity
         return json.dumps(spec, ensure_ascii=False)
 
 
-def offers_of(subscriber: BusSubscriber, room: int) -> Iterator[Offer]:
-    """Read off a subscriber what it offers.
+def find_offers(subscriber: BusSubscriber, room: int) -> Iterator[Offer]:
+    """Yield the offer of a subscriber and, if it is a proxy, that of the worker behind it.
 
-    Args:
-        subscriber: Whoever is on the bus.
-        room: How many jobs without a bound of their own it takes at once.
-
-    Yields:
-        Its name, and that of the remote worker it stands for, if it does.
-
-    Raises:
-        InvalidJobError: If its ``job_affinity`` is not one of those there are.
+    ``room`` is how many jobs without a ``max_concurrency`` it takes at once. A wrong
+    ``job_affinity`` raises :class:`InvalidJobError`.
     """
     if not isinstance(subscriber, BaseWorker):
         yield Offer(subscriber.name)
         return
     handlers, limits = collect_handlers(type(subscriber)), find_limits(subscriber)
-    rooms = {
+    slots = {
         name or "": limits[name].size if name in limits else room for name in (None, *handlers)
     }
     once = tuple(
@@ -77,7 +66,7 @@ def offers_of(subscriber: BusSubscriber, room: int) -> Iterator[Offer]:
         for name, spec in handlers.items()
         if spec.run_once or (_is_backend(subscriber) and name == _SESSION_JOB)
     )
-    yield Offer(subscriber.name, rooms, once, _affinity(subscriber))
+    yield Offer(subscriber.name, slots, once, _affinity(subscriber))
     proxied = proxied_name(subscriber)
     if proxied is not None:
         yield Offer(proxied, {"": room})

@@ -1,4 +1,4 @@
-"""Which jobs this process has asked others for, and which it does for others."""
+"""The open jobs of this process: those it has requested, and those it does for others."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -20,20 +20,20 @@ from pipecat.pipeline.job_context import JobStatus
 
 from pipecat_jobs._protocol.flow import StreamWindow
 from pipecat_jobs._protocol.recent import Expiring, Recent
-from pipecat_jobs.bus.redis.outbox import Call
+from pipecat_jobs.bus._distributed.engine import Call
 from pipecat_jobs.outcomes import JobData
 
-#: How many chunks of one stream wait here to be sent, before the worker has to.
+#: How many chunks of one stream wait here to be sent, before the worker has to wait.
 _UNSENT = 64
-#: How many jobs of others are kept in mind, to know a request that nothing is to be done about.
-_MOST_HEARD = 4096
-#: From the one who asked to the worker.
-ORDERS = (BusJobCancelMessage, BusJobUpdateRequestMessage)
-#: From the worker, and the end of the job.
-ENDS = (BusJobResponseMessage, BusJobResponseUrgentMessage, BusJobStreamEndMessage)
-#: From the worker to the one who asked.
-TELLINGS = (
-    *ENDS,
+#: How many jobs of others are remembered, so that a repeated request is recognized.
+_MOST_SEEN = 4096
+#: What a requester sends to the worker of a job.
+REQUESTER_MESSAGES = (BusJobCancelMessage, BusJobUpdateRequestMessage)
+#: What a worker ends a job with.
+FINAL_MESSAGES = (BusJobResponseMessage, BusJobResponseUrgentMessage, BusJobStreamEndMessage)
+#: What a worker sends to the requester of a job.
+WORKER_MESSAGES = (
+    *FINAL_MESSAGES,
     BusJobUpdateMessage,
     BusJobUpdateUrgentMessage,
     BusJobStreamStartMessage,
@@ -42,51 +42,30 @@ TELLINGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Parties:
-    """One job, as both sides know it.
+class JobKey:
+    """One job at one worker, as both sides know it."""
 
-    Parameters:
-        asker: The worker that asked.
-        worker: The worker that was asked.
-        job_id: The job's id.
-    """
-
-    asker: str
+    requester: str
     worker: str
     job_id: str
 
     @classmethod
-    def of(cls, message: BusMessage) -> "Parties | None":
-        """Read off a message whose job it is about.
-
-        Args:
-            message: Any message.
-
-        Returns:
-            The job, or None when it is about none, or for nobody.
-        """
+    def of(cls, message: BusMessage) -> "JobKey | None":
+        """Read which job a message is about, or None when it is about none or has no target."""
         # A peer may have sent anything as the id.
         if not message.target or not isinstance(vars(message).get("job_id"), str):
             return None
-        if isinstance(message, TELLINGS):
+        if isinstance(message, WORKER_MESSAGES):
             return cls(message.target, message.source, message.job_id)
-        if isinstance(message, ORDERS):
+        if isinstance(message, REQUESTER_MESSAGES):
             return cls(message.source, message.target, message.job_id)
         return None
 
-    def answer(self, status: JobStatus, response: JobData | None) -> BusJobResponseMessage:
-        """Make the answer that ends it, in the worker's name.
-
-        Args:
-            status: How it ended.
-            response: What there is to say of it.
-
-        Returns:
-            The message.
-        """
+    def make_response(self, status: JobStatus, response: JobData | None) -> BusJobResponseMessage:
+        """Make a response that ends the job, in the worker's name."""
         return BusJobResponseMessage(
             source=self.worker,
-            target=self.asker,
+            target=self.requester,
             job_id=self.job_id,
             status=status,
             response=response,
@@ -94,266 +73,163 @@ class Parties:
 
 
 @dataclass(slots=True, eq=False)
-class Asked:
-    """A job that this process has asked for.
+class RequestedJob:
+    """A job that this process has requested.
 
     Parameters:
-        parties: Whose it is.
-        request: The call that asks for it.
-        sent: Whether the server has it.
-        cancelled: Whether it has been called off.
-        attempt: How often it has been asked for, without a word whether it was heard before.
-        window: Finds what shows that its stream is not read fast enough.
-        held_up: The attempt of which the stream has been told to wait, or 0.
+        key: Which job.
+        request: The call that requests it.
+        sent: Whether the server has the request.
+        cancelled: Whether the requester has cancelled it.
+        attempt: How often it was requested without knowing whether the server had the request.
+        window: Finds the flow control of its stream.
+        paused_attempt: The attempt whose stream was told to wait, or 0.
     """
 
-    parties: Parties
+    key: JobKey
     request: Call
     sent: bool = False
     cancelled: bool = False
     attempt: int = 1
     window: Callable[[], StreamWindow | None] = lambda: None
-    held_up: int = 0
+    paused_attempt: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class Held:
-    """A job that this process does.
+class HeldJob:
+    """A job that this process does for another.
 
     Parameters:
-        parties: Whose it is.
+        key: Which job.
         ref: The server's name for it.
         attempt: The attempt that this process makes.
-        window: What its stream waits for.
+        window: Flow control of its stream.
     """
 
-    parties: Parties
+    key: JobKey
     ref: str
     attempt: int
     window: StreamWindow = field(default_factory=lambda: StreamWindow(_UNSENT))
 
 
-class Ledger:
+class OpenJobs:
     """The jobs of this process that cross the server, in both directions."""
 
     def __init__(self) -> None:
-        self._asked: dict[Parties, Asked] = {}
-        self._held: dict[Parties, Held] = {}
-        self._by_ref: dict[str, Held] = {}
-        self._heard: Recent[tuple[str, int], None] = Recent(_MOST_HEARD)
-        #: By the server's names, with the attempt: jobs whose requests must not be taken. Each of
-        #: them decides whether a job runs, so their number is not bounded.
-        self._called_off: Expiring[tuple[str, int], bool] = Expiring()
-        self._was_held: Recent[Parties, None] = Recent(_MOST_HEARD)
-        #: By the server's names: jobs that are done with here, which the server does not know yet.
+        self._requested: dict[JobKey, RequestedJob] = {}
+        self._held: dict[JobKey, HeldJob] = {}
+        self._by_ref: dict[str, HeldJob] = {}
+        self._seen: Recent[tuple[str, int], None] = Recent(_MOST_SEEN)
+        #: Ref and attempt of jobs whose requests must not be taken. Each of them decides whether a
+        #: job runs, so their number is not bounded.
+        self._abandoned: Expiring[tuple[str, int], bool] = Expiring()
+        self._was_held: Recent[JobKey, None] = Recent(_MOST_SEEN)
+        #: Refs of jobs that have ended here, which the server has not been told yet.
         self._leaving: set[str] = set()
-        #: By the server's names, with the attempt: jobs whose requests have not been read yet.
+        #: Ref and attempt of cancelled jobs whose requests have not been read yet.
         self._cancelled_unread: set[tuple[str, int]] = set()
         self._free = asyncio.Event()
         self._free.set()
 
-    # -- asked -------------------------------------------------------------------------------
+    # -- requested ---------------------------------------------------------------------------
 
-    def ask(self, asked: Asked) -> None:
-        """Note a job that is asked for.
+    def add_requested(self, job: RequestedJob) -> None:
+        """Add a job that this process requests."""
+        self._requested[job.key] = job
 
-        Args:
-            asked: The job.
-        """
-        self._asked[asked.parties] = asked
+    def requested(self, key: JobKey) -> RequestedJob | None:
+        """Look up an open job that this process has requested."""
+        return self._requested.get(key)
 
-    def asked(self, parties: Parties) -> Asked | None:
-        """Look up a job that was asked for.
+    def settle(self, key: JobKey) -> None:
+        """Remove a requested job that has ended."""
+        self._requested.pop(key, None)
 
-        Args:
-            parties: Whose.
+    def all_requested(self) -> list[RequestedJob]:
+        """List the open jobs that this process has requested."""
+        return list(self._requested.values())
 
-        Returns:
-            The job, while it is open.
-        """
-        return self._asked.get(parties)
-
-    def answered(self, parties: Parties) -> Asked | None:
-        """Note that a job has ended.
-
-        Args:
-            parties: Whose.
-
-        Returns:
-            The job, if it was open.
-        """
-        return self._asked.pop(parties, None)
-
-    def open(self) -> list[Asked]:
-        """List what has been asked for and not answered.
-
-        Returns:
-            The jobs.
-        """
-        return list(self._asked.values())
-
-    def numbered(self, numbers: Iterable[str]) -> list[Asked]:
-        """Find open jobs by the numbers of their calls.
-
-        Args:
-            numbers: The numbers, as text.
-
-        Returns:
-            Those that are open.
-        """
+    def numbered(self, numbers: Iterable[str]) -> list[RequestedJob]:
+        """Find open requested jobs by the numbers of their calls, given as text."""
         wanted = {int(number) for number in numbers}
-        return [asked for asked in self._asked.values() if asked.request.number in wanted]
+        return [job for job in self._requested.values() if job.request.number in wanted]
 
     # -- held --------------------------------------------------------------------------------
 
-    def hold(self, held: Held) -> None:
-        """Note a job that this process takes.
-
-        Args:
-            held: The job.
-        """
-        self._heard.remember((held.ref, held.attempt), None)
-        self._was_held.remember(held.parties, None)
-        self._held[held.parties] = held
+    def hold(self, held: HeldJob) -> None:
+        """Add a job that this process takes."""
+        self._seen.remember((held.ref, held.attempt), None)
+        self._was_held.remember(held.key, None)
+        self._held[held.key] = held
         self._by_ref[held.ref] = held
         self._free.clear()
 
-    def call_off(self, ref: str, attempt: int) -> None:
-        """Note that a job is not to be taken, should its request still come.
+    def abandon(self, ref: str, attempt: int) -> None:
+        """Have a job ignored if its request still arrives: its requester is gone."""
+        self._abandoned.remember((ref, attempt), True)
 
-        Args:
-            ref: The server's name for it.
-            attempt: The attempt.
-        """
-        self._called_off.remember((ref, attempt), True)
-
-    def has_heard(self, ref: str, attempt: int) -> bool:
-        """Tell whether this process has taken a job before, or has heard that it is called off.
-
-        Args:
-            ref: The server's name for it.
-            attempt: The attempt.
-
-        Returns:
-            Whether it has.
-        """
-        job = (ref, attempt)
-        return job in self._heard or self._called_off.get(job) is not None
+    def has_seen(self, ref: str, attempt: int) -> bool:
+        """Return whether this process has taken an attempt before, or it was abandoned."""
+        attempted = (ref, attempt)
+        return attempted in self._seen or self._abandoned.get(attempted) is not None
 
     def cancel_unread(self, ref: str, attempt: int) -> bool:
-        """Note that a job is cancelled whose request has not been read yet.
+        """Remember the cancel of a job whose request has not been read.
 
-        Args:
-            ref: The server's name for it.
-            attempt: The attempt.
-
-        Returns:
-            Whether its request may still come.
+        Returns whether its request may still arrive.
         """
-        if self.has_heard(ref, attempt):
+        if self.has_seen(ref, attempt):
             return False
         self._cancelled_unread.add((ref, attempt))
         return True
 
-    def was_cancelled_unread(self, ref: str, attempt: int) -> bool:
-        """Tell whether a job was cancelled before its request was read, and forget it.
-
-        Args:
-            ref: The server's name for it.
-            attempt: The attempt.
-
-        Returns:
-            Whether it was.
-        """
+    def take_unread_cancel(self, ref: str, attempt: int) -> bool:
+        """Return whether a job was cancelled before its request was read, and forget it."""
         cancelled = (ref, attempt) in self._cancelled_unread
         self._cancelled_unread.discard((ref, attempt))
         return cancelled
 
-    def has_held(self, parties: Parties) -> bool:
-        """Tell whether this process has taken a job before, by whatever name of the server's.
+    def was_held(self, key: JobKey) -> bool:
+        """Return whether this process has taken a job before, under any ref."""
+        return key in self._was_held
 
-        Args:
-            parties: Whose.
+    def held(self, key: JobKey) -> HeldJob | None:
+        """Look up an open job that this process does."""
+        return self._held.get(key)
 
-        Returns:
-            Whether it has.
-        """
-        return parties in self._was_held
-
-    def held(self, parties: Parties) -> Held | None:
-        """Look up a job that this process does.
-
-        Args:
-            parties: Whose.
-
-        Returns:
-            The job, while it is open.
-        """
-        return self._held.get(parties)
-
-    def held_as(self, ref: str) -> Held | None:
-        """Look up a job that this process does.
-
-        Args:
-            ref: The server's name for it.
-
-        Returns:
-            The job, while it is open.
-        """
+    def held_by_ref(self, ref: str) -> HeldJob | None:
+        """Look up an open job that this process does, by the server's name for it."""
         return self._by_ref.get(ref)
 
-    def all_held(self) -> list[Held]:
-        """List what this process does for others.
-
-        Returns:
-            The jobs.
-        """
+    def all_held(self) -> list[HeldJob]:
+        """List the open jobs that this process does for others."""
         return list(self._by_ref.values())
 
-    def leaving(self, ref: str) -> None:
-        """Note that the server is about to be told that this process has done with a job.
-
-        Args:
-            ref: The server's name for it.
-        """
+    def start_leaving(self, ref: str) -> None:
+        """Remember that the server is about to be told that a job has ended here."""
         self._leaving.add(ref)
 
-    def left(self, ref: str) -> None:
-        """Note that the server has been told.
-
-        Args:
-            ref: The server's name for it.
-        """
+    def finish_leaving(self, ref: str) -> None:
+        """Note that the server has been told."""
         self._leaving.discard(ref)
 
     def forget_server(self) -> None:
-        """Note that the server is told nothing more, gives the jobs away, and sends none."""
+        """Forget what the server was to be told, and what it was about to send: it evicted us."""
         self._leaving.clear()
         self._cancelled_unread.clear()
 
     def is_known(self, ref: str) -> bool:
-        """Tell whether the server has reason to think that this process does a job.
-
-        Args:
-            ref: The server's name for it.
-
-        Returns:
-            Whether it is open here, or the news that it is not are still on their way.
-        """
+        """Return whether a job is open here, or the server is about to be told that it is not."""
         return ref in self._by_ref or ref in self._leaving
 
-    def let_go(self, held: Held) -> None:
-        """Note that a job is not, or no more, this process's.
-
-        Args:
-            held: The job.
-        """
-        if self._held.get(held.parties) is held:
-            del self._held[held.parties]
+    def release(self, held: HeldJob) -> None:
+        """Remove a job that this process no longer does."""
+        if self._held.get(held.key) is held:
+            del self._held[held.key]
         self._by_ref.pop(held.ref, None)
         if not self._by_ref:
             self._free.set()
 
-    async def free(self) -> None:
-        """Wait until this process does nothing for others."""
+    async def until_none_held(self) -> None:
+        """Wait until this process does no job for others."""
         await self._free.wait()

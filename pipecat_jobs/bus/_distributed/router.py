@@ -1,4 +1,4 @@
-"""What becomes of a message: which way it goes, and what is done with one that comes."""
+"""Where each message goes, and what is done with each entry that arrives."""
 
 import asyncio
 
@@ -24,44 +24,38 @@ from pipecat_jobs._protocol.headers import (
 )
 from pipecat_jobs._protocol.messages import find_problem
 from pipecat_jobs._protocol.text import describe, shorten
+from pipecat_jobs.bus._distributed.engine import Argument, Call, Command, Entry, EntryKind, Lane
 from pipecat_jobs.bus._distributed.flow import Flow
 from pipecat_jobs.bus._distributed.local import HearsOfLoss, LocalSide
 from pipecat_jobs.bus._distributed.open_jobs import (
-    ENDS,
-    ORDERS,
-    TELLINGS,
-    Asked,
-    Held,
-    Ledger,
-    Parties,
+    FINAL_MESSAGES,
+    REQUESTER_MESSAGES,
+    WORKER_MESSAGES,
+    HeldJob,
+    JobKey,
+    OpenJobs,
+    RequestedJob,
 )
+from pipecat_jobs.bus._distributed.outbox import Outbox
 from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.envelope import Envelopes
-from pipecat_jobs.bus.redis.inbox import Entry
-from pipecat_jobs.bus.redis.outbox import Argument, Call, Lane, Outbox
 from pipecat_jobs.bus.wire import WireCodec
 from pipecat_jobs.errors import MessageTypeError, UnreadableMessageError
 from pipecat_jobs.outcomes import ErrorDetails
 
-#: What a request is signed for; the others are signed for the lane they take.
+#: The purpose that requests are signed for. Other messages are signed for the lane they take.
 _REQUEST = "job"
-#: What a request begins with, when whoever asks wants it never to be begun twice, and when not.
+#: The first byte of a request: whether its requester wants it never to be begun twice.
 _ONCE, _MAYBE_AGAIN = b"1", b"0"
 #: The most jobs that one audit asks about.
 _AUDITED = 1000
 
 
-class Post:
-    """Sends messages off and takes in those that come.
+class Router:
+    """Sends the messages of this process, and delivers those that arrive.
 
-    Args:
-        local: The subscribers of this process.
-        outbox: Where what crosses the server goes.
-        codec: Turns messages into bytes and back.
-        envelopes: Goes around them.
-        takeover: Seconds that a request waits for a process, for the error's message.
-        through_server: Whether messages for this process cross the server too.
-        stats: Where to count.
+    ``takeover`` is how many seconds a request waits for a process, for the error's text;
+    ``through_server`` whether messages for this process cross the server too.
     """
 
     def __init__(
@@ -84,42 +78,39 @@ class Post:
         self._warned: set[str] = set()
         self._marks: dict[int, asyncio.Event] = {}
         self._last_mark = 0
-        self.ledger = Ledger()
-        self._flow = Flow(self.ledger, outbox, envelopes)
+        self.open_jobs = OpenJobs()
+        self._flow = Flow(self.open_jobs, outbox, envelopes)
         self._reasons = {
             "unhosted": f"no process that may run it came within {takeover:g} s",
             "once": "the process that ran it is gone, and it must not run twice",
             "attempts": "every process that ran it was lost with it",
             "unreadable": "the process that took it could not read it",
-            "expelled": "this process was away for longer than its lease",
+            "evicted": "this process was away for longer than its lease",
             "unknown": "the server has lost it",
         }
 
     # -- sending -----------------------------------------------------------------------------
 
     def publish(self, message: BusMessage) -> None:
-        """Send a message on its way.
-
-        Args:
-            message: The message.
+        """Send a message to its target, or to every process when it has none.
 
         Raises:
-            MessageTypeError: If it holds what cannot be carried, or its target is no text.
+            MessageTypeError: If it holds what cannot be carried, or its target is not a string.
             MessageTooLargeError: If it is too large.
-            BusFullError: If the server is away and too much waits for it.
+            BusFullError: If the server is away and too many messages wait for it.
         """
-        target, parties = message.target, Parties.of(message)
+        target, key = message.target, JobKey.of(message)
         _check_text("target", target or "")
         stays = bool(target) and not self._through_server and self._local.has(target or "")
-        if parties is not None and isinstance(message, ORDERS):
-            asked = self.ledger.asked(parties)
-            if asked is not None:
-                self._order(asked, message)
+        if key is not None and isinstance(message, REQUESTER_MESSAGES):
+            job = self.open_jobs.requested(key)
+            if job is not None:
+                self._notify_worker(job, message)
                 return
-        if parties is not None and isinstance(message, TELLINGS):
-            held = self.ledger.held(parties)
+        if key is not None and isinstance(message, WORKER_MESSAGES):
+            held = self.open_jobs.held(key)
             if held is not None:
-                self._tell(held, message)
+                self._notify_requester(held, message)
                 return
             if not stays:
                 # The job has ended, or is another process's by now.
@@ -131,13 +122,13 @@ class Post:
         if stays:
             self._local.on_message_received(message)
         elif isinstance(message, BusJobRequestMessage) and target:
-            self._ask(message, target)
+            self._request(message, target)
         else:
             self.route(message, target or "")
 
-    def _ask(self, message: BusJobRequestMessage, target: str) -> None:
-        parties = Parties(message.source, target, message.job_id)
-        if self.ledger.asked(parties) is not None:
+    def _request(self, message: BusJobRequestMessage, target: str) -> None:
+        key = JobKey(message.source, target, message.job_id)
+        if self.open_jobs.requested(key) is not None:
             logger.warning(f"{self._local}: not sending {describe(message)}: it has been sent")
             return
         once, job_name = runs_once(message), message.job_name or ""
@@ -148,69 +139,73 @@ class Post:
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             sealed = self._envelopes.seal(_REQUEST, process, number, body)
             flag = "1" if once else "0"
-            return target, job_name, flag, asked.attempt, sealed, message.source, affinity
+            return target, job_name, flag, job.attempt, sealed, message.source, affinity
 
         def replied(_: str) -> None:
-            asked.sent = True
+            job.sent = True
 
-        call = Call(Lane.DATA, "ask", arguments, replied, outlives=not once, essential=False)
-        asked = Asked(parties, call, window=lambda: window_of(message))
+        call = Call(
+            Lane.DATA, Command.REQUEST, arguments, replied, outlives=not once, essential=False
+        )
+        job = RequestedJob(key, call, window=lambda: window_of(message))
         self._outbox.put(call)
-        self.ledger.ask(asked)
+        self.open_jobs.add_requested(job)
 
-    def _order(self, asked: Asked, message: BusMessage) -> None:
+    def _notify_worker(self, job: RequestedJob, message: BusMessage) -> None:
         cancels = isinstance(message, BusJobCancelMessage)
         body, lane = self._codec.encode(message), _lane(message)
         if cancels:
-            asked.cancelled = True
-            # Asked for again, it would be begun by somebody who never hears of the cancel.
-            asked.request.outlives = False
-            if self._outbox.withdraw(asked.request):
-                self._cancelled_untaken(asked)
+            job.cancelled = True
+            # Requested again after an eviction, it would be begun by a worker that never gets the
+            # cancel.
+            job.request.outlives = False
+            if self._outbox.withdraw(job.request):
+                self._settle_untaken(job)
                 return
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             sealed = self._envelopes.seal(lane.letter, process, number, body)
-            return asked.request.number, lane.letter, "m", "1" if cancels else "0", sealed
+            flag = "1" if cancels else "0"
+            return job.request.number, lane.letter, EntryKind.MESSAGE, flag, sealed
 
         def replied(reply: str) -> None:
             if reply == "untaken":
-                self._cancelled_untaken(asked)
+                self._settle_untaken(job)
 
-        self._outbox.put(Call(lane, "order", arguments, replied))
+        self._outbox.put(Call(lane, Command.NOTIFY_WORKER, arguments, replied))
 
-    def _tell(self, held: Held, message: BusMessage) -> None:
+    def _notify_requester(self, held: HeldJob, message: BusMessage) -> None:
         body, lane = self._codec.encode(message), _lane(message)
-        last, streams = isinstance(message, ENDS), isinstance(message, BusJobStreamDataMessage)
+        final = isinstance(message, FINAL_MESSAGES)
+        streams = isinstance(message, BusJobStreamDataMessage)
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             sealed = self._envelopes.seal(lane.letter, process, number, body)
-            return held.ref, held.attempt, lane.letter, "m", "1" if last else "0", sealed
+            flag = "1" if final else "0"
+            return held.ref, held.attempt, lane.letter, EntryKind.MESSAGE, flag, sealed
 
         def replied(reply: str) -> None:
             if streams:
                 held.window.arrived(heard=True, kept=False)
-            if last:
-                self.ledger.left(held.ref)
+            if final:
+                self.open_jobs.finish_leaving(held.ref)
             if reply == "stale":
                 self._stats.late_answers += 1
                 logger.warning(
                     f"{self._local}: {describe(message)} came too late: not this process's job"
                 )
 
-        # A stream that waits for its turn is bounded by that.
-        essential = last or (streams and held.window.under_way > 0)
-        self._outbox.put(Call(lane, "tell", arguments, replied, essential=essential))
-        if last:
-            self.ledger.let_go(held)
-            self.ledger.leaving(held.ref)
+        # A stream that waits until its chunks are sent limits itself.
+        essential = final or (streams and held.window.under_way > 0)
+        self._outbox.put(
+            Call(lane, Command.NOTIFY_REQUESTER, arguments, replied, essential=essential)
+        )
+        if final:
+            self.open_jobs.release(held)
+            self.open_jobs.start_leaving(held.ref)
 
     def route(self, message: BusMessage, target: str) -> None:
-        """Send a message on its way that is about no job of this process.
-
-        Args:
-            message: The message.
-            target: Whom to send it to, or nobody for everybody, this process included.
+        """Send a message that is about no job of this process, to all processes if target is "".
 
         Raises:
             MessageTypeError: If it holds what cannot be carried.
@@ -220,7 +215,7 @@ class Post:
         except MessageTypeError as error:
             if not isinstance(message, BusFrameMessage):
                 raise
-            # A pipeline pushes what it likes across a bridge; not all of it is for others.
+            # A bridge sends every frame of its pipeline, also those that only this process needs.
             body = None
             if error.type_name not in self._warned:
                 self._warned.add(error.type_name)
@@ -229,96 +224,92 @@ class Post:
             self._local.on_message_received(message)
         if body is None:
             return
-        sealed_body, lane = body, _lane(message)
+        to_seal, lane = body, _lane(message)
         to_self = "1" if self._through_server else "0"
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
-            sealed = self._envelopes.seal(lane.letter, process, number, sealed_body)
+            sealed = self._envelopes.seal(lane.letter, process, number, to_seal)
             return lane.letter, target, sealed, to_self
 
         urgent = lane is Lane.URGENT
-        self._outbox.put(Call(lane, "route", arguments, outlives=True, essential=urgent))
+        self._outbox.put(Call(lane, Command.ROUTE, arguments, outlives=True, essential=urgent))
 
     # -- reading -----------------------------------------------------------------------------
 
     def read(self, entry: Entry) -> None:
-        """Do with a message from the inbox what has to be done.
-
-        Args:
-            entry: The message.
-        """
+        """Act on an entry of the inbox, or count and skip one that cannot be read."""
         try:
             self._read(entry)
         except UnreadableMessageError as error:
             log = logger.debug if self._stats.garbage else logger.warning
             self._stats.garbage += 1
-            log(f"{self._local}: skipping what is no message of this channel: {error}")
-            if entry.kind == "j":
-                # Whoever asked must not wait for it.
-                self._answer_ref("refuse", entry.ref, entry.attempt)
+            log(f"{self._local}: skipping an entry that is not this channel's: {error}")
+            if entry.kind is EntryKind.REQUEST:
+                # Its requester would wait for a response.
+                self._leave(Command.REJECT, entry.ref, entry.attempt)
 
     def _read(self, entry: Entry) -> None:
         match entry.kind:
-            case "m":
-                letter = self._envelopes.open(entry.lane.letter, entry.body)
-                message = self._codec.decode(letter.body)
+            case EntryKind.MESSAGE:
+                opened = self._envelopes.open(entry.lane.letter, entry.body)
+                message = self._codec.decode(opened.body)
                 if isinstance(message, BusWorkerRegistryMessage):
-                    self._local.introduced(message.runner, letter.sender)
+                    self._local.introduced(message.runner, opened.sender)
                 if not (isinstance(message, BusJobCancelMessage) and self._is_unread(entry)):
-                    self._arrived(message, entry)
-            case "j":
-                self._take(self._request(entry), entry)
-            case "f":
+                    self._deliver(message, entry)
+            case EntryKind.REQUEST:
+                self._take(self._open_request(entry), entry)
+            case EntryKind.FLOW:
                 self._flow.read(entry)
-            case "c":
-                held = self.ledger.held_as(entry.ref)
+            case EntryKind.ABANDONED:
+                held = self.open_jobs.held_by_ref(entry.ref)
                 # It overtakes a request that has not been read yet.
-                self.ledger.call_off(entry.ref, entry.attempt)
+                self.open_jobs.abandon(entry.ref, entry.attempt)
                 if held is not None:
-                    self.revoke(held, f"the process of '{held.parties.asker}' is gone")
-            case "l":
+                    self.revoke(held, f"requester '{held.key.requester}' no longer waits for it")
+            case EntryKind.LOST:
                 number = entry.ref.rpartition(":")[2]
-                for asked in self.ledger.numbered([number]):
-                    self._lost(asked, _text(entry))
-            case "g":
+                for job in self.open_jobs.numbered([number]):
+                    self._settle_lost(job, _text(entry))
+            case EntryKind.PROCESS_GONE:
                 self._local.process_gone(entry.ref, _text(entry).split("\n"))
-            case "x":
-                unknown, _, held = _text(entry).partition("|")
-                self._audited(unknown.split(" ") if unknown else [], set(held.split()))
-            case "e":
+            case EntryKind.AUDIT:
+                lost, _, held = _text(entry).partition("|")
+                self._compare(lost.split(" ") if lost else [], set(held.split()))
+            case EntryKind.MARK:
                 self._reach_mark(entry)
-            case _:
-                raise UnreadableMessageError(f"an entry of kind {shorten(entry.kind)}")
+            case EntryKind.UNREADABLE:
+                raise UnreadableMessageError("an entry of unknown kind")
 
-    def _arrived(self, message: BusMessage, entry: Entry) -> None:
-        parties = Parties.of(message)
-        if parties is not None and isinstance(message, TELLINGS):
+    def _deliver(self, message: BusMessage, entry: Entry) -> None:
+        key = JobKey.of(message)
+        if key is not None and isinstance(message, WORKER_MESSAGES):
             if not entry.ref:
                 raise UnreadableMessageError(
-                    f"{describe(message)} answers for a job it does not hold"
+                    f"{describe(message)} is about a job that its sender does not hold"
                 )
-            if isinstance(message, ENDS):
-                self.ledger.answered(parties)
+            if isinstance(message, FINAL_MESSAGES):
+                self.open_jobs.settle(key)
         self._local.on_message_received(message)
-        if parties is not None and isinstance(message, BusJobStreamDataMessage):
-            asked = self.ledger.asked(parties)
-            if asked is not None:
-                self._flow.chunk_came(asked, entry.attempt)
+        if key is not None and isinstance(message, BusJobStreamDataMessage):
+            job = self.open_jobs.requested(key)
+            if job is not None:
+                self._flow.chunk_arrived(job, entry.attempt)
 
     def _is_unread(self, entry: Entry) -> bool:
         # The worker would ignore a cancel that arrives before its request, and then do the job.
-        if not entry.ref or self.ledger.held_as(entry.ref) is not None:
+        if not entry.ref or self.open_jobs.held_by_ref(entry.ref) is not None:
             return False
-        return self.ledger.cancel_unread(entry.ref, entry.attempt)
+        return self.open_jobs.cancel_unread(entry.ref, entry.attempt)
 
-    def _request(self, entry: Entry) -> BusJobRequestMessage:
+    def _open_request(self, entry: Entry) -> BusJobRequestMessage:
         # A request that waited or was reassigned arrives behind messages that were sent after it.
-        letter = self._envelopes.open(_REQUEST, entry.body, in_order=False)
-        if entry.ref != f"{letter.sender}:{letter.number}":
+        opened = self._envelopes.open(_REQUEST, entry.body, in_order=False)
+        if entry.ref != f"{opened.sender}:{opened.number}":
             raise UnreadableMessageError(
-                f"a request of '{letter.sender}' as job {shorten(entry.ref)}"
+                f"a request of '{opened.sender}' as job {shorten(entry.ref)}"
             )
-        once, message = letter.body[:1], self._codec.decode(letter.body[1:])
+        once, message = opened.body[:1], self._codec.decode(opened.body[1:])
         if not isinstance(message, BusJobRequestMessage) or not message.target:
             raise UnreadableMessageError(f"{describe(message)} is not a request")
         if problem := find_problem(message):
@@ -329,27 +320,27 @@ class Post:
 
     def _take(self, message: BusJobRequestMessage, entry: Entry) -> None:
         target = message.target or ""
-        cancelled = self.ledger.was_cancelled_unread(entry.ref, entry.attempt)
-        if self.ledger.has_heard(entry.ref, entry.attempt):
+        cancelled = self.open_jobs.take_unread_cancel(entry.ref, entry.attempt)
+        if self.open_jobs.has_seen(entry.ref, entry.attempt):
             logger.warning(
-                f"{self._local}: ignoring {describe(message)}: cancelled, or here before"
+                f"{self._local}: ignoring {describe(message)}: abandoned, or read before"
             )
             return
         if not self._local.takes_requests(target):
-            self.give_back(entry.ref, entry.attempt, started=False)
+            self.reassign(entry.ref, entry.attempt, started=False)
             return
-        parties = Parties(message.source, target, message.job_id)
-        again = entry.attempt > 1 and self.ledger.has_held(parties)
-        if again or self.ledger.held(parties):
-            # Asked for again, without a word of who had it before, or by another of the same name.
-            # The worker would take it for an echo of what it has had, and not answer.
-            self.give_back(entry.ref, entry.attempt, started=True)
+        key = JobKey(message.source, target, message.job_id)
+        again = entry.attempt > 1 and self.open_jobs.was_held(key)
+        if again or self.open_jobs.held(key):
+            # Requested again by a requester that does not know who had it before, or by another
+            # requester of the same name. The worker would ignore it as a repeated request.
+            self.reassign(entry.ref, entry.attempt, started=True)
             return
-        held = Held(parties, entry.ref, entry.attempt)
-        self.ledger.hold(held)
+        held = HeldJob(key, entry.ref, entry.attempt)
+        self.open_jobs.hold(held)
         if cancelled:
             reason = "cancelled before it began"
-            self._tell(held, parties.answer(JobStatus.CANCELLED, {"reason": reason}))
+            self._notify_requester(held, key.make_response(JobStatus.CANCELLED, {"reason": reason}))
             return
         if entry.attempt > 1:
             self._stats.taken_over += 1
@@ -359,111 +350,98 @@ class Post:
         set_window(message, lambda _: held.window)
         self._local.on_message_received(message)
 
-    def _audited(self, unknown: list[str], held: set[str]) -> None:
-        for asked in self.ledger.numbered(unknown):
-            if asked.sent:
-                self._lost(asked, "unknown")
+    def _compare(self, lost: list[str], held: set[str]) -> None:
+        for job in self.open_jobs.numbered(lost):
+            if job.sent:
+                self._settle_lost(job, "unknown")
         for ref in held:
-            if not self.ledger.is_known(ref):
-                # The server went back to a state from before this process had done with it.
-                self._answer_ref("disown", ref, 0)
+            if not self.open_jobs.is_known(ref):
+                # The server was restored to a state from before the job ended here.
+                self._leave(Command.DISOWN, ref, 0)
 
-    # -- ends that nobody else can tell of ---------------------------------------------------
+    # -- ends that this process has to report ------------------------------------------------
 
-    def _cancelled_untaken(self, asked: Asked) -> None:
-        self.ledger.answered(asked.parties)
-        self._answer(asked, JobStatus.CANCELLED, {"reason": "cancelled before it was taken"})
+    def _settle_untaken(self, job: RequestedJob) -> None:
+        self.open_jobs.settle(job.key)
+        self._respond(job, JobStatus.CANCELLED, {"reason": "cancelled before it was taken"})
 
-    def _lost(self, asked: Asked, why: str) -> None:
-        self.ledger.answered(asked.parties)
-        if asked.cancelled:
-            self._answer(asked, JobStatus.CANCELLED, None)
+    def _settle_lost(self, job: RequestedJob, why: str) -> None:
+        self.open_jobs.settle(job.key)
+        if job.cancelled:
+            self._respond(job, JobStatus.CANCELLED, None)
             return
         self._stats.lost += 1
-        parties = asked.parties
-        # Not in words that somebody else has written into the stream: an LLM may read them.
+        key = job.key
+        # Never text from the stream, which another program may have written: an LLM may read it.
         reason = self._reasons.get(why, self._reasons["unknown"])
-        requester = self._local.subscriber(parties.asker)
+        requester = self._local.subscriber(key.requester)
         if isinstance(requester, HearsOfLoss):
-            self._local.tell_lost(requester, parties, reason)
+            self._local.report_lost(requester, key, reason)
         else:
-            error = ErrorDetails("WorkerLostError", f"worker '{parties.worker}': {reason}")
-            self._answer(asked, JobStatus.ERROR, error.to_response())
+            error = ErrorDetails("WorkerLostError", f"worker '{key.worker}': {reason}")
+            self._respond(job, JobStatus.ERROR, error.to_response())
 
-    def _answer(self, asked: Asked, status: JobStatus, response: dict[str, object] | None) -> None:
-        self._local.on_message_received(asked.parties.answer(status, response))
+    def _respond(
+        self, job: RequestedJob, status: JobStatus, response: dict[str, object] | None
+    ) -> None:
+        self._local.on_message_received(job.key.make_response(status, response))
 
-    # -- jobs that change hands --------------------------------------------------------------
+    # -- jobs that move to another process ---------------------------------------------------
 
-    def revoke(self, held: Held, reason: str) -> None:
-        """Stop a job that is no longer this process's.
-
-        Args:
-            held: The job.
-            reason: Why, for the worker.
-        """
-        self.ledger.let_go(held)
-        parties = held.parties
+    def revoke(self, held: HeldJob, reason: str) -> None:
+        """Stop a job that is no longer this process's; ``reason`` is for the worker."""
+        self.open_jobs.release(held)
+        key = held.key
         self._local.on_message_received(
             BusJobCancelMessage(
-                source=parties.asker, target=parties.worker, job_id=parties.job_id, reason=reason
+                source=key.requester, target=key.worker, job_id=key.job_id, reason=reason
             )
         )
 
-    def give_back(self, ref: str, attempt: int, *, started: bool) -> None:
-        """Give a job to another process.
+    def reassign(self, ref: str, attempt: int, *, started: bool) -> None:
+        """Have the server give a job to another process; ``started`` if a worker has got it."""
+        self._leave(Command.REASSIGN, ref, attempt, "1" if started else "0")
 
-        Args:
-            ref: The server's name for it.
-            attempt: The attempt that was this process's.
-            started: Whether a worker has got it.
+    def reassign_undelivered(self, request: BusJobRequestMessage) -> bool:
+        """Reassign a job whose worker raised when it got the request.
+
+        Returns whether the request came through the server.
         """
-        self._answer_ref("give_back", ref, attempt, "1" if started else "0")
-
-    def give_back_undelivered(self, request: BusJobRequestMessage) -> bool:
-        """Give another process a job whose request its worker raised at.
-
-        Args:
-            request: The request.
-
-        Returns:
-            Whether it came through the server and has been given back.
-        """
-        held = self.ledger.held(Parties(request.source, request.target or "", request.job_id))
+        held = self.open_jobs.held(JobKey(request.source, request.target or "", request.job_id))
         if held is None:
             return False
         # The worker may have begun before it raised.
-        self.revoke(held, f"worker '{held.parties.worker}' raised at the request")
-        self.give_back(held.ref, held.attempt, started=True)
+        self.revoke(held, f"worker '{held.key.worker}' raised at the request")
+        self.reassign(held.ref, held.attempt, started=True)
         return True
 
-    def expelled(self) -> None:
-        """Give up what the process had, which the others have been told it is gone with."""
-        for held in self.ledger.all_held():
-            self.revoke(held, self._reasons["expelled"])
-        self.ledger.forget_server()
-        # What was on its way to this process is no more.
+    def evicted(self) -> None:
+        """Stop the jobs of this process, and end those it has requested, after an eviction."""
+        for held in self.open_jobs.all_held():
+            self.revoke(held, self._reasons["evicted"])
+        self.open_jobs.forget_server()
+        # The marks went with the inbox.
         self._reach_marks()
-        for asked in self.ledger.open():
-            if asked.sent or (asked.request.number and not asked.request.outlives):
-                self._lost(asked, "expelled")
-            elif asked.request.number:
-                asked.attempt += 1
+        for job in self.open_jobs.all_requested():
+            if job.sent or (job.request.number and not job.request.outlives):
+                self._settle_lost(job, "evicted")
+            elif job.request.number:
+                job.attempt += 1
 
     def audit(self) -> None:
         """Ask the server what it knows of this process's jobs."""
-        sent = [asked.request.number for asked in self.ledger.open() if asked.sent]
+        sent = [job.request.number for job in self.open_jobs.all_requested() if job.sent]
         for start in range(0, max(len(sent), 1), _AUDITED):
             numbers = tuple(sent[start : start + _AUDITED])
-            self._outbox.put(Call(Lane.CONTROL, "audit", lambda _, __, n=numbers: n))
+            self._outbox.put(Call(Lane.CONTROL, Command.AUDIT, lambda _, __, n=numbers: n))
 
     async def caught_up(self) -> None:
-        """Wait until the server has what waits to be sent, and what it then has for us is read."""
+        """Wait until all calls are sent and everything the server then had for us is read."""
         self._last_mark += 1
         number, mark = self._last_mark, asyncio.Event()
         self._marks[number] = mark
-        # The lane that goes last: what waits to be sent goes before it.
-        self._outbox.put(Call(Lane.DATA, "mark", lambda _, __: (number,), outlives=True))
+        # In the last lane, so that everything that waits is sent before it.
+        self._outbox.put(Call(Lane.DATA, Command.MARK, lambda _, __: (number,), outlives=True))
         await mark.wait()
 
     def _reach_mark(self, entry: Entry) -> None:
@@ -480,17 +458,17 @@ class Post:
             mark.set()
         self._marks.clear()
 
-    def _answer_ref(self, command: str, ref: str, attempt: int, *more: str) -> None:
-        self.ledger.leaving(ref)
+    def _leave(self, command: Command, ref: str, attempt: int, *more: str) -> None:
+        self.open_jobs.start_leaving(ref)
 
         def replied(_: str) -> None:
-            self.ledger.left(ref)
+            self.open_jobs.finish_leaving(ref)
 
         self._outbox.put(Call(Lane.CONTROL, command, lambda _, __: (ref, attempt, *more), replied))
 
 
 def _check_text(field: str, value: object) -> None:
-    # The outbox sends in order: what can never be sent would hold up all that is behind it.
+    # The outbox sends in order: a call that can never be sent would block all calls behind it.
     if not isinstance(value, str):
         raise MessageTypeError(type(value).__name__, field)
 
@@ -499,7 +477,7 @@ def _text(entry: Entry) -> str:
     try:
         return entry.body.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
-        raise UnreadableMessageError(f"an entry of kind {shorten(entry.kind)}: {error}") from error
+        raise UnreadableMessageError(f"an entry of kind {entry.kind.name}: {error}") from error
 
 
 def _lane(message: BusMessage) -> Lane:

@@ -1,4 +1,4 @@
-"""What a bus counts about itself."""
+"""Counters of a bus."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ class BusStats:
     Parameters:
         sent: Calls that the server has taken.
         received: Messages that came from the server.
-        garbage: Messages that were not readable or not trusted.
-        late_answers: What this process said of jobs that were no longer its own.
+        garbage: Messages that could not be read or were not signed with the secret.
+        late_answers: Messages of this process about jobs that were no longer its own.
         reconnects: How often the server was away and came back.
-        expulsions: How often this process was declared dead and came back.
+        expulsions: How often this process was evicted and joined again.
         taken_over: Jobs that were begun here after another process was lost with them.
         lost: Jobs of this process that ended as lost.
     """

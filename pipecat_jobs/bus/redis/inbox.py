@@ -1,51 +1,24 @@
-"""The messages that wait for this process."""
+"""The inbox of this process: two streams that it reads."""
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 from redis.exceptions import ResponseError
 
-from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply, UnreachableError
-from pipecat_jobs.bus.redis.outbox import Lane
+from pipecat_jobs.bus._distributed.engine import Entry, EntryKind, Lane, UnreachableError
+from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply
 from pipecat_jobs.bus.redis.refusals import explain
 
-#: Messages read in one go.
+#: The most entries of one stream that one read returns.
 BATCH = 64
-#: Seconds that a read waits for a message, before it looks whether the server is still there.
+#: Seconds that a read waits for an entry, before it checks that the server is still there.
 _READ_WAIT = 5.0
 _LANES: tuple[Lane, ...] = (Lane.URGENT, Lane.DATA)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One message in this process's inbox.
-
-    Parameters:
-        lane: Which of its two streams it was in.
-        kind: What it is, by the letter that the script gave it.
-        ref: The server's name for the job it is about, or nothing.
-        attempt: The attempt at that job.
-        body: The rest.
-        moved: Whether it is a request that goes to another process than those it belongs to.
-    """
-
-    lane: Lane
-    kind: str
-    ref: str
-    attempt: int
-    body: bytes
-    moved: bool = False
-
-
 class Inbox:
-    """The two streams of a process, and how far they have been read.
-
-    Args:
-        streams: The urgent one and the other.
-        link: The connection to read them by.
-    """
+    """The urgent and the data stream of a process, and how far they have been read."""
 
     def __init__(self, streams: tuple[str, str], link: Link):
         self._link = link
@@ -53,41 +26,33 @@ class Inbox:
         self._lanes = {stream.encode(): lane for lane, stream in self._streams.items()}
         self._last = dict.fromkeys(self._streams, b"0-0")
         self._read_lanes: set[Lane] = set()
-        self._most = self._asked_for = BATCH
+        self._most = self._requested = BATCH
 
     async def check(self) -> None:
-        """Find out whether the server lets this process read, and take off what it has read.
-
-        Raises:
-            UnreachableError: If the server is away.
-            RefusedError: If it does not.
-        """
+        """Raise :class:`RefusedError` if the server does not let this process read and trim."""
         read: Command = ("XREAD", "COUNT", 1, "STREAMS", *self._streams.values(), "$", "$")
         await self._link.demand(*map(self._trim, _LANES), read)
 
     async def read(self, take: Callable[[Entry], None]) -> None:
-        """Wait for messages, and hand them over: the urgent ones first, however many there are.
-
-        Args:
-            take: Called with each.
+        """Wait for entries, and call ``take`` with each: with all urgent ones first.
 
         Raises:
             UnreachableError: If the server is away.
-            RefusedError: If it does not let them be read.
+            RefusedError: If the server does not let this process read.
         """
         found = await self._fetch(tuple(self._streams), wait=_READ_WAIT)
         urgent = found.pop(Lane.URGENT, [])
         while urgent:
-            self._hand_over(Lane.URGENT, urgent, take)
-            full = len(urgent) == self._asked_for
+            self._take_all(Lane.URGENT, urgent, take)
+            full = len(urgent) == self._requested
             urgent = (await self._fetch((Lane.URGENT,))).get(Lane.URGENT, []) if full else []
         for lane, entries in found.items():
-            self._hand_over(lane, entries, take)
-        # What is answered at once goes before the next read: a turn to answer, one to send.
+            self._take_all(lane, entries, take)
+        # What is answered at once is sent before the next read: one turn to answer, one to send.
         for _ in range(2):
             await asyncio.sleep(0)
 
-    def _hand_over(
+    def _take_all(
         self, lane: Lane, entries: list[list[Reply]], take: Callable[[Entry], None]
     ) -> None:
         for identifier, fields in entries:
@@ -105,11 +70,11 @@ class Inbox:
             *(self._streams[lane] for lane in lanes),
             *(self._last[lane] for lane in lanes),
         )
-        self._asked_for = self._most
+        self._requested = self._most
         try:
             *_, reply = await self._link.call(*trims, read, wait=wait)
         except UnreachableError:
-            # Perhaps they are too large for the way, all at once.
+            # Perhaps the reply is too large for a slow network.
             self._most = max(self._most // 4, 1)
             raise
         self._most = min(self._most * 2, BATCH)
@@ -125,16 +90,16 @@ class Inbox:
 
 
 def _entry(lane: Lane, fields: list[bytes]) -> Entry:
-    # Whoever can write to the server can write anything there.
+    # Another program may have written anything there.
     try:
         named = dict(zip(fields[::2], fields[1::2], strict=True))
         return Entry(
             lane,
-            named[b"k"].decode(),
+            EntryKind(named[b"k"].decode()),
             named[b"r"].decode(),
             int(named[b"a"]),
             named[b"b"],
             named.get(b"m") == b"1",
         )
     except (KeyError, ValueError):
-        return Entry(lane, "?", "", 0, b"")
+        return Entry(lane, EntryKind.UNREADABLE, "", 0, b"")

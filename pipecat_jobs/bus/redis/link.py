@@ -1,4 +1,4 @@
-"""One connection to the server, which comes back after it has broken."""
+"""One connection to the server, which is opened again after it broke."""
 
 import asyncio
 import contextlib
@@ -14,31 +14,27 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from pipecat_jobs.bus._distributed.engine import UnreachableError
 from pipecat_jobs.bus.redis.refusals import code_of, explain
 
 #: One command: its name and its arguments.
 Command: TypeAlias = tuple[bytes | str | int, ...]
-#: What the server says to a command; an error it answers with is given, not raised.
+#: The server's reply to a command; an error reply is returned, not raised.
 Reply: TypeAlias = "bytes | int | list[Reply] | ResponseError | None"
 
-# What hiredis says of it takes one argument; it takes any number.
+# Its type stub takes one argument; the function takes any number.
 _pack = cast(Callable[[Command], bytes], pack_command)
 
 
-class UnreachableError(ConnectionError):
-    """The server cannot be reached, or does not answer."""
-
-
 class RefusedError(UnreachableError):
-    """The server answers, and does not let it be done."""
+    """The server answers, and refuses the command."""
 
 
 class Link:
     """Sends commands over a connection of its own, several at once.
 
-    Args:
-        client: Says where the server is and how to speak to it.
-        timeout: How long connecting, and an answer, may each take, in seconds.
+    ``client`` has the settings of the connection; ``timeout`` is how many seconds connecting, and a
+    reply, may each take.
     """
 
     def __init__(self, client: Redis, *, timeout: float):
@@ -48,18 +44,13 @@ class Link:
         self._lock = asyncio.Lock()
 
     async def call(self, *commands: Command, wait: float = 0) -> list[Reply]:
-        """Send commands and collect what the server says to each.
+        """Send commands in order and return one reply for each.
 
-        Args:
-            *commands: The commands, in order.
-            wait: How much longer than usual the answer may take, in seconds.
-
-        Returns:
-            One reply for each.
+        ``wait`` is how many seconds longer than usual the reply may take.
 
         Raises:
-            UnreachableError: If the connection breaks first, or is one to a server that takes no
-                writes any more. What came of the commands is unknown.
+            UnreachableError: If the connection breaks first, or the server has become a replica.
+                Whether the commands were done is then unknown.
         """
         async with self._lock:
             try:
@@ -72,25 +63,14 @@ class Link:
                     _check_primary(replies)
                     return replies
             except BaseException as error:
-                # Replies that nobody read would be taken for those of the next commands.
+                # Replies that are still unread would be read as those of the next commands.
                 await self.drop()
                 if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
                     raise UnreachableError(_reason(error)) from error
                 raise
 
     async def demand(self, *commands: Command) -> list[Reply]:
-        """Send commands of which the server has to take every one.
-
-        Args:
-            *commands: The commands, in order.
-
-        Returns:
-            One reply for each.
-
-        Raises:
-            UnreachableError: If the connection breaks first.
-            RefusedError: If the server answers one of them with an error.
-        """
+        """Send commands, and raise :class:`RefusedError` if one of the replies is an error."""
         replies = await self.call(*commands)
         for reply in replies:
             if isinstance(reply, ResponseError):
@@ -101,7 +81,7 @@ class Link:
         """Close the connection. The next call opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            # Over TLS the other side says goodbye as well, unless it is out of reach.
+            # Closing TLS waits for the other side, which may be out of reach.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._timeout):
                     await connection.disconnect()
@@ -116,8 +96,8 @@ class Link:
         connection = self._connection
         if connection is None:
             pool = self._client.connection_pool
-            # Ours alone, so that a blocking read keeps none of the caller's pool; read raw,
-            # whatever the caller's client decodes to; and whoever calls is who tries again.
+            # A connection of our own, so that a blocking read takes none from the user's pool. It
+            # returns bytes whatever the user's client decodes to, and leaves retries to our caller.
             settings: dict[str, Any] = {
                 **pool.connection_kwargs,
                 "protocol": 2,
@@ -154,7 +134,7 @@ def _check_primary(replies: list[Reply]) -> None:
 
 def _reason(error: Exception) -> str:
     said, cause = explain(error), error.__context__
-    # Of what went wrong with TLS, older releases of redis-py pass on a number alone.
+    # Older releases of redis-py pass on only the number of a TLS error.
     if isinstance(cause, OSError) and cause.strerror and cause.strerror not in said:
         said += f" ({cause.strerror})"
     return said

@@ -1,4 +1,4 @@
-"""The options of the bus, checked where they are written."""
+"""Checks of the options of the bus."""
 
 from redis.asyncio import Redis
 
@@ -7,14 +7,7 @@ from pipecat_jobs.errors import InvalidJobTypeError
 
 
 def check_server(url_or_client: object) -> None:
-    """Check what says where the server is.
-
-    Args:
-        url_or_client: A URL, a client, or None for a server of the bus's own.
-
-    Raises:
-        InvalidJobTypeError: If it is something else, such as a client that is not asynchronous.
-    """
+    """Raise :class:`InvalidJobTypeError` unless it is a URL, an asynchronous client or None."""
     if not isinstance(url_or_client, str | Redis | None):
         given = type(url_or_client)
         raise InvalidJobTypeError(
@@ -24,41 +17,17 @@ def check_server(url_or_client: object) -> None:
 
 
 def check_channel(channel: object) -> None:
-    """Check a channel's name.
-
-    Args:
-        channel: The name.
-
-    Raises:
-        InvalidJobTypeError: If it is not a text.
-        InvalidJobError: If it is empty, or cannot be written as UTF-8.
-    """
+    """Raise unless a channel's name is a string that is not empty and can be encoded."""
     check_encodable("channel", channel, "a name that all processes of the channel have")
 
 
 def check_all_seconds(**values: object) -> None:
-    """Check lengths of time.
-
-    Args:
-        **values: Seconds, by option.
-
-    Raises:
-        InvalidJobTypeError: If one is not a number.
-        InvalidJobError: If one is not above zero, or is too long for a timer.
-    """
+    """Raise unless each option is a number of seconds above zero that fits a timer."""
     for name, value in values.items():
         check_seconds(name, value)
 
 
 def check_counts(**values: object) -> None:
-    """Check how many there may be of something.
-
-    Args:
-        **values: The most there may be, by option.
-
-    Raises:
-        InvalidJobTypeError: If one is not a whole number.
-        InvalidJobError: If one is below one, or more than the server counts exactly.
-    """
+    """Raise unless each option is a whole number from one to what the server counts exactly."""
     for name, value in values.items():
         check_count(name, value)

@@ -1,74 +1,38 @@
-"""This process on a channel: its lease, what it sends and what it reads."""
+"""The engine on Redis: the lease of this process, what it sends and what it reads."""
 
 import asyncio
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Protocol, cast
+from collections.abc import Awaitable, Callable
+from typing import cast
 
 from loguru import logger
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from pipecat_jobs._protocol.text import shorten
-from pipecat_jobs.bus._distributed.offers import Offer
+from pipecat_jobs.bus._distributed.engine import Call, EngineListener, Entry, UnreachableError
+from pipecat_jobs.bus._distributed.outbox import Outbox
 from pipecat_jobs.bus._distributed.stats import BusStats
-from pipecat_jobs.bus.redis.inbox import Entry, Inbox
-from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply, UnreachableError
-from pipecat_jobs.bus.redis.outbox import Call, Outbox
+from pipecat_jobs.bus.redis.inbox import Inbox
+from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply
 from pipecat_jobs.bus.redis.refusals import code_of, explain, is_of_cluster
 from pipecat_jobs.bus.redis.script import LOAD, Channel
 from pipecat_jobs.errors import BusUnavailableError, RedisModeError
 
-#: Calls sent in one go.
+#: The most calls that are sent at once.
 _BATCH = 64
-#: Bytes that are sent in one go, unless a single message has more.
+#: The most bytes that are sent at once, unless a single message has more.
 _MOST_BYTES = 250_000
-#: Bytes a second that a way to the server has to carry.
+#: Bytes a second that the network to the server has to carry.
 _SLOWEST = 250_000
 #: Renewals of a lease within its length, so that one may be late.
 _RENEWALS = 4
-#: Seconds between looks at whether the server has forgotten something.
+#: Seconds between two audits.
 _AUDIT_EVERY = 5.0
 _LONGEST_BACKOFF = 1.0
-#: Seconds between two log lines about the same refusal.
-_COMPLAIN_EVERY = 60.0
-
-
-class Occupant(Protocol):
-    """Whoever uses the process to reach the channel."""
-
-    def offers(self) -> Iterable[Offer]:
-        """List what the process has to offer to others."""
-        ...
-
-    def runner_name(self) -> str:
-        """Name the runner, by which others know this process's workers."""
-        ...
-
-    def read(self, entry: Entry) -> None:
-        """Take a message."""
-        ...
-
-    def expelled(self) -> None:
-        """Hear that the process was declared dead: what it held is no longer its own."""
-        ...
-
-    def rejoined(self) -> None:
-        """Hear that it is back on the channel."""
-        ...
-
-    def audit(self) -> None:
-        """Compare its books with the server's."""
-        ...
-
-    def create_task(self, coroutine: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-        """Start a task."""
-        ...
-
-    async def cancel_task(self, task: asyncio.Task[None]) -> None:
-        """Cancel a task and wait for it."""
-        ...
+#: Seconds between two log lines about the same error of the server.
+_LOG_REFUSAL_EVERY = 60.0
 
 
 def _new_id() -> str:
@@ -76,7 +40,7 @@ def _new_id() -> str:
 
 
 class _Delays:
-    """Growing pauses, no two processes in step."""
+    """Growing delays with jitter, so that processes do not retry in step."""
 
     def __init__(self) -> None:
         self._next = 0.05
@@ -86,30 +50,24 @@ class _Delays:
         return delay * random.uniform(0.5, 1.0)
 
 
-class _Complaints:
-    """Logs what the server refuses, but not each time that it is tried again."""
+class _RefusalLog:
+    """Logs an error of the server, but not again at each retry."""
 
     def __init__(self) -> None:
         self._quiet_until: dict[str, float] = {}
 
-    def log(self, who: Occupant, error: ResponseError) -> None:
+    def log(self, listener: EngineListener, error: ResponseError) -> None:
         now, kind = asyncio.get_running_loop().time(), code_of(error) or ""
         if now >= self._quiet_until.get(kind, 0):
-            self._quiet_until[kind] = now + _COMPLAIN_EVERY
-            logger.error(f"{who}: the server refuses what this process sends: {explain(error)}")
+            self._quiet_until[kind] = now + _LOG_REFUSAL_EVERY
+            logger.error(f"{listener}: the server refuses calls: {explain(error)}")
 
 
 class Process:
-    """Keeps a process on its channel, whatever becomes of the server meanwhile.
+    """Keeps this process on its channel, also while the server is away.
 
-    Args:
-        client: Says where the server is.
-        channel: The channel.
-        outbox: What is to be sent.
-        occupant: Who gets what is read.
-        lease: Seconds that the process may give no sign of life.
-        timeout: Seconds that the server may take for an answer.
-        stats: Where to count.
+    ``lease`` and ``timeout`` are the seconds after which the process is considered dead without a
+    renewal, and after which a reply of the server is overdue.
     """
 
     def __init__(
@@ -117,7 +75,7 @@ class Process:
         client: Redis,
         channel: Channel,
         outbox: Outbox,
-        occupant: Occupant,
+        listener: EngineListener,
         *,
         lease: float,
         timeout: float,
@@ -125,24 +83,24 @@ class Process:
     ):
         self._channel = channel
         self._outbox = outbox
-        self._occupant = occupant
+        self._listener = listener
         self._lease = lease
         self._stats = stats
         self._sending, self._reading = (Link(client, timeout=timeout) for _ in range(2))
-        # Soon enough to try again over another connection before the lease is over.
+        # Half a lease, which leaves time to try again over another connection.
         self._renewing = Link(client, timeout=lease / 2)
-        #: Tells this process from all others for as long as it lives, declared dead or not.
+        #: Identifies this process for as long as it lives; ``id`` changes with each eviction.
         self.uid = _new_id()
         self.id = ""
         self._joins_as = _new_id()
         self._number = 0
-        #: Why what is sent does not reach the server.
+        #: Why calls do not reach the server.
         self._cannot_send: str | None = None
         #: Why the lease is not renewed.
         self._cannot_renew: str | None = None
         #: Since when the server has refused to let this process read.
         self._refused_at: float | None = None
-        self._complaints = _Complaints()
+        self._refusal_log = _RefusalLog()
         self._joining = asyncio.Lock()
         self._reader: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -153,10 +111,7 @@ class Process:
         return self._cannot_send or self._cannot_renew
 
     async def start(self, timeout: float) -> None:
-        """Join the channel.
-
-        Args:
-            timeout: Seconds to try for.
+        """Join the channel, trying for ``timeout`` seconds.
 
         Raises:
             BusUnavailableError: If the server could not be reached.
@@ -183,51 +138,40 @@ class Process:
             raise
         self._cannot_send = None
         self._tasks = [
-            self._occupant.create_task(self._for_ever(self._send), "redis_send"),
-            self._occupant.create_task(self._for_ever(self._renew), "redis_lease"),
+            self._listener.create_task(self._for_ever(self._send), "redis_send"),
+            self._listener.create_task(self._for_ever(self._renew), "redis_lease"),
         ]
 
     async def stop(self, timeout: float) -> None:
-        """Send what waits to be sent and leave the channel.
-
-        Args:
-            timeout: Seconds that sending may take.
-        """
+        """Send what waits, for at most ``timeout`` seconds, and leave the channel."""
         try:
             async with asyncio.timeout(timeout):
                 await self._outbox.empty()
         except TimeoutError:
-            logger.warning(f"{self._occupant}: {len(self._outbox)} messages were never sent")
+            logger.warning(f"{self._listener}: {len(self._outbox)} messages were never sent")
         for task in self._tasks:
-            await self._occupant.cancel_task(task)
-        # Should the bus be started again, they are the first that its next process sends.
+            await self._listener.cancel_task(task)
+        # If the bus is started again, they are the first calls that its next process sends.
         for call in self._outbox.tried():
             call.number = 0
-        # Known only now: until they have ended, one of the others may join anew.
+        # Only now: until the other tasks have ended, one of them may join again with a new reader.
         if self._reader is not None:
-            await self._occupant.cancel_task(self._reader)
+            await self._listener.cancel_task(self._reader)
         self._tasks, self._reader = [], None
         try:
             await self._call_once(self._sending, "leave")
         except UnreachableError as error:
-            logger.warning(f"{self._occupant}: left without a word, the server is away: {error}")
+            logger.warning(f"{self._listener}: did not leave, the server is away: {error}")
         await self._close()
 
     async def roster(self) -> set[str]:
-        """Ask for the runners of the processes on the channel.
-
-        Returns:
-            Their names.
-
-        Raises:
-            UnreachableError: If the server is away.
-        """
+        """Return the names of the runners on the channel."""
         names = await self._call_once(self._renewing, "roster")
         return {name.decode("utf-8", "surrogatepass") for name in cast(list[bytes], names)}
 
     async def _call_once(self, link: Link, name: str) -> Reply:
-        # With the scripts, since the server may have forgotten them; and by the name that it knows
-        # this process by, or may know it by.
+        # With the scripts, since the server may have lost them; and under the id that it knows this
+        # process by, or may know it by.
         *_, reply = await link.demand(*LOAD, self._channel.call(name, self._joins_as, 0))
         return reply
 
@@ -238,19 +182,19 @@ class Process:
     async def _for_ever(self, loop: Callable[[], Awaitable[None]]) -> None:
         delays = _Delays()
         while True:
-            # A process that is on the channel and does not read would keep others waiting.
+            # A process that is on the channel and does not read would keep its requesters waiting.
             try:
                 await loop()
             except Exception as error:
                 logger.opt(exception=error).error(
-                    f"{self._occupant}: going on after: {shorten(error)}"
+                    f"{self._listener}: continuing after: {shorten(error)}"
                 )
                 await asyncio.sleep(next(delays))
 
     # -- belonging to the channel ------------------------------------------------------------
 
     async def _check_mode(self) -> None:
-        # Redis 6.2 and newer answer it; INFO is more than the bus needs the right for.
+        # Redis 6.2 and newer have HELLO; INFO would need a right that the bus does without.
         [reply] = await self._sending.call(("HELLO",))
         if isinstance(reply, list):
             properties = dict(zip(reply[::2], reply[1::2], strict=False))
@@ -259,41 +203,42 @@ class Process:
                 raise RedisModeError(cast(bytes, mode).decode())
 
     async def _join(self) -> None:
-        # When nobody said whether it was heard, it is tried again under the same name: under
-        # another one, this process would be on the channel twice, and one of them would die.
+        # A retry uses the same id, since the server may have done the first try. Under another id
+        # this process would be on the channel twice, and one of the two would be considered dead.
         name = self._joins_as
         await self._sending.demand(
-            *LOAD, self._channel.call("join", name, 0, self.uid, self._occupant.runner_name())
+            *LOAD, self._channel.call("join", name, 0, self.uid, self._listener.runner_name())
         )
         inbox = Inbox(self._channel.inbox(name), self._reading)
-        # Who offers its workers and cannot read keeps whoever asks them waiting.
+        # A process that offers its workers and cannot read would keep their requesters waiting.
         await inbox.check()
         await self._sending.demand(
             *(
-                self._channel.call("host", name, 0, offer.name, offer.as_text(self.uid))
-                for offer in self._occupant.offers()
+                self._channel.call("host", name, 0, offer.name, offer.to_json(self.uid))
+                for offer in self._listener.offers()
             )
         )
-        # Not before: a lease that is renewed meanwhile would be taken for lost.
+        # Publish the new id only once joining succeeded: a renewal under it before that would be
+        # answered 'fenced'.
         self.id = name
-        self._reader = self._occupant.create_task(
+        self._reader = self._listener.create_task(
             self._for_ever(lambda: self._read(inbox)), "redis_read"
         )
 
-    async def _rejoin(self, expelled: str) -> None:
+    async def _rejoin(self, evicted: str) -> None:
         async with self._joining:
-            if self.id != expelled:
+            if self.id != evicted:
                 return
             logger.warning(
-                f"{self._occupant}: this process gave no sign of life for {self._lease:g} s, or "
-                "the server has lost its state, or another program has changed it; the jobs it "
-                "had are given up, and it joins anew"
+                f"{self._listener}: this process was evicted: it did not renew its lease of "
+                f"{self._lease:g} s, or the server has lost its state, or another program has "
+                "changed it; its jobs are stopped, and it joins again"
             )
             self._stats.expulsions += 1
             if self._reader is not None:
-                await self._occupant.cancel_task(self._reader)
+                await self._listener.cancel_task(self._reader)
             self._refused_at = None
-            self._occupant.expelled()
+            self._listener.evicted()
             self._outbox.sent([call for call in self._outbox.tried() if not call.outlives])
             for call in self._outbox.tried():
                 call.number = 0
@@ -303,35 +248,36 @@ class Process:
                     await self._join()
                     break
                 except UnreachableError as error:
-                    await self._pause(delays, error)
-            self._occupant.rejoined()
+                    await self._wait_out(delays, error)
+            self._listener.rejoined()
 
     async def _renew(self) -> None:
         renewal, loop = self._lease / _RENEWALS, asyncio.get_running_loop()
         audit_at = loop.time() + _AUDIT_EVERY
         while True:
             await asyncio.sleep(renewal)
-            process, deaf = self.id, self._is_deaf()
+            process, leaves = self.id, self._cannot_read()
             try:
-                # What lives and cannot hear keeps those waiting who ask it.
-                command = self._channel.call("leave" if deaf else "renew", process, 0)
+                # A process that renews its lease but cannot read its inbox would keep its
+                # requesters waiting, so it leaves.
+                command = self._channel.call("leave" if leaves else "renew", process, 0)
                 [reply] = await self._renewing.call(command)
             except UnreachableError as error:
-                # The sender logs it, and when it is over.
+                # The sender logs this, and that the server is back.
                 self._cannot_renew = str(error)
                 continue
             self._cannot_renew = None
-            if reply == b"fenced" or (deaf and reply == b"ok"):
+            if reply == b"fenced" or (leaves and reply == b"ok"):
                 await self._rejoin(process)
             elif isinstance(reply, NoScriptError):
                 await self._load(self._renewing)
             elif isinstance(reply, ResponseError):
-                self._complaints.log(self._occupant, reply)
+                self._refusal_log.log(self._listener, reply)
             if loop.time() >= audit_at:
                 audit_at = loop.time() + _AUDIT_EVERY
-                self._occupant.audit()
+                self._listener.audit()
 
-    def _is_deaf(self) -> bool:
+    def _cannot_read(self) -> bool:
         now = asyncio.get_running_loop().time()
         return self._refused_at is not None and now - self._refused_at > self._lease
 
@@ -347,27 +293,27 @@ class Process:
             try:
                 replies = await self._sending.call(*commands, wait=size / _SLOWEST)
             except UnreachableError as error:
-                await self._pause(delays, error)
+                await self._wait_out(delays, error)
                 continue
             if self._cannot_send is not None:
-                self._is_back()
-                # Its connection may hang where this one broke.
+                self._reconnected()
+                # What broke this connection may make that one hang.
                 await self._reading.drop()
-            problem = self._note(calls, replies, first_new)
+            problem = self._remove_sent(calls, replies, first_new)
             if problem is None:
                 delays = _Delays()
             elif isinstance(problem, bytes):
-                # Fenced, or the number of its last call is not what this process has made it.
+                # Evicted, or another program has changed the number of this process's last call.
                 await self._rejoin(process)
             elif isinstance(problem, NoScriptError):
                 await self._load(self._sending)
             else:
-                self._complaints.log(self._occupant, problem)
+                self._refusal_log.log(self._listener, problem)
                 await asyncio.sleep(next(delays))
 
     def _commands(self, calls: list[Call]) -> tuple[list[Command], int]:
-        """Make the commands of the first calls, no more than go at once, and count their bytes."""
-        # None is done where the one before it could not be.
+        """Make the commands of as many calls as are sent at once, and count their bytes."""
+        # A call is not done if the call before it could not be done.
         after, size, commands = 0, 0, list[Command]()
         for call in calls:
             if not call.number:
@@ -383,10 +329,10 @@ class Process:
                 break
         return commands, size
 
-    def _note(
+    def _remove_sent(
         self, calls: list[Call], replies: list[Reply], first_new: int
     ) -> bytes | ResponseError | None:
-        """Tick off what was taken. Gives the first reply that says that a call was not."""
+        """Remove the calls that the server took. Returns the first reply that says it did not."""
         done: list[Call] = []
         problem: bytes | ResponseError | None = None
         for call, reply in zip(calls, replies, strict=True):
@@ -408,19 +354,19 @@ class Process:
         try:
             await link.call(*LOAD)
         except UnreachableError:
-            logger.debug(f"{self._occupant}: the server went away while the scripts were loaded")
+            logger.debug(f"{self._listener}: the server went away while the scripts were loaded")
 
-    async def _pause(self, delays: _Delays, error: UnreachableError) -> None:
+    async def _wait_out(self, delays: _Delays, error: UnreachableError) -> None:
         if self._cannot_send is None:
-            logger.warning(f"{self._occupant}: the server is away, messages wait: {error}")
+            logger.warning(f"{self._listener}: the server is away, messages wait: {error}")
         self._cannot_send = str(error)
         await asyncio.sleep(next(delays))
 
-    def _is_back(self) -> None:
+    def _reconnected(self) -> None:
         self._cannot_send = None
         self._stats.reconnects += 1
-        logger.info(f"{self._occupant}: the server is back")
-        self._occupant.audit()
+        logger.info(f"{self._listener}: the server is back")
+        self._listener.audit()
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -432,24 +378,24 @@ class Process:
             except RefusedError as error:
                 if self._refused_at is None:
                     self._refused_at = asyncio.get_running_loop().time()
-                    logger.error(f"{self._occupant}: the server lets nothing be read: {error}")
+                    logger.error(f"{self._listener}: the server lets nothing be read: {error}")
                 await asyncio.sleep(next(delays))
             except UnreachableError as error:
-                logger.debug(f"{self._occupant}: reading again after: {error}")
+                logger.debug(f"{self._listener}: reading again after an error: {error}")
                 await asyncio.sleep(next(delays))
             else:
                 delays, self._refused_at = _Delays(), None
 
     def _take(self, entry: Entry) -> None:
         self._stats.received += 1
-        # What cannot be taken must not keep the rest from being read.
+        # An entry that raises must not keep the next ones from being read.
         try:
-            self._occupant.read(entry)
+            self._listener.read(entry)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             # A library's sys.exit() must not take this process off the channel.
             level = "CRITICAL" if isinstance(error, SystemExit) else "ERROR"
             logger.opt(exception=error).log(
-                level, f"{self._occupant}: raised at {shorten(entry)}; going on"
+                level, f"{self._listener}: raised at {shorten(entry)}; continuing"
             )

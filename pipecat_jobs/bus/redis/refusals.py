@@ -1,4 +1,4 @@
-"""What the server means when it refuses a command."""
+"""What an error of the server means, and what to do about it."""
 
 import re
 
@@ -20,7 +20,7 @@ _CLUSTER = (
     "it is a node of a Redis Cluster, which the bus does not support; give it a server without "
     "cluster mode"
 )
-#: By the word that the server's error begins with.
+#: By the word that the error begins with.
 _MEANINGS = {
     "NOAUTH": "it wants a password; put it into the URL: redis://user:password@host",
     "WRONGPASS": "the user's name or the password is wrong; check the URL",
@@ -41,7 +41,7 @@ _MEANINGS = {
     "CLUSTERDOWN": _CLUSTER,
     "CROSSSLOT": _CLUSTER,
 }
-#: Errors of which redis-py takes that word off.
+#: Types of errors from which redis-py removes that word.
 _CODES: dict[type[Exception], str] = {
     NoPermissionError: "NOPERM",
     OutOfMemoryError: "OOM",
@@ -49,16 +49,16 @@ _CODES: dict[type[Exception], str] = {
     MasterDownError: "MASTERDOWN",
     BusyLoadingError: "LOADING",
     NoScriptError: "NOSCRIPT",
-    # A kind of AskError.
+    # A subclass of AskError.
     MovedError: "MOVED",
     AskError: "ASK",
     TryAgainError: "TRYAGAIN",
     ClusterDownError: "CLUSTERDOWN",
     ClusterCrossSlotError: "CROSSSLOT",
 }
-# Of what stops a script, Redis 6 says the word somewhere in the error.
+# Redis 6 has the word somewhere in the error when it stopped a script.
 _WORD = re.compile(rf"\b({'|'.join(_MEANINGS)})\b")
-#: What redis-py makes of a word, where it keeps no type of its own for it.
+#: Texts that redis-py has in place of a word, where it has no type for it.
 _SAID = {
     "Authentication required.": "NOAUTH",
     "invalid username-password pair or user is disabled.": "WRONGPASS",
@@ -67,14 +67,7 @@ _SAID = {
 
 
 def code_of(error: Exception) -> str | None:
-    """Name the kind of an error of the server's.
-
-    Args:
-        error: What redis-py raised, or gave as a reply.
-
-    Returns:
-        The word that the server's error began with, or None when its meaning is not known.
-    """
+    """Return the word that the server's error began with, or None if it is not a known one."""
     for kind, code in _CODES.items():
         if isinstance(error, kind):
             return code
@@ -84,14 +77,7 @@ def code_of(error: Exception) -> str | None:
 
 
 def explain(error: Exception) -> str:
-    """Say what an error of the server's means.
-
-    Args:
-        error: What redis-py raised, or gave as a reply.
-
-    Returns:
-        A sentence, with the server's own words behind it.
-    """
+    """Explain an error of the server in a sentence, followed by the server's own words."""
     code, said = code_of(error), str(error) or type(error).__name__
     if code is None:
         return said
@@ -99,12 +85,5 @@ def explain(error: Exception) -> str:
 
 
 def is_of_cluster(error: BaseException | None) -> bool:
-    """Tell whether only a node of a cluster says this.
-
-    Args:
-        error: What redis-py raised, or gave as a reply.
-
-    Returns:
-        Whether it is.
-    """
+    """Return whether an error is one that only a node of a Redis Cluster answers with."""
     return isinstance(error, Exception) and _MEANINGS.get(code_of(error) or "") is _CLUSTER

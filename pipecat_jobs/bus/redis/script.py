@@ -17,8 +17,8 @@ def _script(part: str) -> bytes:
     return b"\n".join(_FOLDER.joinpath(f"{name}.lua").read_bytes() for name in names)
 
 
-# The server runs a script from its top each time; the one for what is sent leaves the other's part
-# out.
+# The server runs a script from its top each time, so the script for messages leaves out the part
+# about membership.
 _SCRIPTS = (_script("traffic"), _script("membership"))
 _SHAS = {
     command.decode(): hashlib.sha1(script, usedforsecurity=False).hexdigest()
@@ -34,13 +34,13 @@ LOAD: tuple[Command, ...] = tuple(("SCRIPT", "LOAD", script) for script in _SCRI
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What every process of a channel has to say alike.
+    """Limits of a channel, which all of its processes need to have the same.
 
     Parameters:
-        lease: Seconds without a sign of life after which a process counts as dead.
+        lease: Seconds without a renewal after which a process is considered dead.
         takeover: Seconds that a request waits for a process that may take it.
-        max_attempts: How many processes a request may be lost with before it is given up.
-        inbox: How many messages may wait for one process before it counts as dead.
+        max_attempts: With how many processes a job may be lost before it ends as lost.
+        inbox: How many entries may wait for a process before it is considered dead.
     """
 
     lease: float
@@ -50,7 +50,7 @@ class Limits:
 
     @property
     def linger(self) -> float:
-        """Seconds that keys outlive the last process that cares for them."""
+        """Seconds that keys stay after the last renewal by a process that needs them."""
         return 60.0 + 2 * (self.lease + self.takeover)
 
     def __str__(self) -> str:
@@ -60,46 +60,26 @@ class Limits:
 
 
 class Channel:
-    """Makes the commands of one channel.
-
-    Args:
-        name: The channel's name.
-        limits: Its limits.
-    """
+    """Makes the commands of one channel."""
 
     def __init__(self, name: str, limits: Limits):
-        # The braces keep all keys of a channel in one slot of a cluster.
+        # The braces put all keys of a channel into one hash slot.
         self.prefix = f"pipecat-jobs:{{{name}}}"
         self._limits = str(limits)
 
     def call(
         self, name: str, process: str, number: int, *arguments: bytes | str | int, after: int = 0
     ) -> Command:
-        """Make one command.
+        """Make the command that calls the script.
 
-        Args:
-            name: A command of the scripts.
-            process: Id of this process.
-            number: The call's number among those of this process, or 0 for one that may be
-                repeated.
-            *arguments: What the command takes.
-            after: Number of a call without which this one must not be done, or 0.
-
-        Returns:
-            The command.
+        ``number`` is the call's number among those of this process, or 0 for a call that may be
+        repeated; ``after`` the number of the call that must have been done before, or 0.
         """
-        # A name may hold half of a surrogate pair, and must not keep the others from being sent.
+        # A name may hold half of a surrogate pair, and must not block the calls behind it.
         sent = [_encoded(each) if isinstance(each, str) else each for each in arguments]
         head = ("EVALSHA", _SHAS[name], 1, self.prefix, name, process, self._limits, number, after)
         return (*head, *sent)
 
     def inbox(self, process: str) -> tuple[str, str]:
-        """Name the streams that a process reads.
-
-        Args:
-            process: Its id.
-
-        Returns:
-            The urgent one and the other.
-        """
+        """Name the urgent and the data stream that a process reads."""
         return f"{self.prefix}:in:{process}:u", f"{self.prefix}:in:{process}:d"

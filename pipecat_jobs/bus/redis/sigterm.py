@@ -1,4 +1,4 @@
-"""What a process does that is told to go."""
+"""Letting a process end without losing a job."""
 
 import asyncio
 import signal
@@ -12,19 +12,18 @@ from pipecat_jobs.errors import InvalidJobTypeError
 
 
 def drain_on_sigterm(runner: WorkerRunner, *, timeout: float | None = 30.0) -> None:
-    """Have SIGTERM let this process go without losing a job.
+    """End this process at SIGTERM without losing a job.
 
-    At the first SIGTERM the bus is drained, and then the runner ended: see
-    :meth:`RedisStreamsBus.drain`. A second one ends the process at once. The process then counts as
-    dead, and others take up what it leaves.
+    The first SIGTERM drains the bus and then ends the runner: see :meth:`RedisStreamsBus.drain`. A
+    second one ends the process at once; its jobs then go to other processes, as when it dies.
 
-    Call it in the event loop that the runner runs in. Leave out the runner's own
+    Call this in the event loop that the runner runs in, and leave out the runner's own
     ``handle_sigterm``, which cancels the jobs.
 
     Args:
         runner: A runner on a :class:`RedisStreamsBus`.
-        timeout: Seconds that the jobs may take; then another process is given them. None waits for
-            as long as they take.
+        timeout: Seconds to wait for the jobs of this process to end; jobs that are then still open
+            go to another process. None waits for as long as they take.
 
     Raises:
         InvalidJobTypeError: If the runner is on another bus, or the timeout is not a number.
@@ -46,7 +45,7 @@ def drain_on_sigterm(runner: WorkerRunner, *, timeout: float | None = 30.0) -> N
     seconds, bus = check_timeout(timeout), runner.bus
     if not isinstance(bus, RedisStreamsBus):
         raise InvalidJobTypeError(
-            f"runner '{runner.name}' is on a {type(bus).__name__}; nothing to drain: "
+            f"runner '{runner.name}' is on a {type(bus).__name__}; it has nothing to drain: "
             "give one on a RedisStreamsBus"
         )
     loop = asyncio.get_running_loop()

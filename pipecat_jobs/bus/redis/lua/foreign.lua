@@ -1,21 +1,21 @@
--- What another program has put where the channel keeps its state. It is deleted, and counts as
--- lost from then on.
+-- Values that another program has written to the channel's keys. They are deleted, and are lost
+-- state from then on.
 
 local function is_count(_, value) return string.match(value, '^-?%d+$') ~= nil end
 
 local function is_offer(_, value)
   local read, spec = pcall(cjson.decode, value)
   if not read or type(spec) ~= 'table' or type(spec.uid) ~= 'string'
-    or type(spec.once) ~= 'table' or type(spec.rooms) ~= 'table'
+    or type(spec.once) ~= 'table' or type(spec.slots) ~= 'table'
   then
     return false
   end
-  for _, room in pairs(spec.rooms) do
-    if type(room) ~= 'number' then
+  for _, slots in pairs(spec.slots) do
+    if type(slots) ~= 'number' then
       return false
     end
   end
-  return spec.rooms[''] ~= nil
+  return spec.slots[''] ~= nil
 end
 
 local function is_job(packed)
@@ -48,7 +48,7 @@ local function is_own(key, kind, is_own_field)
   return found == kind or found == 'none'
 end
 
--- Tells whether there was any, in what a call of this process may touch.
+-- Checks the keys that a call of this process may use. Returns whether any was foreign.
 local function remove_foreign()
   local removed = false
   local function check(key, kind, is_own_field)
@@ -63,7 +63,7 @@ local function remove_foreign()
   check(P .. ':turns', 'hash', is_count)
   check(HOMES, 'hash')
   check(OLD_HOMES, 'hash')
-  -- Commands that name a worker, or whom to send to, do so first or second.
+  -- Commands that take the name of a worker or a target take it as first or second argument.
   local workers = {[ARGV[6] or ''] = true, [ARGV[7] or ''] = true}
   local processes = redis.call('ZRANGE', MEMBERS, 0, -1)
   processes[#processes + 1] = me

@@ -1,6 +1,7 @@
--- Who is on the channel, and what they take.
+-- The processes on the channel, and the requests that they take.
 
--- No lease and no wait is renewed while the server is away, or while its clock is set forward.
+-- Extend all leases and waits after the server was away or its clock was set forward: no process
+-- could renew its lease meanwhile.
 local function extend_all(at)
   for key, length in pairs({[MEMBERS] = lease, [WAITING] = takeover}) do
     for _, name in ipairs(redis.call('ZRANGE', key, 0, -1)) do
@@ -9,7 +10,8 @@ local function extend_all(at)
   end
 end
 
--- What ends later than anything can that begins now was stored before the clock was set back.
+-- Shorten what ends later than a lease or wait that begins now: it was stored before the server's
+-- clock was set back.
 local function shorten(key, at, length_of)
   local shortest = length_of()
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. at + shortest, '+inf')) do
@@ -24,7 +26,7 @@ local function lease_of(process)
   return process and tonumber(redis.call('HGET', process_of(process), 'lease') or '') or lease
 end
 
-local function note_beat()
+local function renew_lease()
   local at, beat = now(), tonumber(redis.call('GET', P .. ':beat') or '')
   if beat and at - beat > lease then
     extend_all(at)
@@ -33,10 +35,10 @@ local function note_beat()
   shorten(WAITING, at, function() return takeover end)
   redis.call('SET', P .. ':beat', at, 'PX', linger)
   redis.call('ZADD', MEMBERS, at + lease, me)
-  live_on(MEMBERS)
+  extend_ttl(MEMBERS)
 end
 
--- Tells whether all of it is there, and as it was made.
+-- Returns whether all keys of a process are there and have the right type.
 local function keep_alive(process)
   local whole = true
   local kinds = {
@@ -45,18 +47,18 @@ local function keep_alive(process)
     [stream_of(process, 'd')] = 'stream',
   }
   for key, kind in pairs(kinds) do
-    whole = live_on(key) and redis.call('TYPE', key).ok == kind and whole
+    whole = extend_ttl(key) and redis.call('TYPE', key).ok == kind and whole
   end
   return whole
 end
 
-local function bury(at)
+local function evict_expired(at)
   for _, other in ipairs(redis.call('ZRANGEBYSCORE', MEMBERS, '-inf', at, 'LIMIT', 0, 16)) do
-    expel(other)
+    evict(other)
   end
 end
 
-local function give_up_waiting(at)
+local function lose_expired(at)
   for _, ref in ipairs(redis.call('ZRANGEBYSCORE', WAITING, '-inf', at, 'LIMIT', 0, 256)) do
     redis.call('ZREM', WAITING, ref)
     local job = find(ref)
@@ -68,18 +70,18 @@ end
 
 function commands.join(uid, runner)
   redis.call('HSET', process_of(me), 'uid', uid, 'runner', runner, 'lease', lease, 'n', 0)
-  -- There before the first message: without its streams a process is sent nothing.
+  -- The streams have to exist before the first message: entries are only added to existing ones.
   for _, lane in ipairs({'u', 'd'}) do
     local stream = stream_of(me, lane)
     redis.call('XDEL', stream, redis.call('XADD', stream, '*', 'k', 'joined'))
   end
   keep_alive(me)
-  note_beat()
+  renew_lease()
   return 'ok'
 end
 
 function commands.leave()
-  expel(me)
+  evict(me)
   if redis.call('EXISTS', MEMBERS) == 0 then
     redis.call('DEL', P .. ':beat', P .. ':turns', HOMES, OLD_HOMES)
   end
@@ -92,21 +94,21 @@ function commands.renew()
   end
   if not keep_alive(me) then
     remove_foreign()
-    expel(me)
+    evict(me)
     return 'fenced'
   end
-  note_beat()
-  bury(now())
-  give_up_waiting(now())
-  live_on(HOMES)
-  live_on(OLD_HOMES)
-  live_on(P .. ':hosted:' .. me)
+  renew_lease()
+  evict_expired(now())
+  lose_expired(now())
+  extend_ttl(HOMES)
+  extend_ttl(OLD_HOMES)
+  extend_ttl(P .. ':hosted:' .. me)
   for _, name in ipairs(redis.call('SMEMBERS', P .. ':hosted:' .. me)) do
-    live_on(P .. ':names:' .. name)
-    live_on(P .. ':hosts:' .. name)
+    extend_ttl(P .. ':names:' .. name)
+    extend_ttl(P .. ':hosts:' .. name)
     for _, queue in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. name)) do
-      live_on(P .. ':queues:' .. name)
-      live_on(queue_of(name, queue))
+      extend_ttl(P .. ':queues:' .. name)
+      extend_ttl(queue_of(name, queue))
     end
   end
   return 'ok'
@@ -126,19 +128,19 @@ function commands.host(name, spec)
   end
   redis.call('SADD', P .. ':names:' .. name, me)
   redis.call('SADD', P .. ':hosted:' .. me, name)
-  live_on(P .. ':names:' .. name)
-  live_on(P .. ':hosted:' .. me)
+  extend_ttl(P .. ':names:' .. name)
+  extend_ttl(P .. ':hosted:' .. me)
   if spec ~= '' then
     redis.call('HSET', P .. ':hosts:' .. name, me, spec)
-    live_on(P .. ':hosts:' .. name)
-    fill_all(name)
+    extend_ttl(P .. ':hosts:' .. name)
+    assign_all_waiting(name)
   end
   return 'ok'
 end
 
 function commands.withdraw(name)
   withdraw(me, name)
-  fill_all(name)
+  assign_all_waiting(name)
   return 'ok'
 end
 
@@ -146,11 +148,11 @@ function commands.unhost(name)
   withdraw(me, name)
   redis.call('SREM', P .. ':names:' .. name, me)
   redis.call('SREM', P .. ':hosted:' .. me, name)
-  fill_all(name)
+  assign_all_waiting(name)
   return 'ok'
 end
 
--- Behind all that is in the caller's inbox by now.
+-- Puts an entry behind everything that is in the caller's inbox.
 function commands.mark(number)
   push(me, 'd', 'e', '', 0, number)
   return 'ok'

@@ -1,19 +1,19 @@
--- Who does a job, and what becomes of it when that process cannot.
+-- Which process does a job, and where the job goes when that process cannot.
 
 local lose
 
--- Whose turn it is among hosts that are alike, from 0.
+-- Where to start among hosts that are alike, counted from 0: they take turns.
 local function turn_of(worker, count)
   if count == 1 then
     return 0
   end
   local turn = redis.call('HINCRBY', P .. ':turns', worker, 1)
-  live_on(P .. ':turns')
+  extend_ttl(P .. ':turns')
   return turn
 end
 
--- Which process has the jobs of a worker and an affinity key, by its uid, whether it is there or
--- not; and whether it is about to be forgotten.
+-- The uid of the process that has the jobs of a worker and an affinity key, whether it is alive or
+-- not; and whether the pair is in the older half, which is dropped next.
 local function home_of(job)
   local field = job.w .. '\0' .. job.k
   local home = redis.call('HGET', HOMES, field)
@@ -23,21 +23,21 @@ local function home_of(job)
   return redis.call('HGET', OLD_HOMES, field), true
 end
 
--- What was not needed for so many others is forgotten.
+-- The older half is dropped when the newer one is full: it has the pairs not used for longest.
 local function keep_home(job, uid)
   if redis.call('HLEN', HOMES) >= MOST_HOMES then
     redis.call('RENAME', HOMES, OLD_HOMES)
   end
   redis.call('HSET', HOMES, job.w .. '\0' .. job.k, uid)
-  live_on(HOMES)
+  extend_ttl(HOMES)
 end
 
--- An affinity that the requester names holds a job at its home, as that of a worker class may.
+-- An affinity key from the requester always binds a job to its home.
 local function affinity_of(job, spec)
   return job.k and (string.sub(job.k, 1, 1) == '=' and 'requester' or spec.affinity)
 end
 
--- What the hosts offer that may have a job, and how firmly the job stays at its home.
+-- Offers of the hosts that may take a job, and how firmly the job is bound to its home.
 local function offers_for(job)
   local hosts, offers, affinity = redis.call('HGETALL', P .. ':hosts:' .. job.w), {}, nil
   for i = 1, #hosts, 2 do
@@ -51,24 +51,24 @@ local function offers_for(job)
   return offers, affinity
 end
 
--- The host that an offer makes for a job, if it has room.
+-- The host behind an offer, if it has a free slot for the job.
 local function host_of(job, offer)
-  local kind = offer.rooms[job.j] and job.j or ''
+  local kind = offer.slots[job.j] and job.j or ''
   local load = 'load:' .. job.w .. '\0' .. kind
   local counts = redis.call('HMGET', process_of(offer.process), load, 'busy')
   local taken, busy = tonumber(counts[1] or 0), tonumber(counts[2] or 0)
-  local share = taken / offer.rooms[kind]
+  local share = taken / offer.slots[kind]
   return share < 1 and {
     process = offer.process, uid = offer.uid, kind = kind, load = load, taken = taken,
     share = share, busy = busy, once = offer.once[job.j],
   }
 end
 
-local function with_most_room(job, offers)
+local function most_free_host(job, offers)
   local turn, best = turn_of(job.w, #offers), nil
   for i = 0, #offers - 1 do
     local host = host_of(job, offers[(turn + i) % #offers + 1])
-    -- Among equals, the one that has least to do for all its workers.
+    -- Among equals, the process that has the fewest jobs of all its workers.
     if host and (not best or host.share < best.share
       or host.share == best.share and host.busy < best.busy)
     then
@@ -78,14 +78,14 @@ local function with_most_room(job, offers)
   return best
 end
 
--- The host for a job, its home before the one with the most room; whether there is any that may
--- have it; and the uid of the only one that it waits for.
+-- Returns the host for a job: its home, or else the host with the largest share of free slots;
+-- whether there is any host that may take it; and the uid of the only one that it may go to.
 local function choose(job)
   local offers, affinity = offers_for(job)
   if #offers == 0 then
     return nil, false
   elseif not affinity then
-    return with_most_room(job, offers), true
+    return most_free_host(job, offers), true
   end
   local home, fades = home_of(job)
   local is_there = false
@@ -101,14 +101,14 @@ local function choose(job)
       end
     end
   end
-  local host = with_most_room(job, offers)
+  local host = most_free_host(job, offers)
   if host then
     host.moved, host.is_home = home, not is_there
   end
   return host, true
 end
 
--- To a host that was chosen in this very step; with the request if it is a new one.
+-- Gives a job to a host that was chosen in the same step; `request` is given for a new job.
 local function assign(ref, job, host, request)
   if host.once and job.a > 1 then
     lose(ref, job, 'once')
@@ -122,23 +122,23 @@ local function assign(ref, job, host, request)
   if host.is_home then
     keep_home(job, host.uid)
   end
-  keep(ref, job, request)
+  save(ref, job, request)
   push(job.o, 'd', 'j', ref, job.a, request or request_of(ref), host.moved)
 end
 
-local function await_host(ref)
+local function start_waiting(ref)
   redis.call('ZADD', WAITING, 'NX', now() + takeover, ref)
-  live_on(WAITING)
+  extend_ttl(WAITING)
 end
 
--- Until any process has room, or until the one has that the job is for.
-local function wait_for_room(ref, job, home, side, request)
+-- Queue a job until any process has a free slot, or until its home has one.
+local function wait_for_slot(ref, job, home, side, request)
   job.q = home and job.j .. '\0' .. home or job.j
   redis.call(side, queue_for(job), ref)
   redis.call('SADD', P .. ':queues:' .. job.w, job.q)
-  live_on(queue_for(job))
-  live_on(P .. ':queues:' .. job.w)
-  keep(ref, job, request)
+  extend_ttl(queue_for(job))
+  extend_ttl(P .. ':queues:' .. job.w)
+  save(ref, job, request)
 end
 
 local function place(ref, job, side, request)
@@ -147,9 +147,9 @@ local function place(ref, job, side, request)
     assign(ref, job, host, request)
     return
   end
-  wait_for_room(ref, job, home, side, request)
+  wait_for_slot(ref, job, home, side, request)
   if not any then
-    await_host(ref)
+    start_waiting(ref)
   end
 end
 
@@ -159,8 +159,8 @@ local function forget_queue_if_empty(worker, name)
   end
 end
 
--- Hand out what waits for room. A few at the head may have to wait for another host than this one.
-local function fill(worker, name)
+-- Assign the jobs of a queue. A few at its head may have to wait for another host.
+local function assign_waiting(worker, name)
   local queue, passed = queue_of(worker, name), {}
   local ref = redis.call('LPOP', queue)
   while ref do
@@ -173,8 +173,8 @@ local function fill(worker, name)
       redis.call('ZREM', WAITING, ref)
       assign(ref, job, host)
     elseif home and name ~= job.j .. '\0' .. home then
-      -- It must not keep others from the processes that have room.
-      wait_for_room(ref, job, home, 'RPUSH')
+      -- It waits for its home alone, and must not block the jobs behind it.
+      wait_for_slot(ref, job, home, 'RPUSH')
     elseif job then
       passed[#passed + 1] = ref
       if not next(job.tried) or #passed == 16 then
@@ -189,18 +189,18 @@ local function fill(worker, name)
   forget_queue_if_empty(worker, name)
 end
 
--- One name after the other begins, or those that share room would keep each other from it.
-local function fill_all(worker)
+-- Start with another queue each time, so that queues that share slots all make progress.
+local function assign_all_waiting(worker)
   local names = redis.call('SMEMBERS', P .. ':queues:' .. worker)
   local first = #names > 1 and now() or 0
   for i = 1, #names do
-    fill(worker, names[(first + i) % #names + 1])
+    assign_waiting(worker, names[(first + i) % #names + 1])
   end
 end
 
-local function free(process, ref, load)
+local function free_slot(process, ref, load)
   local key = process_of(process)
-  -- What a server has forgotten takes no room.
+  -- Without this field, the job takes no slot.
   if redis.call('HDEL', key, 'held:' .. ref) == 0 then
     return
   end
@@ -211,26 +211,26 @@ local function free(process, ref, load)
 end
 
 local function release(ref, job)
-  free(job.o, ref, 'load:' .. job.w .. '\0' .. job.s)
+  free_slot(job.o, ref, 'load:' .. job.w .. '\0' .. job.s)
   job.o = ''
 end
 
 local function finish(ref, job)
-  local asker, n = asker_of(ref)
-  redis.call('HDEL', process_of(asker), 'job:' .. n, 'req:' .. n)
+  local requester, n = requester_of(ref)
+  redis.call('HDEL', process_of(requester), 'job:' .. n, 'req:' .. n)
   if job.o ~= '' then
     release(ref, job)
-    fill_all(job.w)
+    assign_all_waiting(job.w)
   else
     redis.call('LREM', queue_for(job), 0, ref)
     redis.call('ZREM', WAITING, ref)
     forget_queue_if_empty(job.w, job.q or job.j)
-    -- Those behind it may have been waiting for no more than to be looked at.
-    fill_all(job.w)
+    -- The jobs behind it may only have waited because it was at the head.
+    assign_all_waiting(job.w)
   end
 end
 
--- End a job that its requester does not wait for any more, and have its worker stopped.
+-- End a job that its requester no longer waits for, and stop its worker.
 local function abandon(ref, job)
   if job.o ~= '' then
     push(job.o, 'u', 'c', ref, job.a, '')
@@ -238,14 +238,14 @@ local function abandon(ref, job)
   finish(ref, job)
 end
 
--- Behind whatever the worker said before, which is why it is not urgent.
+-- Not urgent, so that the requester reads it behind everything that the worker sent.
 function lose(ref, job, why)
-  local asker = asker_of(ref)
-  push(asker, 'd', 'l', ref, job.a, why)
+  local requester = requester_of(ref)
+  push(requester, 'd', 'l', ref, job.a, why)
   finish(ref, job)
 end
 
-local function hand_back(ref, job, started_at)
+local function reassign(ref, job, started_at)
   release(ref, job)
   if job.c then
     lose(ref, job, 'cancelled')
@@ -260,7 +260,7 @@ local function hand_back(ref, job, started_at)
     end
     place(ref, job, 'LPUSH')
   end
-  fill_all(job.w)
+  assign_all_waiting(job.w)
 end
 
 local function withdraw(process, worker)
@@ -268,15 +268,15 @@ local function withdraw(process, worker)
   if redis.call('EXISTS', P .. ':hosts:' .. worker) == 0 then
     redis.call('HDEL', P .. ':turns', worker)
   end
-  -- Those that are left may have been tried.
+  -- The hosts that are left may have been tried.
   for _, queue in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. worker)) do
     for _, ref in ipairs(redis.call('LRANGE', queue_of(worker, queue), 0, -1)) do
-      await_host(ref)
+      start_waiting(ref)
     end
   end
 end
 
--- What a process has of one kind, by the prefix of the fields.
+-- Fields of a process with a prefix, without that prefix.
 local function fields_of(process, prefix)
   local found = {}
   for _, field in ipairs(redis.call('HKEYS', process_of(process))) do
@@ -287,14 +287,14 @@ local function fields_of(process, prefix)
   return found
 end
 
-local function expel(process)
+local function evict(process)
   local uid, runner = unpack(redis.call('HMGET', process_of(process), 'uid', 'runner'))
   redis.call('ZREM', MEMBERS, process)
   for _, name in ipairs(redis.call('SMEMBERS', P .. ':hosted:' .. process)) do
     redis.call('SREM', P .. ':names:' .. name, process)
     withdraw(process, name)
   end
-  -- All at once, so that the room of one is not given to the next.
+  -- All jobs are removed first, so that the slot of one is not given to the next.
   local asked = {}
   for _, n in ipairs(fields_of(process, 'job:')) do
     local ref = process .. ':' .. n
@@ -307,7 +307,7 @@ local function expel(process)
   for _, ref in ipairs(fields_of(process, 'held:')) do
     local job = find(ref)
     if job then
-      hand_back(ref, job, uid or '')
+      reassign(ref, job, uid or '')
     end
   end
   redis.call(

@@ -8,7 +8,7 @@ local function run()
     if number <= tonumber(last) then
       return 'again'
     end
-    -- It would be taken for one that comes again, and never done.
+    -- A call before this one was refused. Done after this one, it would count as a repeat.
     if tonumber(ARGV[5]) > tonumber(last) then
       return 'early'
     end
@@ -18,7 +18,7 @@ local function run()
   while next(overflowing) do
     local process = next(overflowing)
     overflowing[process] = nil
-    expel(process)
+    evict(process)
   end
   return reply
 end
@@ -33,6 +33,6 @@ end
 if number == 0 then
   return run()
 end
--- It may be half done.
-expel(me)
+-- The command may be half done, so the caller has to start again.
+evict(me)
 return 'fenced'

@@ -1,6 +1,6 @@
--- What is said about jobs, and everything else that is sent.
+-- Messages: about jobs, and all others.
 
--- To the processes that have a subscriber of that name, or to all.
+-- Sends to the processes that have a subscriber of that name, or to all.
 function commands.route(lane, target, body, to_self)
   local processes
   if target == '' then
@@ -16,9 +16,9 @@ function commands.route(lane, target, body, to_self)
   return 'ok'
 end
 
--- An attempt above the first is one of which the caller never heard whether it was taken. Jobs with
--- the same affinity belong together; without one, those of the same subscriber of the caller do.
-function commands.ask(worker, job_name, once, attempt, body, source, affinity)
+-- An attempt above 1 means that the requester does not know whether an earlier one was taken. Jobs
+-- with the same affinity key belong together; without a key, those of the same requester do.
+function commands.request(worker, job_name, once, attempt, body, source, affinity)
   local job = {w = worker, j = job_name, o = '', s = '', once = once == '1', tried = {}}
   job.a = tonumber(attempt)
   if affinity and affinity ~= '' then
@@ -30,9 +30,9 @@ function commands.ask(worker, job_name, once, attempt, body, source, affinity)
   return 'ok'
 end
 
--- To the process that has taken a job of the caller's: a message, or how its stream has to flow.
--- A cancel of a job that nobody has taken wins.
-function commands.order(n, lane, kind, cancels, body)
+-- Sends a message or flow control to the process that has a job of the caller's. A cancel ends a job
+-- that no process has.
+function commands.notify_worker(n, lane, kind, cancels, body)
   local ref = me .. ':' .. n
   local job = find(ref)
   if not job then
@@ -44,7 +44,7 @@ function commands.order(n, lane, kind, cancels, body)
       return 'untaken'
     end
     job.c = true
-    keep(ref, job)
+    save(ref, job)
   end
   if job.o ~= '' then
     local named = kind == 'f' or cancels == '1'
@@ -53,7 +53,7 @@ function commands.order(n, lane, kind, cancels, body)
   return 'ok'
 end
 
--- For the process that has taken a job, while the job is still its own.
+-- Makes a command that only the owner of a job may use, and only for its current attempt.
 local function for_owner(act)
   return function(ref, attempt, ...)
     local job = find(ref)
@@ -65,32 +65,32 @@ local function for_owner(act)
   end
 end
 
--- To the process that has asked for a job.
-commands.tell = for_owner(function(ref, job, lane, kind, last, body)
-  local asker = asker_of(ref)
-  push(asker, lane, kind, ref, job.a, body)
+-- Sends a message to the requester of a job.
+commands.notify_requester = for_owner(function(ref, job, lane, kind, last, body)
+  local requester = requester_of(ref)
+  push(requester, lane, kind, ref, job.a, body)
   if last == '1' then
     finish(ref, job)
   end
 end)
 
-commands.give_back = for_owner(function(ref, job, started)
-  hand_back(ref, job, started == '1' and redis.call('HGET', process_of(me), 'uid'))
+commands.reassign = for_owner(function(ref, job, started)
+  reassign(ref, job, started == '1' and redis.call('HGET', process_of(me), 'uid'))
 end)
 
-commands.refuse = for_owner(function(ref, job)
+commands.reject = for_owner(function(ref, job)
   lose(ref, job, 'unreadable')
 end)
 
--- A job that the caller holds by what the server says, and knows nothing of. Where the server has
--- lost the job itself, the room that it takes is all there is left of it.
+-- The caller does not know a job that it has by this state. If the job itself is lost, only its slot
+-- is left, and becomes free.
 function commands.disown(ref)
   local job, load = find(ref), redis.call('HGET', process_of(me), 'held:' .. ref)
   if job and job.o == me then
-    hand_back(ref, job, redis.call('HGET', process_of(me), 'uid'))
+    reassign(ref, job, redis.call('HGET', process_of(me), 'uid'))
   elseif load then
-    free(me, ref, load)
-    fill_all(string.match(load, '^load:(.*)%z'))
+    free_slot(me, ref, load)
+    assign_all_waiting(string.match(load, '^load:(.*)%z'))
   end
   return 'ok'
 end

@@ -1,0 +1,428 @@
+"""A bus whose workers may be in any process and on any machine, on any engine."""
+
+import asyncio
+import contextlib
+from abc import abstractmethod
+from collections.abc import Iterable
+
+from loguru import logger
+from pipecat.bus.messages import (
+    BusJobRequestMessage,
+    BusMessage,
+    BusWorkerReadyMessage,
+    BusWorkerRegistryMessage,
+)
+from pipecat.bus.subscriber import BusSubscriber
+from pipecat.workers.base_worker import BaseWorker
+from pipecat.workers.runner import WorkerRunner
+
+from pipecat_jobs._pipecat import forget_runner
+from pipecat_jobs._protocol.deadline import check_timeout
+from pipecat_jobs.bus._distributed.engine import (
+    Call,
+    Command,
+    Engine,
+    Entry,
+    Lane,
+    UnreachableError,
+)
+from pipecat_jobs.bus._distributed.local import HearsOfLoss
+from pipecat_jobs.bus._distributed.offers import Offer, find_offers
+from pipecat_jobs.bus._distributed.open_jobs import JobKey
+from pipecat_jobs.bus._distributed.outbox import Outbox
+from pipecat_jobs.bus._distributed.router import Router
+from pipecat_jobs.bus._distributed.stats import BusStats
+from pipecat_jobs.bus.envelope import Envelopes
+from pipecat_jobs.bus.routed import RoutedBus
+from pipecat_jobs.bus.wire import WireCodec
+
+
+class DistributedBus(RoutedBus):
+    """Connects the subscribers of this process to those of others, through an engine.
+
+    The parameters are those of :class:`RedisStreamsBus`. A subclass makes the engine.
+    """
+
+    def __init__(
+        self,
+        codec: WireCodec,
+        envelopes: Envelopes,
+        *,
+        lease: float,
+        takeover: float,
+        room: int,
+        outbox_limit: int,
+        through_server: bool,
+        start_timeout: float,
+    ):
+        super().__init__()
+        self._lease = lease
+        self._room = room
+        self._start_timeout = start_timeout
+        self._outbox = Outbox(outbox_limit)
+        self._stats = BusStats()
+        self._router = Router(
+            self,
+            self._outbox,
+            codec,
+            envelopes,
+            takeover=takeover,
+            through_server=through_server,
+            stats=self._stats,
+        )
+        self._process: Engine | None = None
+        self._subscribers: dict[str, BusSubscriber] = {}
+        self._offers: dict[str, list[Offer]] = {}
+        #: Names of workers that have ended, or are no longer subscribed.
+        self._ended: set[str] = set()
+        #: The process of each runner of other processes.
+        self._process_of: dict[str, str] = {}
+        #: The last registry message of each runner of this process.
+        self._announced: dict[str, BusWorkerRegistryMessage] = {}
+        self._draining = False
+        self._start_ended = asyncio.Event()
+        self._start_failure: Exception | None = None
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._roster: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def _open_engine(self) -> Engine:
+        """Make the engine, and start the server if it is the bus's own."""
+
+    @abstractmethod
+    async def _close_server(self) -> None:
+        """Stop the server if it is the bus's own."""
+
+    @property
+    def stats(self) -> BusStats:
+        """What this bus has counted since it was made."""
+        return self._stats
+
+    # -- from start to stop ------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Join the channel and start to deliver.
+
+        Raises:
+            BusUnavailableError: If the server could not be reached.
+            RedisModeError: If it is a node of a cluster, or a Sentinel.
+            RedisStartError: If a private server could not be started.
+        """
+        if self._process is not None:
+            return
+        self._start_failure = None
+        self._start_ended.clear()
+        try:
+            await self._join()
+        except Exception as error:
+            # Logged as well, since the task of the runner may not be awaited.
+            logger.error(f"{self} has not started: {error}")
+            self._start_failure = error
+            raise
+        except BaseException:
+            self._start_failure = RuntimeError("it was cancelled while it started")
+            raise
+        finally:
+            self._start_ended.set()
+        for subscriber in list(self._subscribers.values()):
+            self._watch(subscriber)
+        await super().start()
+
+    async def _join(self) -> None:
+        self._draining = False
+        self._process = process = await self._open_engine()
+        try:
+            await process.start(self._start_timeout)
+        except BaseException:
+            self._process = None
+            await self._close_server()
+            raise
+
+    async def until_started(self) -> None:
+        """Wait until the bus delivers.
+
+        Raises:
+            BusUnavailableError: If the server could not be reached.
+            RedisModeError: If it is a node of a cluster, or a Sentinel.
+            RedisStartError: If a private server could not be started.
+        """
+        await self._start_ended.wait()
+        if self._start_failure is not None:
+            raise self._start_failure
+
+    def problem(self) -> str | None:
+        """Return why nothing can be sent now, or None if the server takes messages."""
+        trouble = self._process.trouble if self._process is not None else None
+        if trouble is not None:
+            return f"the Redis server is away: {trouble}"
+        return super().problem()
+
+    async def stop(self) -> None:
+        """Send what waits, leave the channel, and stop delivering."""
+        if self._process is not None:
+            try:
+                async with asyncio.timeout(2 * self._lease):
+                    await self._take_no_more()
+            except TimeoutError:
+                logger.warning(f"{self}: the server is away while the bus stops")
+        process, self._process = self._process, None
+        self._start_ended.clear()
+        await super().stop()
+        for task in [*self._watches.values(), self._roster]:
+            if task is not None:
+                await self.cancel_task(task)
+        self._watches, self._roster = {}, None
+        if process is not None:
+            await process.stop(timeout=2 * self._lease)
+        await self._close_server()
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Take no more jobs from other processes, and wait until those of this process have ended.
+
+        Call it before the runner ends, for example on SIGTERM: :func:`drain_on_sigterm`. New
+        requests go to other processes meanwhile. Jobs that both sides of are in this process are
+        not waited for.
+
+        Args:
+            timeout: Seconds to wait. Jobs that are then still open are stopped here and go to
+                another process as a further attempt. None waits for as long as they take.
+
+        Raises:
+            InvalidJobTypeError: If the timeout is not a number.
+            InvalidJobError: If the timeout is negative, NaN or too large.
+        """
+        timeout = check_timeout(timeout)
+        if self._process is None:
+            return
+        open_jobs = self._router.open_jobs
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._take_no_more()
+                await open_jobs.until_none_held()
+        for held in open_jobs.all_held():
+            self._router.revoke(held, f"process of worker '{held.key.worker}' is drained")
+            self._router.reassign(held.ref, held.attempt, started=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * self._lease):
+                await self._outbox.empty()
+
+    async def _take_no_more(self) -> None:
+        self._draining = True
+        for name in [offer.name for offers in self._offers.values() for offer in offers]:
+            self._call(Command.WITHDRAW, name)
+        # Requests that the server sent here before that are reassigned as they arrive.
+        await self._router.caught_up()
+        await self._outbox.empty()
+
+    # -- subscribers -------------------------------------------------------------------------
+
+    async def subscribe(self, subscriber: BusSubscriber) -> None:
+        """Deliver to a subscriber, unless another has its name, also from other processes.
+
+        It gets messages from now on, and requests once it has started.
+
+        Args:
+            subscriber: The subscriber.
+        """
+        if subscriber.name not in self._subscribers:
+            offers = self._offers[subscriber.name] = list(find_offers(subscriber, self._room))
+            self._subscribers[subscriber.name] = subscriber
+            self._ended -= {offer.name for offer in offers}
+            self._host(offers)
+            if self._process is not None:
+                self._watch(subscriber)
+        await super().subscribe(subscriber)
+
+    async def unsubscribe(self, subscriber: BusSubscriber) -> None:
+        """Stop delivering to a subscriber.
+
+        Args:
+            subscriber: The subscriber.
+        """
+        watch = self._watches.pop(subscriber.name, None)
+        if watch is not None:
+            await self.cancel_task(watch)
+        if self._subscribers.pop(subscriber.name, None) is not None:
+            self._take_none_for(subscriber.name, Command.UNHOST)
+            del self._offers[subscriber.name]
+        await super().unsubscribe(subscriber)
+
+    def _host(self, offers: Iterable[Offer]) -> None:
+        if self._process is not None:
+            for offer in offers:
+                current = self._current(offer)
+                self._call(Command.HOST, current.name, current.to_json(self._process.uid))
+
+    def _current(self, offer: Offer) -> Offer:
+        return offer if self.takes_requests(offer.name) else Offer(offer.name)
+
+    def _take_none_for(self, subscriber: str, command: Command) -> None:
+        for offer in self._offers[subscriber]:
+            self._ended.add(offer.name)
+            self._call(command, offer.name)
+            for held in self._router.open_jobs.all_held():
+                if held.key.worker == offer.name:
+                    self._router.open_jobs.release(held)
+                    self._router.reassign(held.ref, held.attempt, started=True)
+
+    def _watch(self, subscriber: BusSubscriber) -> None:
+        if isinstance(subscriber, BaseWorker):
+            name = subscriber.name
+
+            async def watch() -> None:
+                await subscriber.wait()
+                # It still gets messages, as a worker that has ended does on any bus.
+                self._take_none_for(name, Command.WITHDRAW)
+
+            self._watches[name] = self.create_task(watch(), f"bus_watch_{name}")
+
+    def _call(self, command: Command, *arguments: str) -> None:
+        if self._process is not None:
+            self._outbox.put(Call(Lane.CONTROL, command, lambda _, __: arguments))
+
+    # -- messages ----------------------------------------------------------------------------
+
+    async def publish(self, message: BusMessage) -> None:
+        """Send a message to its target, or to every subscriber when it has none.
+
+        Args:
+            message: The message.
+
+        Raises:
+            MessageTypeError: If it has a value that cannot be carried to another process.
+            MessageTooLargeError: If it takes more bytes than ``max_message_bytes``.
+            BusFullError: If the server is away and ``outbox_limit`` messages wait for it.
+        """
+        logger.trace("{}: sending {}", self, message)
+        if isinstance(message, BusWorkerRegistryMessage) and message.source in self._subscribers:
+            before = self._announced.get(message.source)
+            self._announced[message.source] = message
+            if before is not None and before.workers == message.workers:
+                # A runner repeats it to all for each new runner, which `introduced` has sent it to.
+                return
+        if isinstance(message, BusWorkerReadyMessage):
+            self._host(self._offers.get(message.source, ()))
+        self._router.publish(message)
+
+    def on_undelivered_request(
+        self, subscriber: BusSubscriber, request: BusJobRequestMessage, error: BaseException
+    ) -> None:
+        """Reassign a job whose worker raised when it got the request, or end it with an error.
+
+        Args:
+            subscriber: The subscriber that raised.
+            request: The request.
+            error: The exception.
+        """
+        names = [offer.name for offer in self._offers.get(subscriber.name, ())]
+        if request.target not in names or not self._router.reassign_undelivered(request):
+            super().on_undelivered_request(subscriber, request, error)
+
+    def subscriber(self, name: str) -> BusSubscriber | None:
+        """Look up a subscriber of this process by its name."""
+        return self._subscribers.get(name)
+
+    def has(self, name: str) -> bool:
+        """Return whether a message for a name is delivered in this process.
+
+        It is if a subscriber has the name, or is a proxy of a worker that has it.
+        """
+        return name in self._subscribers or self._offered(name)
+
+    def takes_requests(self, worker: str) -> bool:
+        """Return whether requests from other processes are taken for a worker.
+
+        They are not before it has started, once it has ended, or while this process is drained.
+        """
+        return not self._draining and worker not in self._ended and self._has_started(worker)
+
+    def _has_started(self, worker: str) -> bool:
+        # A worker cannot begin a job before its runner has set it up.
+        return any(
+            offer.name == worker and _is_started(self._subscribers[subscriber])
+            for subscriber, offers in self._offers.items()
+            for offer in offers
+        )
+
+    def _offered(self, name: str) -> bool:
+        return any(each.name == name for offers in self._offers.values() for each in offers)
+
+    # -- what the engine calls --------------------------------------------------------------
+
+    def offers(self) -> list[Offer]:
+        """List the names of this process and the requests it takes."""
+        return [self._current(offer) for offers in self._offers.values() for offer in offers]
+
+    def runner_name(self) -> str:
+        """Name the runners of this process, one a line."""
+        return "\n".join(runner.name for runner in self._runners())
+
+    def read(self, entry: Entry) -> None:
+        """Take an entry from the inbox."""
+        self._router.read(entry)
+
+    def evicted(self) -> None:
+        """Stop all jobs of this process: the server has given them away."""
+        self._router.evicted()
+
+    def rejoined(self) -> None:
+        """Announce this process's workers again after an eviction."""
+        for message in self._announced.values():
+            self._router.publish(message)
+        if self._roster is None or self._roster.done():
+            self._roster = self.create_task(self._compare_rosters(), "bus_roster")
+
+    def audit(self) -> None:
+        """Find out which jobs the server has lost, and repeat which requests are taken."""
+        self._router.audit()
+        for offers in self._offers.values():
+            self._host(offers)
+
+    def introduced(self, runner: str, process: str) -> None:
+        """Record in which process a runner is, and send a new one our workers."""
+        if self._process_of.get(runner) != process:
+            self._process_of[runner] = process
+            # Not left to our runners: they answer only a runner that they do not know, and the
+            # name may be known from an earlier process.
+            for message in self._announced.values():
+                self._router.route(message, runner)
+
+    def process_gone(self, process: str, runners: Iterable[str]) -> None:
+        """Remove the workers of a process that has left or is dead from the registry."""
+        for gone in runners:
+            if self._process_of.get(gone, process) != process:
+                # A new process has the name already.
+                continue
+            logger.info(f"{self}: the process of runner '{gone}' is gone")
+            self._process_of.pop(gone, None)
+            for runner in self._runners():
+                forget_runner(runner, gone)
+
+    def report_lost(self, requester: HearsOfLoss, key: JobKey, reason: str) -> None:
+        """Tell a requester that one of its jobs is lost."""
+        self.create_task(
+            requester.worker_lost(key.worker, reason=reason, job_id=key.job_id), "bus_lost"
+        )
+
+    async def _compare_rosters(self) -> None:
+        # By then every living process has joined again, if the server had lost its data.
+        await asyncio.sleep(2 * self._lease)
+        if self._process is None:
+            return
+        try:
+            alive = await self._process.roster()
+        except UnreachableError as error:
+            logger.debug(f"{self}: cannot ask who is on the channel: {error}")
+            return
+        known = {name for names in alive for name in names.split("\n")}
+        for runner in self._runners():
+            entries = [runner.registry.get(name) for name in runner.registry.remote_workers]
+            for gone in {entry.runner for entry in entries if entry} - known:
+                self.process_gone(self._process_of.get(gone, ""), [gone])
+
+    def _runners(self) -> list[WorkerRunner]:
+        return [each for each in self._subscribers.values() if isinstance(each, WorkerRunner)]
+
+
+def _is_started(subscriber: BusSubscriber) -> bool:
+    return not isinstance(subscriber, BaseWorker) or subscriber.started_at is not None
