@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 from llm_workers import LONG, Debater, NewLLM, Researcher, asked, last_asked, new_llm, start
 from pipecat.bus.messages import BusJobRequestMessage
-from pipecat.frames.frames import Frame, LLMContextFrame, LLMMessagesAppendFrame
+from pipecat.frames.frames import (
+    Frame,
+    LLMContextFrame,
+    LLMFullResponseStartFrame,
+    LLMMessagesAppendFrame,
+    LLMTextFrame,
+)
 from pipecat.services.llm_service import FunctionCallParams
 from support import cancelled
 
@@ -21,7 +27,6 @@ from pipecat_jobs import (
     job,
     tool,
 )
-from pipecat_jobs._llm import turns
 from pipecat_jobs.testing import (
     Disconnect,
     Failure,
@@ -344,7 +349,6 @@ async def test_a_service_that_breaks_off_without_a_word_does_not_hold_up_the_nex
     new_llm: NewLLM,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(turns, "_LONG_RUN", 0.01)
     server.reply("Cats are aloof.")
     worker = Debater(llm=new_llm("You argue."))
     asker = await start(job_harness, worker)
@@ -363,6 +367,36 @@ async def test_a_service_that_breaks_off_without_a_word_does_not_hold_up_the_nex
     await broke_off.wait()
 
     assert await asker.ask("cats") == {"text": "Cats are aloof."}
+
+
+@pytest.mark.parametrize("half", [[], [LLMFullResponseStartFrame(), LLMTextFrame("Dogs are")]])
+async def test_a_service_that_raises_fails_its_turn_at_once(
+    job_harness: JobHarness,
+    server: ScriptedLLMServer,
+    new_llm: NewLLM,
+    monkeypatch: pytest.MonkeyPatch,
+    half: list[Frame],
+):
+    server.reply("Cats are aloof.")
+    worker = Debater(llm=new_llm("You argue."))
+    asker = await start(job_harness, worker)
+    process_frame = worker.llm.process_frame
+
+    async def break_off(frame: Frame, *args: Any) -> None:
+        if isinstance(frame, LLMContextFrame) and frame.context.messages[-1]["content"] == "dogs":
+            for part in half:
+                await worker.llm.push_frame(part)
+            raise RuntimeError("out of order")
+        await process_frame(frame, *args)
+
+    monkeypatch.setattr(worker.llm, "process_frame", break_off)
+
+    with pytest.raises(JobError, match="out of order"):
+        await asker.ask("dogs")
+
+    assert await asker.ask("cats") == {"text": "Cats are aloof."}
+    said = [message["content"] for message in worker.context.messages]
+    assert said == ["cats", "Cats are aloof."]
 
 
 async def test_a_handler_may_do_without_the_turn_that_failed_and_answer_later(

@@ -19,7 +19,8 @@ from pipecat.workers.llm import LLMContextWorker as PipecatLLMContextWorker
 from pipecat_jobs._executor.execution import Execution, current_execution
 from pipecat_jobs._llm.pipeline_workers import LLMWorker
 from pipecat_jobs._llm.provider import StreamedAnswer, describe_failure
-from pipecat_jobs._llm.turns import LLMTurns, Turn
+from pipecat_jobs._llm.turn import Turn
+from pipecat_jobs._llm.turns import LLMTurns
 from pipecat_jobs._pipecat import in_tool_call_of, is_speech_to_speech
 from pipecat_jobs._protocol.deadline import check_timeout
 from pipecat_jobs.errors import (
