@@ -1,4 +1,4 @@
-"""Pipecat's workers with the mixin on: import them from here instead of from Pipecat."""
+"""Pipecat's workers with the mixin added: import them from here instead of from Pipecat."""
 
 from pipecat_jobs._llm.pipeline_workers import BaseWorker, LLMWorker, PipelineWorker
 from pipecat_jobs._llm.worker import LLMContextWorker

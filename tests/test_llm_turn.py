@@ -449,9 +449,9 @@ async def test_a_tool_cannot_ask_the_llm_that_waits_for_it(
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("",), InvalidJobError, "nothing to say"),
-        (("  ",), InvalidJobError, "nothing to say"),
-        (([],), InvalidJobError, "nothing to say"),
+        (("",), InvalidJobError, "messages is empty"),
+        (("  ",), InvalidJobError, "messages is empty"),
+        (([],), InvalidJobError, "messages is empty"),
         (([3],), InvalidJobTypeError, "a message is 3"),
         ((3,), InvalidJobTypeError, "messages is 3"),
         (({"role": "user", "content": "hi"},), InvalidJobTypeError, "give a list"),

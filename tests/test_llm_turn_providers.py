@@ -70,7 +70,7 @@ async def test_half_an_answer_is_an_error_with_the_provider_s_reason(
     provider.say("You must not", reason=reason)
     provider.say("Cats are aloof.")
 
-    with pytest.raises(JobError, match=reason or "ended in mid-answer") as caught:
+    with pytest.raises(JobError, match=reason or "ended in the middle of an answer") as caught:
         await asker.ask("dogs", fresh=fresh)
 
     assert caught.value.outcomes["debater"].status is OutcomeStatus.ERROR

@@ -207,7 +207,7 @@ async def test_a_second_result_is_refused(
     async def body(call: ToolCallContext) -> None:
         await call.finish("one")
         for again in (call.finish, call.report):
-            with pytest.raises(InvalidJobError, match="a call has one result") as caught:
+            with pytest.raises(InvalidJobError, match="call has one result") as caught:
                 await again("two")
             refused.append(caught.value)
 

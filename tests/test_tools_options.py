@@ -13,7 +13,7 @@ LATER = {"cancel_on_interruption": False}
 @pytest.mark.parametrize(
     ("workers", "options", "error", "advice"),
     [
-        ((), {}, InvalidJobError, "name whom to ask"),
+        ((), {}, InvalidJobError, "give the names"),
         (("a", "a"), {}, InvalidJobError, "name each worker once"),
         (("",), {}, InvalidJobError, "is empty"),
         ((7,), {}, InvalidJobTypeError, "give the worker's name as a str"),
@@ -40,9 +40,9 @@ LATER = {"cancel_on_interruption": False}
         (("a",), {"say": "Hm."}, InvalidJobError, "say needs say_after"),
         (("a",), {"say_after": 1, "say": ""}, InvalidJobError, "say is empty"),
         (("a",), {"say_after": 1, "say": 7}, InvalidJobTypeError, "give a text"),
-        (("a",), {"protected": True, "timeout": 9}, InvalidJobError, "without timeout=9"),
-        (("a",), {"protected": True, "cancellable_by_llm": True}, InvalidJobError, "without"),
-        (("a",), {"protected": True, "cancel_on_interruption": True}, InvalidJobError, "without"),
+        (("a",), {"protected": True, "timeout": 9}, InvalidJobError, "excludes timeout=9"),
+        (("a",), {"protected": True, "cancellable_by_llm": True}, InvalidJobError, "excludes"),
+        (("a",), {"protected": True, "cancel_on_interruption": True}, InvalidJobError, "excludes"),
         (("a",), {"protected": True, "on_repeat": "replace"}, InvalidJobError, "'refuse'"),
         (("a",), {"tiemout": 3}, TypeError, "no option tiemout; known: "),
     ],

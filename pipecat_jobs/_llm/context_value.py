@@ -1,4 +1,4 @@
-"""What is written into an LLM's context, of values of any type."""
+"""Turns values of any type into JSON for an LLM's context."""
 
 import math
 from collections.abc import Mapping
@@ -6,42 +6,29 @@ from typing import Any, cast
 
 from pydantic_core import to_jsonable_python
 
-#: Levels of nesting that are written as JSON. What lies deeper is written as text, because JSON
-#: encoders, ours and those behind the provider's client, recurse.
+#: Levels of nesting that are written as JSON. Deeper values are written as text, because JSON
+#: encoders, this one and those of the providers' clients, recurse.
 _MOST_LEVELS = 100
-#: Larger integers are written as text: ``json`` writes none of more than 4300 digits.
+#: Larger integers are written as text: ``json`` refuses those of more than 4300 digits.
 _MOST_BITS = 1024
 
 
 def to_context_value(value: object) -> Any:
-    """Write a value as JSON that can be sent to any provider.
+    """Convert a value to JSON that can be sent to any provider.
 
-    Half of a surrogate pair, which no request can carry, becomes U+FFFD. What JSON does not have
-    (bytes, NaN, a value within itself, unknown types, nesting without end) is written as text.
-
-    Args:
-        value: The value, of any type.
-
-    Returns:
-        A new value of dicts with ``str`` keys, lists, ``str``, ``int``, finite ``float``, ``bool``
-        and None.
+    The result has dicts with ``str`` keys, lists, ``str``, ``int``, finite ``float``, ``bool`` and
+    None. Half of a surrogate pair, which cannot be encoded, becomes U+FFFD. What JSON cannot
+    express (bytes, NaN, a value that contains itself, unknown types) is written as text.
     """
     return _write(value, ())
 
 
 def to_encodable(text: str) -> str:
-    """Replace what cannot be encoded as UTF-8.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The text, with U+FFFD for each half of a surrogate pair.
-    """
+    """Replace each half of a surrogate pair, which UTF-8 cannot encode, with U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        # By way of UTF-16, which joins the two halves of a pair that were split.
+        # UTF-16 joins the two halves of a pair that were separate characters.
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
 
@@ -65,7 +52,7 @@ def _write(value: object, within: tuple[int, ...]) -> Any:
     within = (*within, id(value))
     try:
         parts = _take_apart(value)
-    except Exception:  # A type of the bot's own may raise anything when it is read.
+    except Exception:  # Code of the bot's own types runs here and may raise anything.
         return _to_text(value)
     match parts:
         case dict():
@@ -82,7 +69,7 @@ def _take_apart(value: object) -> object:
         return dict(cast("Mapping[object, object]", value))
     if isinstance(value, list | tuple | set | frozenset):
         return list(cast("list[object]", value))
-    # Models, dataclasses, dates, enums and so on; the text of what it does not know.
+    # Models, dataclasses, dates, enums and so on; text for unknown types.
     return to_jsonable_python(value, serialize_unknown=True)
 
 
@@ -94,5 +81,5 @@ def _write_key(key: object) -> str:
 def _to_text(value: object) -> str:
     try:
         return to_encodable(str(value))
-    except Exception:  # As of a recursion that is too deep for str().
+    except Exception:  # For example a recursion that is too deep for str().
         return f"<{type(value).__name__}>"

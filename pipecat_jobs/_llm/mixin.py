@@ -1,4 +1,4 @@
-"""The mixin for worker classes of a bot builder's own."""
+"""The mixin that gives jobs to any worker class."""
 
 from typing import Any, ClassVar
 
@@ -14,26 +14,29 @@ from pipecat_jobs._worker.mixin import TurnFailed, Turns, WorkerJobs
 class JobsMixin(WorkerJobs):
     """Gives any Pipecat worker jobs that always end.
 
-    Mix it into a worker class of your own; :mod:`pipecat_jobs.workers` has Pipecat's four with it
-    on. It replaces the job system of :class:`~pipecat.workers.base_worker.BaseWorker` behind the
-    same methods, hooks and bus messages, so that peers without it are asked and answered as well.
+    Add it to a worker class of your own; :mod:`pipecat_jobs.workers` has Pipecat's four workers
+    with the mixin. It replaces the job system of
+    :class:`~pipecat.workers.base_worker.BaseWorker` and keeps its methods, hooks and bus
+    messages, so that it exchanges jobs with plain Pipecat workers as well.
 
     Class attributes to set in a subclass:
 
-    - ``takes_jobs_when_inactive`` (True): whether jobs are taken while another worker holds the
-      conversation. When False, an inactive worker refuses them at once.
-    - ``job_request_concurrency`` ("auto"): how many jobs of ``on_job_request``, the override and
-      the event handlers, may be open at once, None for any number; more wait in order of arrival.
-      "auto" is one for a worker that owns an LLM context, since one context holds one turn and the
-      answer of a second job would be taken for the first's, and any number for the others.
+    - ``takes_jobs_when_inactive`` (True): whether the worker accepts jobs while another worker
+      holds the conversation. When False, an inactive worker refuses them at once.
+    - ``job_request_concurrency`` ("auto"): how many jobs of ``on_job_request`` (the method and the
+      event handlers) may be open at once, None for any number; further jobs wait in order of
+      arrival. "auto" is one for a worker that owns an LLM context, because a context holds one
+      turn at a time and the answers of two jobs could be confused; it is any number for the
+      other workers.
     - ``job_affinity`` ("auto"): which jobs run in the same process, on a bus that spans processes
-      of which several host the worker. "requester": all jobs of one requester, while that process
-      lives. "prefer": the same, but a job goes elsewhere rather than wait for a free slot. None:
-      each goes where there is room. "auto" is "requester" for a ``BackendLLMWorker``, "prefer" for
-      every other worker that owns an LLM context, and None for the rest. A handler asks
-      :func:`~pipecat_jobs.job_moved` whether what it remembers is elsewhere.
-    - ``job_cancel_grace`` (1.0): seconds a cancelled handler gets to clean up before its job ends
-      without it.
+      several of which host the worker. "requester": all jobs of one requester, while that process
+      lives. "prefer": the same, but a job goes to another process rather than wait for a free
+      slot. None: each job goes to any process that has a free slot. "auto" is "requester" for a
+      ``BackendLLMWorker``, "prefer" for every other worker that owns an LLM context, and None for
+      the rest. In a handler, :func:`~pipecat_jobs.job_moved` tells whether the requester's earlier
+      jobs ran in another process.
+    - ``job_cancel_grace`` (1.0): seconds that a cancelled handler has to clean up; then its job
+      ends without it.
 
     Example::
 

@@ -8,18 +8,11 @@ from pipecat_jobs.errors import InvalidJobTypeError
 
 
 class LLMTool:
-    """What only an LLM calls; the base of :class:`~pipecat_jobs.JobTool`."""
+    """Base of :class:`~pipecat_jobs.JobTool`, so that this layer can find tools in a class."""
 
 
 def check_tools(worker_class: type) -> None:
-    """Refuse job tools of a class whose workers have no LLM, where nothing would ever call them.
-
-    Args:
-        worker_class: The class, as it is defined.
-
-    Raises:
-        InvalidJobTypeError: If a method has ``@job_tool`` and the class has no pipeline.
-    """
+    """Refuse a job tool in a class whose workers have no pipeline, and so no LLM."""
     if issubclass(worker_class, PipelineWorker):
         return
     for name in dir(worker_class):

@@ -1,4 +1,4 @@
-"""Pipecat's workers that own no LLM context, with the mixin on."""
+"""Pipecat's workers without an LLM context, with the mixin added."""
 
 from pipecat.pipeline.worker import PipelineWorker as PipecatPipelineWorker
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
@@ -6,7 +6,7 @@ from pipecat.workers.llm import LLMWorker as PipecatLLMWorker
 
 from pipecat_jobs._llm.mixin import JobsMixin
 
-# Each is also a subclass of the one before, as in Pipecat: isinstance() checks go on working.
+# Each is a subclass of the one before, as in Pipecat, so that isinstance() checks go on working.
 
 
 class BaseWorker(JobsMixin, PipecatBaseWorker):

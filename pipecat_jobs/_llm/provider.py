@@ -1,8 +1,8 @@
-"""What the provider of an LLM sends: the words, why it stopped, and the connection to close.
+"""Observes the streams of the LLM providers' SDKs.
 
-Pipecat's services read a stream of their provider's SDK and pass on its words alone. This module
-observes the streams of the SDKs it knows: so a run learns that its answer was cut, an answer that
-was asked for in one piece is streamed all the same, and a stream that is no longer read is closed.
+Pipecat's services read a stream of their provider's SDK and pass on its text alone. This module
+observes the streams of the SDKs it knows, to learn that an answer was cut off, to stream an answer
+that a service asks for in one piece, and to close a stream that is no longer read.
 """
 
 import asyncio
@@ -21,16 +21,11 @@ from pipecat_jobs._pipecat import ProviderKind, find_provider
 
 
 class AnswerCutError(Exception):
-    """The provider's stream ended before the answer did.
-
-    Args:
-        field: The field in which the provider says why it stopped.
-        reason: What it said there; None when it said nothing.
-    """
+    """The provider's stream ended before the answer did."""
 
     def __init__(self, field: str, reason: str | None):
         if reason is None:
-            text = f"the provider's stream ended in mid-answer, without a {field}"
+            text = f"the provider's stream ended in the middle of an answer, without a {field}"
         else:
             text = f"the provider cut the answer off: {field} '{reason}'"
         super().__init__(text)
@@ -38,15 +33,15 @@ class AnswerCutError(Exception):
 
 
 class Piece(NamedTuple):
-    """What one chunk of a stream holds."""
+    """The content of one chunk of a stream."""
 
     text: str = ""
     reason: str | None = None
-    """Why the provider stopped, in the chunk that says so."""
+    """Why the provider stopped; None in all chunks but the one that says so."""
 
 
 class Dialect(Protocol):
-    """How one SDK words its requests and chunks."""
+    """The requests and chunks of one SDK."""
 
     field: str
     """The field in which the provider says why it stopped."""
@@ -56,15 +51,15 @@ class Dialect(Protocol):
         ...
 
     def is_whole(self, reason: str) -> bool:
-        """Tell whether an answer that ended for a reason is whole."""
+        """Tell whether an answer that ended for this reason is complete."""
         ...
 
     def join(self, text: str) -> object:
-        """Build the response in one piece that holds a text."""
+        """Build the SDK's response in one piece that holds this text."""
         ...
 
     def requests(self, client: Any) -> list["Request"]:
-        """Name the SDK's methods that send a request."""
+        """List the SDK's methods that send a request."""
         ...
 
 
@@ -91,7 +86,7 @@ class _ChatCompletions:
         return Piece((choice.delta and choice.delta.content) or "", choice.finish_reason or None)
 
     def is_whole(self, reason: str) -> bool:
-        # The servers that speak this dialect have reasons of their own for a good end.
+        # Servers with this API have further reasons of their own for a complete answer.
         return reason not in ("length", "content_filter")
 
     def join(self, text: str) -> object:
@@ -230,7 +225,7 @@ _DIALECTS: dict[ProviderKind, Dialect] = {
     ProviderKind.GOOGLE: _GenerateContent(),
 }
 
-#: The answer that the running code asks its provider for.
+#: The answer that requests of the running code are part of.
 _asking: ContextVar["Answer | None"] = ContextVar("pipecat_jobs_answer", default=None)
 
 _observed: WeakSet[Any] = WeakSet()
@@ -268,40 +263,27 @@ def _observe(request: Request, dialect: Dialect) -> Callable[..., Awaitable[Any]
 
 
 class Answer:
-    """What a provider sends in answer to one run of an LLM.
+    """A provider's answer to one run of an LLM.
 
-    Args:
-        must_be_whole: Whether a stream that ends before the answer does fails, as one whose
-            connection drops.
+    With ``must_be_whole``, a stream that ends before the answer is complete raises, as a dropped
+    connection does.
     """
 
     def __init__(self, *, must_be_whole: bool):
         self.must_be_whole = must_be_whole
         self.failure: Exception | None = None
-        """What the provider's SDK raised last."""
+        """The last exception of the provider's SDK."""
         self.ended = False
         """Whether further requests to the provider are not part of this answer."""
         self._streams: list[ProviderStream] = []
 
     def expect(self, llm: LLMService[Any]) -> None:
-        """Count the requests that the running code sends from now on as part of this answer.
-
-        Args:
-            llm: The service.
-        """
+        """Make the requests that the running code sends from now on part of this answer."""
         _observe_provider(llm)
         _asking.set(self)
 
     async def open(self, dialect: Dialect, opening: Awaitable[Any]) -> Any:
-        """Open a stream of it.
-
-        Args:
-            dialect: How the provider words it.
-            opening: Gives the SDK's stream.
-
-        Returns:
-            The stream, observed.
-        """
+        """Await the opening of one of its streams; return the stream, observed."""
         self.failure = None
         try:
             opened = ProviderStream(await opening, dialect, self)
@@ -312,27 +294,21 @@ class Answer:
         return opened
 
     async def on_piece(self, piece: Piece) -> None:
-        """Note what a chunk holds, before the service reads it.
-
-        Args:
-            piece: What it holds.
-        """
+        """Note the content of a chunk, before the service reads it."""
 
     async def close(self) -> None:
-        """Close the connections of it that are open."""
+        """Close its open connections."""
         self.ended = True
         while self._streams:
             await self._streams.pop().close()
 
 
 class StreamedAnswer(Answer):
-    """An answer that is streamed though the service asks for it in one piece.
+    """An answer that is streamed although the service asks for it in one piece.
 
-    A server notices that a client hung up when it writes: one that streams stops generating within
-    a token, one that answers in one piece generates it all.
-
-    Args:
-        on_text: Called with the words as they come, or in one piece where they cannot be streamed.
+    A server notices that a client hung up when it writes: a server that streams stops within a
+    token, one that answers in one piece generates all of it. ``on_text`` is called with the text
+    as it arrives, or once where the answer cannot be streamed.
     """
 
     def __init__(self, on_text: Callable[[str], Awaitable[None]] | None = None):
@@ -353,15 +329,7 @@ class StreamedAnswer(Answer):
         await self.close()
 
     async def run_inference(self, llm: LLMService[Any], context: LLMContext) -> str | None:
-        """Have a service answer a context, outside of its pipeline.
-
-        Args:
-            llm: The service.
-            context: What it answers.
-
-        Returns:
-            What the LLM says, or None if it says nothing.
-        """
+        """Have a service answer a context outside of its pipeline; None if the answer is empty."""
         before = _asking.get()
         self.expect(llm)
         try:
@@ -373,26 +341,14 @@ class StreamedAnswer(Answer):
         return text
 
     async def join(self, dialect: Dialect, opening: Awaitable[Any]) -> Any:
-        """Read a stream to its end.
-
-        Args:
-            dialect: How the provider words it.
-            opening: Gives the SDK's stream.
-
-        Returns:
-            The SDK's response in one piece.
-        """
+        """Read a stream to its end; return the SDK's response in one piece."""
         self.text = ""
         async for _ in await self.open(dialect, opening):
             pass
         return dialect.join(self.text)
 
     async def on_piece(self, piece: Piece) -> None:
-        """Pass the words on.
-
-        Args:
-            piece: What a chunk holds.
-        """
+        """Pass the text of a chunk on."""
         if piece.text:
             await self._note_text(piece.text)
 
@@ -403,13 +359,7 @@ class StreamedAnswer(Answer):
 
 
 class ProviderStream:
-    """A stream of a provider's SDK that is observed while the service reads it.
-
-    Args:
-        stream: The SDK's stream.
-        dialect: How the provider words it.
-        answer: The answer it is part of.
-    """
+    """A stream of a provider's SDK that is observed while the service reads it."""
 
     def __init__(self, stream: Any, dialect: Dialect, answer: Answer):
         self._stream = stream
@@ -460,7 +410,7 @@ class ProviderStream:
         raise cut
 
     async def close(self) -> None:
-        """Close the connection, whatever has been read."""
+        """Close the connection, even if the stream was not read to its end."""
         if not isinstance(self._stream, AsyncGenerator):
             await self._stream.close()
             return
@@ -472,10 +422,10 @@ class ProviderStream:
 
 
 async def _cancel_reading(chunks: AsyncIterator[Any]) -> None:
-    """Read on and be cancelled: a cancellation passes through every generator inside this one.
+    """Cancel a read, because a cancellation reaches every generator inside this one.
 
-    ``aclose()`` ends the outermost alone. Those inside it, and the connection, are then left to the
-    garbage collector.
+    ``aclose()`` ends the outermost generator alone. Those inside it, and the connection, would be
+    left to the garbage collector.
     """
     try:
         async with asyncio.timeout(0):
@@ -484,17 +434,13 @@ async def _cancel_reading(chunks: AsyncIterator[Any]) -> None:
     except TimeoutError:
         pass
     except Exception as error:
-        logger.debug(f"a provider's stream that is given up raised {error!r}")
+        logger.debug(f"a provider's stream raised while it was closed: {error!r}")
 
 
 def describe_failure(error: BaseException) -> str:
-    """Say what went wrong at a provider, with its address and the cause if it cannot be reached.
+    """Describe an SDK's exception in one line without credentials.
 
-    Args:
-        error: What its SDK raised.
-
-    Returns:
-        One line, without credentials.
+    If the provider cannot be reached, the line has its address and the cause.
     """
     text = str(error) or type(error).__name__
     root = _find_root(error)
@@ -508,18 +454,18 @@ def describe_failure(error: BaseException) -> str:
 def _find_root(error: BaseException) -> BaseException:
     while True:
         inner = error.__cause__ or error.__context__
-        # A timeout's own way to interrupt a wait says nothing.
+        # asyncio.timeout() raises from a CancelledError, which explains nothing.
         if inner is None or isinstance(inner, asyncio.CancelledError):
             return error
         error = inner
 
 
 def _find_address(error: BaseException) -> str | None:
-    """Find the address that a request went to, if it was never answered."""
+    """Find the URL of a request that got no response."""
     if getattr(error, "response", None) is not None:
         return None
     try:
-        # The SDKs keep it; so does their HTTP client, which raises when it has none.
+        # The SDKs and their HTTP client keep the request; the HTTP client raises if there is none.
         url: object = getattr(getattr(error, "request", None), "url", None)
     except RuntimeError:
         return None

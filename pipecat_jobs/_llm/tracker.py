@@ -349,7 +349,7 @@ class TurnTracker:
                 turn.text += frame.text
                 turn.tokens.put_nowait(frame.text)
             case ErrorFrame() if asyncio.current_task() is self._running_task:
-                # The service's other tasks run functions, of whose errors the LLM is told.
+                # The service's other tasks run functions, whose errors go to the LLM as results.
                 turn.error = _describe_error(frame)
                 self._worker.create_task(self._probe_run(), "llm_turn_probe")
             case FunctionCallsStartedFrame():

@@ -28,7 +28,7 @@ class TurnState(Enum):
     CALLING = "calling"
     """It waits for the results of its function calls alone."""
     OWED = "owed"
-    """Pipecat has put off its next run until nobody speaks or more results have come."""
+    """Pipecat has put off its next run until all speech ends or more results arrive."""
     STOPPING = "stopping"
     """It failed or was cancelled. A run of it that still begins is interrupted."""
     DONE = "done"
@@ -65,7 +65,7 @@ class Turn:
         self.tokens: asyncio.Queue[str | None] = asyncio.Queue()
         """What every run says, as it is said; None at the end."""
         self.runs = 0
-        """Runs that were asked for and whose words are not yet in the context."""
+        """Runs that were requested and whose words are not in the context."""
         self.calls: set[str] = set()
         """Ids of its function calls that have no result."""
         self.error: str | None = None

@@ -49,7 +49,7 @@ class LLMTurns:
 
         while tracker.has_runs and not flushed:
             tracker.rested.clear()
-            # Tells of a run that is never heard to end, as when a processor drops its frame.
+            # A flush ends the wait for a run that is lost, as when a processor drops its frame.
             flushing = start_task(worker, flush(), "llm_turn_flush")
             try:
                 await tracker.rested.wait()

@@ -1,4 +1,4 @@
-"""Pipecat's UI workers with the mixin on. ``pipecat_jobs`` imports this module on first use."""
+"""Pipecat's UI workers with the mixin added. ``pipecat_jobs`` imports this module on first use."""
 
 import warnings
 
@@ -18,8 +18,8 @@ class UIWorker(PipecatUIWorker, LLMContextWorker):
 
 
 with warnings.catch_warnings():
-    # Pipecat 1.12 deprecates the class and warns of every subclass. Those of a bot builder still
-    # get the warning.
+    # Pipecat 1.12 deprecates the class and warns of every subclass. A bot builder's own subclass
+    # still gets the warning.
     warnings.simplefilter("ignore", DeprecationWarning)
 
     class BaseUIWorker(PipecatBaseUIWorker, BaseWorker):

@@ -1,4 +1,4 @@
-"""What passes an LLM: who speaks, what was interrupted, and the end of the session."""
+"""Observes the frames at an LLM: speech, interruptions, function calls, the session's end."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -29,52 +29,45 @@ from pipecat.services.llm_service import LLMService
 from pipecat_jobs._llm.context_value import to_context_value
 
 #: Whether the call that this task runs was interrupted before it began. Set in the call's own task,
-#: because a function of a flow does not learn the id of its call.
+#: because a function of a flow does not get the id of its call.
 _interrupted: ContextVar[bool] = ContextVar("pipecat_jobs_interrupted", default=False)
 
 
 def was_interrupted_before_it_began() -> bool:
-    """Tell whether the call that this task runs ought not to begin.
+    """Tell whether the user interrupted the LLM between making this task's call and running it.
 
-    With ``run_in_parallel=False`` an LLM service keeps its calls in a queue. Pipecat cancels the
-    one that runs when the user interrupts, and begins those that wait as if nothing had happened.
-
-    Returns:
-        Whether the LLM was interrupted after it made the call. Always False for a call that an
-        interruption leaves running, one with ``cancel_on_interruption=False``.
+    With ``run_in_parallel=False`` an LLM service keeps its calls in a queue. When the user
+    interrupts, Pipecat cancels the call that runs, but still runs those in the queue. Always False
+    for a call with ``cancel_on_interruption=False``.
     """
     return _interrupted.get()
 
 
 class LLMWatch:
-    """Hears every frame that reaches one LLM, and of its function calls.
+    """Observes every frame that reaches one LLM, and its function calls.
 
-    The frames of a voice bot that tell who speaks come past its LLM, in its own pipeline or over
-    a bridge. The last frame of a session is heard before the LLM passes it on, so that a call can
-    be settled while the pipeline still takes its result.
+    The frames that tell who speaks pass a voice bot's LLM, in its own pipeline or over a bridge.
+    The last frame of a session is observed before the LLM passes it on, so that a call can be
+    settled while the pipeline still accepts its result.
 
-    There is one for each LLM, for good: a handler that is removed while the LLM calls its handlers
-    would have it pass over another.
+    There is one watch for each LLM, and it is never removed: Pipecat skips a handler when another
+    is removed while it calls them.
     """
 
     def __init__(self) -> None:
         self.endings: set[Callable[[], Awaitable[None]]] = set()
-        """Called at the end of the session, each by a call that has no result yet."""
+        """Called at the end of the session; one for each call that has no result yet."""
         self._interruptions = 0
-        """Interruptions so far."""
+        """Number of interruptions so far."""
         self._made: dict[str, int] = {}
-        """How many of them there were when a call was made, by the id of each open call."""
+        """Number of interruptions when a call was made, by the id of each open call."""
         self._speaking: set[str] = set()
         self._speech = asyncio.Event()
         self._silence = asyncio.Event()
         self._silence.set()
 
     async def until_silent_for(self, seconds: float) -> None:
-        """Wait until neither the user nor the bot has spoken for a while.
-
-        Args:
-            seconds: How long; any speech begins it anew.
-        """
+        """Wait until neither the user nor the bot has spoken for a number of seconds."""
         while True:
             await self._silence.wait()
             try:
@@ -85,16 +78,11 @@ class LLMWatch:
                     return
 
     async def on_frame(self, _: FrameProcessor, frame: Frame) -> None:
-        """Hear a frame, before the LLM processes it.
-
-        Args:
-            _: The LLM.
-            frame: The frame.
-        """
+        """Observe a frame before the LLM processes it."""
         match frame:
             case UserStartedSpeakingFrame() | UserSpeakingFrame():
                 self._starts("user")
-            # Sent all the while, which tells of speech that began before this watch did.
+            # Sent during all speech, also during that which began before the watch.
             case BotStartedSpeakingFrame() | BotSpeakingFrame():
                 self._starts("bot")
             case UserStoppedSpeakingFrame():
@@ -110,21 +98,16 @@ class LLMWatch:
                 pass
 
     async def on_push(self, _: FrameProcessor, frame: Frame) -> None:
-        """Hear of a function call before the LLM pushes it, and see that it can be written down.
-
-        Args:
-            _: The LLM.
-            frame: The frame.
-        """
+        """Observe a function call before the LLM pushes it; make its arguments valid JSON."""
         match frame:
             case FunctionCallsStartedFrame():
                 for call in frame.function_calls:
                     self._made[call.tool_call_id] = self._interruptions
             case FunctionCallInProgressFrame():
-                # Pipecat writes them into the context, where half of a surrogate pair would keep
-                # every later request from being sent.
+                # Pipecat writes them into the context, where half of a surrogate pair would make
+                # every later request fail.
                 frame.arguments = to_context_value(frame.arguments)
-                # A call that is not known was made before this watch began.
+                # An unknown call was made before this watch began.
                 made = self._made.get(frame.tool_call_id, 0)
                 _interrupted.set(frame.cancel_on_interruption and made < self._interruptions)
             case FunctionCallResultFrame() | FunctionCallCancelFrame():
@@ -148,14 +131,7 @@ _watches: WeakKeyDictionary[LLMService[Any], LLMWatch] = WeakKeyDictionary()
 
 
 def watch(llm: LLMService[Any]) -> LLMWatch:
-    """Give the watch of an LLM, which begins with the first call of this.
-
-    Args:
-        llm: The LLM.
-
-    Returns:
-        Its only watch.
-    """
+    """Return the watch of an LLM, which begins with the first call for that LLM."""
     found = _watches.get(llm)
     if found is None:
         found = _watches[llm] = LLMWatch()
@@ -165,11 +141,7 @@ def watch(llm: LLMService[Any]) -> LLMWatch:
 
 
 def watch_llms(pipeline: FrameProcessor) -> None:
-    """Begin the watch of every LLM in a pipeline, before any of them makes a call.
-
-    Args:
-        pipeline: The pipeline, or a part of one.
-    """
+    """Begin to watch every LLM in a pipeline, before any of them makes a call."""
     for processor in pipeline.processors:
         if isinstance(processor, LLMService):
             watch(cast("LLMService[Any]", processor))

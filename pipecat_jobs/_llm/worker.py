@@ -1,4 +1,4 @@
-"""A job answered by an LLM: the worker that owns a context, and its turns."""
+"""The worker that owns an LLM context, and answers jobs with turns of its LLM."""
 
 import asyncio
 import copy
@@ -35,9 +35,9 @@ from pipecat_jobs.errors import (
 class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
     """Pipecat's ``LLMContextWorker`` with jobs that always end, and LLM turns that answer them.
 
-    A turn of the LLM that a job has started ends with the job: by :meth:`llm_turn`, or by a frame
-    that the job's handler queued. Cancelling the job closes the provider's stream and cancels the
-    functions the LLM has called; a turn that no job started is left alone.
+    A turn of the LLM that a job has started, by :meth:`llm_turn` or by a frame that the job's
+    handler queued, ends with the job. Cancelling the job closes the provider's stream and cancels
+    the functions the LLM has called; a turn that no job started is left alone.
     """
 
     async def llm_turn(
@@ -49,39 +49,39 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         timeout: float | None = None,
         keep_unfinished: bool = False,
     ) -> str:
-        """Put something to this worker's LLM and wait for what it says.
+        """Ask this worker's LLM and wait for its final answer.
 
         The messages are appended to the worker's context and the LLM is run. It is offered the
-        context's tools, or the worker's own where that has none; the functions it calls are run and
-        answered as in any Pipecat pipeline, until it has said its last word. One turn runs at a
-        time, the next waits. When the caller is cancelled, as it is when its job is, the turn is
-        stopped at once.
+        context's tools, or the worker's own where the context has none. The functions it calls are
+        run, and the LLM runs on their results, as in any Pipecat pipeline, until it answers without
+        a call. One turn runs at a time, the next waits. When the calling task is cancelled, as a
+        handler is when its job is cancelled, the turn is stopped at once.
 
         Args:
-            messages: What to say, as the user's words or as context messages.
-            fresh: Whether to use a context of its own instead, with these messages alone. Such
-                turns run side by side, through the service's
+            messages: A user message, or a list of context messages.
+            fresh: Whether to use a new context with these messages alone. Such turns run at the
+                same time, through the service's
                 :meth:`~pipecat.services.llm_service.LLMService.run_inference`: they call no
-                functions and leave nothing in the worker's context. What the APIs of OpenAI,
-                Anthropic and Google answer is streamed all the same, and stops with the job.
-            stream: Whether to send what the LLM says to the job's requester, as it is said:
-                ``{"text": ...}`` in stream events. The job still wants its answer afterwards.
-            timeout: Seconds for all of it, the wait for earlier turns included; None for no limit.
-            keep_unfinished: Whether the messages, and what the LLM said to them, stay in the
-                context when the turn does not end well. By default it is as if nobody had asked.
+                functions and leave nothing in the worker's context. With the APIs of OpenAI,
+                Anthropic and Google the answer is streamed, so that it stops with the job.
+            stream: Whether to send the LLM's text to the job's requester as it is generated:
+                ``{"text": ...}`` in stream events. The handler still returns the response.
+            timeout: Seconds for the turn, including the wait for earlier turns; None for no limit.
+            keep_unfinished: Whether the messages, and the LLM's text so far, stay in the context
+                when the turn fails or is cancelled. By default they are removed.
 
         Returns:
-            What the LLM said last: after its functions have answered, if it called any.
+            The LLM's text: that of the last run, if it called functions.
 
         Raises:
-            LLMTurnError: If the provider failed, cut the answer off (at a token limit, by a content
-                filter, or by ending its stream early), or the LLM said nothing.
+            LLMTurnError: If the provider or the service failed, the answer was cut off (by a token
+                limit, a content filter, or the early end of the stream), or was empty.
             LLMTurnTimeoutError: If the timeout passed first.
-            LLMTurnInterruptedError: If something else stopped the turn: a user who spoke to an
-                active worker, or the worker's end.
-            InvalidJobError: If an argument cannot be used; if a tool of this worker asks, for which
-                its LLM waits; or if the worker's LLM is a realtime (speech-to-speech) service,
-                which speaks when it decides to.
+            LLMTurnInterruptedError: If the turn was interrupted: by a user who spoke to an active
+                worker, or by the worker's end.
+            InvalidJobError: If an argument is invalid; if a tool of this worker calls it, because
+                the LLM waits for that tool; or if the worker's LLM is a realtime
+                (speech-to-speech) service, which speaks when it decides to.
 
         Example::
 
@@ -145,7 +145,7 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         if self.__turns.over:
             raise LLMTurnInterruptedError(self.name, "the worker has stopped")
         if isinstance(self.context.tools, NotGiven) and (tools := self.build_tools()):
-            # Pipecat offers them on activation, which a worker that only does jobs never sees.
+            # Pipecat offers them on activation; a worker that only does jobs is never activated.
             self.context.set_tools(tools)
         turn = Turn(job, awaited=True)
         turn.messages.extend(asked)
@@ -168,11 +168,14 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             if not keep:
                 turn.take_out(self.context)
 
-        # A task of its own, so that a second cancellation of this one does not leave half of it.
+        # In a task of its own, so that a second cancellation of this one does not cut it short.
         stopping = self.create_task(self.__turns.stop(turn, clean_up), "llm_turn_stop")
         await asyncio.wait({stopping}, timeout=self.job_cancel_grace)
         if not stopping.done():
-            logger.warning(f"Worker '{self.name}': its LLM turn does not stop")
+            logger.warning(
+                f"Worker '{self.name}': its LLM turn has not stopped after "
+                f"{self.job_cancel_grace:g} s"
+            )
             stopping.cancel()
 
     async def _fresh_turn(
@@ -193,8 +196,8 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         """Queue a frame; a turn that it starts belongs to the job whose handler queues it.
 
         Args:
-            frame: The frame.
-            direction: Where it goes.
+            frame: The frame to queue.
+            direction: The direction to push the frame in.
         """
         job = self._current_job()
         if job is not None:
@@ -207,7 +210,7 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         return self._llm_turns
 
     def _current_job(self) -> Execution | None:
-        """The job of this worker that the running code does, if it does one that is open."""
+        """The open job of this worker whose handler is running, if any."""
         job = current_execution.get()
         if job is None or self.active_jobs.get(job.request.job_id) is not job.request:
             return None
@@ -225,18 +228,18 @@ def _context_messages(messages: str | Sequence[LLMContextMessage]) -> list[LLMCo
             f"messages is {messages!r}; give a text, or give a list of context messages"
         )
     if empty:
-        raise InvalidJobError("there is nothing to say; give a text or context messages")
+        raise InvalidJobError("messages is empty; give a text, or give a list of context messages")
     for message in messages:
         if not isinstance(message, dict | LLMSpecificMessage):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidJobTypeError(
                 f"a message is {message!r}; give {{'role': ..., 'content': ...}}"
             )
-    # Copies, so that a message that is asked again is told from the one of an earlier turn.
+    # Copies, so that the same message in two turns is two objects: it is removed by identity.
     return [copy.copy(message) for message in messages]
 
 
 class _TextSender:
-    """Sends what an LLM says to a job's requester, in a stream that begins with its first words."""
+    """Sends an LLM's text to a job's requester, in a stream that begins with the first text."""
 
     def __init__(self, worker: LLMContextWorker, job: Execution):
         self._worker = worker

@@ -25,7 +25,7 @@ Match: TypeAlias = type[BusMessage] | tuple[type[BusMessage], ...] | Predicate
 class Faults:
     """How often each fault strikes a message, for a `ChaosBus` driven by a seed.
 
-    Messages are reordered by delaying some of them: whatever is sent meanwhile overtakes.
+    Messages are reordered by delaying some of them: messages sent meanwhile overtake them.
 
     Parameters:
         delay: Probability that a delivery is delayed.
@@ -233,24 +233,12 @@ class Held(Rule):
         self._let_all_go(deliver=False)
 
     def keep(self, message: BusMessage, let_go: Callable[[bool], None]) -> None:
-        """Keep a message. Called by the bus.
-
-        Args:
-            message: The message to keep.
-            let_go: Called once, with whether the message is delivered or lost.
-        """
+        """Keep a message. Called by the bus."""
         self._kept.append(_Kept(message, let_go))
         self._changed.set()
 
     async def keep_publisher(self, message: BusMessage) -> bool:
-        """Keep a message together with whoever publishes it. Called by the bus.
-
-        Args:
-            message: The message being published.
-
-        Returns:
-            Whether the message is to be delivered.
-        """
+        """Keep a message and its publisher waiting; return whether to deliver it."""
         released: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def let_go(deliver: bool) -> None:
@@ -275,17 +263,7 @@ class BlockedPublish(Held):
 
 
 def as_predicate(match: Match) -> Predicate:
-    """Turn a message class, several of them or a predicate into a predicate.
-
-    Args:
-        match: Which messages are meant.
-
-    Returns:
-        A function that tells whether a message is one of them.
-
-    Raises:
-        InvalidJobTypeError: If it is none of these.
-    """
+    """Turn a message class, several of them or a predicate into a predicate."""
     if isinstance(match, type | tuple):
         return lambda message: isinstance(message, match)
     check_callable("match", match, "a message class, a tuple of them, or a predicate")

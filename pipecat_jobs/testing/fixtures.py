@@ -68,7 +68,7 @@ async def chaos_harness(chaos_bus: ChaosBus) -> AsyncIterator[JobHarness]:
 
 @pytest.fixture
 def _harness_first(request: pytest.FixtureRequest) -> None:
-    """Set up the harness before the server, whatever the order a test names them in.
+    """Set up the harness before the server, in whichever order a test names them.
 
     A harness wants every task that began after it to end before it, and the server has one
     for each connection.

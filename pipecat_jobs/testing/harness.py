@@ -52,7 +52,7 @@ class _Traffic(BusSubscriber):
     """Counts the messages on a bus without taking any."""
 
     def __init__(self) -> None:
-        # A bus tells its subscribers apart by name, and harnesses may share one.
+        # A bus identifies its subscribers by name, and several harnesses may share a bus.
         self._name = f"harness-{uuid.uuid4().hex[:8]}"
         self.messages = 0
 
@@ -221,7 +221,7 @@ class JobHarness:
 
         Args:
             worker: The worker to end.
-            reason: Why, for the worker's eyes.
+            reason: The reason, passed to the worker.
 
         Raises:
             TimeoutError: If the worker does not finish in time.
@@ -316,7 +316,7 @@ class JobHarness:
         assert run_task is not None
         left: list[str] = []
         if isinstance(self._bus, ChaosBus):
-            # Its workers could wait for ever in a publish that the test never released.
+            # Its workers could wait without end in a publish that the test never released.
             self._bus.clear()
         await runner.cancel(reason="harness closed")
         await asyncio.wait({run_task}, timeout=self._timeout)
@@ -334,7 +334,7 @@ class JobHarness:
         strangers = self._strangers()
         left.extend(f"task '{task.get_name()}' is still alive" for task in strangers)
 
-        # Only the runner's own: any other task belongs to the test, which may yet await it.
+        # Only the runner's own tasks: any other belongs to the test, which may still await it.
         ours = strangers & _managed_tasks(runner)
         for task in ours:
             task.cancel()

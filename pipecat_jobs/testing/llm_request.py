@@ -17,20 +17,13 @@ Outcome: TypeAlias = Literal[
 - ``"completed"``: answered in full.
 - ``"hung_up"``: the client closed the connection before the answer was complete.
 - ``"failed"``: answered with an HTTP error.
-- ``"disconnected"``: the server dropped the connection, as a `Disconnect` told it to.
-- ``"stopped"``: the server was stopped in mid-answer.
+- ``"disconnected"``: the server dropped the connection, as a `Disconnect` says.
+- ``"stopped"``: the server was stopped in the middle of the answer.
 """
 
 
 def tokenize(text: str) -> list[str]:
-    """Split a text into the tokens the server streams, each a word with the space before it.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The tokens; joined, they give the text back exactly.
-    """
+    """Split a text into the tokens the server streams, each a word with the space before it."""
     return re.findall(r"\s*\S+|\s+", text)
 
 
@@ -42,29 +35,18 @@ class Changes:
 
     def notify(self) -> None:
         """Have every waiting coroutine look at its condition again."""
-        # A fresh event per change: whoever starts to wait from now on waits for the next one.
+        # A new event for each change: a wait that starts now waits for the next change.
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds; return at once if it does already.
-
-        Args:
-            condition: Looked at now and after every change.
-        """
+        """Wait until a condition holds; return at once if it does already."""
         while not condition():
             await self._changed.wait()
 
 
 def message_text(message: Mapping[str, JSON]) -> str:
-    """Return the text of a chat message, whether its content is a string or a list of parts.
-
-    Args:
-        message: A message of a chat-completions request.
-
-    Returns:
-        The text; empty if the message has none.
-    """
+    """Return the text of a chat message, whether its content is a string or a list of parts."""
     content = message.get("content")
     if isinstance(content, str):
         return content
@@ -88,8 +70,9 @@ class LLMRequest:
         arrived_at: When the request arrived.
         first_token_at: When the first piece of the answer, text or tool call, was sent; None
             before.
-        ended_at: When the exchange ended, in whatever way; None before.
-        hung_up_at: When the client closed the connection in mid-answer; None if it did not.
+        ended_at: When the exchange ended, in any way; None before.
+        hung_up_at: When the client closed the connection in the middle of the answer; None if it
+            did not.
         outcome: How the request stands.
     """
 
@@ -169,7 +152,7 @@ class LLMRequest:
         """Tell whether a text occurs in any message, the system's included.
 
         Args:
-            text: The text to look for, in whatever case.
+            text: The text to look for; upper and lower case are the same.
 
         Returns:
             True if it occurs.
@@ -197,7 +180,7 @@ class LLMRequest:
         await self._wait(lambda: len(self.sent) >= count, f"{count} tokens were sent")
 
     async def wait_ended(self) -> None:
-        """Wait until the exchange has ended, in whatever way."""
+        """Wait until the exchange has ended, in any way."""
         await self._changes.wait_until(lambda: self.ended_at is not None)
 
     async def wait_hung_up(self) -> None:
@@ -214,20 +197,12 @@ class LLMRequest:
         self._changes.notify()
 
     def record_tokens(self, *tokens: str) -> None:
-        """Record, for the server, that text was sent.
-
-        Args:
-            *tokens: The tokens sent.
-        """
+        """Record, for the server, that text was sent."""
         self.sent.extend(tokens)
         self._changes.notify()
 
     def record_end(self, outcome: Outcome) -> None:
-        """Record, for the server, how the exchange ended; only the first end counts.
-
-        Args:
-            outcome: How it ended.
-        """
+        """Record, for the server, how the exchange ended; only the first end counts."""
         if self.ended_at is not None:
             return
         self.outcome = outcome

@@ -1,4 +1,4 @@
-"""What a scripted LLM server is told to answer, and what it records of each request.
+"""The script of a scripted LLM server: which requests it answers, and with what.
 
 The replies (`Text`, `ToolCall`, `ToolCalls`, `Failure`, `Stall`, `Disconnect`) are plain values,
 which any number of scripts can share. A `Rule` says which requests to answer with which replies.
@@ -114,8 +114,8 @@ class Failure:
         message: The error's message.
         code: The error's code, such as ``"rate_limit_exceeded"``.
         retryable: Whether the client may try again. OpenAI's clients retry some statuses on their
-            own, each time taking one more reply from the script; unless this is true they are told
-            not to (``x-should-retry: false``), so that one failure answers one request.
+            own, each time taking one more reply from the script; unless this is true the server
+            tells them not to (``x-should-retry: false``), so that one failure answers one request.
 
     Raises:
         ValueError: If the status is not an error.
@@ -161,17 +161,7 @@ Reply: TypeAlias = Text | ToolCall | ToolCalls | Failure | Stall | Disconnect
 
 
 def as_reply(reply: Reply | str) -> Reply:
-    """Return a string as the `Text` it stands for, and a reply as it is.
-
-    Args:
-        reply: Either of the two.
-
-    Returns:
-        The reply.
-
-    Raises:
-        TypeError: If it is neither, as when a function that computes a reply forgot to return it.
-    """
+    """Return a string as the `Text` it stands for, and a reply as it is."""
     match reply:
         case str():
             return Text(reply)
@@ -182,14 +172,7 @@ def as_reply(reply: Reply | str) -> Reply:
 
 
 def as_text(text: Text | str) -> Text:
-    """Return a string as the `Text` it stands for, and a `Text` as it is.
-
-    Args:
-        text: Either of the two.
-
-    Returns:
-        The text.
-    """
+    """Return a string as the `Text` it stands for, and a `Text` as it is."""
     return Text(text) if isinstance(text, str) else text
 
 
@@ -215,27 +198,13 @@ class Rule:
     repeat: bool
 
     def answers(self, request: LLMRequest) -> bool:
-        """Tell whether this rule has a reply to a request.
-
-        Args:
-            request: The request.
-
-        Returns:
-            True if it has; `next_reply` then gives it.
-        """
+        """Tell whether this rule has a reply to a request."""
         if not self.replies:
             return False
         return request.mentions(self.match) if isinstance(self.match, str) else self.match(request)
 
     def next_reply(self, request: LLMRequest) -> Reply:
-        """Take the next reply.
-
-        Args:
-            request: The request to answer, for a reply that is computed from it.
-
-        Returns:
-            The reply.
-        """
+        """Take the next reply."""
         stays = self.repeat and len(self.replies) == 1
         reply = self.replies[0] if stays else self.replies.popleft()
         return as_reply(reply(request) if callable(reply) else reply)

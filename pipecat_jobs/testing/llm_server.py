@@ -69,7 +69,7 @@ class ScriptedLLMServer:
 
     It listens on the loopback interface, takes any API key, and records every request. A request
     is answered by the first of these that has a reply: the rules (`on`), in the order they were
-    added; the queue (`reply`); the default. A request that none of them answers gets an HTTP 500
+    added; the queue (`reply`); the default. Without a reply, the request gets an HTTP 500
     whose message says how to script it. Usage is counted in the server's own tokens: words.
 
     Example::
@@ -191,8 +191,8 @@ class ScriptedLLMServer:
         """Add a rule: which requests to answer, and with what.
 
         Args:
-            match: A text that occurs, in whatever case, in any message of the conversation, the
-                system's included; or a function that picks the requests, such as
+            match: A text that occurs, in upper or lower case, in any message of the conversation,
+                the system's included; or a function that picks the requests, such as
                 ``lambda request: "book" in request.last_user_text``.
             *replies: What to answer the first such request, the second, and so on; a function
                 computes the reply from the request.
@@ -251,8 +251,8 @@ class ScriptedLLMServer:
                 if rule.answers(request):
                     return rule.next_reply(request)
         except Exception as error:
-            # The script's own functions failed: whoever wrote them has to see why, and the client
-            # must not retry, which would run them again.
+            # A function of the script failed. The test's author must see why, and the client must
+            # not retry, which would call it again.
             logger.exception("ScriptedLLMServer: a rule raised an exception")
             return Failure(500, f"a rule of the ScriptedLLMServer raised {error!r}", "script_error")
         if self._queue:

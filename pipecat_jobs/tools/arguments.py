@@ -1,7 +1,7 @@
-"""What a tool is called with: its schema for the LLM, and what the LLM gave, checked.
+"""The arguments of a tool: their schema for the LLM, and their validation.
 
-Name, description and the parameters' descriptions are read by Pipecat's own wrapper. The types come
-from pydantic, which knows enums, literals, models and constraints, and checks against the same.
+Pipecat's own wrapper reads the name, the description and the parameters' descriptions. The types
+come from pydantic, which knows enums, literals, models and constraints, and validates against them.
 """
 
 import inspect
@@ -18,29 +18,16 @@ from pipecat_jobs.tools.schemas import DirectFunctionWrapper
 #: A JSON schema.
 Schema = dict[str, Any]
 
-#: First parameters that Pipecat gives rather than the LLM, and with which a tool says what it is.
+#: First parameters that Pipecat supplies; they tell a tool from a function of a flow.
 _GIVEN_BY_PIPECAT = ("params", "flow_manager")
 _BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 class ToolArguments:
-    """The parameters of a tool's function that the LLM gives.
+    """The parameters of a tool's function that the LLM supplies.
 
-    Parameters:
-        name: The tool's name.
-        description: What it does, for the LLM.
-        properties: JSON schema of each parameter.
-        required: The parameters without a default.
-        is_method: Whether the function is a method.
-        special: "params" or "flow_manager" if the function takes that first, else None.
-        signature: The signature Pipecat asks of a direct function: ``params`` first.
-
-    Args:
-        function: The decorated function.
-
-    Raises:
-        InvalidJobTypeError: If it is no ``async def`` function, or a type is none an LLM can give.
-        InvalidJobError: If it has no docstring, or a parameter that cannot be described.
+    Raises InvalidJobTypeError if the function is not ``async def`` or a type has no schema, and
+    InvalidJobError if the docstring or a parameter's annotation is missing.
     """
 
     def __init__(self, function: Callable[..., Any]):
@@ -63,7 +50,7 @@ class ToolArguments:
         if not self.description:
             raise InvalidJobError(
                 f"tool {self.name}() has no docstring; say in one what it does, "
-                "since that is all the LLM knows of it"
+                "since the LLM knows nothing else about the tool"
             )
         self.required: list[str] = documented.required
         self._names = [parameter.name for parameter in parameters]
@@ -75,7 +62,8 @@ class ToolArguments:
             name = parameter.name
             if name in _GIVEN_BY_PIPECAT:
                 raise InvalidJobError(
-                    f"tool {self.name}() takes '{name}' too late; make it the first parameter"
+                    f"tool {self.name}() has '{name}' after other parameters; "
+                    "make it the first parameter"
                 )
             if parameter.kind not in _BY_KEYWORD:
                 raise InvalidJobError(
@@ -84,8 +72,7 @@ class ToolArguments:
                 )
             if parameter.annotation is inspect.Parameter.empty:
                 raise InvalidJobError(
-                    f"tool {self.name}() does not say what '{name}' is; annotate it, "
-                    f"e.g. '{name}: str'"
+                    f"tool {self.name}() has no type for '{name}'; annotate it, e.g. '{name}: str'"
                 )
 
     def _read_docstring(self, function: Callable[..., Any]) -> DirectFunctionWrapper:
@@ -101,7 +88,7 @@ class ToolArguments:
         self, function: Callable[..., Any], parameters: list[inspect.Parameter]
     ) -> type[BaseModel]:
         hints = self._resolve_hints(function)
-        # By alias, since a parameter may have a name that a model's field may not.
+        # By alias, because some names of parameters are not allowed for a model's fields.
         fields: dict[str, Any] = {
             f"argument_{number}": (
                 hints[parameter.name],
@@ -117,8 +104,8 @@ class ToolArguments:
             raise self._no_schema(error) from error
 
     def _resolve_hints(self, function: Callable[..., Any]) -> dict[str, Any]:
-        # Only the LLM's parameters: the others may be annotated with what is imported for type
-        # checkers alone.
+        # Only the LLM's parameters: the annotations of the others may be imported for type checkers
+        # alone.
         wanted = {name: function.__annotations__[name] for name in self._names}
         holder = type("Annotations", (), {"__annotations__": wanted})
         names = cast("dict[str, Any]", getattr(function, "__globals__", {}))
@@ -126,7 +113,7 @@ class ToolArguments:
             return get_type_hints(holder, names, names, include_extras=True)
         except NameError as error:
             raise InvalidJobError(
-                f"tool {self.name}() has an annotation that is not known when it is defined: "
+                f"tool {self.name}() has an annotation that is unknown when the tool is defined: "
                 f"{error}; define or import it above, at the top level of the module"
             ) from error
 
@@ -145,9 +132,9 @@ class ToolArguments:
         return properties
 
     def _tidy(self, node: Any, definitions: dict[str, Schema], within: tuple[str, ...]) -> Any:
-        """Write definitions out where they are referred to, and leave titles out.
+        """Replace references with their definitions, and remove titles.
 
-        A tool's schema has no place for definitions, and some providers take none.
+        A tool's schema has no place for definitions, and some providers do not accept references.
         """
         if isinstance(node, list):
             return [self._tidy(part, definitions, within) for part in cast("list[Any]", node)]
@@ -181,18 +168,8 @@ class ToolArguments:
         )
 
     def validate(self, given: Mapping[str, Any]) -> "ValidArguments":
-        """Check what the LLM gave.
-
-        Args:
-            given: The call's arguments.
-
-        Returns:
-            The arguments with their types, defaults filled in.
-
-        Raises:
-            ValidationError: If one is unknown, missing or wrong.
-        """
-        # Half of a surrogate pair, which JSON can have, could neither be compared nor sent on.
+        """Validate the LLM's arguments and fill in defaults; raise pydantic's ValidationError."""
+        # JSON can have half of a surrogate pair, which could be neither compared nor sent.
         model = self._model.model_validate(to_context_value(given))
         values = {
             name: getattr(model, f"argument_{number}") for number, name in enumerate(self._names)
@@ -200,14 +177,7 @@ class ToolArguments:
         return ValidArguments(values, model)
 
     def explain(self, error: ValidationError) -> str:
-        """Put into words, for the LLM, what is wrong with its arguments.
-
-        Args:
-            error: What :meth:`validate` raised.
-
-        Returns:
-            A sentence for each problem, and what to do.
-        """
+        """Explain to the LLM what is wrong with its arguments, and what to do."""
         problems: list[str] = []
         for problem in error.errors(include_url=False):
             where = ".".join(str(part) for part in problem["loc"])
@@ -224,15 +194,7 @@ class ToolArguments:
 
 
 class ValidArguments:
-    """The arguments of one call.
-
-    Parameters:
-        values: The arguments by name, defaults included.
-
-    Args:
-        values: See above.
-        model: The same, as pydantic has them.
-    """
+    """The valid arguments of one call, by name, defaults included."""
 
     def __init__(self, values: dict[str, Any], model: BaseModel):
         self.values = values
@@ -240,5 +202,5 @@ class ValidArguments:
 
     @property
     def identity(self) -> str:
-        """A text that two calls share if, and only if, their arguments are the same."""
+        """A text that is equal for two calls if, and only if, their arguments are equal."""
         return self._model.model_dump_json(by_alias=True)

@@ -1,4 +1,4 @@
-"""A call of a tool, which its jobs are tied to."""
+"""``tool_call()``: the jobs of a hand-written tool end with its call."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -16,22 +16,16 @@ from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.params import JobGroupKeywords, JobKeywords
-from pipecat_jobs.tools.results import failed, interrupted, session_ended, to_tool_result
+from pipecat_jobs.tools.results import (
+    make_error_result,
+    make_interrupted_result,
+    make_session_end_result,
+    to_tool_result,
+)
 
 
-def requester_of(worker: object, tool_name: str) -> JobsMixin:
-    """Give the worker that asks for a tool's jobs.
-
-    Args:
-        worker: The worker whose pipeline the tool was called from.
-        tool_name: The tool.
-
-    Returns:
-        The same worker.
-
-    Raises:
-        InvalidJobTypeError: If it has no jobs of this package.
-    """
+def check_requester(worker: object, tool_name: str) -> JobsMixin:
+    """Return the worker that requests a tool's jobs; raise if it has no jobs of this package."""
     if not isinstance(worker, JobsMixin):
         raise InvalidJobTypeError(
             f"tool {tool_name} runs on {worker}, a plain {type(worker).__name__}; import "
@@ -42,11 +36,7 @@ def requester_of(worker: object, tool_name: str) -> JobsMixin:
 
 
 class ToolCallContext:
-    """What ``async with tool_call(params)`` gives: one call of a tool, and its jobs.
-
-    Args:
-        params: What Pipecat called the tool with.
-    """
+    """One call of a tool, and its jobs: what ``async with tool_call(params)`` enters."""
 
     def __init__(self, params: FunctionCallParams):
         self._params = params
@@ -58,14 +48,14 @@ class ToolCallContext:
         """Ask one worker, from the worker the tool runs on.
 
         Args:
-            worker_name: Whom to ask.
-            **keywords: As for ``JobsMixin.job()``.
+            worker_name: The worker to ask.
+            **keywords: Those of ``JobsMixin.job()``.
 
         Returns:
             The context to enter with ``async with``.
 
         Raises:
-            InvalidJobError: If an argument cannot be used, or the tool's worker has no jobs.
+            InvalidJobError: If an argument is invalid, or the tool's worker has no jobs.
         """
         return self._requester.job(worker_name, **keywords)
 
@@ -75,8 +65,8 @@ class ToolCallContext:
         """Ask several workers at once, from the worker the tool runs on.
 
         Args:
-            *worker_names: Whom to ask.
-            **keywords: As for ``JobsMixin.job_group()``.
+            *worker_names: The workers to ask.
+            **keywords: Those of ``JobsMixin.job_group()``.
 
         Returns:
             The context to enter with ``async with``.
@@ -88,20 +78,20 @@ class ToolCallContext:
 
     @property
     def _requester(self) -> JobsMixin:
-        return requester_of(self._params.pipeline_worker, self._params.function_name)
+        return check_requester(self._params.pipeline_worker, self._params.function_name)
 
     async def report(self, progress: object) -> None:
-        """Tell the LLM how far the call is, without having it answer.
+        """Put the call's progress into the LLM's context, without running the LLM.
 
-        It is heard only of a tool with ``cancel_on_interruption=False``; Pipecat drops, with a
-        warning, what the others report before their result.
+        It needs a tool with ``cancel_on_interruption=False``. Pipecat drops, with a warning, what
+        other tools report before their result.
 
         Args:
-            progress: How far it is. What cannot be written as JSON is written as text; nothing is
-                reported of an empty value.
+            progress: The progress, of any type. What JSON cannot express is written as text; an
+                empty value is not reported.
 
         Raises:
-            InvalidJobError: If the call has its result.
+            InvalidJobError: If the call has a result already.
         """
         self._check_open("report()")
         await self._params.result_callback(
@@ -113,17 +103,17 @@ class ToolCallContext:
         """Give the call its result.
 
         Args:
-            result: The result. What cannot be written as JSON is written as text, and an empty
-                one becomes a statement, since Pipecat would not run the LLM on it; so does a
-                result that is 0 or False: ``{"result": 0}``.
-            run_llm: Whether the LLM answers it; None for Pipecat's rule, which is yes, once for
-                several calls of one answer.
+            result: The result, of any type. What JSON cannot express is written as text. Pipecat
+                does not run the LLM on an empty or false result, so an empty one becomes
+                ``{"status": ...}``, and 0 or False become ``{"result": 0}``.
+            run_llm: Whether the LLM runs on the result; None for Pipecat's rule: it runs once when
+                all calls of one answer have their results.
 
         Raises:
             InvalidJobError: If the call has its result.
         """
         self._check_open("finish()")
-        # First, because it may run code of the result's own type, which may raise.
+        # Before anything changes: it runs code of the result's own type, which may raise.
         written = to_tool_result(self._params.function_name, result)
         self._finished = True
         properties = None if run_llm is None else FunctionCallResultProperties(run_llm=run_llm)
@@ -132,25 +122,25 @@ class ToolCallContext:
     def _check_open(self, method: str) -> None:
         if self._finished:
             raise InvalidJobError(
-                f"{method} after the result of {self._params.function_name}; a call has one "
-                "result, given with finish() when all else is said"
+                f"{method} was called after the result of {self._params.function_name}; a "
+                "call has one result, so call finish() last"
             )
 
     async def _end_of_session(self) -> None:
         if self._finished:
             return
-        result = session_ended(self._params.function_name)
+        result = make_session_end_result(self._params.function_name)
         await self.finish(result.value, run_llm=result.run_llm)
         self._scope.reschedule(asyncio.get_running_loop().time())
 
     async def _fail(self, error: BaseException) -> None:
-        result = failed(self._params.function_name, error)
+        result = make_error_result(self._params.function_name, error)
         await self.finish(result.value, run_llm=result.run_llm)
 
     async def _refuse(self) -> None:
-        result = interrupted(self._params.function_name)
+        result = make_interrupted_result(self._params.function_name)
         await self.finish(result.value, run_llm=result.run_llm)
-        # What an interruption does to a call that runs; nothing less keeps the block from running.
+        # As an interruption does to a call that runs; __aenter__ cannot skip the block otherwise.
         self._task.cancel()
         await asyncio.sleep(0)
 
@@ -181,16 +171,16 @@ class ToolCallContext:
                 logger.warning(f"tool {self._params.function_name} ended without finish()")
                 await self.finish(None)
             return False
-        # What cancels the task has settled the call; what is cancelled within it has not.
+        # Raises if the task itself is cancelled; Pipecat has then settled the call.
         self._task.survive(error)
         if not self._finished:
             await self._fail(error)
             return not isinstance(error, asyncio.CancelledError)
         if isinstance(error, Exception | asyncio.CancelledError):
             return False
-        # Pipecat catches and logs an Exception alone.
+        # Pipecat catches and logs only Exceptions.
         name, kind = self._params.function_name, type(error).__name__
-        log_raised(f"tool {name} raised {kind}; it has had its result", error)
+        log_raised(f"tool {name} raised {kind} after its result", error)
         return True
 
     def _leave(
@@ -203,16 +193,19 @@ class ToolCallContext:
 def tool_call(params: FunctionCallParams) -> ToolCallContext:
     """Tie the jobs of a hand-written tool to the call of the tool.
 
-    The call gets one result, whatever happens in the block. What cancels the call (the user's
-    speech, Pipecat's own limit, the LLM) cancels the jobs that are open in the block, and Pipecat
-    settles the call. A call that waited in the queue of an LLM with ``run_in_parallel=False`` while
-    the user interrupted is settled as well, and cancelled before the block is entered. An exception
-    is logged and becomes a readable error; leaving the block without
-    :meth:`ToolCallContext.finish` becomes a statement. When the session ends, the call is settled
-    without having the LLM comment on it, and the block is cancelled.
+    The call gets exactly one result, whatever happens in the block:
+
+    - When the call is cancelled (by the user's speech, Pipecat's timeout or the LLM), the jobs that
+      are open in the block are cancelled, and Pipecat settles the call.
+    - An exception is logged, and the result is ``{"error": ...}``.
+    - Leaving the block without :meth:`ToolCallContext.finish` gives ``{"status": ...}``.
+    - When the session ends, the call is settled without running the LLM, and the block is
+      cancelled.
+    - A call that waited in the queue of an LLM with ``run_in_parallel=False`` while the user
+      interrupted is settled, and its task is cancelled before the block is entered.
 
     Args:
-        params: What Pipecat called the tool with.
+        params: The parameter of that name with which Pipecat calls a tool.
 
     Returns:
         The context to enter with ``async with``.

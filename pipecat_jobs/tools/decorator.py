@@ -15,9 +15,9 @@ P = ParamSpec("P")
 
 
 class JobToolDecorator(Protocol):
-    """Makes a tool of a function that gives the payload of its jobs."""
+    """Makes a tool of a function that returns the payload of its jobs."""
 
-    # A function that takes anything first takes a flow manager too.
+    # A function whose first parameter is of any type matches both.
     @overload
     def __call__(  # pyright: ignore[reportOverlappingOverload]
         self,
@@ -32,30 +32,30 @@ class JobToolDecorator(Protocol):
 def job_tool(*workers: str, **options: Unpack[JobToolKeywords]) -> JobToolDecorator:
     """Offer a job to an LLM as a tool.
 
-    The decorated function makes the payload of the jobs from the LLM's arguments. The rest is done
-    here: the schema from signature and docstring, the check of the arguments, the jobs, and their
-    end on every way a call can end. It goes on
+    The decorated function returns the payload of the jobs, made from the LLM's arguments. The
+    decorator does the rest: it derives the schema from signature and docstring, validates the
+    arguments, runs the jobs, and ends them whichever way the call ends. It can decorate
 
     - a method of an ``LLMWorker``, which offers it to its LLM;
     - a function, for ``LLMContext(tools=[...])`` of any worker of this package;
     - a function whose first parameter is ``flow_manager``, for the functions of a Pipecat Flows
       node; it returns the payload, or the payload and the next node.
 
-    A method or function may take ``params``, Pipecat's ``FunctionCallParams``, first. What it
-    raises is logged; the LLM is told the exception's type, or the text of a
+    A method or function may take ``params``, Pipecat's ``FunctionCallParams``, first. An exception
+    that it raises is logged; the LLM gets the exception's type, or the text of a
     :class:`~pipecat_jobs.JobToolError`.
 
     Args:
-        *workers: Whom to ask.
-        **options: How; see :class:`~pipecat_jobs.tools.options.JobToolKeywords`.
+        *workers: The names of the workers to ask.
+        **options: The tool's options; see :class:`~pipecat_jobs.tools.options.JobToolKeywords`.
 
     Returns:
         The decorator. It gives a :class:`~pipecat_jobs.JobTool`, or for a flow Pipecat's
         ``FlowsFunctionSchema``.
 
     Raises:
-        InvalidJobError: If an option, or the function, cannot be used; the message says what to
-            write instead.
+        InvalidJobError: If an option or the function is invalid; the message says what to write
+            instead.
         TypeError: If an option is unknown.
 
     Example::

@@ -1,4 +1,4 @@
-"""The jobs of one call of a tool: asked, followed, and made a result of."""
+"""Runs the jobs of one call of a tool, and makes a result of their outcomes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,20 +11,14 @@ from pipecat_jobs.errors import JobError
 from pipecat_jobs.outcomes import JobData, JobOutcome
 from pipecat_jobs.tools.options import JobToolOptions
 from pipecat_jobs.tools.progress import JobToolProgress
-from pipecat_jobs.tools.results import has_stopped, rendered, report, report_failure
+from pipecat_jobs.tools.results import has_stopped, render_result, report, report_failure
 
-#: Hears a worker's update.
+#: Called with a worker's name and its update.
 OnUpdate = Callable[[str, JobData], Awaitable[None]]
 
 
 class Dispatch:
-    """The jobs of one call.
-
-    Args:
-        tool_name: The tool.
-        requester: The worker that asks.
-        options: The tool's options.
-    """
+    """The jobs of one call."""
 
     def __init__(self, tool_name: str, requester: JobsMixin, options: JobToolOptions):
         self._tool_name = tool_name
@@ -36,11 +30,7 @@ class Dispatch:
         self._updates: dict[str, JobData] = {}
 
     def progress(self) -> JobToolProgress:
-        """Tell how far the jobs are.
-
-        Returns:
-            A picture of this moment.
-        """
+        """Return the progress of the jobs at this moment."""
         outcomes = self._group.outcomes if self._group else {}
         answers = {name: o.response or {} for name, o in outcomes.items() if o.completed}
         return JobToolProgress(self._clock() - self._began, answers, dict(self._updates))
@@ -48,18 +38,9 @@ class Dispatch:
     async def run(
         self, payload: JobData, *, timeout: float | None, on_update: OnUpdate | None
     ) -> object:
-        """Ask the workers, and wait until each has ended.
+        """Ask the workers, wait for every outcome, and return the tool's result.
 
-        Args:
-            payload: What the jobs are about.
-            timeout: Seconds they have, or None.
-            on_update: Hears every update, if anybody does.
-
-        Returns:
-            What the LLM is told.
-
-        Raises:
-            JobError: If the requester stopped.
+        Raises JobError if the requester stopped.
         """
         options = self._options
         partial = options.on_failure == "partial"
@@ -89,5 +70,5 @@ class Dispatch:
             outcomes = error.outcomes
         asked = {name: outcomes[name] for name in options.workers}
         if options.render is not None:
-            return await rendered(self._tool_name, options.render, asked)
+            return await render_result(self._tool_name, options.render, asked)
         return report(self._tool_name, asked)

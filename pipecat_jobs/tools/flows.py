@@ -1,6 +1,6 @@
 """A job tool as Pipecat Flows takes it: in the functions of a node.
 
-Imported only for a function that takes ``flow_manager``, so that nobody else loads Flows.
+Imported only for a function that takes ``flow_manager``, so that other bots do not load Flows.
 """
 
 from pipecat.flows import NO_RESPONSE, FlowArgs, FlowManager, FlowsFunctionSchema
@@ -8,30 +8,20 @@ from pipecat.flows import NO_RESPONSE, FlowArgs, FlowManager, FlowsFunctionSchem
 from pipecat_jobs._llm.watch import was_interrupted_before_it_began
 from pipecat_jobs.errors import InvalidJobError
 from pipecat_jobs.tools.arguments import ValidArguments
-from pipecat_jobs.tools.call import requester_of
+from pipecat_jobs.tools.call import check_requester
 from pipecat_jobs.tools.dispatch import Dispatch
 from pipecat_jobs.tools.options import JobToolKeywords
-from pipecat_jobs.tools.results import ToolResult, interrupted, to_tool_result
+from pipecat_jobs.tools.results import ToolResult, make_interrupted_result, to_tool_result
 from pipecat_jobs.tools.spec import TimeLeft, ToolSpec
 
 _IMPOSSIBLE = ("say_after", "progress", "cancellable_by_llm")
 
 
 def flow_tool(spec: ToolSpec, given: JobToolKeywords) -> FlowsFunctionSchema:
-    """Make a function of a flow.
+    """Make a function of a flow, for a node's ``functions``.
 
     The flow manager settles each call itself; it gives its functions no way to report progress or
     to speak.
-
-    Args:
-        spec: The decorated function, whose first parameter is ``flow_manager``.
-        given: What the decorator was given.
-
-    Returns:
-        What goes into a node's ``functions``.
-
-    Raises:
-        InvalidJobError: If the function is a method, or has an option that Flows cannot serve.
     """
     if spec.arguments.is_method:
         raise InvalidJobError(
@@ -49,12 +39,12 @@ def flow_tool(spec: ToolSpec, given: JobToolKeywords) -> FlowsFunctionSchema:
 
         async def ask(valid: ValidArguments, time_left: TimeLeft) -> ToolResult:
             payload, node = await spec.prepare([flow_manager], valid)
-            dispatch = Dispatch(spec.name, requester_of(worker, spec.name), spec.options)
+            dispatch = Dispatch(spec.name, check_requester(worker, spec.name), spec.options)
             value = await dispatch.run(payload, timeout=time_left(), on_update=None)
             return ToolResult(value, next_node=node)
 
         if was_interrupted_before_it_began():
-            result = interrupted(spec.name)
+            result = make_interrupted_result(spec.name)
         else:
             result = await spec.run(worker, arguments, ask)
         silent = result.run_llm is False

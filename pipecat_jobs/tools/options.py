@@ -1,4 +1,4 @@
-"""The options of ``@job_tool``, checked where they are written."""
+"""The options of ``@job_tool``, checked when the decorator is called."""
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,13 +21,13 @@ from pipecat_jobs.tools.progress import Say
 
 OnFailure = Literal["partial", "fail"]
 OnRepeat = Literal["join", "refuse", "replace"]
-#: Makes the tool's result of how its jobs ended, by worker.
+#: Makes the tool's result from the outcomes, by worker.
 Render = Callable[[Mapping[str, JobOutcome]], object | Awaitable[object]]
 
-#: Seconds the jobs of a tool call have when no ``timeout`` is given.
+#: Seconds that the jobs of a tool call have if no ``timeout`` is given.
 DEFAULT_TIMEOUT = 60.0
-#: Seconds by which Pipecat's own limit on a tool lies behind our deadline: enough to call the jobs
-#: off and report what arrived.
+#: Seconds by which Pipecat's own timeout of a tool comes after the deadline of the jobs: enough to
+#: cancel the jobs and report what arrived.
 _REPORTING_TIME = 5.0
 _YES_OR_NO = ("run_once", "cancel_on_interruption", "cancellable_by_llm", "protected", "progress")
 _DEFAULT_SAY = "One moment, I am still waiting for the result."
@@ -37,27 +37,30 @@ class JobToolKeywords(TypedDict, total=False):
     """The keyword arguments of ``@job_tool``; each may be left out.
 
     Parameters:
-        job: Name of the ``@job`` handler to run, or None for ``on_job_request``.
-        timeout: Seconds from the LLM's call to the result; 60 by default, None for no deadline.
-        label: A title for people, e.g. on a client's progress card.
-        run_once: Whether a job whose process dies is lost rather than begun again in another, on a
-            bus that spans processes: for a payment, say. False by default.
+        job: Name of the ``@job`` handler to run; None for ``on_job_request``.
+        timeout: Seconds from the LLM's call to the deadline of the jobs; 60 by default, None for no
+            deadline.
+        label: A title for users, for example on a client's progress card.
+        run_once: Whether a job whose process dies is lost rather than started again in another
+            process, on a bus that spans processes; for a payment, for example. False by default.
         cancel_on_interruption: Whether the user's speech cancels the jobs; True by default. When
-            False the LLM goes on talking and the result comes when it comes.
+            False the LLM goes on talking, and the result arrives later.
         cancellable_by_llm: Whether the LLM may cancel a call, with Pipecat's ``cancel_<tool>``;
             needs ``cancel_on_interruption=False``.
-        protected: Whether nothing short of the session's end may cut a call off: no interruption,
-            no deadline, not the LLM. The LLM is told so.
-        on_failure: "partial" reports what arrived and who is missing; "fail" ends all jobs at the
-            first that fails and reports an error.
-        render: Makes the result, of the outcomes by worker; may be async.
-        on_repeat: What the same call does while the first one runs: "join" waits for the first's
-            result, "refuse" answers at once, "replace" cancels the first.
-        progress: Whether job updates reach the LLM's context; True by default for a call the LLM
-            does not wait for, which is the only one that can have them.
+        protected: Whether only the end of the session cancels a call, and neither an interruption
+            nor a deadline nor the LLM does. The LLM is told so.
+        on_failure: "partial" reports the responses and the workers that are missing; "fail" cancels
+            all jobs when the first one fails, and reports an error.
+        render: A function, async or not, that makes the result from the outcomes by worker.
+        on_repeat: What a second call with the same arguments does while the first one runs: "join"
+            waits for the first one's result, "refuse" answers with an error at once, "replace"
+            cancels the first one.
+        progress: Whether job updates are put into the LLM's context. It needs a call that the LLM
+            does not wait for (``cancel_on_interruption=False``), and is then True by default.
         say_after: Seconds of silence after which the bot says something.
-        say: What it says: a text, or a function of the progress that may return None.
-        say_every: Seconds of silence after which it says something again; None for once.
+        say: What it says: a text, or a function of the :class:`~pipecat_jobs.JobToolProgress` that
+            returns a text, or None to say nothing.
+        say_every: Seconds of silence after which it says something again; None to speak once.
     """
 
     job: str | None
@@ -78,12 +81,11 @@ class JobToolKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class JobToolOptions:
-    """What ``@job_tool`` was given, checked and complete; see :class:`JobToolKeywords`.
+    """The options of ``@job_tool``, checked and complete; see :class:`JobToolKeywords`.
 
     Parameters:
-        workers: Whom to ask.
-        tool_timeout: The limit Pipecat is to put on a call, in seconds; None for the one of its
-            LLM service.
+        workers: The workers to ask.
+        tool_timeout: Pipecat's timeout of a call, in seconds; None for that of its LLM service.
     """
 
     workers: tuple[str, ...]
@@ -105,20 +107,7 @@ class JobToolOptions:
 
 
 def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToolOptions:
-    """Check what ``@job_tool`` was given, and fill in the rest.
-
-    Args:
-        workers: The workers' names.
-        given: The keywords.
-
-    Returns:
-        The options.
-
-    Raises:
-        InvalidJobTypeError: If a value has the wrong type.
-        InvalidJobError: If a value, or a combination of them, makes no sense.
-        TypeError: If a keyword is unknown.
-    """
+    """Check the arguments of ``@job_tool``, and fill in the defaults."""
     unknown = given.keys() - JobToolKeywords.__optional_keys__
     if unknown:
         raise TypeError(
@@ -127,10 +116,10 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
         )
     if len(workers) == 1 and callable(workers[0]):
         raise InvalidJobTypeError(
-            "@job_tool was used without its workers; write @job_tool('researcher', job='research')"
+            "@job_tool was used without worker names; write @job_tool('researcher', job='research')"
         )
     if not workers:
-        raise InvalidJobError("@job_tool() names no worker; name whom to ask")
+        raise InvalidJobError("@job_tool() has no worker; give the names of the workers to ask")
     names = tuple(check_worker_names(workers))
     _check_texts(given)
     for key in _YES_OR_NO:
@@ -152,7 +141,7 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
     if given.get("progress") and foreground:
         raise InvalidJobError(
             "progress=True needs cancel_on_interruption=False: "
-            "the LLM hears nothing of a tool that it waits for until the result"
+            "the LLM gets no updates of a tool that it waits for"
         )
     if protected:
         timeout, tool_timeout = None, math.inf
@@ -189,17 +178,17 @@ def _check_texts(given: JobToolKeywords) -> None:
 
 def _check_protected(given: JobToolKeywords) -> None:
     conflicts: list[tuple[str, Any, str]] = [
-        ("timeout", None, "it is over when its jobs are; a deadline would cut it"),
-        ("cancel_on_interruption", False, "an interruption would cut it"),
-        ("cancellable_by_llm", False, "the LLM would cut it"),
+        ("timeout", None, "a deadline would cancel its jobs"),
+        ("cancel_on_interruption", False, "an interruption would cancel it"),
+        ("cancellable_by_llm", False, "the LLM could cancel it"),
     ]
     for key, harmless, why in conflicts:
         value = given.get(key, harmless)
         if value is not harmless:
-            raise InvalidJobError(f"protected=True goes without {key}={shorten(value)}: {why}")
+            raise InvalidJobError(f"protected=True excludes {key}={shorten(value)}: {why}")
     if given.get("on_repeat") == "replace":
         raise InvalidJobError(
-            "protected=True goes without on_repeat='replace': the second call would cut the first; "
+            "protected=True excludes on_repeat='replace': the second call would cancel the first; "
             "give 'join' or 'refuse'"
         )
 

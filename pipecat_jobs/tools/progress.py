@@ -1,4 +1,4 @@
-"""How far the jobs of a tool call are."""
+"""The progress of the jobs of a tool call."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from pipecat_jobs.outcomes import JobData
 
 @dataclass(frozen=True, slots=True)
 class JobToolProgress:
-    """How far the jobs of one tool call are, for what the bot says meanwhile.
+    """The progress of the jobs of one tool call, for what the bot says meanwhile.
 
     Parameters:
-        seconds: Seconds since the jobs were asked for.
-        answers: What has been answered so far, by worker.
-        updates: The last update of each worker that sent one.
+        seconds: Seconds since the jobs were requested.
+        answers: The responses so far, by worker.
+        updates: The last update of each worker that sent one, by worker.
     """
 
     seconds: float

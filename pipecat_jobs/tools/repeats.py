@@ -1,4 +1,4 @@
-"""The same call again, while the first one runs."""
+"""What a call does while another call with the same arguments runs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
@@ -8,7 +8,7 @@ from pipecat_jobs.tools.results import ToolResult
 
 
 class _Run:
-    """A call that runs, for those that are the same."""
+    """A running call, which later calls with the same arguments may join or replace."""
 
     def __init__(self) -> None:
         self.result: ToolResult | None = None
@@ -16,15 +16,11 @@ class _Run:
         self._scope = asyncio.timeout(None)
 
     def replace(self) -> None:
-        """Stop what the call does."""
+        """Cancel the call."""
         self._scope.reschedule(asyncio.get_running_loop().time())
 
     async def do(self, work: Callable[[], Awaitable[ToolResult]]) -> ToolResult | None:
-        """Do the work of the call.
-
-        Returns:
-            Its result, or None if the call was replaced.
-        """
+        """Do the work of the call; return None if it was replaced."""
         try:
             async with self._scope:
                 self.result = await work()
@@ -38,12 +34,7 @@ class _Run:
 
 
 class Repeats:
-    """The calls of one tool that run, so that the same one is not made twice.
-
-    Args:
-        tool_name: The tool.
-        on_repeat: What a second call does.
-    """
+    """The running calls of one tool, so that none runs twice at the same time."""
 
     def __init__(self, tool_name: str, on_repeat: OnRepeat):
         self._tool_name = tool_name
@@ -53,15 +44,7 @@ class Repeats:
     async def run(
         self, identity: Hashable, work: Callable[[], Awaitable[ToolResult]]
     ) -> ToolResult:
-        """Do the work of a call, unless the same call runs and has another say in it.
-
-        Args:
-            identity: What the same calls share.
-            work: What the call does.
-
-        Returns:
-            The result of this work, of the first call's, or why there is none.
-        """
+        """Do the work of a call, or what ``on_repeat`` says if a call of the same identity runs."""
         while (first := self._running.get(identity)) is not None:
             if self._on_repeat == "refuse":
                 return ToolResult(

@@ -1,4 +1,4 @@
-"""What a decorated function is, and how one call of it runs, whoever calls it."""
+"""A function with ``@job_tool``, and how a call of it runs, by an LLM worker or a flow."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,9 +13,9 @@ from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.tools.arguments import ToolArguments, ValidArguments
 from pipecat_jobs.tools.options import JobToolOptions
 from pipecat_jobs.tools.repeats import Repeats
-from pipecat_jobs.tools.results import ToolResult, failed
+from pipecat_jobs.tools.results import ToolResult, make_error_result
 
-#: Gives the seconds that a call has left, or None without a deadline.
+#: Returns the seconds that a call has left; None without a deadline.
 TimeLeft = Callable[[], float | None]
 
 _PROTECTED = (
@@ -28,10 +28,10 @@ class ToolSpec:
     """A function with ``@job_tool`` on it.
 
     Parameters:
-        function: The function, which makes the jobs' payload.
-        arguments: Its parameters.
-        options: What the decorator was given.
-        repeats: The calls that run.
+        function: The function, which returns the jobs' payload.
+        arguments: The parameters that the LLM supplies.
+        options: The options of the decorator.
+        repeats: The running calls.
     """
 
     function: Callable[..., Awaitable[object]]
@@ -41,18 +41,7 @@ class ToolSpec:
 
     @classmethod
     def of(cls, function: Callable[..., Awaitable[object]], options: JobToolOptions) -> "ToolSpec":
-        """Read a function.
-
-        Args:
-            function: The decorated function.
-            options: What the decorator was given.
-
-        Returns:
-            What it is as a tool.
-
-        Raises:
-            InvalidJobError: If an LLM could not call it.
-        """
+        """Make the spec of a function; raise InvalidJobError if an LLM could not call it."""
         arguments = ToolArguments(function)
         return cls(function, arguments, options, Repeats(arguments.name, options.on_repeat))
 
@@ -73,18 +62,10 @@ class ToolSpec:
         given: Mapping[str, Any],
         ask: Callable[[ValidArguments, TimeLeft], Awaitable[ToolResult]],
     ) -> ToolResult:
-        """Run one call, and make a result of whatever breaks it.
+        """Run one call; an exception becomes a result.
 
-        Args:
-            worker: The worker the tool runs on.
-            given: The LLM's arguments.
-            ask: Asks the jobs, if the arguments are valid and the same call does not run already.
-
-        Returns:
-            The result.
-
-        Raises:
-            BaseException: What ends the task itself, such as the cancellation of the call.
+        ``ask`` runs the jobs. It is called if the arguments are valid and no call with the same
+        arguments runs.
         """
         time_left = self._start_clock()
 
@@ -93,7 +74,7 @@ class ToolSpec:
                 valid = self.arguments.validate(given)
             except ValidationError as error:
                 return ToolResult({"error": self.arguments.explain(error)})
-            # Within the repeats as well, so that those who wait for this call get its result.
+            # Settled within the repeats as well, so that calls that join this one get its result.
             return await self.repeats.run(
                 (worker, valid.identity),
                 lambda: self._settle(lambda: ask(valid, time_left)),
@@ -104,18 +85,7 @@ class ToolSpec:
     async def prepare(
         self, given_by_pipecat: list[object], arguments: ValidArguments
     ) -> tuple[JobData, object]:
-        """Call the function.
-
-        Args:
-            given_by_pipecat: What it takes before the LLM's arguments.
-            arguments: The LLM's arguments.
-
-        Returns:
-            The payload, and the node a flow goes to next.
-
-        Raises:
-            InvalidJobTypeError: If it gave no payload.
-        """
+        """Call the function; return the payload, and the node that a flow goes to next."""
         made = await self.function(*given_by_pipecat, **arguments.values)
         node: object = None
         if self.arguments.special == "flow_manager" and isinstance(made, tuple):
@@ -138,4 +108,4 @@ class ToolSpec:
             return await work()
         except BaseException as error:
             task.survive(error)
-            return failed(self.name, error)
+            return make_error_result(self.name, error)

@@ -16,21 +16,12 @@ from pipecat_jobs.tools.progress import JobToolProgress, Say
 
 
 @asynccontextmanager
-async def speaking_meanwhile(
+async def speak_meanwhile(
     params: FunctionCallParams,
     options: JobToolOptions,
     progress: Callable[[], JobToolProgress],
 ) -> AsyncGenerator[None, None]:
-    """Have the bot say something in long silences, until the block is left.
-
-    Args:
-        params: What Pipecat called the tool with.
-        options: The tool's options.
-        progress: Tells how far the jobs are.
-
-    Yields:
-        Nothing.
-    """
+    """Have the bot speak in long silences, until the block is left."""
     if options.say_after is None:
         yield
         return
@@ -52,14 +43,14 @@ async def _speak(
     silence: float | None = say_after
     while silence is not None:
         await watch(params.llm).until_silent_for(silence)
-        text = _words(params.function_name, options.say, progress())
+        text = _make_text(params.function_name, options.say, progress())
         if text:
-            # From the LLM on, because a worker holds back what is queued while a tool runs.
+            # Pushed by the LLM: a worker holds back frames that are queued while a tool runs.
             await params.llm.push_frame(TTSSpeakFrame(text, append_to_context=False))
         silence = options.say_every
 
 
-def _words(tool_name: str, say: Say, progress: JobToolProgress) -> str | None:
+def _make_text(tool_name: str, say: Say, progress: JobToolProgress) -> str | None:
     if isinstance(say, str):
         return to_encodable(say)
     task = RunningTask()

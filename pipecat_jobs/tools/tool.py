@@ -1,4 +1,4 @@
-"""A job tool as Pipecat takes it: in an LLM worker's class, or in a list of tools."""
+"""A job tool, for an LLM worker's class or a list of tools."""
 
 from typing import Any
 
@@ -8,27 +8,23 @@ from pipecat.workers.llm import LLMWorker, tool
 from pipecat_jobs._llm.ownership import LLMTool
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.tools.arguments import ValidArguments
-from pipecat_jobs.tools.call import ToolCallContext, requester_of, tool_call
+from pipecat_jobs.tools.call import ToolCallContext, check_requester, tool_call
 from pipecat_jobs.tools.dispatch import Dispatch
 from pipecat_jobs.tools.results import ToolResult
 from pipecat_jobs.tools.schemas import FunctionSchema, tool_options
 from pipecat_jobs.tools.spec import TimeLeft, ToolSpec
-from pipecat_jobs.tools.speech import speaking_meanwhile
+from pipecat_jobs.tools.speech import speak_meanwhile
 
 
 class JobTool(FunctionSchema, LLMTool):
-    """What ``@job_tool`` makes of a function: a tool, with its schema.
+    """A tool with its schema: what ``@job_tool`` makes of a function.
 
     As a function it goes into ``LLMContext(tools=[...])`` or an ``LLMSetToolsFrame``. As a method
-    of an ``LLMWorker`` it is found by the worker, like a method with ``@tool``.
-
-    Args:
-        spec: The decorated function.
-        owner: The object whose method it is, once it is taken from one.
+    of an ``LLMWorker`` it is offered by the worker, like a method with ``@tool``.
     """
 
     def __init__(self, spec: ToolSpec, owner: object | None = None):
-        # A worker registers its own tools, and a second handler would be one too many.
+        # A worker registers its own tools itself; a handler here would register them twice.
         registered = isinstance(owner, LLMWorker)
         super().__init__(
             name=spec.name,
@@ -39,7 +35,7 @@ class JobTool(FunctionSchema, LLMTool):
         )
         self._spec = spec
         self._owner = owner
-        # What Pipecat reads of a tool that is a function.
+        # The attributes that Pipecat reads from a tool that is a function.
         self.__name__ = spec.name
         self.__doc__ = spec.function.__doc__
         self.__annotations__ = {}
@@ -58,10 +54,10 @@ class JobTool(FunctionSchema, LLMTool):
         return JobTool(self._spec, instance)
 
     async def __call__(self, params: FunctionCallParams, **arguments: Any) -> None:
-        """Run one call. Pipecat does this.
+        """Run one call; Pipecat calls this.
 
         Args:
-            params: The call.
+            params: The parameters of the call.
             **arguments: The LLM's arguments, which ``params`` has as well.
         """
 
@@ -84,12 +80,12 @@ class JobTool(FunctionSchema, LLMTool):
         if spec.arguments.special is not None:
             given.append(params)
         payload, _ = await spec.prepare(given, arguments)
-        dispatch = Dispatch(spec.name, requester_of(params.pipeline_worker, spec.name), options)
+        dispatch = Dispatch(spec.name, check_requester(params.pipeline_worker, spec.name), options)
 
         async def on_update(worker_name: str, update: JobData) -> None:
             await call.report({"worker": worker_name, "update": update})
 
-        async with speaking_meanwhile(params, options, dispatch.progress):
+        async with speak_meanwhile(params, options, dispatch.progress):
             value = await dispatch.run(
                 payload, timeout=time_left(), on_update=on_update if options.progress else None
             )
