@@ -8,7 +8,7 @@ from pipecat.workers.llm import LLMWorkerActivationArgs, tool
 
 from pipecat_jobs._llm.mixin import JobsMixin
 from pipecat_jobs._protocol.handlers import job
-from pipecat_jobs._protocol.headers import job_attempt, job_moved
+from pipecat_jobs._protocol.headers import JobHeaders, job_attempt, job_headers, job_moved
 from pipecat_jobs._requester.group import JobGroup
 from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
 from pipecat_jobs._version import __version__
@@ -88,6 +88,7 @@ __all__ = [
     "JobGroupEvent",
     "JobGroupParams",
     "JobGroupResponse",
+    "JobHeaders",
     "JobNotEndedError",
     "JobOutcome",
     "JobParams",
@@ -124,6 +125,7 @@ __all__ = [
     "__version__",
     "job",
     "job_attempt",
+    "job_headers",
     "job_moved",
     "job_tool",
     "tool",

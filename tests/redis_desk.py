@@ -13,6 +13,7 @@ from pipecat.bus.messages import (
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.pipeline.job_context import JobStatus
 
+from pipecat_jobs._protocol.headers import JobHeaders, encode_headers
 from pipecat_jobs.bus._distributed.engine import Call, Entry, EntryKind, Lane
 from pipecat_jobs.bus._distributed.local import HearsOfLoss
 from pipecat_jobs.bus._distributed.open_jobs import JobKey
@@ -107,7 +108,7 @@ class Desk:
         return self.others.seal("d", "other", number, CODEC.encode(message))
 
     def seal_request(self, message: BusMessage, number: int = 1, *, once: bool = False) -> bytes:
-        body = (b"1" if once else b"0") + CODEC.encode(message)
+        body = encode_headers(JobHeaders(run_once=once)) + CODEC.encode(message)
         return self.others.seal("job", "other", number, body)
 
     def get_request(

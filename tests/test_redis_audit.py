@@ -122,7 +122,7 @@ async def test_a_job_that_a_server_has_forgotten_the_end_of_is_given_away(way: s
 
 def request() -> Entry:
     message = BusJobRequestMessage(source="asker", target="answerer", job_id="1")
-    body = Envelopes("channel").seal("job", "process", 8, b"0" + WireCodec().encode(message))
+    body = Envelopes("channel").seal("job", "process", 8, b"{}\n" + WireCodec().encode(message))
     return Entry(Lane.DATA, EntryKind.REQUEST, "process:8", 1, body)
 
 

@@ -6,14 +6,16 @@ import pytest
 from pipecat.bus.messages import BusJobStreamDataMessage
 from redis_desk import Desk, answer, request
 
-from pipecat_jobs._protocol.flow import StreamWindow, set_window
+from pipecat_jobs import JobHeaders
+from pipecat_jobs._protocol.flow import StreamWindow
+from pipecat_jobs._protocol.headers import set_headers
 
 
 async def streaming() -> tuple[Desk, StreamWindow]:
     """A process with room for two chunks, whose reader reads."""
     desk, window, message = Desk(), StreamWindow(2), request()
     window.reading(True)
-    set_window(message, lambda _: window)
+    set_headers(message, JobHeaders(find_window=lambda _: window))
     desk.router.publish(message)
     await desk.sent()
     return desk, window

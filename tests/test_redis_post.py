@@ -21,7 +21,7 @@ from pipecat.processors.frame_processor import FrameDirection
 from redis_desk import CODEC, Desk, Hearing, activate, answer, cancel, request
 
 from pipecat_jobs import BusFullError, MessageTypeError, job_attempt
-from pipecat_jobs._protocol.headers import set_run_once
+from pipecat_jobs._protocol.headers import JobHeaders, set_headers
 from pipecat_jobs.bus._distributed.engine import Lane
 
 # -- which way a message goes --------------------------------------------------------------------
@@ -450,7 +450,7 @@ async def test_who_was_declared_dead_gives_up_what_it_had_and_sends_what_it_had_
     desk.router.publish(request("sent"))
     await desk.sent()
     tried, once = request("tried"), request("tried once")
-    set_run_once(once)
+    set_headers(once, JobHeaders(run_once=True))
     desk.router.publish(tried)
     desk.router.publish(once)
     await desk.tried()

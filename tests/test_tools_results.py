@@ -8,8 +8,7 @@ import pytest
 from pipecat.bus.messages import BusJobRequestMessage
 from tools_stage import WORKERS, Colleague, NewLLM, calls_debate, new_llm, raise_stage, tool_results
 
-from pipecat_jobs import JobOutcome, JobToolError, LLMContextWorker, job, job_tool
-from pipecat_jobs._protocol.headers import runs_once
+from pipecat_jobs import JobOutcome, JobToolError, LLMContextWorker, job, job_headers, job_tool
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
 from pipecat_jobs.testing.fixtures import LogRecord
 
@@ -66,7 +65,7 @@ async def test_a_tools_jobs_are_never_begun_twice_where_it_says_so(
     class Cashier(Colleague):
         @job(name="pay")
         async def pay(self, message: BusJobRequestMessage) -> dict[str, Any]:
-            seen.append(runs_once(message))
+            seen.append(job_headers(message).run_once)
             return {}
 
     options: dict[str, Any] = {"run_once": True} if once else {}

@@ -17,7 +17,7 @@ from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._executor.execution import Execution
-from pipecat_jobs._protocol.flow import window_of
+from pipecat_jobs._protocol.headers import find_window
 from pipecat_jobs._protocol.recent import Expiring, Recent
 from pipecat_jobs._protocol.statements import check_response
 from pipecat_jobs.errors import InvalidJobTypeError, UnknownJobError
@@ -169,7 +169,7 @@ class Responses:
             data=check_data("stream data", data),
         )
         if message_class is BusJobStreamDataMessage and execution.window is None:
-            execution.window = window_of(execution.request)
+            execution.window = find_window(execution.request)
         window = execution.window
         if window is None or message_class is BusJobStreamStartMessage:
             await self._worker.send_bus_message(chunk)

@@ -1,51 +1,6 @@
-"""Slowing a worker that streams faster than it is read.
-
-The window that a stream has to wait for travels beside the request, within a process.
-"""
+"""Slowing a worker that streams faster than it is read."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Self, TypeAlias
-
-from pipecat.bus.messages import BusJobRequestMessage
-
-#: Gives the window of a worker, by its name.
-WindowOf: TypeAlias = "Callable[[str], StreamWindow | None]"
-
-
-class _Source:
-    """Goes with a request, and with what is made of it by copying."""
-
-    __slots__ = ("window_of",)
-
-    def __init__(self, window_of: WindowOf):
-        self.window_of = window_of
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
-
-
-def set_window(request: BusJobRequestMessage, window_of: WindowOf) -> None:
-    """Say what the answer to a request has to wait for, when it is a stream.
-
-    Args:
-        request: The request.
-        window_of: Gives the window, once there is a stream.
-    """
-    vars(request)["stream_window"] = _Source(window_of)
-
-
-def window_of(request: BusJobRequestMessage) -> "StreamWindow | None":
-    """Find what the answer to a request has to wait for, when it is a stream.
-
-    Args:
-        request: The request.
-
-    Returns:
-        The window, or None when the worker may stream as fast as it can.
-    """
-    source: object = vars(request).get("stream_window")
-    return source.window_of(request.target or "") if isinstance(source, _Source) else None
 
 
 class StreamWindow:

@@ -1,19 +1,136 @@
-"""How often a job has been begun, whether it may be begun again, and which jobs it belongs to.
+"""What travels beside a request message, which has no fields for it.
 
-All of it travels beside Pipecat's request message, which has no field for it.
+This is the one module that writes or reads the attribute of the message that holds it.
 """
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeAlias, cast
 
 from pipecat.bus.messages import BusJobRequestMessage
 
+from pipecat_jobs._protocol.flow import StreamWindow
 
-def job_attempt(message: BusJobRequestMessage) -> int:
-    """Tell how often a job has been begun, this time included.
+#: Finds the window of a worker's stream by the worker's name.
+FindWindow: TypeAlias = Callable[[str], StreamWindow | None]
+
+_ATTRIBUTE = "pipecat_jobs_headers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobHeaders:
+    """What travels beside a job's request. :func:`job_headers` reads it from the message.
+
+    A bus within one process and :class:`~pipecat_jobs.bus.redis.RedisStreamsBus` carry all of it.
+    Pipecat's network buses and its WebSocket proxies send the fields of Pipecat's own message
+    alone: there the worker reads the defaults.
+
+    Parameters:
+        attempt: How many times the job has been begun, this time included; at least 1.
+        run_once: Whether the job is lost with the process that runs it, rather than begun again in
+            another.
+        affinity: The key of the jobs that belong in one process, as the requester gave it; None
+            when it gave none.
+        moved: Whether earlier jobs of the same affinity ran in another process.
+        trace_context: The trace that the job belongs to, as a tracing library writes it into the
+            headers of a request, e.g. ``{"traceparent": "00-..."}`` of `W3C Trace Context
+            <https://www.w3.org/TR/trace-context/>`_; None when no interceptor has set it.
+        find_window: Limits how far a stream may run ahead of its reader; the package sets it.
+    """
+
+    attempt: int = 1
+    run_once: bool = False
+    affinity: str | None = None
+    moved: bool = False
+    trace_context: Mapping[str, str] | None = field(default=None, hash=False)
+    find_window: FindWindow | None = field(default=None, repr=False, compare=False)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        # A copy of a request waits for the same window as the original.
+        return self
+
+
+_DEFAULTS = JobHeaders()
+
+
+def job_headers(message: BusJobRequestMessage) -> JobHeaders:
+    """Read what travels beside a job's request.
 
     Args:
         message: The request that a handler was called with.
 
     Returns:
-        1, or more when a process was lost while it did the job, and this one has taken it up.
+        The headers; the defaults when the request came without any.
+
+    Example::
+
+        class Importer(BaseWorker):
+            @job(name="import")
+            async def import_file(self, message):
+                headers = job_headers(message)
+                return {"again": headers.attempt > 1, "belongs_to": headers.affinity}
+    """
+    headers = getattr(message, _ATTRIBUTE, None)
+    return headers if isinstance(headers, JobHeaders) else _DEFAULTS
+
+
+def set_headers(message: BusJobRequestMessage, headers: JobHeaders) -> None:
+    """Replace what travels beside a request."""
+    setattr(message, _ATTRIBUTE, headers)
+
+
+def find_window(message: BusJobRequestMessage) -> StreamWindow | None:
+    """Find what a stream that responds to a request has to wait for; None when nothing."""
+    find = job_headers(message).find_window
+    return find(message.target or "") if find is not None else None
+
+
+def encode_headers(headers: JobHeaders) -> bytes:
+    """Encode what the requester set, as one line of JSON without what has its default."""
+    fields: dict[str, object] = {}
+    if headers.run_once:
+        fields["run_once"] = True
+    if headers.affinity is not None:
+        fields["affinity"] = headers.affinity
+    if headers.trace_context is not None:
+        fields["trace_context"] = dict(headers.trace_context)
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+
+def decode_headers(line: bytes) -> JobHeaders:
+    """Decode :func:`encode_headers`; raise ValueError for what it cannot have written.
+
+    Unknown fields are ignored, so that a later release can add some.
+    """
+    decoded: object = json.loads(line)
+    if not isinstance(decoded, dict):
+        raise ValueError("the headers are not a JSON object")
+    fields = cast("dict[str, Any]", decoded)
+    affinity, trace = fields.get("affinity"), fields.get("trace_context")
+    if not isinstance(affinity, str | None):
+        raise ValueError("the header 'affinity' is not a string")
+    if trace is not None and not _is_trace_context(trace):
+        raise ValueError("the header 'trace_context' is not an object of strings")
+    return JobHeaders(
+        run_once=fields.get("run_once") is True, affinity=affinity, trace_context=trace
+    )
+
+
+def _is_trace_context(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(item, str) for item in cast("dict[object, object]", value).values()
+    )
+
+
+def job_attempt(message: BusJobRequestMessage) -> int:
+    """Tell how many times a job has been begun, this time included.
+
+    Args:
+        message: The request that a handler was called with.
+
+    Returns:
+        1, or more when a process was lost while it ran the job and this one runs it again.
 
     Example::
 
@@ -24,39 +141,7 @@ def job_attempt(message: BusJobRequestMessage) -> int:
                     ...  # what an earlier attempt has left
                 return {"imported": message.payload["file"]}
     """
-    attempt: object = vars(message).get("attempt", 1)
-    return attempt if isinstance(attempt, int) else 1
-
-
-def set_attempt(message: BusJobRequestMessage, attempt: int) -> None:
-    """Say how often a job has been begun.
-
-    Args:
-        message: The request.
-        attempt: The number, from 1.
-    """
-    vars(message)["attempt"] = attempt
-
-
-def runs_once(message: BusJobRequestMessage) -> bool:
-    """Tell whether the one who asks wants a job never to be begun twice.
-
-    Args:
-        message: The request.
-
-    Returns:
-        Whether it is lost with the process that does it.
-    """
-    return vars(message).get("run_once") is True
-
-
-def set_run_once(message: BusJobRequestMessage) -> None:
-    """Say that a job must never be begun twice.
-
-    Args:
-        message: The request.
-    """
-    vars(message)["run_once"] = True
+    return job_headers(message).attempt
 
 
 def job_moved(message: BusJobRequestMessage) -> bool:
@@ -85,36 +170,4 @@ def job_moved(message: BusJobRequestMessage) -> bool:
                     ...  # ask for what the lesson was about
                 return {"text": "As I said before ..."}
     """
-    return vars(message).get("moved") is True
-
-
-def set_moved(message: BusJobRequestMessage) -> None:
-    """Say that a job runs in another process than the jobs it belongs to.
-
-    Args:
-        message: The request.
-    """
-    vars(message)["moved"] = True
-
-
-def affinity_of(message: BusJobRequestMessage) -> str | None:
-    """Give what the jobs that belong together share, if the requester has said so.
-
-    Args:
-        message: The request.
-
-    Returns:
-        The key, or None.
-    """
-    affinity: object = vars(message).get("affinity")
-    return affinity if isinstance(affinity, str) else None
-
-
-def set_affinity(message: BusJobRequestMessage, affinity: str) -> None:
-    """Say what the jobs that belong together share.
-
-    Args:
-        message: The request.
-        affinity: The key.
-    """
-    vars(message)["affinity"] = affinity
+    return job_headers(message).moved

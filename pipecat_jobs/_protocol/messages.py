@@ -75,17 +75,16 @@ def find_problem(message: JobMessage) -> str | None:
     Returns:
         What is wrong, in a few words, or None when it can be acted on.
     """
-    fields = vars(message)
     for field in _NAMES:
-        value = fields.get(field)
+        value = getattr(message, field, None)
         if not isinstance(value, str) or not value:
             return f"{field} is {shorten(value)}, not a name"
     for field, kind in _CARRIED[type(message)].items():
-        value = fields.get(field)
+        value = getattr(message, field, None)
         if value is not None and not isinstance(value, kind):
             return f"{field} is {shorten(value)}, not a {kind.__name__}"
     if isinstance(message, ResponseMessage) and answered_status(message) is None:
-        return f"status is {shorten(fields.get('status'))}, not a JobStatus"
+        return f"status is {shorten(getattr(message, 'status', None))}, not a JobStatus"
     return None
 
 

@@ -19,8 +19,7 @@ from pipecat.registry import WorkerRegistry
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._protocol.deadline import Deadline
-from pipecat_jobs._protocol.flow import set_window
-from pipecat_jobs._protocol.headers import set_affinity, set_run_once
+from pipecat_jobs._protocol.headers import JobHeaders, set_headers
 from pipecat_jobs._protocol.hooks import Hooks, Steps
 from pipecat_jobs._protocol.messages import (
     JobMessage,
@@ -212,11 +211,12 @@ class Requester:
             job_name=group.params.name,
             payload=group.params.payload,
         )
-        if group.params.run_once:
-            set_run_once(request)
-        if group.params.affinity is not None:
-            set_affinity(request, group.params.affinity)
-        set_window(request, group.window)
+        headers = JobHeaders(
+            run_once=group.params.run_once,
+            affinity=group.params.affinity,
+            find_window=group.window,
+        )
+        set_headers(request, headers)
         await self._worker.send_bus_message(request)
 
     async def request_update(self, job_id: str, worker_name: str) -> None:

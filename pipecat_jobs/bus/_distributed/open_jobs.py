@@ -53,7 +53,7 @@ class JobKey:
     def of(cls, message: BusMessage) -> "JobKey | None":
         """Read which job a message is about, or None when it is about none or has no target."""
         # A peer may have sent anything as the id.
-        if not message.target or not isinstance(vars(message).get("job_id"), str):
+        if not message.target or not isinstance(getattr(message, "job_id", None), str):
             return None
         if isinstance(message, WORKER_MESSAGES):
             return cls(message.target, message.source, message.job_id)

@@ -1,6 +1,7 @@
 """Where each message goes, and what is done with each entry that arrives."""
 
 import asyncio
+from dataclasses import replace
 
 from loguru import logger
 from pipecat.bus.messages import (
@@ -14,13 +15,13 @@ from pipecat.bus.messages import (
 )
 from pipecat.pipeline.job_context import JobStatus
 
-from pipecat_jobs._protocol.flow import set_window, window_of
+from pipecat_jobs._protocol.flow import StreamWindow
 from pipecat_jobs._protocol.headers import (
-    affinity_of,
-    runs_once,
-    set_attempt,
-    set_moved,
-    set_run_once,
+    decode_headers,
+    encode_headers,
+    find_window,
+    job_headers,
+    set_headers,
 )
 from pipecat_jobs._protocol.messages import find_problem
 from pipecat_jobs._protocol.text import describe, shorten
@@ -45,8 +46,6 @@ from pipecat_jobs.outcomes import ErrorDetails
 
 #: The purpose that requests are signed for. Other messages are signed for the lane they take.
 _REQUEST = "job"
-#: The first byte of a request: whether its requester wants it never to be begun twice.
-_ONCE, _MAYBE_AGAIN = b"1", b"0"
 #: The most jobs that one audit asks about.
 _AUDITED = 1000
 
@@ -131,10 +130,10 @@ class Router:
         if self.open_jobs.requested(key) is not None:
             logger.warning(f"{self._local}: not sending {describe(message)}: it has been sent")
             return
-        once, job_name = runs_once(message), message.job_name or ""
-        affinity = affinity_of(message) or ""
+        headers, job_name = job_headers(message), message.job_name or ""
+        once, affinity = headers.run_once, headers.affinity or ""
         _check_text("job_name", job_name)
-        body = (_ONCE if once else _MAYBE_AGAIN) + self._codec.encode(message)
+        body = encode_headers(headers) + self._codec.encode(message)
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             sealed = self._envelopes.seal(_REQUEST, process, number, body)
@@ -147,7 +146,7 @@ class Router:
         call = Call(
             Lane.DATA, Command.REQUEST, arguments, replied, outlives=not once, essential=False
         )
-        job = RequestedJob(key, call, window=lambda: window_of(message))
+        job = RequestedJob(key, call, window=lambda: find_window(message))
         self._outbox.put(call)
         self.open_jobs.add_requested(job)
 
@@ -309,13 +308,17 @@ class Router:
             raise UnreadableMessageError(
                 f"a request of '{opened.sender}' as job {shorten(entry.ref)}"
             )
-        once, message = opened.body[:1], self._codec.decode(opened.body[1:])
+        line, _, body = opened.body.partition(b"\n")
+        try:
+            headers = decode_headers(line)
+        except ValueError as error:
+            raise UnreadableMessageError(f"a request whose headers are {shorten(line)}") from error
+        message = self._codec.decode(body)
         if not isinstance(message, BusJobRequestMessage) or not message.target:
             raise UnreadableMessageError(f"{describe(message)} is not a request")
         if problem := find_problem(message):
             raise UnreadableMessageError(f"{problem}: {describe(message)}")
-        if once == _ONCE:
-            set_run_once(message)
+        set_headers(message, headers)
         return message
 
     def _take(self, message: BusJobRequestMessage, entry: Entry) -> None:
@@ -344,10 +347,14 @@ class Router:
             return
         if entry.attempt > 1:
             self._stats.taken_over += 1
-        set_attempt(message, entry.attempt)
-        if entry.moved:
-            set_moved(message)
-        set_window(message, lambda _: held.window)
+
+        def window(_: str) -> StreamWindow:
+            return held.window
+
+        headers = replace(
+            job_headers(message), attempt=entry.attempt, moved=entry.moved, find_window=window
+        )
+        set_headers(message, headers)
         self._local.on_message_received(message)
 
     def _compare(self, lost: list[str], held: set[str]) -> None:
