@@ -39,6 +39,12 @@ from pipecat_jobs.errors import (
     WorkerNotAddedError,
     WorkerNotReadyError,
 )
+from pipecat_jobs.interceptors import (
+    JobCall,
+    JobInterceptor,
+    JobLifeEvent,
+    JobLifeEventKind,
+)
 from pipecat_jobs.outcomes import (
     CancelReason,
     ErrorDetails,
@@ -78,6 +84,7 @@ __all__ = [
     "ErrorDetails",
     "InvalidJobError",
     "InvalidJobTypeError",
+    "JobCall",
     "JobCancelledError",
     "JobContext",
     "JobError",
@@ -89,6 +96,9 @@ __all__ = [
     "JobGroupParams",
     "JobGroupResponse",
     "JobHeaders",
+    "JobInterceptor",
+    "JobLifeEvent",
+    "JobLifeEventKind",
     "JobNotEndedError",
     "JobOutcome",
     "JobParams",

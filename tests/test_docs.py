@@ -165,6 +165,21 @@ async def test_snippets_of_the_jobs_page_run(names: dict[str, object], number: i
     await run(blocks("docs/jobs.md", "python")[number], names)
 
 
+@pytest.mark.parametrize(
+    ("number", "printed"),
+    [(0, "settled research host -> researcher"), (1, "research needs a topic")],
+)
+async def test_snippets_of_the_interceptors_page_run(
+    names: dict[str, object], capsys: pytest.CaptureFixture[str], number: int, printed: str
+):
+    await run(blocks("docs/interceptors.md", "python")[number], names)
+    if "LogJobs" in names:
+        names["self"].add_job_interceptor(names["LogJobs"]())
+        async with names["self"].job("researcher", name="research"):
+            pass
+    assert printed in capsys.readouterr().out
+
+
 def test_tests_of_the_testing_page_pass(tmp_path: Path):
     plugins, *tests = blocks("docs/testing.md", "python")
     (tmp_path / "conftest.py").write_text(plugins)

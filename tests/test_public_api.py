@@ -25,13 +25,14 @@ PACKAGE = Path(pipecat_jobs.__file__).parent
 
 NAMES = """
     BaseUIWorker BaseWorker BusFullError BusUnavailableError CancelReason DuplicateJobHandlerError
-    DuplicateWorkerError ErrorDetails InvalidJobError InvalidJobTypeError JobCancelledError
-    JobContext JobError JobEvent JobGroup JobGroupContext JobGroupError JobGroupEvent
-    JobGroupParams JobGroupResponse JobHeaders JobNotEndedError JobOutcome JobParams JobRefusal
-    JobRefusedError JobStatus JobTimeoutError JobTool JobToolError JobToolProgress JobsMixin
-    LLMContextWorker LLMTurnError LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker
-    LLMWorkerActivationArgs MessageTooLargeError MessageTypeError NoJobHandlerError OutcomeStatus
-    PipelineParams PipelineWorker ProcessorUnusablePolicy RedisModeError RedisStartError RoutedBus
+    DuplicateWorkerError ErrorDetails InvalidJobError InvalidJobTypeError JobCall
+    JobCancelledError JobContext JobError JobEvent JobGroup JobGroupContext JobGroupError
+    JobGroupEvent JobGroupParams JobGroupResponse JobHeaders JobInterceptor JobLifeEvent
+    JobLifeEventKind JobNotEndedError JobOutcome JobParams JobRefusal JobRefusedError JobStatus
+    JobTimeoutError JobTool JobToolError JobToolProgress JobsMixin LLMContextWorker LLMTurnError
+    LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker LLMWorkerActivationArgs
+    MessageTooLargeError MessageTypeError NoJobHandlerError OutcomeStatus PipelineParams
+    PipelineWorker ProcessorUnusablePolicy RedisModeError RedisStartError RoutedBus
     ToolCallContext UIWorker UnknownJobError WorkerLostError WorkerNotAddedError
     WorkerNotReadyError __version__ job job_attempt job_headers job_moved job_tool tool tool_call
 """.split()

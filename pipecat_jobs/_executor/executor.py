@@ -22,6 +22,7 @@ from pipecat_jobs._executor.execution import Execution, Room, current_execution
 from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._protocol.handlers import ConcurrencyLimit, HandlerSpec
 from pipecat_jobs._protocol.hooks import Hooks, Steps
+from pipecat_jobs._protocol.interception import Interceptors
 from pipecat_jobs._protocol.statements import Statement, check_response
 from pipecat_jobs._protocol.tasks import RunningTask, log_raised, start_task
 from pipecat_jobs._protocol.text import describe
@@ -32,6 +33,7 @@ from pipecat_jobs.errors import (
     LLMTurnInterruptedError,
     NoJobHandlerError,
 )
+from pipecat_jobs.interceptors import JobLifeEventKind
 from pipecat_jobs.outcomes import CancelReason, ErrorDetails, JobData, JobRefusal
 
 #: What a handler is called with and may give back.
@@ -44,6 +46,7 @@ class Executor:
     Args:
         worker: The worker that was asked.
         hooks: Its hooks.
+        interceptors: Its interceptors.
         responses: Its open jobs, and how they are answered.
         handlers: Its ``@job`` handlers, by job name.
         limits: How many jobs it has at once, by job name; None stands for ``on_job_request``.
@@ -55,6 +58,7 @@ class Executor:
         self,
         worker: BaseWorker,
         hooks: Hooks,
+        interceptors: Interceptors,
         responses: Responses,
         handlers: Mapping[str, HandlerSpec],
         *,
@@ -64,6 +68,7 @@ class Executor:
     ):
         self._worker = worker
         self._hooks = hooks
+        self._interceptors = interceptors
         self._responses = responses
         self._handlers = handlers
         self._cancel_grace = cancel_grace
@@ -269,24 +274,54 @@ class Executor:
             stopping.cancel()
 
     async def _call(self, execution: Execution, call: _Call) -> None:
-        request = execution.request
-        result = call(request)
-        if not iscoroutine(result) and isinstance(result, AsyncIterator):
-            await self._stream(execution, result)
-            return
-        answer = await result
+        if self._interceptors:
+            answer = await self._call_intercepted(execution, call)
+        else:
+            answer = await self._call_handler(execution, call, execution.request)
         if answer is None:
             execution.returned = True
             if execution.turn_failure is not None:
                 raise execution.turn_failure
             return
-        if not isinstance(answer, dict):
+        await self._responses.finish(execution, JobStatus.COMPLETED, check_response(answer))
+
+    async def _call_intercepted(self, execution: Execution, call: _Call) -> JobData | None:
+        request = execution.request
+        error = None
+        self._tell(JobLifeEventKind.BEGUN, request)
+        try:
+            run = partial(self._call_handler, execution, call)
+            return await self._interceptors.handle(request, run)
+        except BaseException as raised:
+            error = ErrorDetails.from_exception(raised)
+            raise
+        finally:
+            self._tell(JobLifeEventKind.HANDLER_ENDED, request, error)
+
+    def _tell(
+        self,
+        kind: JobLifeEventKind,
+        request: BusJobRequestMessage,
+        error: ErrorDetails | None = None,
+    ) -> None:
+        self._interceptors.tell(
+            kind, request.job_id, request.job_name, request.source, self._worker.name, error=error
+        )
+
+    async def _call_handler(
+        self, execution: Execution, call: _Call, request: BusJobRequestMessage
+    ) -> JobData | None:
+        result = call(request)
+        if not iscoroutine(result) and isinstance(result, AsyncIterator):
+            await self._stream(execution, result)
+            return None
+        answer = await result
+        if answer is not None and not isinstance(answer, dict):
             raise InvalidJobTypeError(
                 f"the handler returned {answer!r}; return a dict, or None and answer with "
                 "send_job_response()"
             )
-        response = check_response(cast(JobData, answer))
-        await self._responses.finish(execution, JobStatus.COMPLETED, response)
+        return cast("JobData | None", answer)
 
     async def _stream(self, execution: Execution, chunks: AsyncIterator[object]) -> None:
         job_id = execution.request.job_id

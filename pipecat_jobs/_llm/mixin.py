@@ -37,6 +37,8 @@ class JobsMixin(WorkerJobs):
       jobs ran in another process.
     - ``job_cancel_grace`` (1.0): seconds that a cancelled handler has to clean up; then its job
       ends without it.
+    - ``job_interceptors`` (none): :class:`~pipecat_jobs.JobInterceptor` objects that watch or wrap
+      every job that a worker of the class asks or is asked, the outermost first.
 
     Example::
 

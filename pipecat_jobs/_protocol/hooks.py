@@ -54,6 +54,15 @@ async def guarded(where: str, call: Callable[[], Awaitable[object]]) -> None:
         _log_raised_by(where, error)
 
 
+def call_guarded(where: str, call: Callable[[], object]) -> None:
+    """Call a bot builder's function that does not wait; log what it raises, whatever that is."""
+    try:
+        call()
+    except BaseException as error:
+        RunningTask().survive(error)
+        _log_raised_by(where, error)
+
+
 def _log_raised_by(where: str, error: BaseException) -> None:
     log_raised(f"{where} raised {type(error).__name__}; going on", error)
 
@@ -82,11 +91,7 @@ def logging_traceback(event: str, handler: Callable[..., Any]) -> Callable[..., 
 
     @wraps(handler)
     def in_place(*args: object) -> None:
-        try:
-            handler(*args)
-        except BaseException as error:
-            RunningTask().survive(error)
-            _log_raised_by(where, error)
+        call_guarded(where, lambda: handler(*args))
 
     return in_place
 

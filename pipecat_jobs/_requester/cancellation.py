@@ -90,7 +90,8 @@ class Cancellation:
             group: The group.
             error: What went wrong.
         """
-        group.give_up(OutcomeStatus.ERROR, error=error)
+        status = OutcomeStatus.FAILED if error.for_llm else OutcomeStatus.ERROR
+        group.give_up(status, error=error)
         await self._close(group, None)
 
     async def _close(self, group: JobGroup, reason: str | None) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Self, cast
 
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
@@ -69,6 +69,8 @@ class JobGroup(PipecatJobGroup):
     dispatcher: asyncio.Task[object] | None = None
     #: Who ends it, should it be cancelled.
     ending = CancelReason.REQUESTER_CANCELLED
+    #: Called with each outcome; None while nothing has to know.
+    on_settled: Callable[[JobOutcome], None] | None = None
     #: Whether the dispatch was cut off, because the group ended before it was through.
     cut_off = False
     _events: EventQueue | None = None
@@ -271,6 +273,8 @@ class JobGroup(PipecatJobGroup):
             self.responses[worker_name] = response or {}
         if self.cancel_on_error and not outcome.completed:
             self._first = self._first or outcome
+        if self.on_settled is not None:
+            self.on_settled(outcome)
         return outcome
 
     def give_up(

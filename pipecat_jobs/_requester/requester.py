@@ -1,6 +1,7 @@
 """What this worker asked of others."""
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from typing import TypeGuard
 
@@ -21,6 +22,7 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat_jobs._protocol.deadline import Deadline
 from pipecat_jobs._protocol.headers import JobHeaders, set_headers
 from pipecat_jobs._protocol.hooks import Hooks, Steps
+from pipecat_jobs._protocol.interception import Interceptors
 from pipecat_jobs._protocol.messages import (
     JobMessage,
     ResponseMessage,
@@ -38,7 +40,15 @@ from pipecat_jobs._requester.group import JobGroup
 from pipecat_jobs._requester.liveness import DepartureOf, Liveness
 from pipecat_jobs._requester.readiness import StartableBus, until_ready
 from pipecat_jobs.errors import InvalidJobError, UnknownJobError, WorkerNotAddedError
-from pipecat_jobs.outcomes import CancelReason, ErrorDetails, JobRefusal, OutcomeStatus
+from pipecat_jobs.interceptors import JobCall, JobLifeEventKind
+from pipecat_jobs.outcomes import (
+    CancelReason,
+    ErrorDetails,
+    JobData,
+    JobOutcome,
+    JobRefusal,
+    OutcomeStatus,
+)
 from pipecat_jobs.params import JobGroupParams
 
 
@@ -48,6 +58,7 @@ class Requester:
     Args:
         worker: The worker that asks.
         hooks: Its hooks.
+        interceptors: Its interceptors.
         departure_of: Finds where a worker tells that it has stopped.
         extended: Whether the worker's class extends ``create_job_group_and_request_job()``.
     """
@@ -56,12 +67,14 @@ class Requester:
         self,
         worker: BaseWorker,
         hooks: Hooks,
+        interceptors: Interceptors,
         departure_of: DepartureOf,
         *,
         extended: bool,
     ):
         self._worker = worker
         self._hooks = hooks
+        self._interceptors = interceptors
         self._is_extended = extended
         self._liveness = Liveness(worker, self.lost, departure_of)
         # The worker's own ``job_groups``: Pipecat's workers look their groups up there.
@@ -154,6 +167,10 @@ class Requester:
         group = JobGroup.for_dispatch(
             job_id, worker_names, params, steps, single=single, keeps_events=keeps_events
         )
+        if self._interceptors:
+            group.on_settled = partial(self._tell_settled, group)
+            for name in worker_names:
+                self._tell(JobLifeEventKind.ASKED, group, name)
         if self._stopped:
             group.ending = CancelReason.REQUESTER_STOPPED
             group.fail(f"worker '{self._worker.name}' has stopped")
@@ -167,7 +184,7 @@ class Requester:
         group.dispatcher = task
         running = RunningTask()
         try:
-            await self._reach_workers(group, registry)
+            await self._send_requests(group, registry)
         except asyncio.CancelledError:
             if not (task and group.cut_off and task.uncancel() <= cancels):
                 await self._cancellation.cancel(group, "caller cancelled")
@@ -186,7 +203,59 @@ class Requester:
             raise group.failure()
         return group
 
-    async def _reach_workers(self, group: JobGroup, registry: WorkerRegistry) -> None:
+    async def _send_requests(self, group: JobGroup, registry: WorkerRegistry) -> None:
+        params = group.params
+        headers = JobHeaders(
+            run_once=params.run_once, affinity=params.affinity, find_window=group.window
+        )
+        if not self._interceptors:
+            await self._reach_workers(group, registry, params.payload, headers)
+            return
+
+        async def send(call: JobCall) -> None:
+            headers = replace(call.headers, find_window=group.window)
+            await self._reach_workers(group, registry, call.payload, headers)
+
+        call = JobCall(
+            job_id=group.job_id,
+            job_name=params.name,
+            requester=self._worker.name,
+            worker_names=tuple(group.worker_names),
+            timeout=params.timeout,
+            payload=params.payload,
+            headers=headers,
+        )
+        await self._interceptors.ask(call, send)
+
+    def _tell(
+        self,
+        kind: JobLifeEventKind,
+        group: JobGroup,
+        worker: str,
+        *,
+        data: JobData | None = None,
+        outcome: JobOutcome | None = None,
+    ) -> None:
+        self._interceptors.tell(
+            kind,
+            group.job_id,
+            group.params.name,
+            self._worker.name,
+            worker,
+            data=data,
+            outcome=outcome,
+        )
+
+    def _tell_settled(self, group: JobGroup, outcome: JobOutcome) -> None:
+        self._tell(JobLifeEventKind.SETTLED, group, outcome.worker, outcome=outcome)
+
+    async def _reach_workers(
+        self,
+        group: JobGroup,
+        registry: WorkerRegistry,
+        payload: JobData | None,
+        headers: JobHeaders,
+    ) -> None:
         missing = [name for name in group.worker_names if name not in registry]
         if missing:
             group.note_known_workers([*registry.local_workers, *registry.remote_workers])
@@ -197,9 +266,11 @@ class Requester:
         for name in group.worker_names:
             if group.failed:
                 break
-            await self._send_request(group, name)
+            await self._send_request(group, name, payload, headers)
 
-    async def _send_request(self, group: JobGroup, name: str) -> None:
+    async def _send_request(
+        self, group: JobGroup, name: str, payload: JobData | None, headers: JobHeaders
+    ) -> None:
         group.asks(name)
         if (reason := self._liveness.watch(name, group.job_id)) is not None:
             self._settle_lost(group, name, reason)
@@ -209,14 +280,11 @@ class Requester:
             target=name,
             job_id=group.job_id,
             job_name=group.params.name,
-            payload=group.params.payload,
-        )
-        headers = JobHeaders(
-            run_once=group.params.run_once,
-            affinity=group.params.affinity,
-            find_window=group.window,
+            payload=payload,
         )
         set_headers(request, headers)
+        if self._interceptors:
+            self._tell(JobLifeEventKind.SENT, group, name)
         await self._worker.send_bus_message(request)
 
     async def request_update(self, job_id: str, worker_name: str) -> None:
@@ -324,6 +392,10 @@ class Requester:
         self, hook: str, message: UpdateMessage | StreamMessage, event: JobGroupEvent
     ) -> None:
         group = self._awaited(message)
+        if group is not None and self._interceptors:
+            update = event.type == JobGroupEvent.UPDATE
+            kind = JobLifeEventKind.UPDATE if update else JobLifeEventKind.STREAM
+            self._tell(kind, group, message.source, data=event.data)
         if group is None or group.failed:
             self._hear_late(hook, message)
             return

@@ -1,6 +1,6 @@
 """The one place that knows Pipecat's worker: its methods in front, our two halves behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, Unpack
 
@@ -32,6 +32,7 @@ from pipecat_jobs._protocol.affinity import Affinity, check_affinity
 from pipecat_jobs._protocol.checks import check_delay
 from pipecat_jobs._protocol.handlers import collect_handlers, find_limits
 from pipecat_jobs._protocol.hooks import Hooks, guarded
+from pipecat_jobs._protocol.interception import Interceptors
 from pipecat_jobs._protocol.messages import JobMessage, find_problem, is_job_message
 from pipecat_jobs._protocol.text import describe
 from pipecat_jobs._requester.liveness import Departure
@@ -39,6 +40,7 @@ from pipecat_jobs._requester.requester import Requester
 from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
 from pipecat_jobs._worker.responding import Responding
 from pipecat_jobs.errors import DuplicateWorkerError, LLMTurnError
+from pipecat_jobs.interceptors import JobInterceptor
 from pipecat_jobs.params import (
     JobGroupKeywords,
     JobKeywords,
@@ -73,6 +75,7 @@ class WorkerJobs(Responding):
     job_request_concurrency: ClassVar[int | Literal["auto"] | None] = "auto"
     job_affinity: ClassVar[Affinity | Literal["auto"] | None] = "auto"
     job_cancel_grace: ClassVar[float] = 1.0
+    job_interceptors: ClassVar[Sequence[JobInterceptor]] = ()
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -84,10 +87,14 @@ class WorkerJobs(Responding):
         limits = find_limits(self)
         grace = check_delay(f"{type(self).__name__}.job_cancel_grace", self.job_cancel_grace)
         self.__hooks = hooks = Hooks(self)
+        where = f"{type(self).__name__}.job_interceptors"
+        self.__interceptors = interceptors = Interceptors(self.job_interceptors, where)
         self.__departure = Departure()
         create = "create_job_group_and_request_job"
         extended = getattr(type(self), create) is not getattr(WorkerJobs, create)
-        self.__requester = Requester(self, hooks, self.__departure_of, extended=extended)
+        self.__requester = Requester(
+            self, hooks, interceptors, self.__departure_of, extended=extended
+        )
         self._job_responses = Responses(self)
         self.__turns = turns = self._make_turns(
             lambda job, failure: executor.on_turn_failure(job, failure)
@@ -95,6 +102,7 @@ class WorkerJobs(Responding):
         self.__executor = executor = Executor(
             self,
             hooks,
+            interceptors,
             self._job_responses,
             collect_handlers(type(self)),
             limits=limits,
@@ -273,6 +281,29 @@ class WorkerJobs(Responding):
             await super().request_job_update(job_id, worker_name)
         else:
             await self.__requester.request_update(job_id, worker_name)
+
+    def add_job_interceptor(self, interceptor: JobInterceptor) -> None:
+        """Add an interceptor that watches or wraps this worker's jobs, from the next event on.
+
+        It goes inside those that were added before, and inside those of ``job_interceptors``.
+
+        Args:
+            interceptor: The interceptor; it may serve other workers too.
+
+        Raises:
+            InvalidJobTypeError: If it is not a :class:`~pipecat_jobs.JobInterceptor`, or its
+                ``on_event()`` is ``async def``.
+
+        Example::
+
+            class Log(JobInterceptor):
+                def on_event(self, event):
+                    print(event.kind, event.job_id, event.worker)
+
+
+            self.add_job_interceptor(Log())
+        """
+        self.__interceptors.add(interceptor, "interceptor")
 
     async def worker_lost(
         self, worker_name: str, *, reason: str, job_id: str | None = None

@@ -1,0 +1,135 @@
+"""The interceptors of one worker, as both halves call them."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from inspect import iscoroutinefunction
+
+from pipecat.bus.messages import BusJobRequestMessage
+
+from pipecat_jobs._protocol.checks import check_instance
+from pipecat_jobs._protocol.headers import JobHeaders, job_headers, set_headers
+from pipecat_jobs._protocol.hooks import call_guarded
+from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
+from pipecat_jobs.interceptors import (
+    JobCall,
+    JobInterceptor,
+    JobLifeEvent,
+    JobLifeEventKind,
+    ProceedToAsk,
+    ProceedToHandle,
+)
+from pipecat_jobs.outcomes import ErrorDetails, JobData, JobOutcome
+from pipecat_jobs.params import check_data
+
+
+class Interceptors:
+    """The interceptors of a worker, the outermost first. False while there are none."""
+
+    __slots__ = ("_all",)
+
+    def __init__(self, interceptors: object, where: str):
+        self._all: tuple[JobInterceptor, ...] = ()
+        wanted = "a sequence of JobInterceptor objects"
+        for interceptor in check_instance(where, interceptors, Sequence, wanted):
+            self.add(interceptor, where)
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    def add(self, interceptor: object, where: str) -> None:
+        """Add the innermost interceptor; refuse what is not one."""
+        checked = check_instance(where, interceptor, JobInterceptor, "a JobInterceptor")
+        if iscoroutinefunction(checked.on_event):
+            raise InvalidJobTypeError(
+                f"{type(checked).__name__}.on_event() is 'async def'; make it 'def', and start a "
+                "task in it for what has to wait"
+            )
+        self._all = (*self._all, checked)
+
+    def tell(
+        self,
+        kind: JobLifeEventKind,
+        job_id: str,
+        job_name: str | None,
+        requester: str,
+        worker: str,
+        *,
+        data: JobData | None = None,
+        outcome: JobOutcome | None = None,
+        error: ErrorDetails | None = None,
+    ) -> None:
+        """Pass an event to every interceptor."""
+        event = JobLifeEvent(
+            kind=kind,
+            job_id=job_id,
+            job_name=job_name,
+            requester=requester,
+            worker=worker,
+            time=time.time(),
+            data=data,
+            outcome=outcome,
+            error=error,
+        )
+        for interceptor in self._all:
+            where = f"{type(interceptor).__name__}.on_event()"
+            call_guarded(where, partial(interceptor.on_event, event))
+
+    async def ask(self, call: JobCall, send: ProceedToAsk) -> None:
+        """Send a call's requests through every ``ask()``; raise where that leaves them unsent."""
+        begun = sent = False
+
+        async def proceed(given: JobCall) -> None:
+            nonlocal begun, sent
+            if begun:
+                raise InvalidJobError("an interceptor's ask() awaits proceed() once, not again")
+            begun = True
+            kept = replace(given, payload=call.payload, headers=call.headers)
+            if kept != call:
+                raise InvalidJobError(
+                    "an interceptor's ask() may replace the call's payload and headers, no other "
+                    "field"
+                )
+            check_data("payload", given.payload)
+            check_instance("headers", given.headers, JobHeaders, "a JobHeaders")
+            await send(given)
+            sent = True
+
+        wrapped: ProceedToAsk = proceed
+        for interceptor in reversed(self._all):
+            wrapped = partial(interceptor.ask, proceed=wrapped)
+        await wrapped(call)
+        if not sent:
+            raise InvalidJobError(
+                "an interceptor's ask() returned and the requests were not sent; await "
+                "proceed(call), or raise an exception to refuse the call"
+            )
+
+    async def handle(self, request: BusJobRequestMessage, run: ProceedToHandle) -> JobData | None:
+        """Run a handler through every ``handle()``; give what is to be the response."""
+        proceeded = False
+
+        async def proceed(given: BusJobRequestMessage) -> JobData | None:
+            nonlocal proceeded
+            proceeded = True
+            if given is not request:
+                if (given.job_id, given.source) != (request.job_id, request.source):
+                    raise InvalidJobError(
+                        "an interceptor's handle() may replace the request's payload, not its "
+                        "job_id or source"
+                    )
+                # A copy made by dataclasses.replace() has none.
+                set_headers(given, job_headers(request))
+            return await run(given)
+
+        wrapped: ProceedToHandle = proceed
+        for interceptor in reversed(self._all):
+            wrapped = partial(interceptor.handle, proceed=wrapped)
+        response = check_data("the response of handle()", await wrapped(request))
+        if response is None and not proceeded:
+            raise InvalidJobError(
+                "an interceptor's handle() returned None and the handler has not run; await "
+                "proceed(request), or return a dict as the response"
+            )
+        return response
