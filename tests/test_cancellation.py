@@ -303,7 +303,7 @@ async def test_any_number_of_cancels_may_overtake_their_requests(
     await chaos_bus.wait_for(BusJobResponseMessage, MANY)
     await chaos_harness.settle()
     assert answerer.ran == []
-    assert len(answerer._job_answers.early_cancels) == 0
+    assert len(answerer._job_responses.early_cancels) == 0
 
 
 async def test_the_answers_to_any_number_of_cancels_reach_the_hook(chaos_harness: JobHarness):
@@ -330,10 +330,10 @@ def test_cancels_that_belong_to_no_request_are_forgotten():
                     BusJobCancelMessage(source="asker", target="answerer", job_id=str(number))
                 )
             await harness.settle()
-            assert len(answerer._job_answers.early_cancels) == MANY
+            assert len(answerer._job_responses.early_cancels) == MANY
             await asyncio.sleep(3_600)
             await asker.ask("answerer", "echo")
-            assert len(answerer._job_answers.early_cancels) == 0
+            assert len(answerer._job_responses.early_cancels) == 0
 
     run_virtual(test())
 

@@ -16,7 +16,7 @@ make = peers_ui.make
 
 
 @pytest.mark.parametrize("asks", [OurPeer, PlainPeer])
-async def test_its_respond_job_answers_what_a_tool_says(make: MakeUI, asks: type):
+async def test_its_respond_job_responses_what_a_tool_says(make: MakeUI, asks: type):
     asker = asks("asker")
     async with JobHarness(check_watches=False) as harness, ScriptedLLMServer() as llm:
         llm.on("where", ToolCall("answer", {"text": "on the left"}))
@@ -73,7 +73,7 @@ needs_screen = pytest.mark.skipif(
 
 
 @needs_screen
-async def test_its_respond_job_answers_with_the_reply_the_model_writes(
+async def test_its_respond_job_responses_with_the_reply_the_model_writes(
     make: MakeUI, job_harness: JobHarness, scripted_llm: ScriptedLLMServer
 ):
     asker = OurPeer("asker")
