@@ -1,8 +1,9 @@
-"""One job at the worker that does it, and the room it may have to wait for."""
+"""One job at the worker that runs it: its state, and the slot it may have to wait for."""
 
 import asyncio
 from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import Enum
 
 from pipecat.bus.messages import BusJobRequestMessage
 
@@ -11,84 +12,159 @@ from pipecat_jobs._protocol.hooks import Steps
 from pipecat_jobs.errors import LLMTurnError
 
 
-class Room:
-    """Bounds how many jobs of one handler are open, or running, at once.
+class Slots:
+    """The slots under one concurrency limit."""
 
-    Args:
-        size: How many.
-        until_answered: Whether a job stays in it until it has been answered; otherwise until its
-            handler has returned.
-        has_turn: Whether the LLM turn of its worker belongs to the job in it.
-    """
-
-    __slots__ = ("has_turn", "places", "until_answered")
+    __slots__ = ("free", "has_turn", "until_answered")
 
     def __init__(self, size: int, *, until_answered: bool, has_turn: bool = False):
+        #: Whether a job keeps its slot until its response; otherwise until its handler returns.
         self.until_answered = until_answered
+        #: Whether the LLM turn of the worker belongs to the job in the slot.
         self.has_turn = has_turn
-        self.places = asyncio.Semaphore(size)
+        self.free = asyncio.Semaphore(size)
+
+
+class ExecutionState(Enum):
+    """How far a job is at its worker. The diagram in ``docs/jobs.md`` shows the transitions."""
+
+    #: Its handler waits for a slot.
+    WAITING = "waiting"
+    #: Its handler runs.
+    RUNNING = "running"
+    #: Its handler returned without a response, or it has none: other code responds later.
+    RETURNED = "returned"
+    #: It was cancelled: its handler and its hooks clean up.
+    CANCELLING = "cancelling"
+    #: Its response is being sent.
+    RESPONDING = "responding"
+    #: Its response was sent, or never will be.
+    ENDED = "ended"
+
+
+_State = ExecutionState
+
+#: The states that may follow each. RESPONDING goes back when the response could not be sent.
+TRANSITIONS: dict[ExecutionState, frozenset[ExecutionState]] = {
+    _State.WAITING: frozenset(
+        {_State.RUNNING, _State.CANCELLING, _State.RESPONDING, _State.ENDED},
+    ),
+    _State.RUNNING: frozenset(
+        {_State.RETURNED, _State.CANCELLING, _State.RESPONDING, _State.ENDED},
+    ),
+    _State.RETURNED: frozenset({_State.CANCELLING, _State.RESPONDING, _State.ENDED}),
+    _State.CANCELLING: frozenset({_State.RESPONDING, _State.ENDED}),
+    _State.RESPONDING: frozenset(
+        {_State.WAITING, _State.RUNNING, _State.RETURNED, _State.CANCELLING, _State.ENDED},
+    ),
+    _State.ENDED: frozenset(),
+}
 
 
 @dataclass(slots=True, eq=False)
 class Execution:
-    """One job at this worker, from its request to its answer.
-
-    Parameters:
-        request: What was asked.
-        task: Its handler, when it has one and that is running.
-        cancelled: Whether it was called off.
-        task_cancelled: Whether its handler has been cancelled, and may be cleaning up.
-        answering: Whether an answer is on its way or has been sent.
-        ended: Whether it has been answered.
-        room: The room it is in.
-        returned: Whether its handler has returned and left the answer to somebody else.
-        turn_failure: Why the last LLM turn it started failed.
-        steps: Runs its hooks in order, once there was one to run.
-        window: What its stream waits for, once it has one.
-    """
+    """One job at this worker, from its request to its response."""
 
     request: BusJobRequestMessage
+    state: ExecutionState = ExecutionState.WAITING
+    #: Its handler's task, while that runs.
     task: asyncio.Task[None] | None = None
-    cancelled: bool = False
-    task_cancelled: bool = False
-    answering: bool = False
-    ended: bool = False
-    room: Room | None = None
-    returned: bool = False
+    #: The slots of which it has one.
+    slots: Slots | None = None
+    #: Why the last LLM turn it started failed.
     turn_failure: LLMTurnError | None = None
+    #: Runs its hooks in order, once there was one to run.
     steps: Steps | None = None
+    #: What its stream waits for, once it has one.
     window: StreamWindow | None = None
+    # The state without regard to a response: where RESPONDING goes back to.
+    _progress: ExecutionState = ExecutionState.WAITING
     _end: asyncio.Event | None = None
 
+    # -- its state ---------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether its response was sent, or never will be."""
+        return self.state is _State.ENDED
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a response may still be sent, and none is on its way."""
+        return self.state not in (_State.RESPONDING, _State.ENDED)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was cancelled before it ended."""
+        return self._progress is _State.CANCELLING
+
+    def begin(self) -> None:
+        """Note that its handler runs."""
+        self._advance(_State.RUNNING)
+
+    def leave_response(self) -> None:
+        """Note that its handler left the response to other code, or that it has no handler."""
+        if self._progress is _State.WAITING:
+            self._advance(_State.RUNNING)
+        self._advance(_State.RETURNED)
+
+    def cancel(self) -> bool:
+        """Note that it was cancelled; False when it was already: another caller cleans up."""
+        if self.cancelled:
+            return False
+        self._advance(_State.CANCELLING)
+        return True
+
+    def begin_response(self) -> None:
+        """Note that its response is being sent."""
+        self._move(_State.RESPONDING)
+
+    def fail_response(self) -> None:
+        """Note that the response could not be sent: it is where it was."""
+        if self.state is _State.RESPONDING:
+            self._move(self._progress)
+
     def end(self) -> None:
-        """Note that it has been answered."""
-        self.answering = self.ended = True
+        """Note that its response was sent, or never will be. May be called more than once."""
+        if self.state is not _State.ENDED:
+            self._move(_State.ENDED)
         if self._end is not None:
             self._end.set()
         if self.window is not None:
             self.window.close()
 
+    def _advance(self, progress: ExecutionState) -> None:
+        # The handler may go on, or begin, after the response; a cancel is final.
+        if self.cancelled or self.state is _State.ENDED:
+            return
+        assert progress in TRANSITIONS[self._progress], (self._progress, progress)
+        self._progress = progress
+        if self.state is not _State.RESPONDING:
+            self._move(progress)
+
+    def _move(self, state: ExecutionState) -> None:
+        assert state in TRANSITIONS[self.state], (self.state, state)
+        self.state = state
+
     async def until_ended(self) -> None:
-        """Wait until it has been answered."""
+        """Wait until its response was sent, or never will be."""
         if not self.ended:
             self._end = self._end or asyncio.Event()
             await self._end.wait()
 
-    async def enter(self, room: Room) -> None:
-        """Wait for a place, in order of arrival.
+    # -- its slot ----------------------------------------------------------------------------
 
-        Args:
-            room: Where.
-        """
-        await room.places.acquire()
-        self.room = room
+    async def take_slot(self, slots: Slots) -> None:
+        """Wait for a free slot, in order of arrival."""
+        await slots.free.acquire()
+        self.slots = slots
 
-    def leave(self) -> None:
-        """Give the place, if there is one, to the next. May be called more than once."""
-        if self.room is not None:
-            self.room.places.release()
-            self.room = None
+    def free_slot(self) -> None:
+        """Free its slot for the next job, if it has one. May be called more than once."""
+        if self.slots is not None:
+            self.slots.free.release()
+            self.slots = None
 
 
-#: The job whose handler, or whatever that handler started, is running.
+#: The job whose handler, or code that the handler started, is running.
 current_execution: ContextVar[Execution | None] = ContextVar("pipecat_jobs_job", default=None)

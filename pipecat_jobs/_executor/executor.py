@@ -18,7 +18,7 @@ from pipecat.bus.messages import (
 from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker
 
-from pipecat_jobs._executor.execution import Execution, Room, current_execution
+from pipecat_jobs._executor.execution import Execution, ExecutionState, Slots, current_execution
 from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._protocol.handlers import ConcurrencyLimit, HandlerSpec
 from pipecat_jobs._protocol.hooks import Hooks, Steps
@@ -73,11 +73,11 @@ class Executor:
         self._handlers = handlers
         self._cancel_grace = cancel_grace
         self._stop_turns = stop_turns
-        self._rooms: dict[str | None, Room] = {}
+        self._slots: dict[str | None, Slots] = {}
         for name, limit in limits.items():
             # Of several jobs of on_job_request at once, none has the turn to itself.
             alone = name is None and limit.size == 1
-            self._rooms[name] = Room(
+            self._slots[name] = Slots(
                 limit.size, until_answered=limit.until_answered, has_turn=alone
             )
         self.stopped = False
@@ -123,15 +123,16 @@ class Executor:
             )
             self._refuse(message, JobRefusal.NO_HANDLER, why)
             return
-        room = self._rooms.get(name)
-        if listened and name is None and room is not None:
+        slots = self._slots.get(name)
+        if listened and name is None and slots is not None:
             call, listened = self._call_request_hooks, False
         self._responses.open(execution)
-        execution.returned = call is None
         if call is not None:
             execution.task = start_task(
-                self._worker, self._run(execution, call, room), f"job_{name or 'request'}"
+                self._worker, self._run(execution, call, slots), f"job_{name or 'request'}"
             )
+        else:
+            execution.leave_response()
         if listened:
             # The handlers of the event are handlers of the job: what they start is the job's.
             token = current_execution.set(execution)
@@ -183,21 +184,22 @@ class Executor:
 
     # -- its handler runs --------------------------------------------------------------------
 
-    async def _run(self, execution: Execution, call: _Call, room: Room | None) -> None:
+    async def _run(self, execution: Execution, call: _Call, slots: Slots | None) -> None:
         task = RunningTask()
         try:
-            if room is not None:
-                await execution.enter(room)
+            if slots is not None:
+                await execution.take_slot(slots)
+            execution.begin()
             current_execution.set(execution)
             await self._call(execution, call)
-            if room is not None and room.until_answered:
+            if slots is not None and slots.until_answered:
                 await execution.until_ended()
             if execution.turn_failure is not None:
                 # Its last event would be taken for the next job's.
                 await self._stop_its_turns(execution)
         except asyncio.CancelledError:
             if not execution.cancelled:
-                # Nobody called the job off: the handler, or whoever holds the task, did.
+                # The job was not cancelled: the handler, or other code that has the task, did it.
                 response = _cancelled("handler cancelled", CancelReason.HANDLER_CANCELLED)
                 await self._end(execution, JobStatus.CANCELLED, response)
             raise
@@ -208,7 +210,7 @@ class Executor:
             # The task's context knows the job; without this they would keep each other alive.
             execution.task = None
             if not execution.cancelled:
-                execution.leave()
+                execution.free_slot()
 
     async def _failed(self, execution: Execution, error: BaseException) -> None:
         job_id = execution.request.job_id
@@ -259,7 +261,7 @@ class Executor:
         """
         execution.turn_failure = failure
         # While its handler runs, it may yet answer all the same.
-        if execution.returned and not execution.answering and not execution.cancelled:
+        if execution.state is ExecutionState.RETURNED:
             start_task(self._worker, self._failed(execution, failure), "job_turn_failed")
 
     async def _stop_its_turns(self, execution: Execution) -> None:
@@ -279,7 +281,7 @@ class Executor:
         else:
             answer = await self._call_handler(execution, call, execution.request)
         if answer is None:
-            execution.returned = True
+            execution.leave_response()
             if execution.turn_failure is not None:
                 raise execution.turn_failure
             return
@@ -366,9 +368,8 @@ class Executor:
         if execution is None and job not in self._responses.recent:
             # Cancels overtake requests; the one this belongs to is still on its way.
             self._responses.early_cancels.remember(job, True)
-        if execution is None or execution.cancelled:
+        if execution is None or not execution.cancel():
             return
-        execution.cancelled = True
         # A task of its own: a handler that resists must not hold up the worker's other messages.
         start_task(self._worker, self._cancel(execution, message), "job_cancelled")
 
@@ -384,7 +385,8 @@ class Executor:
         return None
 
     async def _cancel(self, execution: Execution, message: BusJobCancelMessage) -> None:
-        await self._cancel_tasks([execution])
+        self._cancel_handlers([execution])
+        await self._wait_for_handlers([execution])
         await self._stop_its_turns(execution)
         if self._hooks.overrides("on_job_cancelled"):
             hook = start_task(
@@ -396,19 +398,14 @@ class Executor:
         else:
             self._hooks.announce("on_job_cancelled", message)
         await self._end(execution, JobStatus.CANCELLED, None)
-        execution.leave()
+        execution.free_slot()
 
-    async def _cancel_tasks(self, executions: list[Execution]) -> None:
-        tasks = {
-            execution.task: execution
-            for execution in executions
-            if execution.task is not None and execution.task is not asyncio.current_task()
-        }
-        for task, execution in tasks.items():
-            # Not asked of the task, which counts what a library cancels for itself as well.
-            if not execution.task_cancelled:
-                execution.task_cancelled = True
-                task.cancel()
+    def _cancel_handlers(self, executions: list[Execution]) -> None:
+        for task in self._handlers_of(executions):
+            task.cancel()
+
+    async def _wait_for_handlers(self, executions: list[Execution]) -> None:
+        tasks = self._handlers_of(executions)
         if not tasks:
             return
         _, resisting = await asyncio.wait(tasks, timeout=self._cancel_grace)
@@ -419,15 +416,24 @@ class Executor:
                 f"{self._cancel_grace:g} s; the job ends without it"
             )
 
+    @staticmethod
+    def _handlers_of(executions: list[Execution]) -> dict[asyncio.Task[None], Execution]:
+        return {
+            execution.task: execution
+            for execution in executions
+            if execution.task is not None and execution.task is not asyncio.current_task()
+        }
+
     async def stop(self) -> None:
         """Answer for every open job and stop its handler: the worker stops."""
         self.stopped = True
         executions = self._responses.all()
+        # The handlers of the others have been cancelled, and may be cleaning up.
+        newly_cancelled = [execution for execution in executions if execution.cancel()]
         reason = f"worker '{self._worker.name}' stopped"
         response = _cancelled(reason, CancelReason.WORKER_STOPPED)
         task = RunningTask()
         for execution in executions:
-            execution.cancelled = True
             try:
                 await asyncio.wait_for(
                     self._responses.finish(execution, JobStatus.CANCELLED, response),
@@ -437,11 +443,10 @@ class Executor:
                 task.survive(error)
                 log_raised(f"{self}: could not answer for a job at the end", error)
             self._responses.forget(execution)
-        await self._cancel_tasks(executions)
-        for execution in executions:
-            # Whoever goes on after a cancel may heed the second.
-            if execution.task is not None and execution.task is not asyncio.current_task():
-                execution.task.cancel()
+        self._cancel_handlers(newly_cancelled)
+        await self._wait_for_handlers(executions)
+        # A handler that resisted the first cancel may end with the second.
+        self._cancel_handlers(executions)
 
     def __str__(self) -> str:
         return f"Worker '{self._worker.name}'"

@@ -206,7 +206,7 @@ class Responses:
 
     def _require(self, job_id: str) -> Execution:
         execution = self._executions.get(job_id)
-        if execution is None or execution.answering:
+        if execution is None or not execution.is_open:
             ended = execution is not None or any(job_id == known for _, known in self.recent)
             raise UnknownJobError(
                 self._worker.name, job_id, ended=ended, open_jobs=list(self._executions)
@@ -223,7 +223,7 @@ class Responses:
             status: How it went.
             response: The answer.
         """
-        if execution.answering or (execution.cancelled and status is JobStatus.COMPLETED):
+        if not execution.is_open or (execution.cancelled and status is JobStatus.COMPLETED):
             logger.debug(f"{self}: dropping {status} of job '{execution.request.job_id}': it ended")
             return
         await self._answer(execution, self._response(execution.request, status, response))
@@ -243,11 +243,11 @@ class Responses:
     async def _answer(
         self, execution: Execution, answer: BusDataMessage | BusSystemMessage
     ) -> None:
-        execution.answering = True
+        execution.begin_response()
         try:
             await self._worker.send_bus_message(answer)
         except BaseException:
-            execution.answering = False
+            execution.fail_response()
             raise
         self.forget(execution)
 

@@ -69,7 +69,7 @@ class LLMTurns:
         if turns:
             await asyncio.gather(*(self.stop(turn) for turn in turns))
             return
-        alone = job.room is not None and job.room.has_turn and not worker.active
+        alone = job.slots is not None and job.slots.has_turn and not worker.active
         if alone and worker.started_at and not worker.has_finished():
             await worker.queue_frame(InterruptionFrame())
             await worker.flush_pipeline()
