@@ -21,7 +21,7 @@ from pipecat_jobs import (
     job,
     job_tool,
 )
-from pipecat_jobs._protocol.tasks import deferred
+from pipecat_jobs._protocol.tasks import deferred, start_task
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall
 
@@ -162,17 +162,17 @@ async def test_a_tool_that_asks_has_its_result_in_the_context(
     assert tool_results(last) == [{"from": "answerer", "payload": {"word": "eager"}}]
 
 
-async def test_a_task_begins_after_the_call_that_creates_it(job_harness: JobHarness):
+async def test_a_task_begins_after_the_call_that_starts_it(job_harness: JobHarness):
     worker, log = BaseWorker("w"), list[str]()
     await job_harness.start(worker)
 
     async def run() -> None:
         log.append("begun")
 
-    task = worker.create_task(run())
-    log.append("created")
+    task = start_task(worker, run(), "run")
+    log.append("started")
     await task
-    assert log == ["created", "begun"]
+    assert log == ["started", "begun"]
     assert task.get_name().endswith("::run")
 
 
