@@ -51,7 +51,7 @@ async def test_a_server_starts_answers_and_leaves_nothing(port: str | None):
         pid = await pid_of(server)
     await gone(pid)
     assert not exists(folder)
-    with pytest.raises(RuntimeError, match="once it is started"):
+    with pytest.raises(RuntimeError, match="before it is started"):
         server.url  # noqa: B018
 
 

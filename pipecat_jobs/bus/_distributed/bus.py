@@ -101,7 +101,7 @@ class DistributedBus(RoutedBus):
     # -- from start to stop ------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Join the channel and start to deliver.
+        """Join the channel and start delivering.
 
         Raises:
             BusUnavailableError: If the server could not be reached.
@@ -153,9 +153,7 @@ class DistributedBus(RoutedBus):
     def problem(self) -> str | None:
         """Return why nothing can be sent now, or None if the server takes messages."""
         trouble = self._process.trouble if self._process is not None else None
-        if trouble is not None:
-            return f"the Redis server is away: {trouble}"
-        return super().problem()
+        return trouble or super().problem()
 
     async def stop(self) -> None:
         """Send what waits, leave the channel, and stop delivering."""

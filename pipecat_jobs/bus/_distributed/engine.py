@@ -142,7 +142,7 @@ class Engine(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """Why the server is out of reach, or None."""
+        """A sentence that says why nothing reaches the server, or None."""
         ...
 
     async def start(self, timeout: float) -> None:

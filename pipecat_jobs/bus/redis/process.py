@@ -107,8 +107,9 @@ class Process:
 
     @property
     def trouble(self) -> str | None:
-        """Why the server is out of reach, or None."""
-        return self._cannot_send or self._cannot_renew
+        """Why nothing reaches the server, or None."""
+        cause = self._cannot_send or self._cannot_renew
+        return f"the Redis server is away: {cause}" if cause is not None else None
 
     async def start(self, timeout: float) -> None:
         """Join the channel, trying for ``timeout`` seconds.

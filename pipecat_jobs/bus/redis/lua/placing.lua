@@ -220,14 +220,13 @@ local function finish(ref, job)
   redis.call('HDEL', process_of(requester), 'job:' .. n, 'req:' .. n)
   if job.o ~= '' then
     release(ref, job)
-    assign_all_waiting(job.w)
   else
     redis.call('LREM', queue_for(job), 0, ref)
     redis.call('ZREM', WAITING, ref)
     forget_queue_if_empty(job.w, job.q or job.j)
-    -- The jobs behind it may only have waited because it was at the head.
-    assign_all_waiting(job.w)
   end
+  -- Also for a job that waited: those behind it may only have waited because it was at the head.
+  assign_all_waiting(job.w)
 end
 
 -- End a job that its requester no longer waits for, and stop its worker.
@@ -240,8 +239,7 @@ end
 
 -- Not urgent, so that the requester reads it behind everything that the worker sent.
 function lose(ref, job, why)
-  local requester = requester_of(ref)
-  push(requester, 'd', 'l', ref, job.a, why)
+  push((requester_of(ref)), 'd', 'l', ref, job.a, why)
   finish(ref, job)
 end
 
@@ -295,13 +293,13 @@ local function evict(process)
     withdraw(process, name)
   end
   -- All jobs are removed first, so that the slot of one is not given to the next.
-  local asked = {}
+  local requested = {}
   for _, n in ipairs(fields_of(process, 'job:')) do
     local ref = process .. ':' .. n
-    asked[ref] = find(ref)
+    requested[ref] = find(ref)
     redis.call('HDEL', process_of(process), 'job:' .. n)
   end
-  for ref, job in pairs(asked) do
+  for ref, job in pairs(requested) do
     abandon(ref, job)
   end
   for _, ref in ipairs(fields_of(process, 'held:')) do

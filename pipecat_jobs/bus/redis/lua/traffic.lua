@@ -67,8 +67,7 @@ end
 
 -- Sends a message to the requester of a job.
 commands.notify_requester = for_owner(function(ref, job, lane, kind, last, body)
-  local requester = requester_of(ref)
-  push(requester, lane, kind, ref, job.a, body)
+  push((requester_of(ref)), lane, kind, ref, job.a, body)
   if last == '1' then
     finish(ref, job)
   end
