@@ -18,6 +18,7 @@ from pipecat_jobs.testing import (
     ScriptedLLMServer,
     Text,
 )
+from pipecat_jobs.testing.fixtures import LogRecord
 
 __all__ = ["new_llm"]
 
@@ -74,6 +75,7 @@ async def test_every_job_gets_its_own_whole_text_or_none(
     new_llm: NewLLM,
     kind: type[Debater | SeedDebater],
     active: bool,
+    job_log: list[LogRecord],
 ):
     chance = random.Random(SEED)
     server.on(lambda request: True, Script(chance))
@@ -91,6 +93,8 @@ async def test_every_job_gets_its_own_whole_text_or_none(
     assert set(ends) <= {"answered", "failed", "cancelled"}, f"PIPECAT_JOBS_SEED={SEED}"
     count = Counter(ends)
     assert count["answered"] > JOBS / 4
+    # A turn that changed its state against the table would raise in an event handler of Pipecat.
+    assert not [record for record in job_log if "a turn went from" in f"{record}"]
     if not seed_form:
         await asker.ask(LAST)
         # What is left of them all: each question with its own answer, and nothing of the others.
