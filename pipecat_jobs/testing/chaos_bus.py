@@ -148,6 +148,11 @@ class ChaosBus(WorkerBus):
 
         Returns:
             The rule.
+
+        Example::
+
+            bus = ChaosBus()
+            bus.delay(lambda message: message.source == "critic", seconds=0.2)
         """
         return self._add(Delay(match, seconds, count))
 
@@ -160,6 +165,12 @@ class ChaosBus(WorkerBus):
 
         Returns:
             The rule.
+
+        Example::
+
+            bus = ChaosBus()
+            rule = bus.drop(BusJobResponseMessage, count=1)
+            rule.remove()
         """
         return self._add(Drop(match, count))
 

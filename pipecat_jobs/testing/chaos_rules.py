@@ -33,6 +33,10 @@ class Faults:
         drop: Probability that a message is lost.
         slow_publish: Probability that ``publish`` waits before it does anything.
         max_delay: Longest delay of a delivery or of a publish, in seconds.
+
+    Example::
+
+        bus = ChaosBus(seed=7, faults=Faults(delay=0.3, duplicate=0.1, max_delay=0.05))
     """
 
     delay: float = 0.0

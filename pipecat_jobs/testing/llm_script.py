@@ -26,11 +26,16 @@ class Text:
         finish_reason: Why the model stopped, as the API says it: ``"length"`` or
             ``"content_filter"`` cut the answer off; None ends the stream without a reason, as a
             server that is restarted does. A reply that calls tools says ``"tool_calls"`` instead of
-            ``"stop"``.
+            ``"stop"``. See https://platform.openai.com/docs/api-reference/chat-streaming.
 
     Raises:
         InvalidJobTypeError: If a value has the wrong type.
         InvalidJobError: If a time is negative.
+
+    Example::
+
+        server = ScriptedLLMServer()
+        server.reply(Text("It is raining in Oslo.", first_token_after=0.3, pace=0.02))
     """
 
     text: str
@@ -65,6 +70,11 @@ class ToolCall:
 
     Raises:
         TypeError: If JSON cannot express the arguments.
+
+    Example::
+
+        server = ScriptedLLMServer()
+        server.on("weather", ToolCall("get_weather", {"city": "Oslo"}), "It is raining.")
     """
 
     name: str
@@ -84,6 +94,12 @@ class ToolCalls:
         calls: The calls, in the order they are streamed.
         text: What the model says before the calls; its `Text.pace` and `Text.first_token_after`
             apply.
+
+    Example::
+
+        calls = [ToolCall("get_weather", {"city": city}) for city in ("Oslo", "Rome")]
+        reply = ToolCalls(*calls, text="Let me look.")
+        assert [call.arguments["city"] for call in reply.calls] == ["Oslo", "Rome"]
     """
 
     calls: tuple[ToolCall, ...]
@@ -119,6 +135,11 @@ class Failure:
 
     Raises:
         ValueError: If the status is not an error.
+
+    Example::
+
+        server = ScriptedLLMServer()
+        server.reply(Failure(429, "too many requests", code="rate_limit_exceeded"), "Hello!")
     """
 
     status: int = 500
@@ -137,6 +158,11 @@ class Stall:
 
     Attributes:
         after: What is sent before the silence.
+
+    Example::
+
+        server = ScriptedLLMServer()
+        server.on("dogs", Stall(after="Dogs are loyal, but"))
     """
 
     after: Text | str = ""
@@ -151,6 +177,11 @@ class Disconnect:
 
     Attributes:
         after: What is sent before the connection is dropped.
+
+    Example::
+
+        server = ScriptedLLMServer()
+        server.on("dogs", Disconnect(after="Dogs are"))
     """
 
     after: Text | str = ""

@@ -201,6 +201,12 @@ class ScriptedLLMServer:
 
         Raises:
             ValueError: If there is no reply.
+
+        Example::
+
+            server = ScriptedLLMServer()
+            server.on("weather", ToolCall("get_weather", {"city": "Oslo"}), "It is raining.")
+            server.on(lambda request: "book" in request.last_user_text, "On shelf 7.")
         """
         if not replies:
             raise ValueError("a rule needs at least one reply")

@@ -158,6 +158,15 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
 
     Raises:
         VirtualDeadlockError: If nothing can ever run again before the coroutine is done.
+
+    Example::
+
+        async def main() -> float:
+            await asyncio.sleep(3600)
+            return asyncio.get_running_loop().time()
+
+
+        assert run_virtual(main()) == 3600
     """
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)

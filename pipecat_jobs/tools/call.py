@@ -92,6 +92,21 @@ class ToolCallContext:
 
         Raises:
             InvalidJobError: If the call has a result already.
+
+        Example::
+
+            class Host(LLMWorker):
+                @tool(cancel_on_interruption=False)
+                async def look_up(self, params, topic: str):
+                    '''Look a topic up in an encyclopedia, then in the news.'''
+                    asked = {"topic": topic}
+                    async with tool_call(params) as call:
+                        async with call.job("wiki", name="research", payload=asked) as wiki:
+                            pass
+                        await call.report({"wiki": wiki.response})
+                        async with call.job("news", name="research", payload=asked) as news:
+                            pass
+                        await call.finish({"wiki": wiki.response, "news": news.response})
         """
         self._check_open("report()")
         await self._params.result_callback(

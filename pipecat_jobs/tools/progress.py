@@ -14,6 +14,18 @@ class JobToolProgress:
         seconds: Seconds since the jobs were requested.
         answers: The responses so far, by worker.
         updates: The last update of each worker that sent one, by worker.
+
+    Example::
+
+        def how_far(progress: JobToolProgress) -> str:
+            return f"{len(progress.answers)} of 2 after {progress.seconds:.0f} seconds."
+
+
+        class Host(LLMWorker):
+            @job_tool("wiki", "news", job="research", say_after=4, say=how_far)
+            async def research(self, topic: str):
+                '''Look a topic up in an encyclopedia and in the news.'''
+                return {"topic": topic}
     """
 
     seconds: float

@@ -21,6 +21,17 @@ class JobTool(FunctionSchema, LLMTool):
 
     As a function it goes into ``LLMContext(tools=[...])`` or an ``LLMSetToolsFrame``. As a method
     of an ``LLMWorker`` it is offered by the worker, like a method with ``@tool``.
+
+    Example::
+
+        @job_tool("wiki", job="research")
+        async def look_up(topic: str):
+            '''Look a topic up in an encyclopedia.'''
+            return {"topic": topic}
+
+
+        assert isinstance(look_up, JobTool)
+        context = LLMContext(tools=[look_up])
     """
 
     def __init__(self, spec: ToolSpec, owner: object | None = None):
