@@ -38,9 +38,9 @@ NOT_OVER: dict[str, dict[str, str]] = {
             "the same"
         ),
         "test_a_debater_that_is_ended_finishes_its_text_and_cancels_what_waits": "the same",
-        "test_an_answer_that_is_not_json_is_written_as_what_it_holds": _NOT_JSON,
+        "test_a_response_that_is_not_json_is_written_as_the_values_it_holds": _NOT_JSON,
         "test_the_bot_goes_on_when_a_worker_answers_what_few_buses_carry": _NOT_JSON,
-        "test_settle_gives_up_on_workers_that_never_rest": "about the harness",
+        "test_settle_raises_for_workers_that_never_rest": "about the harness",
         "test_a_replaced_call_of_a_flow_is_settled_without_a_comment": _BEING_SENT,
         "test_a_replaced_call_is_settled_without_a_comment_and_its_jobs_stop": _BEING_SENT,
     },
@@ -48,9 +48,9 @@ NOT_OVER: dict[str, dict[str, str]] = {
         "test_no_more_handlers_run_at_once_than_allowed_and_in_order": _AT_ONCE,
         "test_a_replaced_call_of_a_flow_is_settled_without_a_comment": _BEING_SENT,
         "test_a_replaced_call_is_settled_without_a_comment_and_its_jobs_stop": _BEING_SENT,
-        "test_an_answer_that_is_not_json_is_written_as_what_it_holds": _NOT_JSON,
+        "test_a_response_that_is_not_json_is_written_as_the_values_it_holds": _NOT_JSON,
         "test_the_bot_goes_on_when_a_worker_answers_what_few_buses_carry": _NOT_JSON,
-        "test_settle_gives_up_on_workers_that_never_rest": "about the harness",
+        "test_settle_raises_for_workers_that_never_rest": "about the harness",
     },
 }
 

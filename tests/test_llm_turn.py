@@ -55,7 +55,7 @@ async def test_the_text_of_the_turn_answers_the_job(
     assert asked(server.requests[0]) == ["dogs"]
 
 
-async def test_a_turn_knows_what_was_said_in_the_turns_before(
+async def test_a_turn_has_the_earlier_turns_in_its_context(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply("Dogs are loyal.", "Cats are not.")
@@ -67,7 +67,7 @@ async def test_a_turn_knows_what_was_said_in_the_turns_before(
     assert asked(server.requests[1]) == ["dogs", "Dogs are loyal.", "and cats?"]
 
 
-async def test_context_messages_are_put_as_they_are(
+async def test_context_messages_are_sent_as_they_are(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply("Done.")
@@ -95,7 +95,7 @@ async def test_jobs_at_once_take_turns_and_each_gets_its_own_text(
         assert earlier.ended_at <= later.arrived_at
 
 
-async def test_tool_calls_are_followed_to_the_last_word(
+async def test_a_turn_with_tool_calls_returns_the_answer_after_them(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply(
@@ -160,7 +160,7 @@ async def test_a_background_tool_is_waited_for_as_well(
     assert await asking == {"text": "It is done."}
 
 
-async def test_a_tool_that_raises_is_the_llm_s_to_answer_for(
+async def test_the_llm_answers_after_a_tool_that_raises(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     class Clumsy(Researcher):
@@ -343,7 +343,7 @@ async def test_a_worker_that_has_stopped_refuses_a_turn(
         await worker.llm_turn("dogs")
 
 
-async def test_a_service_that_breaks_off_without_a_word_does_not_hold_up_the_next_turn(
+async def test_a_user_s_run_whose_service_raises_does_not_hold_up_the_next_turn(
     job_harness: JobHarness,
     server: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -399,7 +399,7 @@ async def test_a_service_that_raises_fails_its_turn_at_once(
     assert said == ["cats", "Cats are aloof."]
 
 
-async def test_a_handler_may_do_without_the_turn_that_failed_and_answer_later(
+async def test_a_handler_may_catch_a_failed_turn_and_respond_later(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     class Patient(Debater):
@@ -477,7 +477,7 @@ async def test_bad_messages_are_refused(
         ("azure.voice_live.llm", "AzureVoiceLiveLLMService", {"endpoint": "wss://localhost"}),
     ],
 )
-async def test_a_realtime_service_refuses_a_turn_and_names_what_works(
+async def test_a_realtime_service_refuses_a_turn_and_says_what_to_use(
     module: str, name: str, settings: dict[str, Any]
 ):
     service = getattr(pytest.importorskip(f"pipecat.services.{module}"), name)
@@ -499,7 +499,7 @@ async def test_bad_options_are_refused(new_llm: NewLLM):
         await worker.llm_turn("dogs", stream=True, fresh=True)
 
 
-def test_the_errors_say_who_and_why():
+def test_the_errors_name_the_worker_and_the_cause():
     error = LLMTurnError("critic", "quota exceeded", text="So far")
     assert str(error) == "the LLM turn of worker 'critic' gave no answer: quota exceeded"
     assert (error.worker, error.cause, error.text) == ("critic", "quota exceeded", "So far")

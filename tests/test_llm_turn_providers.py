@@ -82,7 +82,7 @@ async def test_half_an_answer_is_an_error_with_the_provider_s_reason(
     await close_client(worker.llm)
 
 
-async def test_a_user_hears_half_an_answer_as_pipecat_has_it(
+async def test_a_user_gets_half_an_answer_as_in_plain_pipecat(
     job_harness: JobHarness, provider: FakeProvider
 ):
     worker = Debater(llm=new_service("chat", provider.port), active=True)

@@ -54,7 +54,7 @@ async def test_what_was_said_until_the_cancellation_can_be_kept(
     assert str(unfinished).startswith("word0")
 
 
-async def test_cancelling_a_fresh_turn_hangs_up_and_spares_the_others(
+async def test_cancelling_a_fresh_turn_hangs_up_and_leaves_the_others_running(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.on(last_asked("dogs"), Stall())
@@ -89,7 +89,7 @@ async def test_cancelling_the_job_cancels_the_functions_its_turn_has_called(
     assert len(server.requests) == 2
 
 
-async def test_cancelling_a_job_that_waits_for_its_turn_spares_the_one_that_has_it(
+async def test_cancelling_a_job_that_waits_for_its_turn_leaves_the_running_turn_alone(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.on(last_asked("dogs"), Text("Dogs are loyal friends of all.", pace=0.05))

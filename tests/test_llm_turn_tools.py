@@ -113,7 +113,7 @@ async def test_a_turn_waits_for_the_run_that_an_appended_message_puts_off(
     assert len(server.requests) == 2
 
 
-async def test_a_run_that_the_aggregator_puts_off_and_forgets_is_made_all_the_same(
+async def test_a_run_that_the_aggregator_puts_off_and_forgets_is_still_made(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply(LOOKS_UP, "It is on shelf 7.")
@@ -249,7 +249,7 @@ async def test_a_failed_turn_leaves_what_others_put_into_the_context(
 
 
 @pytest.mark.parametrize("name", ["look_up", "wait_behind"])
-async def test_a_failed_turn_takes_its_own_calls_and_their_results_along(
+async def test_a_failed_turn_removes_its_own_calls_and_their_results(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM, name: str
 ):
     arguments = {"word": "dog"} if name == "look_up" else {}
@@ -265,7 +265,7 @@ async def test_a_failed_turn_takes_its_own_calls_and_their_results_along(
     assert worker.context.messages == []
 
 
-async def test_a_question_that_is_asked_again_in_vain_stays_where_it_was_answered(
+async def test_a_repeated_question_whose_turn_fails_keeps_its_earlier_answer(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply("Dogs are loyal.", Failure(400, "the model is out of order"))

@@ -169,7 +169,7 @@ async def test_waiting_for_held_messages_ends_when_enough_are_held(bus: ChaosBus
     assert await held.wait() == [first, second]
 
 
-async def test_releasing_one_of_none_is_an_error(bus: ChaosBus):
+async def test_releasing_without_a_held_message_is_an_error(bus: ChaosBus):
     with pytest.raises(LookupError, match="no message is held"):
         bus.hold(BusMessage).release_one()
 
@@ -363,7 +363,7 @@ async def test_only_chooses_what_seeded_faults_strike():
     assert [type(message) for message in bus.delivered] == [BusJobRequestMessage]
 
 
-async def test_a_message_with_a_rule_is_spared_by_the_seed():
+async def test_seeded_faults_leave_a_message_with_a_rule_alone():
     bus = ChaosBus(seed=1, faults=Faults(drop=1))
     bus.duplicate(BusJobRequestMessage)
     await bus.send(request())

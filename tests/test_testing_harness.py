@@ -196,7 +196,7 @@ async def test_settle_waits_for_every_message_a_message_leads_to():
         assert len([each for each in bus.sent if isinstance(each, BusJobResponseMessage)]) == 11
 
 
-async def test_settle_gives_up_on_workers_that_never_rest():
+async def test_settle_raises_for_workers_that_never_rest():
     class Restless(BaseWorker):
         async def on_job_request(self, message: BusJobRequestMessage) -> None:
             if not enough.is_set():
@@ -339,7 +339,7 @@ async def test_a_task_of_a_worker_that_outlives_it_is_reported_and_cancelled():
     assert asyncio.all_tasks() == tasks
 
 
-async def test_tasks_from_before_the_harness_are_none_of_its_business():
+async def test_tasks_from_before_the_harness_are_ignored():
     gate = asyncio.Event()
     earlier = asyncio.create_task(gate.wait())
     async with JobHarness() as harness:

@@ -264,7 +264,7 @@ async def test_replies_of_a_rule_take_turns(server: ScriptedLLMServer, client: A
     assert [await ask(client, "once") for _ in range(3)] == ["three", "four", "four"]
 
 
-async def test_requests_at_once_are_answered_side_by_side(
+async def test_simultaneous_requests_are_answered_at_the_same_time(
     server: ScriptedLLMServer, client: AsyncOpenAI
 ) -> None:
     server.on("slow", Stall("wait"))
@@ -276,7 +276,9 @@ async def test_requests_at_once_are_answered_side_by_side(
         assert [request.outcome for request in server.requests] == ["streaming", "completed"]
 
 
-async def test_request_tells_what_was_asked(server: ScriptedLLMServer, client: AsyncOpenAI) -> None:
+async def test_a_request_records_what_was_asked(
+    server: ScriptedLLMServer, client: AsyncOpenAI
+) -> None:
     server.reply("ok")
     await client.chat.completions.create(
         model="gpt-x",

@@ -182,7 +182,7 @@ async def test_the_method_gets_typed_arguments_and_its_defaults(
         ),
     ],
 )
-async def test_bad_arguments_go_back_to_the_llm_and_nobody_is_asked(
+async def test_invalid_arguments_are_explained_to_the_llm_and_no_job_is_sent(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,

@@ -144,7 +144,7 @@ async def test_what_is_raised_after_the_result_is_logged(
 
 @pytest.mark.parametrize("error", RAISED, ids=repr)
 @pytest.mark.parametrize("render", [raises, raises_later])
-async def test_a_render_that_raises_is_done_without(
+async def test_a_render_that_raises_is_replaced_by_the_plain_result(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -264,7 +264,7 @@ except KeyboardInterrupt:
     assert done.stdout.strip().splitlines()[-1] == "ended by Ctrl-C", done.stderr
 
 
-async def test_a_coroutine_that_is_dropped_within_a_tool_ends_in_silence():
+async def test_a_coroutine_that_is_dropped_within_a_tool_logs_nothing():
     unraisable: list[Any] = []
     hook, sys.unraisablehook = sys.unraisablehook, unraisable.append
 

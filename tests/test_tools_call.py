@@ -163,7 +163,7 @@ async def test_the_end_of_the_session_leaves_the_block_and_runs_no_llm(
     assert len(scripted_llm.requests) == 1
 
 
-async def test_a_background_call_reports_how_far_it_is_without_an_inference_for_each(
+async def test_a_background_call_reports_progress_without_running_the_llm(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     async def body(call: ToolCallContext) -> None:

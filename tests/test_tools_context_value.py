@@ -92,13 +92,13 @@ WRITTEN: list[tuple[object, object]] = [
 
 
 @pytest.mark.parametrize(("value", "written"), WRITTEN, ids=range(len(WRITTEN)))
-def test_what_json_does_not_have_is_written_as_text(value: object, written: object):
+def test_what_json_cannot_express_is_written_as_text(value: object, written: object):
     assert to_context_value(value) == written
     assert_can_be_sent(to_context_value(value))
 
 
 @pytest.mark.parametrize("levels", [90, 3_000])
-def test_nesting_is_kept_as_deep_as_encoders_follow(levels: int):
+def test_nesting_is_kept_up_to_the_depth_that_encoders_support(levels: int):
     written = to_context_value(nested(levels))
 
     assert_can_be_sent(written)

@@ -139,7 +139,7 @@ async def told(
 
 @pytest.mark.parametrize(("failure", "one", "_"), FAILURES.values(), ids=FAILURES)
 @pytest.mark.parametrize("options", [{}, {"on_failure": "fail"}])
-async def test_one_workers_failure_is_told_without_its_name(
+async def test_one_workers_failure_is_reported_without_its_name(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -156,7 +156,7 @@ async def test_one_workers_failure_is_told_without_its_name(
 
 
 @pytest.mark.parametrize(("failure", "_", "several"), FAILURES.values(), ids=FAILURES)
-async def test_several_workers_failures_are_told_apart(
+async def test_the_failures_of_several_workers_are_reported_by_worker(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -194,7 +194,7 @@ async def test_the_first_failure_of_several_names_its_worker(
         (JobToolError("no such topic"), "no such topic"),
     ],
 )
-async def test_a_hand_written_tool_tells_no_other_text_either(
+async def test_a_hand_written_tool_reports_no_other_exception_text(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -220,7 +220,7 @@ async def test_a_hand_written_tool_tells_no_other_text_either(
         (JobToolError("no such booking"), "no such booking"),
     ],
 )
-async def test_a_job_of_a_hand_written_tool_is_told_like_a_job_tools(
+async def test_a_job_of_a_hand_written_tool_is_reported_like_that_of_a_job_tool(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -248,7 +248,7 @@ async def test_a_job_of_a_hand_written_tool_is_told_like_a_job_tools(
         (JobToolError("no such topic"), "no such topic"),
     ],
 )
-async def test_a_function_of_a_flow_tells_no_other_text_either(
+async def test_a_function_of_a_flow_reports_no_other_exception_text(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,

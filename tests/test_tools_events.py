@@ -184,7 +184,7 @@ for mode, options in {"": {}, ", background": BACKGROUND, ", protected": PROTECT
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
-async def test_what_cuts_a_call_stops_the_jobs_and_settles_it_once(
+async def test_every_cancellation_of_a_call_stops_its_jobs_and_settles_it_once(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM, event: Event
 ):
     worker = moderator(new_llm(**event.llm), **event.options)
@@ -332,7 +332,7 @@ async def test_progress_arrives_without_an_inference_for_each(
 
 
 @pytest.mark.parametrize("options", [{"progress": False, **BACKGROUND}, {}])
-async def test_no_progress_is_reported_where_there_is_to_be_none(
+async def test_no_progress_is_reported_when_the_option_is_off(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,

@@ -158,7 +158,7 @@ async def test_a_method_of_any_object_is_a_tool(
 
 
 @pytest.mark.parametrize("frame", [InterruptionFrame, EndFrame])
-async def test_a_functions_call_is_cut_like_a_methods(
+async def test_a_functions_call_is_cancelled_like_a_methods(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM, frame: Any
 ):
     calls_debate(scripted_llm)
@@ -176,7 +176,7 @@ async def test_a_functions_call_is_cut_like_a_methods(
     assert "IN_PROGRESS" not in talk.tool_texts
 
 
-async def test_a_function_on_a_plain_pipecat_worker_tells_what_to_import(
+async def test_a_function_on_a_plain_pipecat_worker_says_what_to_import(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -304,7 +304,7 @@ async def test_what_a_flows_function_cannot_do_is_told_to_the_llm(
     await talk.worker.flush_pipeline()
 
 
-async def test_an_interruption_cuts_a_flows_call(
+async def test_an_interruption_cancels_a_flows_call(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     """Flows' own default would let it run on."""
@@ -392,7 +392,7 @@ def test_options_that_a_flow_cannot_serve_are_refused(options: dict[str, Any]):
         job_tool("advocate", **options)(debate)
 
 
-def test_a_method_is_no_function_of_a_flow():
+def test_a_method_cannot_be_a_function_of_a_flow():
     async def debate(self: object, flow_manager: FlowManager, topic: str):
         """Analyze a topic."""
         return {"topic": topic}

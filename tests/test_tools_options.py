@@ -47,7 +47,7 @@ LATER = {"cancel_on_interruption": False}
         (("a",), {"tiemout": 3}, TypeError, "no option tiemout; known: "),
     ],
 )
-def test_nonsense_is_refused_with_what_to_write_instead(
+def test_invalid_options_are_refused_with_what_to_write_instead(
     workers: tuple[Any, ...], options: dict[str, Any], error: type[Exception], advice: str
 ):
     with pytest.raises(error, match=advice) as caught:
@@ -68,7 +68,7 @@ def test_nonsense_is_refused_with_what_to_write_instead(
         {"render": dict, "on_failure": "fail", "label": "Research", "run_once": True},
     ],
 )
-def test_sense_is_taken(options: dict[str, Any]):
+def test_valid_options_are_accepted(options: dict[str, Any]):
     @job_tool("a", **options)
     async def look_up(word: str):
         """Look a word up."""

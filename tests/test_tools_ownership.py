@@ -50,12 +50,12 @@ def test_a_worker_without_an_llm_says_what_to_write_instead(bases: tuple[type, .
 
 
 @pytest.mark.parametrize("base", [LLMWorker, LLMContextWorker, PipelineWorker])
-def test_a_worker_that_may_have_an_llm_is_taken(base: type):
+def test_a_worker_class_that_may_have_an_llm_is_accepted(base: type):
     mine = type(JobsMixin)("Host", (base,), {"find_book": find_book})
     shared = type(JobsMixin)("Host", (Shared, base), {})
 
     assert mine.find_book is shared.find_book
 
 
-def test_a_tool_that_a_subclass_takes_out_is_not_refused():
+def test_a_tool_that_a_subclass_removes_is_not_refused():
     assert type(JobsMixin)("Desk", (Shared, BaseWorker), {"find_book": None}).find_book is None

@@ -49,7 +49,7 @@ async def calling(
     return stage, advocate
 
 
-async def test_a_joined_call_asks_nobody_and_has_the_same_result(
+async def test_a_joined_call_sends_no_job_and_has_the_same_result(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     calls = [
@@ -85,7 +85,7 @@ async def test_a_call_with_other_arguments_is_another_call(
     await job_harness.end(stage.worker)
 
 
-async def test_a_joined_call_asks_anew_when_the_first_is_cancelled(
+async def test_a_joined_call_sends_its_own_jobs_when_the_first_is_cancelled(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     calls = [ToolCall("join", {"topic": "AI"}, call_id=name) for name in ("first", "second")]

@@ -57,7 +57,7 @@ async def test_one_workers_answer_is_the_result(
 
 
 @pytest.mark.parametrize("once", [True, False])
-async def test_a_tools_jobs_are_never_begun_twice_where_it_says_so(
+async def test_run_once_jobs_of_a_tool_are_never_started_twice(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM, once: bool
 ):
     seen: list[bool] = []
@@ -84,7 +84,7 @@ async def test_a_groups_answers_are_given_by_worker(
     assert result == {"answers": {name: {"text": f"{name} says"} for name in WORKERS}}
 
 
-async def test_what_arrived_is_reported_with_who_is_missing_and_why(
+async def test_the_responses_are_reported_with_the_missing_workers_and_why(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     worker = moderator(new_llm(), "advocate", "critic", "analyst", "late", timeout=0.3)
@@ -138,7 +138,7 @@ async def test_a_lost_worker_is_reported_as_missing_and_the_others_with_their_an
     ]
 
 
-async def test_fail_ends_all_at_the_first_failure_and_names_who_and_why(
+async def test_fail_cancels_all_at_the_first_failure_and_names_the_worker_and_why(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     slow = Colleague("advocate", holds=True)
@@ -151,7 +151,7 @@ async def test_fail_ends_all_at_the_first_failure_and_names_who_and_why(
     await slow.stopped.get()
 
 
-async def test_fail_reports_answers_as_usual_when_nobody_fails(
+async def test_fail_reports_responses_as_usual_when_no_worker_fails(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     worker = moderator(new_llm(), "advocate", on_failure="fail")
@@ -196,7 +196,7 @@ class Opaque:
     words: set[str]
 
 
-async def test_an_answer_that_is_not_json_is_written_as_what_it_holds(
+async def test_a_response_that_is_not_json_is_written_as_the_values_it_holds(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     answer = {"opaque": Opaque({"one"}), "kind": KeyError}
@@ -258,7 +258,7 @@ def broken(outcomes: Mapping[str, JobOutcome]) -> str:
 
 
 @pytest.mark.parametrize("render", [broken, lambda _: "", lambda _: None])
-async def test_a_render_that_gives_nothing_usable_is_logged_and_done_without(
+async def test_a_render_without_a_usable_result_is_logged_and_replaced(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -286,7 +286,7 @@ async def test_a_render_that_gives_nothing_usable_is_logged_and_done_without(
         (None, "debate is not set up correctly and cannot be used."),
     ],
 )
-async def test_a_method_that_makes_no_payload_is_told_to_the_llm_and_logged(
+async def test_a_method_that_returns_no_payload_is_logged_and_reported_to_the_llm(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,

@@ -114,7 +114,7 @@ BOT = (BotStartedSpeakingFrame, BotStoppedSpeakingFrame, FrameDirection.UPSTREAM
 
 
 @pytest.mark.parametrize(("starts", "stops", "direction"), [USER, BOT], ids=["user", "bot"])
-def test_it_waits_for_whoever_speaks_and_for_all_of_the_silence_after(
+def test_it_waits_until_all_speech_ends_and_for_the_whole_silence_after(
     starts: Any, stops: Any, direction: FrameDirection
 ):
     async def story(scene: Scene) -> None:
@@ -132,9 +132,7 @@ def test_it_waits_for_whoever_speaks_and_for_all_of_the_silence_after(
 
 
 @pytest.mark.parametrize(("starts", "stops", "direction"), [USER, BOT], ids=["user", "bot"])
-def test_a_word_is_enough_to_begin_the_silence_anew(
-    starts: Any, stops: Any, direction: FrameDirection
-):
+def test_short_speech_restarts_the_silence(starts: Any, stops: Any, direction: FrameDirection):
     async def story(scene: Scene) -> None:
         await scene.at(4)
         await scene.hears(starts(), direction)
@@ -147,7 +145,7 @@ def test_a_word_is_enough_to_begin_the_silence_anew(
     play(story, say_after=5, say=WAIT)
 
 
-def test_silence_needs_both_to_be_silent():
+def test_silence_means_that_neither_user_nor_bot_speaks():
     async def story(scene: Scene) -> None:
         await scene.hears(UserStartedSpeakingFrame())
         await scene.hears(BotStartedSpeakingFrame(), FrameDirection.UPSTREAM)
@@ -162,7 +160,7 @@ def test_silence_needs_both_to_be_silent():
 
 
 @pytest.mark.parametrize("frame", [UserSpeakingFrame, BotSpeakingFrame])
-def test_speech_that_began_unheard_is_noticed(frame: Any):
+def test_speech_that_began_before_the_watch_is_noticed(frame: Any):
     async def story(scene: Scene) -> None:
         await scene.at(1)
         await scene.hears(frame())
@@ -172,7 +170,7 @@ def test_speech_that_began_unheard_is_noticed(frame: Any):
     play(story, say_after=5, say=WAIT)
 
 
-def test_a_word_at_the_last_moment_counts():
+def test_speech_at_the_last_moment_counts():
     async def main() -> float:
         watch, loop = LLMWatch(), asyncio.get_running_loop()
 

@@ -42,7 +42,7 @@ def test_a_turn_that_fails_is_stopped_and_never_runs_again(state: TurnState):
 
 
 @pytest.mark.parametrize("state", WELL)
-def test_a_turn_that_is_closed_in_good_order_is_done(state: TurnState):
+def test_a_turn_that_is_closed_without_a_failure_is_done(state: TurnState):
     turn = turn_in(state)
     turn.close()
 
