@@ -1,6 +1,7 @@
 """What watches and wraps every job of a worker."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -368,6 +369,22 @@ async def test_the_deadline_passes_while_ask_waits(harness: JobHarness):
     with pytest.raises(JobTimeoutError):
         await asker.ask("worker", "echo", timeout=0.05)
     assert recorder.kinds == [ASKED, SETTLED]
+
+
+async def test_a_deadline_that_ask_swallows_leaves_the_requesters_task_as_it_was(
+    harness: JobHarness,
+):
+    class Swallows(JobInterceptor):
+        async def ask(self, call: JobCall, proceed: ProceedToAsk) -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await proceed(call)
+
+    asker, _ = await start(harness, Swallows())
+    with pytest.raises(JobTimeoutError):
+        await asker.ask("nowhere", "echo", timeout=0.05)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
 
 
 async def test_the_window_of_a_stream_survives_other_headers(harness: JobHarness):

@@ -82,11 +82,12 @@ def _end_unmanaged(task: asyncio.Task[Any]) -> None:
 class RunningTask:
     """The task that runs now: its own end, told from what the code that it calls raises."""
 
-    __slots__ = ("_cancels", "_task")
+    __slots__ = ("_cancels", "_interrupted", "_task")
 
     def __init__(self) -> None:
         self._task = asyncio.current_task()
         self._cancels = self._task.cancelling() if self._task is not None else 0
+        self._interrupted = False
 
     def survive(self, error: BaseException) -> None:
         """Go on after an exception, whatever it is, that the task's code has raised.
@@ -109,6 +110,19 @@ class RunningTask:
         """Cancel the task at its next ``await``."""
         if self._task is not None:
             self._task.cancel()
+
+    def interrupt(self) -> None:
+        """Cancel what the task awaits, from another task, so that :meth:`resume` can undo it."""
+        if self._task not in (None, _task_at_work()) and not self._interrupted:
+            self._interrupted = True
+            self._task.cancel()
+
+    def resume(self) -> bool:
+        """Undo :meth:`interrupt`; False when there was none, or the task was cancelled as well."""
+        if self._task is None or not self._interrupted:
+            return False
+        self._interrupted = False
+        return self._task.uncancel() <= self._cancels
 
     def _is_ended_by(self, error: BaseException) -> bool:
         if self._task is None:

@@ -12,6 +12,7 @@ from pipecat_jobs._protocol.deadline import Deadline
 from pipecat_jobs._protocol.flow import StreamWindow
 from pipecat_jobs._protocol.hooks import Steps
 from pipecat_jobs._protocol.messages import ResponseMessage
+from pipecat_jobs._protocol.tasks import RunningTask
 from pipecat_jobs._requester.events import EventQueue, LatestUpdateQueue
 from pipecat_jobs._requester.readiness import StartableBus
 from pipecat_jobs.errors import JobError, failure_of
@@ -66,13 +67,11 @@ class JobGroup(PipecatJobGroup):
     #: The workers that were given up while they owed an answer, and have to be told.
     owing: Sequence[str] = ()
     #: The task that dispatches it, while that is under way.
-    dispatcher: asyncio.Task[object] | None = None
+    dispatcher: RunningTask | None = None
     #: Who ends it, should it be cancelled.
     ending = CancelReason.REQUESTER_CANCELLED
     #: Called with each outcome; None while nothing has to know.
     on_settled: Callable[[JobOutcome], None] | None = None
-    #: Whether the dispatch was cut off, because the group ended before it was through.
-    cut_off = False
     _events: EventQueue | None = None
     _reading = False
     _first: JobOutcome | None = None
@@ -419,9 +418,8 @@ class JobGroup(PipecatJobGroup):
         if self.timeout_task is not None and self.timeout_task is not asyncio.current_task():
             self.timeout_task.cancel()
         super().complete()
-        if self.dispatcher is not None and self.dispatcher is not asyncio.current_task():
-            self.cut_off = True
-            self.dispatcher.cancel()
+        if self.dispatcher is not None:
+            self.dispatcher.interrupt()
 
     def fail(self, reason: str | None = None) -> None:
         """End the group as cancelled.

@@ -179,22 +179,21 @@ class Requester:
         self._used.remember(job_id, None)
         if params.timeout is not None:
             group.deadline = Deadline(params.timeout, lambda: self._expired(group))
-        task = asyncio.current_task()
-        cancels = task.cancelling() if task else 0
-        group.dispatcher = task
-        running = RunningTask()
+        group.dispatcher = task = RunningTask()
         try:
             await self._send_requests(group, registry)
         except asyncio.CancelledError:
-            if not (task and group.cut_off and task.uncancel() <= cancels):
+            if not task.resume():
                 await self._cancellation.cancel(group, "caller cancelled")
                 raise
         except BaseException as error:
-            running.survive(error)
+            task.survive(error)
             await self._cancellation.fail(group, ErrorDetails.from_exception(error))
             raise group.failure() from error
         finally:
             group.dispatcher = None
+            # What was awaited may have swallowed the interruption.
+            task.resume()
             group.dispatched = not group.is_done
             steps.release()
             if not steps.busy:
