@@ -80,7 +80,7 @@ class WorkerNotReadyError(JobTimeoutError):
 
 
 class JobCancelledError(JobGroupError):
-    """The job was called off: by ``cancel_job_group()``, or because a worker stopped."""
+    """The job was cancelled: by ``cancel_job_group()``, or because a worker stopped."""
 
 
 class WorkerLostError(JobGroupError):

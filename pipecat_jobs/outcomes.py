@@ -1,4 +1,4 @@
-"""What a job ended as: the status, the answer or the error, and how long it took."""
+"""How a job ended: the status, the response or the error, and how long it took."""
 
 import traceback
 from collections.abc import Mapping
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-#: A payload, an answer or an update: what one worker may say to another.
+#: A payload, a response or an update.
 JobData = dict[str, Any]
 
 
 class OutcomeStatus(StrEnum):
     """How a job ended for one worker.
 
-    The first four are what a worker can answer, and equal the member of the same name in
+    The first four are what a worker can respond, and equal the member of the same name in
     Pipecat's :class:`~pipecat.pipeline.job_context.JobStatus`. The last two are what the
-    requester concludes when no answer came.
+    requester concludes when no response came.
 
     Parameters:
-        COMPLETED: The worker answered.
-        FAILED: The worker could not do what was asked, for a reason it knows.
-        ERROR: The worker broke: its handler raised, or it has none for this job.
-        CANCELLED: The job was called off, by the requester or because the worker stopped.
+        COMPLETED: The worker responded with success.
+        FAILED: The worker could not do the job, for a reason that it states.
+        ERROR: The handler raised, or the worker has no handler for this job.
+        CANCELLED: The requester cancelled the job, or the worker stopped or cancelled it.
         TIMED_OUT: The deadline passed first.
-        LOST: The worker went away without an answer.
+        LOST: The worker went away without a response.
     """
 
     COMPLETED = "completed"
@@ -223,7 +223,7 @@ class JobOutcome:
 
     @property
     def cause(self) -> str:
-        """Why it did not complete, in one line; the status alone when nobody said."""
+        """Why it did not complete, in one line; the status alone when no cause is known."""
         if self.error is not None:
             return str(self.error)
         if self.reason is not None:

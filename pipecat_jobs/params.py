@@ -1,4 +1,4 @@
-"""How a job is asked for: Pipecat's parameter objects, with an id of the caller's choice."""
+"""The arguments of a job: Pipecat's parameter objects with more fields, and their checks."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from pipecat_jobs._protocol.text import shorten
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
 
-#: Chunks of a stream that may be unread unless the caller says otherwise.
+#: Chunks of a stream that may be unread unless the requester sets another limit.
 UNREAD_LIMIT = 1_000
 
 
@@ -30,8 +30,8 @@ class JobParams(PipecatJobParams):
         job_id: The job's id, or None to have one made.
         unread_limit: How many stream chunks of a worker may be unread before its
             ``send_job_stream_data()`` waits, 0 for any number.
-        latest_update_only: Whether an update takes the place of the one before it, if nobody has
-            read that yet.
+        latest_update_only: Whether an update takes the place of the one before it, if that
+            has not been read yet.
         run_once: Whether the job is lost with a process that dies at it, on a bus that spans
             processes, rather than begun again in another.
         affinity: A key that jobs share which belong in one process, on a bus that spans processes:
@@ -131,8 +131,8 @@ def group_params(
     """Make one checked parameter object of either form a job can be asked for in.
 
     Args:
-        params: What the caller passed as ``params``, if anything.
-        keywords: What the caller passed as keywords.
+        params: The call's ``params=``, or None.
+        keywords: The call's keyword arguments.
         allowed: Which keywords the call has.
 
     Returns:
@@ -175,17 +175,17 @@ def _unknown_keyword(
 
 
 def check_worker_names(names: Sequence[object]) -> list[str]:
-    """Check whom a job is for.
+    """Check the names of the workers to ask.
 
     Args:
-        names: The workers' names, as the caller gave them.
+        names: The names as they were given.
 
     Returns:
-        The names, in the caller's order.
+        The names, in the same order.
 
     Raises:
-        InvalidJobTypeError: If one is no string.
-        InvalidJobError: If there is none, one is empty, or one is named twice.
+        InvalidJobTypeError: If one is not a string.
+        InvalidJobError: If there are no names, one is empty, or one is named twice.
     """
     checked: dict[str, None] = {}
     for name in names:
@@ -208,11 +208,11 @@ def check_worker_names(names: Sequence[object]) -> list[str]:
 
 
 def check_data(what: str, data: object) -> JobData | None:
-    """Refuse an answer, an update or a chunk that is neither a dict nor None.
+    """Refuse a response, an update or a chunk that is neither a dict nor None.
 
     Args:
         what: What it is, for the message.
-        data: What the caller gave.
+        data: The value to check.
 
     Returns:
         The same object.

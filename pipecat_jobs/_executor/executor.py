@@ -41,18 +41,7 @@ _Call = Callable[[BusJobRequestMessage], Awaitable[object] | AsyncIterator[objec
 
 
 class Executor:
-    """The answering half of a worker: its handlers and the jobs they run.
-
-    Args:
-        worker: The worker that was asked.
-        hooks: Its hooks.
-        interceptors: Its interceptors.
-        responses: Its open jobs, and how they are answered.
-        handlers: Its ``@job`` handlers, by job name.
-        limits: How many jobs it has at once, by job name; None stands for ``on_job_request``.
-        cancel_grace: Seconds a cancelled handler gets before the job ends without it.
-        stop_turns: Stops the LLM turns that a job has started; None for a worker that has none.
-    """
+    """The executing half of a worker: its handlers and the jobs they run."""
 
     def __init__(
         self,
@@ -75,7 +64,7 @@ class Executor:
         self._stop_turns = stop_turns
         self._slots: dict[str | None, Slots] = {}
         for name, limit in limits.items():
-            # Of several jobs of on_job_request at once, none has the turn to itself.
+            # Where several jobs of on_job_request run at once, they share the LLM turn.
             alone = name is None and limit.size == 1
             self._slots[name] = Slots(
                 limit.size, until_answered=limit.until_answered, has_turn=alone
@@ -85,12 +74,7 @@ class Executor:
     # -- a job arrives -----------------------------------------------------------------------
 
     def on_request(self, message: BusJobRequestMessage, *, inactive: str | None) -> None:
-        """Start a job, or answer at once why not.
-
-        Args:
-            message: The request, well formed.
-            inactive: Why the worker takes no job while it is inactive, or None when it takes them.
-        """
+        """Start a job, or refuse it at once."""
         job_id, job = message.job_id, (message.source, message.job_id)
         recent = self._responses.recent
         current = self._responses.requested(job_id)
@@ -195,7 +179,7 @@ class Executor:
             if slots is not None and slots.until_answered:
                 await execution.until_ended()
             if execution.turn_failure is not None:
-                # Its last event would be taken for the next job's.
+                # The last event of its turn would be taken for one of the next job.
                 await self._stop_its_turns(execution)
         except asyncio.CancelledError:
             if not execution.cancelled:
@@ -236,31 +220,26 @@ class Executor:
         except BaseException as error:
             task.survive(error)
             log_raised(f"{self}: could not answer for job '{execution.request.job_id}'", error)
-            await self._end_in_short(execution, status, error)
+            await self._respond_in_short(execution, status, error)
 
-    async def _end_in_short(
+    async def _respond_in_short(
         self, execution: Execution, status: JobStatus, error: BaseException
     ) -> None:
-        # Whoever asked need not wait when it was the answer, and not the bus, that was no good.
+        # The response may be what could not be sent; the requester gets a short one instead.
         reason = f"the answer could not be sent: {type(error).__name__}"
         task = RunningTask()
         try:
             await self._responses.finish(execution, status, ErrorDetails("", reason).to_response())
         except BaseException as again:
             task.survive(again)
-            # A job that stays open would keep its place for good.
+            # A job that stays open would keep its slot for ever.
             log_raised(f"{self}: job '{execution.request.job_id}' ends unanswered", again)
             self._responses.forget(execution)
 
     def on_turn_failure(self, execution: Execution, failure: LLMTurnError) -> None:
-        """End a job whose answer was left to an LLM turn that gave none.
-
-        Args:
-            execution: The job.
-            failure: What happened to its turn.
-        """
+        """End a job whose response was left to an LLM turn that failed."""
         execution.turn_failure = failure
-        # While its handler runs, it may yet answer all the same.
+        # A handler that still runs may respond without the turn.
         if execution.state is ExecutionState.RETURNED:
             start_task(self._worker, self._failed(execution, failure), "job_turn_failed")
 
@@ -340,11 +319,7 @@ class Executor:
             await self._responses.stream_end(job_id, None)
 
     def on_update_request(self, message: BusJobUpdateRequestMessage) -> None:
-        """Pass on a requester's wish for an update.
-
-        Args:
-            message: The wish, well formed.
-        """
+        """Call the hooks for a requester that asks for an update."""
         execution = self._asked_by(message)
         if execution is None:
             return
@@ -355,18 +330,14 @@ class Executor:
         execution.steps = execution.steps or Steps(self._worker)
         execution.steps.run(partial(self._hooks.fire, event, message))
 
-    # -- it is called off --------------------------------------------------------------------
+    # -- it is cancelled ---------------------------------------------------------------------
 
     def on_cancel(self, message: BusJobCancelMessage) -> None:
-        """Stop a job, or remember that it must not start.
-
-        Args:
-            message: The cancel, well formed.
-        """
+        """Cancel a job, or remember that it must not start."""
         job = (message.source, message.job_id)
         execution = self._asked_by(message)
         if execution is None and job not in self._responses.recent:
-            # Cancels overtake requests; the one this belongs to is still on its way.
+            # Cancels overtake requests: this one has arrived before its request.
             self._responses.early_cancels.remember(job, True)
         if execution is None or not execution.cancel():
             return
@@ -425,7 +396,7 @@ class Executor:
         }
 
     async def stop(self) -> None:
-        """Answer for every open job and stop its handler: the worker stops."""
+        """Respond CANCELLED to every open job and stop its handler: the worker stops."""
         self.stopped = True
         executions = self._responses.all()
         # The handlers of the others have been cancelled, and may be cleaning up.

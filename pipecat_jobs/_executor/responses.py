@@ -1,4 +1,4 @@
-"""What a worker says of the jobs it holds: progress, streams and answers."""
+"""What a worker sends about its jobs: updates, streams and responses."""
 
 from loguru import logger
 from pipecat.bus.messages import (
@@ -26,11 +26,7 @@ from pipecat_jobs.params import check_data
 
 
 class Responses:
-    """The open jobs of a worker, and what it answers them; each of them once.
-
-    Args:
-        worker: The worker that was asked.
-    """
+    """The open jobs of a worker, and the one response of each."""
 
     def __init__(self, worker: BaseWorker):
         self._worker = worker
@@ -39,18 +35,14 @@ class Responses:
         self._executions: dict[str, Execution] = {}
         #: By requester and job id: the id of the request message whose job has ended.
         self.recent: Recent[tuple[str, str], int] = Recent()
-        #: By requester and job id: cancels whose requests have not come. Each of them decides
-        #: whether a job runs, so their number is not bounded.
+        #: By requester and job id: cancels whose requests have not arrived. Each of them stops a
+        #: job from running, so their number is not bounded.
         self.early_cancels: Expiring[tuple[str, str], bool] = Expiring()
 
     # -- which jobs are open -----------------------------------------------------------------
 
     def open(self, execution: Execution) -> None:
-        """Take a job on.
-
-        Args:
-            execution: The job.
-        """
+        """Add an open job."""
         request = execution.request
         self._active[request.job_id] = request
         self._executions[request.job_id] = execution
@@ -58,27 +50,17 @@ class Responses:
     def get(self, job_id: str) -> Execution | None:
         """Look a job up.
 
-        Args:
-            job_id: Its id.
-
         Returns:
             The job, or None when it is not open.
         """
         return self._executions.get(job_id)
 
     def all(self) -> list[Execution]:
-        """List the open jobs.
-
-        Returns:
-            The jobs, in the order they came.
-        """
+        """List the open jobs."""
         return list(self._executions.values())
 
     def requested(self, job_id: str) -> BusJobRequestMessage | None:
-        """Look up who holds a job id, whether or not the job is this package's.
-
-        Args:
-            job_id: The id.
+        """Find the open request of a job id, whether or not the job is this package's.
 
         Returns:
             The request of the open job of that id, or None.
@@ -86,35 +68,19 @@ class Responses:
         return self._active.get(job_id)
 
     def forget(self, execution: Execution) -> None:
-        """Close a job, whether or not its answer could be sent.
-
-        Args:
-            execution: The job.
-        """
+        """Close a job, whether or not its response could be sent."""
         request = execution.request
         self._active.pop(request.job_id, None)
         self._executions.pop(request.job_id, None)
         self.recent.remember((request.source, request.job_id), request.id)
         execution.end()
 
-    # -- in the handler's words --------------------------------------------------------------
+    # -- what handlers send -----------------------------------------------------------------
 
     async def respond(
         self, job_id: str, response: object, *, status: JobStatus, urgent: bool
     ) -> None:
-        """Answer a job.
-
-        Args:
-            job_id: An open job.
-            response: A dict, or None.
-            status: How it went.
-            urgent: Whether the answer overtakes other messages.
-
-        Raises:
-            UnknownJobError: If the job is not open.
-            InvalidJobTypeError: If the response is no dict or the status none of Pipecat's.
-            InvalidJobError: If the response has a key that is this package's own.
-        """
+        """Answer a job."""
         execution = self._require(job_id)
         data = check_response(check_data("response", response))
         try:
@@ -124,17 +90,7 @@ class Responses:
         await self._answer(execution, self._response(execution.request, status, data, urgent))
 
     async def update(self, job_id: str, update: object, *, urgent: bool) -> None:
-        """Report progress.
-
-        Args:
-            job_id: An open job.
-            update: A dict, or None.
-            urgent: Whether the update overtakes other messages.
-
-        Raises:
-            UnknownJobError: If the job is not open.
-            InvalidJobTypeError: If the update is no dict.
-        """
+        """Report progress."""
         request = self._require(job_id).request
         data = check_data("update", update)
         message_class = BusJobUpdateUrgentMessage if urgent else BusJobUpdateMessage
@@ -150,17 +106,7 @@ class Responses:
         job_id: str,
         data: object,
     ) -> None:
-        """Send the start or a chunk of a streamed answer; a chunk waits for room.
-
-        Args:
-            message_class: Which of the two.
-            job_id: An open job.
-            data: A dict, or None.
-
-        Raises:
-            UnknownJobError: If the job is not open.
-            InvalidJobTypeError: If the data is no dict.
-        """
+        """Send the start or a chunk of a streamed answer; a chunk waits for room."""
         execution = self._require(job_id)
         chunk = message_class(
             source=self._worker.name,
@@ -185,16 +131,7 @@ class Responses:
             raise
 
     async def stream_end(self, job_id: str, data: object) -> None:
-        """End a streamed answer, and with it the job.
-
-        Args:
-            job_id: An open job.
-            data: The answer: a dict, or None.
-
-        Raises:
-            UnknownJobError: If the job is not open.
-            InvalidJobTypeError: If the data is no dict.
-        """
+        """End a streamed answer, and with it the job."""
         execution = self._require(job_id)
         end = BusJobStreamEndMessage(
             source=self._worker.name,
@@ -216,13 +153,7 @@ class Responses:
     async def finish(
         self, execution: Execution, status: JobStatus, response: JobData | None
     ) -> None:
-        """Answer on the handler's behalf, unless the job has been answered.
-
-        Args:
-            execution: The job.
-            status: How it went.
-            response: The answer.
-        """
+        """Respond in place of the handler, unless a response was sent or is being sent."""
         if not execution.is_open or (execution.cancelled and status is JobStatus.COMPLETED):
             logger.debug(f"{self}: dropping {status} of job '{execution.request.job_id}': it ended")
             return
@@ -231,13 +162,7 @@ class Responses:
     async def refuse(
         self, request: BusJobRequestMessage, status: JobStatus, response: JobData | None
     ) -> None:
-        """Answer a job that was not taken on.
-
-        Args:
-            request: What was asked.
-            status: How it went.
-            response: Why.
-        """
+        """Respond to a request that was refused."""
         await self._worker.send_bus_message(self._response(request, status, response))
 
     async def _answer(

@@ -9,18 +9,7 @@ Affinity: TypeAlias = Literal["requester", "prefer"]
 
 
 def check_affinity(value: object, worker_class: type) -> Affinity | Literal["auto"] | None:
-    """Check a ``job_affinity``.
-
-    Args:
-        value: What the class says.
-        worker_class: The class, for the error message.
-
-    Returns:
-        The same value.
-
-    Raises:
-        InvalidJobError: If it is something else than it may be.
-    """
+    """Check a ``job_affinity``."""
     for known in (*get_args(Affinity), "auto", None):
         if value == known:
             return known

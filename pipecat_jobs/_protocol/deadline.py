@@ -11,16 +11,8 @@ from pipecat_jobs.errors import InvalidJobError
 def check_timeout(timeout: object, name: str = "timeout") -> float | None:
     """Refuse a timeout that is not a number of seconds from zero up.
 
-    Args:
-        timeout: What was given.
-        name: The option it was given as, for the error.
-
     Returns:
         The seconds, or None for no deadline (also for infinity).
-
-    Raises:
-        InvalidJobTypeError: If it is not a number.
-        InvalidJobError: If it is negative, NaN or an int too large for a float.
     """
     if timeout is None:
         return None
@@ -38,10 +30,6 @@ class Deadline:
     """Calls back once when a job's time is over, unless it is cleared first.
 
     A timer of the event loop, not a task: a job that ends in time leaves nothing to cancel.
-
-    Args:
-        timeout: Seconds from now.
-        expired: Called when they have passed.
     """
 
     __slots__ = ("_loop", "_timer")

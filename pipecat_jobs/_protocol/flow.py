@@ -4,14 +4,11 @@ import asyncio
 
 
 class StreamWindow:
-    """The stream chunks of one worker that nobody has taken yet, and how many there may be.
+    """Limits how many chunks of one worker's stream are sent and not yet read.
 
     The worker waits for room before it sends a chunk. Where both are in one process they share the
     window, so that it costs no message; answers and cancels do not go through it. Where they are
     not, each process has a window of its own, and the reader's says when the other has to wait.
-
-    Args:
-        limit: How many chunks may be under way, unheard by the hooks or unread.
     """
 
     __slots__ = (
@@ -34,13 +31,13 @@ class StreamWindow:
         self._unread = 0
         self._waiting: list[asyncio.Future[None]] = []
         self.under_way = 0
-        """How many chunks have been sent and have not arrived."""
+        """The number of chunks that were sent and have not arrived."""
 
     @property
     def full(self) -> bool:
         """Whether another chunk has to wait."""
-        # Nobody may ever read what is not being read now: hooks and the answer may be all that is
-        # wanted, and then the worker must not wait for a reader.
+        # Without a reader, unread chunks do not count: the requester may only want the hooks and
+        # the response, and the worker would wait for ever.
         unread = self._unread if self._reading else 0
         backlog = self.under_way + max(unread, self._unheard)
         return self._open and (self._held or backlog >= self._limit)
@@ -51,31 +48,18 @@ class StreamWindow:
             await self.next_room()
 
     def next_room(self) -> asyncio.Future[None]:
-        """Promise to tell when there is room again.
-
-        Returns:
-            Done once a chunk may be sent, or never when the job is forgotten first.
-        """
+        """Promise to tell when there is room again."""
         waiting = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
         return waiting
 
     def hold(self, held: bool) -> None:
-        """Note whether a reader in another process wants the worker to wait.
-
-        Args:
-            held: Whether it does.
-        """
+        """Note whether a reader in another process wants the worker to wait."""
         self._held = held
         self._let_on()
 
     def arrived(self, *, heard: bool, kept: bool) -> None:
-        """Note that a chunk has come.
-
-        Args:
-            heard: Whether no hook has to hear it first.
-            kept: Whether it waits to be read.
-        """
+        """Note that a chunk has come."""
         # One that came twice was under way once.
         self.under_way = max(0, self.under_way - 1)
         self._unheard += not heard
@@ -93,16 +77,12 @@ class StreamWindow:
         self._let_on()
 
     def reading(self, reading: bool) -> None:
-        """Note whether somebody reads.
-
-        Args:
-            reading: Whether chunks that wait to be read hold the worker up.
-        """
+        """Note whether the requester reads the stream."""
         self._reading = reading
         self._let_on()
 
     def close(self) -> None:
-        """Hold nobody up any more: the worker's part in the job has ended."""
+        """Let the worker go on without a limit: its job has ended."""
         self._open = False
         self._let_on()
 

@@ -37,15 +37,7 @@ Step = Callable[[], Coroutine[Any, Any, None]]
 
 
 async def guarded(where: str, call: Callable[[], Awaitable[object]]) -> None:
-    """Run a bot builder's code; log what it raises, whatever that is.
-
-    Args:
-        where: Whose code it is, for the log.
-        call: What to run.
-
-    Raises:
-        asyncio.CancelledError: If this task was cancelled, as opposed to the code raising one.
-    """
+    """Run a bot builder's code; log what it raises, whatever that is."""
     task = RunningTask()
     try:
         await call()
@@ -71,13 +63,6 @@ def logging_traceback(event: str, handler: Callable[..., Any]) -> Callable[..., 
     """Wrap an event handler so that its exception is logged with its traceback.
 
     Pipecat logs the message alone.
-
-    Args:
-        event: The event it handles.
-        handler: The handler, async or not.
-
-    Returns:
-        A handler of the same kind that does not raise.
     """
     where = f"event handler {getattr(handler, '__qualname__', handler)} of {event}"
 
@@ -97,11 +82,7 @@ def logging_traceback(event: str, handler: Callable[..., Any]) -> Callable[..., 
 
 
 class Hooks:
-    """The overrides and event handlers of one worker.
-
-    Args:
-        worker: The worker whose hooks these are.
-    """
+    """The overrides and event handlers of one worker."""
 
     def __init__(self, worker: BaseWorker):
         self._worker = worker
@@ -117,93 +98,42 @@ class Hooks:
             self.note_listeners(event)
 
     def overrides(self, *events: str) -> bool:
-        """Tell whether the worker's class overrides one of these hooks.
-
-        Args:
-            *events: Names of hooks, e.g. ``"on_job_update"``.
-
-        Returns:
-            Whether calling them runs a bot builder's code in place.
-        """
+        """Tell whether the worker's class overrides one of these hooks."""
         return not self._overridden.isdisjoint(events)
 
     def listens(self, event: str) -> bool:
-        """Tell whether an event handler is registered.
-
-        Args:
-            event: The event's name.
-
-        Returns:
-            Whether anybody would be called.
-        """
+        """Tell whether an event handler is registered."""
         return event in self._listened
 
     def note_listeners(self, event: str) -> None:
-        """Note that an event handler was added or removed.
-
-        Args:
-            event: The event's name.
-        """
+        """Note that an event handler was added or removed."""
         if has_event_handlers(self._worker, event):
             self._listened.add(event)
         else:
             self._listened.discard(event)
 
     def wrapped(self, event: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-        """Give what to register in place of an event handler.
-
-        Args:
-            event: The event it handles.
-            handler: The handler.
-
-        Returns:
-            For a job's event one that logs what it raises with its traceback; else the handler.
-        """
+        """Give what to register in place of an event handler."""
         if event not in JOB_EVENTS:
             return handler
         wrapped = self._wrapped[event, handler] = logging_traceback(event, handler)
         return wrapped
 
     def unwrapped(self, event: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-        """Give what was registered in place of an event handler, and forget it.
-
-        Args:
-            event: The event it handles.
-            handler: The handler.
-
-        Returns:
-            What :meth:`wrapped` gave for it; else the handler.
-        """
+        """Give what was registered in place of an event handler, and forget it."""
         return self._wrapped.pop((event, handler), handler)
 
     def hears(self, event: str) -> bool:
-        """Tell whether anybody's code runs at an event.
-
-        Args:
-            event: The hook's name.
-
-        Returns:
-            Whether there is an override or an event handler.
-        """
+        """Tell whether anybody's code runs at an event."""
         return event in self._overridden or event in self._listened
 
     def announce(self, event: str, message: object) -> None:
-        """Fire the event handlers alone, each in a task of its own.
-
-        Args:
-            event: The event's name.
-            message: What they get.
-        """
+        """Fire the event handlers alone, each in a task of its own."""
         if event in self._listened:
             start_event_handlers(self._worker, event, message)
 
     async def fire(self, event: str, message: object) -> None:
-        """Call the override, then the event handlers.
-
-        Args:
-            event: The hook's name.
-            message: What it gets.
-        """
+        """Call the override, then the event handlers."""
         if event in self._overridden:
             hook = getattr(self._worker, event)
             await guarded(f"{event}() of worker '{self._worker.name}'", lambda: hook(message))
@@ -214,10 +144,6 @@ class Steps:
     """Runs a job's hooks one after the other, in a task of their own.
 
     Each job has its own, so that its hooks fire in order and hold up no other job.
-
-    Args:
-        worker: The worker whose task manager runs them.
-        held: Whether nothing runs before :meth:`release`.
     """
 
     __slots__ = ("_waiting", "_worker", "busy")
@@ -234,11 +160,7 @@ class Steps:
         return not self._waiting
 
     def run(self, step: Step) -> None:
-        """Do a step after those before it.
-
-        Args:
-            step: Makes the coroutine to run.
-        """
+        """Do a step after those before it."""
         if self._waiting is None:
             self._waiting = deque()
         self._waiting.append(step)

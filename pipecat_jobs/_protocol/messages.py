@@ -53,14 +53,7 @@ _CARRIED: dict[type[BusMessage], dict[str, type]] = {
 
 
 def is_job_message(message: BusMessage) -> TypeGuard[JobMessage]:
-    """Tell whether a message is about a job.
-
-    Args:
-        message: Any message.
-
-    Returns:
-        Whether it is of one of the classes of :data:`JobMessage`.
-    """
+    """Tell whether a message is about a job."""
     return type(message) in _CARRIED
 
 
@@ -68,9 +61,6 @@ def find_problem(message: JobMessage) -> str | None:
     """Find what is wrong with a message that came from elsewhere.
 
     A peer may run another version, and Pipecat's serializer fills a missing field with None.
-
-    Args:
-        message: The message as it was delivered.
 
     Returns:
         What is wrong, in a few words, or None when it can be acted on.
@@ -90,9 +80,6 @@ def find_problem(message: JobMessage) -> str | None:
 
 def answered_status(message: ResponseMessage) -> JobStatus | None:
     """Read an answer's status, which arrives as plain text from another process.
-
-    Args:
-        message: The answer.
 
     Returns:
         The status, or None when it is none that Pipecat knows.

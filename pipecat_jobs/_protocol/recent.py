@@ -14,9 +14,6 @@ class Recent(Generic[Key, Value]):
 
     A late or doubled message is told from a new one by what is remembered of its job; jobs are
     many, so only the latest are kept.
-
-    Args:
-        capacity: How many keys are kept; the oldest leaves first.
     """
 
     def __init__(self, capacity: int = 512):
@@ -24,12 +21,7 @@ class Recent(Generic[Key, Value]):
         self._items: OrderedDict[Key, Value] = OrderedDict()
 
     def remember(self, key: Key, value: Value) -> None:
-        """Keep a value as the newest.
-
-        Args:
-            key: What it belongs to.
-            value: What to remember of it.
-        """
+        """Keep a value as the newest."""
         self._items[key] = value
         self._items.move_to_end(key)
         if len(self._items) > self._capacity:
@@ -38,9 +30,6 @@ class Recent(Generic[Key, Value]):
     def get(self, key: Key) -> Value | None:
         """Look a key up.
 
-        Args:
-            key: What to look for.
-
         Returns:
             What was remembered, or None.
         """
@@ -48,9 +37,6 @@ class Recent(Generic[Key, Value]):
 
     def take(self, key: Key) -> Value | None:
         """Drop a key, if it is there.
-
-        Args:
-            key: What to drop.
 
         Returns:
             What was remembered, or None.
@@ -69,9 +55,6 @@ class Expiring(Generic[Key, Value]):
 
     For what must not be forgotten because much else has happened since, and may never be asked
     for. Old keys leave with the next use: there is no task and no timer.
-
-    Args:
-        seconds: How long a key is kept.
     """
 
     def __init__(self, seconds: float = 300.0):
@@ -79,21 +62,13 @@ class Expiring(Generic[Key, Value]):
         self._items: OrderedDict[Key, tuple[float, Value]] = OrderedDict()
 
     def remember(self, key: Key, value: Value) -> None:
-        """Keep a value from now on.
-
-        Args:
-            key: What it belongs to.
-            value: What to remember of it.
-        """
+        """Keep a value from now on."""
         self._forget_old()
         self._items[key] = (self._now(), value)
         self._items.move_to_end(key)
 
     def get(self, key: Key) -> Value | None:
         """Look a key up.
-
-        Args:
-            key: What to look for.
 
         Returns:
             What was remembered, or None.
@@ -104,9 +79,6 @@ class Expiring(Generic[Key, Value]):
 
     def take(self, key: Key) -> Value | None:
         """Drop a key, if it is there.
-
-        Args:
-            key: What to drop.
 
         Returns:
             What was remembered, or None.

@@ -33,14 +33,7 @@ class Statement:
     cancel_reason: CancelReason | None = None
 
     def add_to(self, response: JobData) -> JobData:
-        """Put the facts into a response.
-
-        Args:
-            response: The response without them.
-
-        Returns:
-            A new response with them.
-        """
+        """Put the facts into a response."""
         facts = {"refusal": self.refusal, "cancel_reason": self.cancel_reason}
         stated = {name: str(fact) for name, fact in facts.items() if fact is not None}
         return {**response, RESERVED_KEY: stated}
@@ -50,15 +43,7 @@ _NOTHING = Statement()
 
 
 def read_statement(response: JobData | None) -> tuple[Statement, JobData | None]:
-    """Read the facts that go with a response.
-
-    Args:
-        response: The response of a job that did not complete, as it came.
-
-    Returns:
-        The facts, and the response without them. What is malformed, or of a later release and
-        unknown here, states nothing.
-    """
+    """Read the facts that go with a response."""
     if not response or RESERVED_KEY not in response:
         return _NOTHING, response
     rest = {key: value for key, value in response.items() if key != RESERVED_KEY}
@@ -78,17 +63,7 @@ def _member(kind: type[Stated], value: object) -> Stated | None:
 
 
 def check_response(response: JobData | None) -> JobData | None:
-    """Refuse a handler's response that has the key of this package's own facts.
-
-    Args:
-        response: What the handler answers.
-
-    Returns:
-        The same.
-
-    Raises:
-        InvalidJobError: If the key is in it.
-    """
+    """Refuse a handler's response that has the key of this package's own facts."""
     if response and RESERVED_KEY in response:
         raise InvalidJobError(
             f"the response has the key '{RESERVED_KEY}', under which pipecat-jobs states whether "

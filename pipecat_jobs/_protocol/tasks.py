@@ -1,4 +1,4 @@
-"""The tasks that bring jobs to their end, and what may be raised in them."""
+"""The tasks that serve jobs, and what to do with an exception that is raised in one."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -21,14 +21,6 @@ def start_task(
 
     Jobs are asked, and have to end, while the runner starts or before it runs, when the worker has
     no task manager and its own ``create_task()`` raises.
-
-    Args:
-        worker: The worker whose task it is.
-        coroutine: What the task runs. What it raises is logged.
-        name: The task's purpose, for logs.
-
-    Returns:
-        The task.
     """
     coroutine = deferred(coroutine)
     if _task_manager_of(worker) is not None:
@@ -44,12 +36,6 @@ def deferred(coroutine: Coroutine[Any, Any, Result]) -> Coroutine[Any, Any, Resu
 
     With ``asyncio.eager_task_factory`` a task runs within ``create_task()``, before its creator
     knows it and, here, in the middle of handling a message.
-
-    Args:
-        coroutine: What the task is to run.
-
-    Returns:
-        The coroutine to create the task of: the same one, unless the loop has a task factory.
     """
     if asyncio.get_running_loop().get_task_factory() is None:
         return coroutine
@@ -80,7 +66,7 @@ def _end_unmanaged(task: asyncio.Task[Any]) -> None:
 
 
 class RunningTask:
-    """The task that runs now: its own end, told from what the code that it calls raises."""
+    """The running task, which tells its own cancellation from an exception of the code it calls."""
 
     __slots__ = ("_cancels", "_interrupted", "_task")
 
@@ -90,16 +76,11 @@ class RunningTask:
         self._interrupted = False
 
     def survive(self, error: BaseException) -> None:
-        """Go on after an exception, whatever it is, that the task's code has raised.
+        """Go on after an exception that the task's code raised.
+
+        It is raised again when the task was cancelled, or its coroutine is being closed.
 
         A ``KeyboardInterrupt`` ends the event loop all the same, in the loop's next step.
-
-        Args:
-            error: The exception, as it was caught.
-
-        Raises:
-            BaseException: The exception itself, if it is the end of the task: the task was
-                cancelled, or its coroutine is being closed and can await nothing more.
         """
         if self._is_ended_by(error):
             raise error
@@ -136,7 +117,7 @@ def _task_at_work() -> asyncio.Task[Any] | None:
     try:
         return asyncio.current_task()
     except RuntimeError:
-        # There is no event loop any more.
+        # The event loop has been closed.
         return None
 
 
@@ -145,11 +126,6 @@ def _raise(error: BaseException) -> NoReturn:
 
 
 def log_raised(text: str, error: BaseException) -> None:
-    """Log an exception that ends here, with its traceback.
-
-    Args:
-        text: What it ends, and what happens next.
-        error: The exception. A ``SystemExit`` is logged as critical, because it did not exit.
-    """
+    """Log an exception that ends here, with its traceback."""
     level = "CRITICAL" if isinstance(error, SystemExit) else "ERROR"
     logger.opt(exception=error, depth=1).log(level, text)

@@ -4,7 +4,7 @@ from reprlib import Repr
 
 from pipecat.bus.messages import BusMessage
 
-#: The most characters of somebody else's value in an error or a log line.
+#: The most characters of a foreign value in an error or a log line.
 MOST_TEXT = 200
 
 _repr = Repr()
@@ -14,14 +14,7 @@ _repr.maxlevel = 3
 
 
 def shorten(value: object) -> str:
-    """Represent any value, in little more than :data:`MOST_TEXT` characters.
-
-    Args:
-        value: The value; its ``repr()`` may be as long as it likes, and may raise.
-
-    Returns:
-        The ``repr()``, cut where it is long, or the type's name where it raises.
-    """
+    """Represent any value, in little more than :data:`MOST_TEXT` characters."""
     try:
         return cut(_repr.repr(value))
     except Exception:
@@ -29,14 +22,7 @@ def shorten(value: object) -> str:
 
 
 def describe(message: BusMessage) -> str:
-    """Represent a message from elsewhere, in little more than :data:`MOST_TEXT` characters.
-
-    Args:
-        message: The message; a field of it may raise when it is written as text.
-
-    Returns:
-        What ``str()`` gives, cut where it is long, or the type's name where that raises.
-    """
+    """Represent a message from elsewhere, in little more than :data:`MOST_TEXT` characters."""
     try:
         return cut(str(message))
     except Exception:
@@ -44,12 +30,5 @@ def describe(message: BusMessage) -> str:
 
 
 def cut(text: str) -> str:
-    """Cut a text to :data:`MOST_TEXT` characters.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The text, with ``...`` in place of what is cut off.
-    """
+    """Cut a text to :data:`MOST_TEXT` characters."""
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}..."

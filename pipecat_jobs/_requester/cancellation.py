@@ -1,4 +1,4 @@
-"""Calling a job off: first for whoever waits, then at the workers that still owe an answer."""
+"""Cancelling a job: first for the requester that waits, then at the workers still to respond."""
 
 import asyncio
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from pipecat_jobs._requester.group import JobGroup
 from pipecat_jobs._requester.liveness import Liveness
 from pipecat_jobs.outcomes import CancelReason, ErrorDetails, OutcomeStatus
 
-#: Seconds that the workers' cancels may take to be sent before the caller goes on without them.
+#: Seconds to wait until the bus has taken the cancels; then the requester goes on without.
 CANCEL_GRACE = 1.0
 
 
@@ -31,13 +31,7 @@ class _Told:
 
 
 class Cancellation:
-    """Ends the groups of a worker that do not complete.
-
-    Args:
-        worker: The worker that asked.
-        groups: Its open groups, by job id.
-        liveness: What watches the workers it asked.
-    """
+    """Ends the groups of a worker that do not complete."""
 
     def __init__(self, worker: BaseWorker, groups: dict[str, PipecatJobGroup], liveness: Liveness):
         self._worker = worker
@@ -47,15 +41,10 @@ class Cancellation:
         self._unacknowledged: Expiring[str, _Told] = Expiring()
 
     async def end(self, group: PipecatJobGroup, reason: str, cancel_reason: CancelReason) -> None:
-        """Call a group off through the worker's own method.
+        """Cancel a group through the worker's own method.
 
         Workers override ``cancel_job_group()``: a ``UIWorker`` closes its cards there. What the
         override does changes nothing about the end.
-
-        Args:
-            group: The group; one that has ended is left alone.
-            reason: Why, for the workers and the caller.
-            cancel_reason: Who ends it.
         """
         if group.is_done:
             return
@@ -74,22 +63,12 @@ class Cancellation:
                 await self.cancel(group, reason)
 
     async def cancel(self, group: JobGroup, reason: str | None) -> None:
-        """Cancel a group as it stands.
-
-        Args:
-            group: The group.
-            reason: Why, for the workers and the caller.
-        """
+        """Cancel a group as it stands."""
         group.give_up(OutcomeStatus.CANCELLED, reason=reason, cancel_reason=group.ending)
         await self._close(group, reason)
 
     async def fail(self, group: JobGroup, error: ErrorDetails) -> None:
-        """End a group whose requests could not be sent.
-
-        Args:
-            group: The group.
-            error: What went wrong.
-        """
+        """End a group whose requests could not be sent."""
         status = OutcomeStatus.FAILED if error.for_llm else OutcomeStatus.ERROR
         group.give_up(status, error=error)
         await self._close(group, None)
@@ -115,13 +94,7 @@ class Cancellation:
             )
 
     async def tell(self, job_id: str, names: Sequence[str], reason: str | None) -> None:
-        """Tell workers to stop, each of them whether or not another could be told.
-
-        Args:
-            job_id: The job.
-            names: The workers.
-            reason: Why.
-        """
+        """Send a cancel to each worker, whether or not sending it to another failed."""
         task = RunningTask()
         for name in names:
             cancel = BusJobCancelMessage(
@@ -139,9 +112,6 @@ class Cancellation:
     def steps_after_end(self, message: JobMessage) -> Steps | None:
         """Give what runs the hooks of a job that has ended for a worker that cleans up after it.
 
-        Args:
-            message: A message that no open group awaits.
-
         Returns:
             What runs the hooks, or None when the sender was not told to stop, or has acknowledged
             that it was.
@@ -151,9 +121,6 @@ class Cancellation:
 
     def acknowledge(self, message: ResponseMessage) -> Steps | None:
         """Note a worker's CANCELLED response to a cancel.
-
-        Args:
-            message: A response that no open group awaits.
 
         Returns:
             What runs the hooks that hear of it, or None when it is not the first CANCELLED response

@@ -19,7 +19,7 @@ class Call:
     Parameters:
         params: How it is asked for, all of it checked.
         single: Whether one worker is asked on its own, with ``job()``.
-        keeps_events: Whether its events are kept for whoever comes to read them.
+        keeps_events: Whether its events are kept until ``async for`` reads them.
     """
 
     params: JobGroupParams
@@ -28,13 +28,7 @@ class Call:
 
 
 class ExtendedCalls:
-    """The calls that are on their way through what a worker's class has extended.
-
-    Args:
-        worker: The worker that asks.
-        groups: Its open groups, by job id.
-        cancellation: Ends a group whose call fails.
-    """
+    """The calls that are passing through a worker's own ``create_job_group_and_request_job()``."""
 
     def __init__(
         self, worker: BaseWorker, groups: dict[str, PipecatJobGroup], cancellation: Cancellation
@@ -45,15 +39,7 @@ class ExtendedCalls:
         self._calls: dict[str, Call] = {}
 
     async def dispatch(self, worker_names: list[str], call: Call) -> PipecatJobGroup:
-        """Start a group through the worker's own method.
-
-        Args:
-            worker_names: Whom to ask.
-            call: How, with a job id that no other group has.
-
-        Returns:
-            The group.
-        """
+        """Start a group through the worker's own method."""
         params = call.params
         assert params.job_id is not None
         job_id = params.job_id
@@ -71,14 +57,7 @@ class ExtendedCalls:
             self._calls.pop(job_id, None)
 
     def has_checked(self, params: PipecatJobGroupParams | None) -> TypeGuard[JobGroupParams]:
-        """Tell whether parameters come from :meth:`dispatch`, and need no second check.
-
-        Args:
-            params: What the worker's own method was given.
-
-        Returns:
-            Whether they are those that were handed to :meth:`dispatch`.
-        """
+        """Tell whether parameters come from :meth:`dispatch`, and need no second check."""
         if not isinstance(params, JobGroupParams) or params.job_id is None:
             return False
         call = self._calls.get(params.job_id)
@@ -87,11 +66,8 @@ class ExtendedCalls:
     def take(self, job_id: str) -> Call | None:
         """Give what is known of a group that is now being made.
 
-        Args:
-            job_id: Its id.
-
         Returns:
-            The call, or None when the method was called by somebody else.
+            The call, or None when the bot called the method itself.
         """
         return self._calls.pop(job_id, None)
 

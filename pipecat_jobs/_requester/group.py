@@ -1,4 +1,4 @@
-"""One call's worth of jobs: who was asked, who has answered, and how it ended."""
+"""The jobs of one call: the workers that were asked, their outcomes, and how the group ended."""
 
 import asyncio
 import time
@@ -40,7 +40,7 @@ class JobGroup(PipecatJobGroup):
 
     It is what ``create_job_group_and_request_job()`` returns and ``job_groups`` holds. One that is
     built by hand takes Pipecat's arguments. Put into a worker's ``job_groups`` it is completed by
-    the responses of its workers; sending them their requests is left to who built it.
+    the responses of its workers; the code that built it sends the requests.
 
     Parameters:
         params: How it was asked for.
@@ -60,15 +60,15 @@ class JobGroup(PipecatJobGroup):
     deadline: Deadline | None = None
     #: Whether its requests have gone out.
     dispatched = True
-    #: Whether its end has been told: to the hooks, or to the workers it was called off at.
+    #: Whether its end is being announced to the hooks, or to the workers that are cancelled.
     concluded = False
-    #: The first answer of a worker that could not do it.
+    #: The first response of a worker that did not complete.
     failing: ResponseMessage | None = None
-    #: The workers that were given up while they owed an answer, and have to be told.
+    #: The workers that were asked and had not responded when the group ended: they are cancelled.
     owing: Sequence[str] = ()
     #: The task that dispatches it, while that is under way.
     dispatcher: RunningTask | None = None
-    #: Who ends it, should it be cancelled.
+    #: The reason to record if it is cancelled.
     ending = CancelReason.REQUESTER_CANCELLED
     #: Called with each outcome; None while nothing has to know.
     on_settled: Callable[[JobOutcome], None] | None = None
@@ -93,7 +93,7 @@ class JobGroup(PipecatJobGroup):
         terminated: set[str] | None = None,
         event_queue: EventQueue | None = None,
     ):
-        """Build a group whose requests somebody else sends.
+        """Build a group by hand; the code that builds it sends the requests.
 
         Args:
             job_id: The id that its requests and responses carry.
@@ -151,7 +151,7 @@ class JobGroup(PipecatJobGroup):
             params: How.
             steps: Runs the group's hooks in order.
             single: Whether one worker is asked on its own, with ``job()``.
-            keeps_events: Whether its events are kept for whoever comes to read them.
+            keeps_events: Whether its events are kept until ``async for`` reads them.
 
         Returns:
             The group.
@@ -334,7 +334,7 @@ class JobGroup(PipecatJobGroup):
         return self._events
 
     def push(self, event: JobGroupEvent, *, heard: bool = True) -> None:
-        """Hand an event to whoever listens.
+        """Queue an event for the reader of the group.
 
         Args:
             event: An update or a stream event of an asked worker.
@@ -410,7 +410,7 @@ class JobGroup(PipecatJobGroup):
     # -- the end -----------------------------------------------------------------------------
 
     def complete(self) -> None:
-        """Let everybody who waits go on. Does nothing when they have."""
+        """Wake the tasks that wait for the group. Does nothing the second time."""
         if self.is_done:
             return
         if self.deadline is not None:

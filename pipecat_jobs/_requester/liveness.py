@@ -4,7 +4,7 @@ Pipecat keeps a worker that has ended in its registry, and says nothing when a p
 connection drops. What can be known in this process: a worker of the same runner has a ``wait()``,
 and a worker behind a WebSocket proxy is as reachable as the proxy. Of a worker in another process
 the bus has to tell, by :meth:`~pipecat_jobs.JobsMixin.worker_lost`: ``RedisStreamsBus`` does, on
-Pipecat's network buses the caller's timeout decides.
+Pipecat's network buses the job's timeout decides.
 """
 
 import asyncio
@@ -17,12 +17,12 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat_jobs._pipecat import proxied_name, proxy_connection
 from pipecat_jobs._protocol.tasks import start_task
 
-#: Seconds that an ended worker's last answers get to arrive before it counts as lost.
-LAST_WORDS = 0.1
+#: Seconds for the last responses of an ended worker to arrive before it counts as lost.
+LAST_RESPONSES = 0.1
 
 
 class Departure:
-    """Tells those who wait on a worker that it has stopped, without a task that waits for it."""
+    """Calls back when a worker has stopped, without a task that waits for it."""
 
     __slots__ = ("_calls", "stopped")
 
@@ -33,24 +33,15 @@ class Departure:
         self._calls: dict[object, Callable[[], None]] = {}
 
     def call(self, key: object, call: Callable[[], None]) -> None:
-        """Call somebody when it happens.
-
-        Args:
-            key: What :meth:`forget` will be given.
-            call: What to call.
-        """
+        """Register a call for when the worker stops; ``key`` is for :meth:`forget`."""
         self._calls[key] = call
 
     def forget(self, key: object) -> None:
-        """Take a :meth:`call` back. Does nothing when it has been called.
-
-        Args:
-            key: The key that was given.
-        """
+        """Take a :meth:`call` back. Does nothing when it has been called."""
         self._calls.pop(key, None)
 
     def happen(self) -> None:
-        """Tell everybody. Does nothing the second time."""
+        """Make the calls: the worker has stopped. Does nothing the second time."""
         self.stopped = True
         calls, self._calls = self._calls, {}
         for call in calls.values():
@@ -63,7 +54,7 @@ DepartureOf = Callable[[BaseWorker], Departure | None]
 
 @dataclass(slots=True, eq=False)
 class _Watch:
-    """One worker that somebody waits on."""
+    """One worker that owes responses."""
 
     jobs: set[str]
     departure: Departure | None = None
@@ -75,13 +66,7 @@ class _Watch:
 
 
 class Liveness:
-    """Watches the workers that have been asked, for as long as they owe an answer.
-
-    Args:
-        worker: The requester.
-        lost: Called with a worker's name and the reason when it is gone.
-        departure_of: Finds where a worker tells that it has stopped.
-    """
+    """Watches the workers that have been asked, for as long as they owe an answer."""
 
     def __init__(
         self,
@@ -96,10 +81,6 @@ class Liveness:
 
     def watch(self, name: str, job_id: str) -> str | None:
         """Start noticing the end of a worker that is about to be asked.
-
-        Args:
-            name: The worker.
-            job_id: The job it will owe an answer for, until :meth:`unwatch`.
 
         Returns:
             Why it cannot answer, when it has already gone and nothing is watched; None otherwise.
@@ -128,12 +109,7 @@ class Liveness:
         return None
 
     def unwatch(self, name: str, job_id: str) -> None:
-        """Note that a worker owes a job no more; stop noticing when it was the last.
-
-        Args:
-            name: The worker.
-            job_id: The job.
-        """
+        """Note that a worker owes a job no more; stop noticing when it was the last."""
         watch = self._watches.get(name)
         if watch is None:
             return
@@ -193,8 +169,8 @@ class Liveness:
         watch.undone_by(start_task(self._worker, follow(), f"job_watch_{name}").cancel)
 
     def _ended(self, name: str, watch: _Watch, reason: str) -> None:
-        # What it said last may still be on the bus.
-        timer = asyncio.get_running_loop().call_later(LAST_WORDS, self._lost, name, reason)
+        # Its last responses may still be on the bus.
+        timer = asyncio.get_running_loop().call_later(LAST_RESPONSES, self._lost, name, reason)
         watch.undone_by(timer.cancel)
 
 

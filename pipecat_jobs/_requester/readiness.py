@@ -24,12 +24,7 @@ class StartableBus(Protocol):
 
 
 async def until_ready(registry: WorkerRegistry, names: Sequence[str]) -> None:
-    """Wait until workers have registered, and leave no watch behind.
-
-    Args:
-        registry: Where they will register.
-        names: Who is missing.
-    """
+    """Wait until workers have registered, and leave no watch behind."""
     missing = set(names)
     everyone = asyncio.Event()
 

@@ -53,15 +53,7 @@ from pipecat_jobs.params import JobGroupParams
 
 
 class Requester:
-    """The asking half of a worker: its job groups, from the call to the outcome.
-
-    Args:
-        worker: The worker that asks.
-        hooks: Its hooks.
-        interceptors: Its interceptors.
-        departure_of: Finds where a worker tells that it has stopped.
-        extended: Whether the worker's class extends ``create_job_group_and_request_job()``.
-    """
+    """The requesting half of a worker: its job groups, from the call to the outcome."""
 
     def __init__(
         self,
@@ -94,17 +86,7 @@ class Requester:
         single: bool = False,
         keeps_events: bool = False,
     ) -> PipecatJobGroup:
-        """Start a group, through the worker's own method where its class extends that.
-
-        Args:
-            worker_names: Whom to ask.
-            params: How, its ``job_id`` included, all of it checked.
-            single: Whether one worker is asked on its own, with ``job()``.
-            keeps_events: Whether its events are kept for whoever comes to read them.
-
-        Returns:
-            The group.
-        """
+        """Start a group, through the worker's own method where its class extends that."""
         if not self._is_extended:
             return await self._ask(worker_names, params, single, keeps_events)
         assert params.job_id is not None
@@ -112,21 +94,14 @@ class Requester:
         return await self._extended.dispatch(worker_names, Call(params, single, keeps_events))
 
     def has_checked(self, params: PipecatJobGroupParams | None) -> TypeGuard[JobGroupParams]:
-        """Tell whether parameters come from :meth:`dispatch`, and need no second check.
-
-        Args:
-            params: What the worker's own method was given.
-
-        Returns:
-            Whether they are those that were handed to :meth:`dispatch`.
-        """
+        """Tell whether parameters come from :meth:`dispatch`, and need no second check."""
         return self._extended.has_checked(params)
 
     def _check_id(self, job_id: str) -> None:
         if job_id in self._groups or job_id in self._extended:
             raise self._refused_id(job_id, "is in use")
         if job_id in self._used:
-            # What is still under way for the earlier job would be taken for this one's.
+            # A late message of the earlier job would be taken for one of this job.
             raise self._refused_id(job_id, "was used before")
 
     def _refused_id(self, job_id: str, why: str) -> InvalidJobError:
@@ -135,20 +110,7 @@ class Requester:
         )
 
     async def ask(self, worker_names: list[str], params: JobGroupParams) -> JobGroup:
-        """Wait for workers to be ready and send each its request.
-
-        Args:
-            worker_names: Checked names.
-            params: Checked parameters.
-
-        Returns:
-            The group, dispatched.
-
-        Raises:
-            JobError: If it ended before every request was sent.
-            InvalidJobError: If the job id is in use.
-            WorkerNotAddedError: If no runner has the worker that asks.
-        """
+        """Wait for workers to be ready and send each its request."""
         assert params.job_id is not None
         call = self._extended.take(params.job_id) or Call(params)
         return await self._ask(worker_names, params, call.single, call.keeps_events)
@@ -287,15 +249,7 @@ class Requester:
         await self._worker.send_bus_message(request)
 
     async def request_update(self, job_id: str, worker_name: str) -> None:
-        """Ask a worker how far it is.
-
-        Args:
-            job_id: An open group.
-            worker_name: A worker of it that has not ended.
-
-        Raises:
-            UnknownJobError: If the group, or that worker's part of it, is not open.
-        """
+        """Ask a worker how far it is."""
         group = self._groups.get(job_id)
         if not isinstance(group, JobGroup) or not group.awaits(worker_name):
             raise UnknownJobError(
@@ -308,25 +262,15 @@ class Requester:
     # -- what comes back ---------------------------------------------------------------------
 
     def leaves_to_pipecat(self, job_id: str) -> bool:
-        """Tell whether a group is of Pipecat's own class, and completed by Pipecat's code.
+        """Tell whether an open group is of Pipecat's own class, and completed by Pipecat's code.
 
         Such a group was put into ``job_groups`` by the bot.
-
-        Args:
-            job_id: The group's id.
-
-        Returns:
-            Whether there is an open group of that id, and it is none of ours.
         """
         group = self._groups.get(job_id)
         return group is not None and not isinstance(group, JobGroup)
 
     def on_response(self, message: ResponseMessage) -> None:
-        """Take a worker's answer.
-
-        Args:
-            message: The answer, well formed.
-        """
+        """Settle a job with its worker's response."""
         group = self._awaited(message)
         if group is None:
             self._unawaited(message)
@@ -353,11 +297,7 @@ class Requester:
         self._settle(group, message.source, status, response, error, refusal=stated.refusal)
 
     def on_stream_end(self, message: BusJobStreamEndMessage) -> None:
-        """Take the end of a streamed answer, which is the answer.
-
-        Args:
-            message: The end, well formed.
-        """
+        """Settle a job with the end of its stream, which is the response."""
         group = self._awaited(message)
         if group is None:
             self._ignored(message)
@@ -367,20 +307,12 @@ class Requester:
         self._hear(group, "on_job_stream_end", message)
 
     def on_update(self, message: UpdateMessage) -> None:
-        """Take a progress update.
-
-        Args:
-            message: The update, well formed.
-        """
+        """Take a progress update."""
         event = JobGroupEvent(JobGroupEvent.UPDATE, message.source, message.update)
         self._on_event("on_job_update", message, event)
 
     def on_stream(self, message: StreamMessage) -> None:
-        """Take the start or a chunk of a streamed answer.
-
-        Args:
-            message: The stream message, well formed.
-        """
+        """Take the start or a chunk of a streamed answer."""
         if isinstance(message, BusJobStreamStartMessage):
             hook, kind = "on_job_stream_start", JobGroupEvent.STREAM_START
         else:
@@ -437,7 +369,7 @@ class Requester:
         if not isinstance(group, JobGroup) or not group.awaits(message.source):
             return None
         if group.deadline is not None and group.deadline.blocked:
-            # What a blocked event loop has kept from being noticed has passed all the same.
+            # The event loop was blocked and its timer is late: the deadline has passed.
             self._expired(group)
             return None
         return group
@@ -449,11 +381,11 @@ class Requester:
         )
 
     def _unawaited(self, message: ResponseMessage) -> None:
-        # Pipecat promises the hook the CANCELLED answer to a cancel, which by then ends nothing.
+        # Pipecat promises on_job_response the CANCELLED response to a cancel; the group has ended.
         self._fire_late("on_job_response", message, self._cancellation.acknowledge(message))
 
     def _hear_late(self, hook: str, message: UpdateMessage | StreamMessage) -> None:
-        # A worker that was told to stop may have something to say until it answers that it has.
+        # A cancelled worker may send updates until its CANCELLED response.
         group = self._groups.get(message.job_id)
         if not isinstance(group, JobGroup):
             steps = self._cancellation.steps_after_end(message)
@@ -516,13 +448,7 @@ class Requester:
     # -- workers that went away --------------------------------------------------------------
 
     def lost(self, name: str, reason: str, job_id: str | None = None) -> None:
-        """End what a worker still owes.
-
-        Args:
-            name: The worker that is gone.
-            reason: How that is known.
-            job_id: The one job that is lost; None for all.
-        """
+        """Settle as lost what a worker has not responded to; ``job_id`` limits that to one job."""
         for group in list(self._groups.values()):
             if job_id not in (None, group.job_id):
                 continue
@@ -533,7 +459,7 @@ class Requester:
         logger.warning(f"Worker '{self._worker.name}': lost '{name}': {reason}")
         error = ErrorDetails("WorkerLostError", reason)
         self._settle(group, name, OutcomeStatus.LOST, error=error, reason=reason)
-        # In the name of the one who cannot: hooks learn of every end the same way.
+        # In the name of the lost worker: hooks get the same message for every end.
         message = BusJobResponseMessage(
             source=name,
             target=self._worker.name,
@@ -542,36 +468,26 @@ class Requester:
             response=error.to_response(),
         )
         group.failing = group.failing or message
-        # It may only be out of reach, and should not work on for nobody.
+        # The worker may only be out of reach, and would finish work that is not needed.
         start_task(
             self._worker, self._cancellation.tell(group.job_id, [name], reason), "job_cancel"
         )
         self._hear(group, "on_job_response", message)
 
-    # -- giving up ---------------------------------------------------------------------------
+    # -- cancelling --------------------------------------------------------------------------
 
     async def cancel(self, job_id: str, reason: str | None) -> None:
-        """Call a group off.
-
-        Args:
-            job_id: The group; one that is not open is left alone.
-            reason: Why, for the workers and the caller.
-        """
+        """Cancel a group."""
         group = self._groups.get(job_id)
         if isinstance(group, JobGroup):
             await self._cancellation.cancel(group, reason)
 
     async def end(self, group: PipecatJobGroup, reason: str) -> None:
-        """Call a group off, by whatever the worker's class does to end one.
-
-        Args:
-            group: The group; one that has ended is left alone.
-            reason: Why, for the workers and the caller.
-        """
+        """Cancel a group through the worker's own ``cancel_job_group()``."""
         await self._cancellation.end(group, reason, CancelReason.REQUESTER_CANCELLED)
 
     async def stop(self) -> None:
-        """Call every group off, for good: the worker stops."""
+        """Cancel every group, and refuse new ones: the worker stops."""
         self._stopped = True
         reason = f"worker '{self._worker.name}' stopped"
         for group in list(self._groups.values()):

@@ -1,4 +1,4 @@
-"""What ``async with self.job(...)`` and ``async with self.job_group(...)`` give."""
+"""The contexts of ``async with self.job(...)`` and ``async with self.job_group(...)``."""
 
 import asyncio
 from types import TracebackType
@@ -62,7 +62,7 @@ class _JobScope:
             await self._requester.end(self._group, "context exited with error")
             return False
         if isinstance(self._group, JobGroup):
-            # Nobody may come to read what a worker would wait to have read.
+            # Nothing reads the events from here on; the worker must not wait for a reader.
             self._group.reading(False)
         try:
             await self._group.wait()

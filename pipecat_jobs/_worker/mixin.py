@@ -119,11 +119,11 @@ class WorkerJobs(Responding):
         params: PipecatJobParams | None = None,
         **keywords: Unpack[JobKeywords],
     ) -> JobContext:
-        """Ask one worker and wait for its answer.
+        """Ask one worker and wait for its response.
 
         Args:
-            worker_name: Whom to ask.
-            params: All that ``keywords`` say, as one object instead of them.
+            worker_name: The name of the worker to ask.
+            params: The same arguments as one object; not together with ``keywords``.
             **keywords: What to ask and for how long; see :class:`~pipecat_jobs.params.JobKeywords`.
 
         Returns:
@@ -150,11 +150,11 @@ class WorkerJobs(Responding):
         params: PipecatJobGroupParams | None = None,
         **keywords: Unpack[JobGroupKeywords],
     ) -> JobGroupContext:
-        """Ask several workers at once and wait for all their answers.
+        """Ask several workers at once and wait for all their responses.
 
         Args:
-            *worker_names: Whom to ask.
-            params: All that ``keywords`` say, as one object instead of them.
+            *worker_names: The names of the workers to ask.
+            params: The same arguments as one object; not together with ``keywords``.
             **keywords: What to ask and for how long; see
                 :class:`~pipecat_jobs.params.JobGroupKeywords`.
 
@@ -183,11 +183,11 @@ class WorkerJobs(Responding):
         params: PipecatJobParams | None = None,
         **keywords: Unpack[JobKeywords],
     ) -> str:
-        """Ask one worker and go on; its answer comes to ``on_job_response``.
+        """Ask one worker and go on; its response comes to ``on_job_response``.
 
         Args:
-            worker_name: Whom to ask.
-            params: All that ``keywords`` say, as one object instead of them.
+            worker_name: The name of the worker to ask.
+            params: The same arguments as one object; not together with ``keywords``.
             **keywords: What to ask and for how long; see :class:`~pipecat_jobs.params.JobKeywords`.
 
         Returns:
@@ -208,11 +208,11 @@ class WorkerJobs(Responding):
         params: PipecatJobGroupParams | None = None,
         **keywords: Unpack[JobGroupKeywords],
     ) -> str:
-        """Ask several workers and go on; ``on_job_completed`` gets their answers.
+        """Ask several workers and go on; ``on_job_completed`` gets their responses.
 
         Args:
-            *worker_names: Whom to ask.
-            params: All that ``keywords`` say, as one object instead of them.
+            *worker_names: The names of the workers to ask.
+            params: The same arguments as one object; not together with ``keywords``.
             **keywords: What to ask and for how long; see
                 :class:`~pipecat_jobs.params.JobGroupKeywords`.
 
@@ -238,8 +238,8 @@ class WorkerJobs(Responding):
         """Ask several workers and give the group to wait on. The others are built on this one.
 
         Args:
-            worker_names: Whom to ask.
-            params: All that ``keywords`` say, as one object instead of them.
+            worker_names: The names of the workers to ask.
+            params: The same arguments as one object; not together with ``keywords``.
             **keywords: What to ask and for how long; see
                 :class:`~pipecat_jobs.params.JobGroupKeywords`.
 
@@ -256,11 +256,11 @@ class WorkerJobs(Responding):
         return await self.__requester.ask(check_worker_names(worker_names), params)
 
     async def cancel_job_group(self, job_id: str, *, reason: str | None = None) -> None:
-        """Call a job or a group off: its workers stop, whoever waits gets ``JobCancelledError``.
+        """Cancel a job or a group: its workers stop, its requester gets ``JobCancelledError``.
 
         Args:
             job_id: The job's id; one that is not open is left alone.
-            reason: Why, for the workers and the caller.
+            reason: Why, for the workers and for the error.
         """
         if self.__requester.leaves_to_pipecat(job_id):
             await super().cancel_job_group(job_id, reason=reason)
@@ -268,7 +268,7 @@ class WorkerJobs(Responding):
             await self.__requester.cancel(job_id, reason)
 
     async def request_job_update(self, job_id: str, worker_name: str) -> None:
-        """Ask a worker how far it is; it answers with an update, if it does.
+        """Ask a worker for an update, which it may send.
 
         Args:
             job_id: A job of this worker that is open.
@@ -308,9 +308,9 @@ class WorkerJobs(Responding):
     async def worker_lost(
         self, worker_name: str, *, reason: str, job_id: str | None = None
     ) -> None:
-        """Say that a worker is gone, where Pipecat cannot notice: its host or its bus went away.
+        """Settle as lost the jobs of a worker that is gone in a way that Pipecat cannot notice.
 
-        What it owes this worker ends as lost, which raises ``WorkerLostError``.
+        Waiting for such a job raises ``WorkerLostError``. Call it where a host or a bus knows.
 
         Args:
             worker_name: The worker that is gone.
@@ -381,7 +381,7 @@ class WorkerJobs(Responding):
     def take_bus_message(self, message: BusMessage) -> bool:
         """Handle a job message for this worker at once, as :class:`~pipecat_jobs.RoutedBus` asks.
 
-        None of it waits: handlers and hooks run in tasks of their own.
+        It does not wait: handlers and hooks run in tasks of their own.
 
         Args:
             message: A message that is about to be delivered.

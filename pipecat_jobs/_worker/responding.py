@@ -35,7 +35,7 @@ class Responding(BaseWorker, metaclass=UnderWorkers):
 
         Raises:
             UnknownJobError: If the job is not open here.
-            InvalidJobTypeError: If the response is no dict.
+            InvalidJobTypeError: If the response is not a dict.
         """
         await self._job_responses.respond(job_id, response, status=status, urgent=urgent)
 
@@ -51,7 +51,7 @@ class Responding(BaseWorker, metaclass=UnderWorkers):
 
         Raises:
             UnknownJobError: If the job is not open here.
-            InvalidJobTypeError: If the update is no dict.
+            InvalidJobTypeError: If the update is not a dict.
         """
         await self._job_responses.update(job_id, update, urgent=urgent)
 
@@ -64,7 +64,7 @@ class Responding(BaseWorker, metaclass=UnderWorkers):
 
         Raises:
             UnknownJobError: If the job is not open here.
-            InvalidJobTypeError: If the data is no dict.
+            InvalidJobTypeError: If the data is not a dict.
         """
         await self._job_responses.stream(BusJobStreamStartMessage, job_id, data)
 
@@ -77,7 +77,7 @@ class Responding(BaseWorker, metaclass=UnderWorkers):
 
         Raises:
             UnknownJobError: If the job is not open here.
-            InvalidJobTypeError: If the data is no dict.
+            InvalidJobTypeError: If the data is not a dict.
         """
         await self._job_responses.stream(BusJobStreamDataMessage, job_id, data)
 
@@ -90,6 +90,6 @@ class Responding(BaseWorker, metaclass=UnderWorkers):
 
         Raises:
             UnknownJobError: If the job is not open here.
-            InvalidJobTypeError: If the data is no dict.
+            InvalidJobTypeError: If the data is not a dict.
         """
         await self._job_responses.stream_end(job_id, data)
