@@ -45,7 +45,7 @@ test-redis: $(VOICE_ENV) speech
 	PIPECAT_JOBS_BUS=redis .venv/bin/pytest --tb=native --ignore tests/test_property.py \
 		--ignore-glob 'tests/test_redis_*' --ignore-glob 'tests/test_example*' \
 		--ignore-glob 'tests/test_benchmark*' --ignore-glob 'tests/test_routed_bus*' \
-		$(foreach no,evals docs voice_bot real_sound embedded_redis wire envelope public_api \
+		$(foreach no,evals docs voice_bot real_sound embedded_redis wire envelope public_api options \
 		streams_that_are_read_slowly,\
 		--ignore tests/test_$(no).py)
 

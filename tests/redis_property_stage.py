@@ -40,7 +40,7 @@ from pipecat_jobs.bus.redis.script import LOAD
 LEASE = TAKEOVER = 0.4
 ATTEMPTS = 3
 #: Seconds in which what has to happen happens, on the busiest machine.
-PATIENCE = 30.0
+PATIENCE = 100.0
 
 _ADD_FOR_MEMBER = """
 if redis.call('ZSCORE', KEYS[1], ARGV[1]) then

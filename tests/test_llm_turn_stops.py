@@ -198,7 +198,9 @@ async def test_a_user_s_turn_that_is_hit_by_a_late_interruption_is_run_again(
     monkeypatch: pytest.MonkeyPatch,
 ):
     server.on(last_asked("hello"), Text("Hello to you, my dear user.", pace=0.03))
-    server.on("dogs", Text("Dogs are loyal.", pace=0.03))
+    server.on("dogs", Text("Dogs are loyal.", pace=1.0))
+    # The stop of the turn below waits for the other run to begin.
+    monkeypatch.setattr(Debater, "job_cancel_grace", 60.0)
     worker = Debater(llm=new_llm("You talk."), active=True)
     talk = Talk(worker)
     asker = await start(job_harness, worker)

@@ -154,7 +154,7 @@ async def test_a_worker_killed_before_it_took_a_request_loses_none(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with Mortal(redis_server.url, asker := Asker()) as member:
+    async with Mortal(redis_server.url, asker := Asker(), takeover=60) as member:
         await member.knows("worker")
         first.send(signal.SIGSTOP)
         asking = [ask(asker, "worker", "echo") for _ in range(5)]

@@ -245,7 +245,7 @@ class Moderator(LLMContextWorker):
 
 
 async def main():
-    async with ScriptedLLMServer() as server, JobHarness() as harness:
+    async with ScriptedLLMServer() as server, JobHarness(timeout=100) as harness:
         calls_debate(server)
         worker = Moderator("moderator", llm=scripted_service(server), active=True)
         stage = await raise_stage(harness, worker)
@@ -259,9 +259,9 @@ except KeyboardInterrupt:
     print("ended by Ctrl-C")
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd="tests", timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd="tests", timeout=240
     )
-    assert done.stdout.strip().splitlines()[-1] == "ended by Ctrl-C", done.stderr
+    assert done.stdout.endswith("ended by Ctrl-C\n"), done.stderr
 
 
 async def test_a_coroutine_that_is_dropped_within_a_tool_logs_nothing():
