@@ -146,7 +146,7 @@ class Executor:
             reason = f"worker '{self._worker.name}' has stopped"
             response = _cancelled(reason, CancelReason.WORKER_STOPPED)
         logger.debug(f"{self}: not running job '{message.job_id}': it was cancelled before")
-        self._answer_at_once(message, JobStatus.CANCELLED, response)
+        self._respond_at_once(message, JobStatus.CANCELLED, response)
 
     def _refuse(self, message: BusJobRequestMessage, refusal: JobRefusal, why: str) -> None:
         logger.warning(f"{self}: not running job '{message.job_id}': {why}")
@@ -156,15 +156,15 @@ class Executor:
         kind = NoJobHandlerError if unknown else JobRefusedError
         error = ErrorDetails(kind.__name__, why)
         response = Statement(refusal=refusal).add_to(error.to_response())
-        self._answer_at_once(message, status, response)
+        self._respond_at_once(message, status, response)
 
-    def _answer_at_once(
+    def _respond_at_once(
         self, message: BusJobRequestMessage, status: JobStatus, response: JobData | None
     ) -> None:
         self._responses.recent.remember((message.source, message.job_id), message.id)
         # A task: a bus that is slow to take the answer must not hold up the worker's messages.
-        answering = self._responses.refuse(message, status, response)
-        start_task(self._worker, answering, "job_refused")
+        responding = self._responses.refuse(message, status, response)
+        start_task(self._worker, responding, "job_refused")
 
     # -- its handler runs --------------------------------------------------------------------
 

@@ -80,14 +80,14 @@ class Responses:
     async def respond(
         self, job_id: str, response: object, *, status: JobStatus, urgent: bool
     ) -> None:
-        """Answer a job."""
+        """Respond to a job, which ends it."""
         execution = self._require(job_id)
         data = check_response(check_data("response", response))
         try:
             status = JobStatus(status)
         except ValueError as error:
             raise InvalidJobTypeError(f"status is {status!r}; give a JobStatus") from error
-        await self._answer(execution, self._response(execution.request, status, data, urgent))
+        await self._send(execution, self._response(execution.request, status, data, urgent))
 
     async def update(self, job_id: str, update: object, *, urgent: bool) -> None:
         """Report progress."""
@@ -106,7 +106,7 @@ class Responses:
         job_id: str,
         data: object,
     ) -> None:
-        """Send the start or a chunk of a streamed answer; a chunk waits for room."""
+        """Send the start or a chunk of a streamed response; a chunk waits for room."""
         execution = self._require(job_id)
         chunk = message_class(
             source=self._worker.name,
@@ -131,7 +131,7 @@ class Responses:
             raise
 
     async def stream_end(self, job_id: str, data: object) -> None:
-        """End a streamed answer, and with it the job."""
+        """End a streamed response, and with it the job."""
         execution = self._require(job_id)
         end = BusJobStreamEndMessage(
             source=self._worker.name,
@@ -139,7 +139,7 @@ class Responses:
             job_id=job_id,
             data=check_response(check_data("stream data", data)),
         )
-        await self._answer(execution, end)
+        await self._send(execution, end)
 
     def _require(self, job_id: str) -> Execution:
         execution = self._executions.get(job_id)
@@ -157,7 +157,7 @@ class Responses:
         if not execution.is_open or (execution.cancelled and status is JobStatus.COMPLETED):
             logger.debug(f"{self}: dropping {status} of job '{execution.request.job_id}': it ended")
             return
-        await self._answer(execution, self._response(execution.request, status, response))
+        await self._send(execution, self._response(execution.request, status, response))
 
     async def refuse(
         self, request: BusJobRequestMessage, status: JobStatus, response: JobData | None
@@ -165,12 +165,12 @@ class Responses:
         """Respond to a request that was refused."""
         await self._worker.send_bus_message(self._response(request, status, response))
 
-    async def _answer(
-        self, execution: Execution, answer: BusDataMessage | BusSystemMessage
+    async def _send(
+        self, execution: Execution, response: BusDataMessage | BusSystemMessage
     ) -> None:
         execution.begin_response()
         try:
-            await self._worker.send_bus_message(answer)
+            await self._worker.send_bus_message(response)
         except BaseException:
             execution.fail_response()
             raise

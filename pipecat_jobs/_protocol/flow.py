@@ -48,7 +48,7 @@ class StreamWindow:
             await self.next_room()
 
     def next_room(self) -> asyncio.Future[None]:
-        """Promise to tell when there is room again."""
+        """Give a future that is done once a chunk may be sent, if that is before the job ends."""
         waiting = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
         return waiting
@@ -59,7 +59,7 @@ class StreamWindow:
         self._let_on()
 
     def arrived(self, *, heard: bool, kept: bool) -> None:
-        """Note that a chunk has come."""
+        """Note that a chunk has arrived."""
         # One that came twice was under way once.
         self.under_way = max(0, self.under_way - 1)
         self._unheard += not heard

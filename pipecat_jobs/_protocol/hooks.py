@@ -124,7 +124,7 @@ class Hooks:
         return self._wrapped.pop((event, handler), handler)
 
     def hears(self, event: str) -> bool:
-        """Tell whether anybody's code runs at an event."""
+        """Tell whether an override or an event handler runs at an event."""
         return event in self._overridden or event in self._listened
 
     def announce(self, event: str, message: object) -> None:
@@ -160,7 +160,7 @@ class Steps:
         return not self._waiting
 
     def run(self, step: Step) -> None:
-        """Do a step after those before it."""
+        """Run a step after those that were added before."""
         if self._waiting is None:
             self._waiting = deque()
         self._waiting.append(step)

@@ -73,12 +73,12 @@ def find_problem(message: JobMessage) -> str | None:
         value = getattr(message, field, None)
         if value is not None and not isinstance(value, kind):
             return f"{field} is {shorten(value)}, not a {kind.__name__}"
-    if isinstance(message, ResponseMessage) and answered_status(message) is None:
+    if isinstance(message, ResponseMessage) and response_status(message) is None:
         return f"status is {shorten(getattr(message, 'status', None))}, not a JobStatus"
     return None
 
 
-def answered_status(message: ResponseMessage) -> JobStatus | None:
+def response_status(message: ResponseMessage) -> JobStatus | None:
     """Read an answer's status, which arrives as plain text from another process.
 
     Returns:

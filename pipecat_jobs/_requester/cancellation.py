@@ -11,7 +11,7 @@ from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._protocol.hooks import Steps, guarded
-from pipecat_jobs._protocol.messages import JobMessage, ResponseMessage, answered_status
+from pipecat_jobs._protocol.messages import JobMessage, ResponseMessage, response_status
 from pipecat_jobs._protocol.recent import Expiring
 from pipecat_jobs._protocol.tasks import RunningTask, log_raised, start_task
 from pipecat_jobs._requester.group import JobGroup
@@ -23,8 +23,8 @@ CANCEL_GRACE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """The workers of a group that were told to stop, and what runs its hooks in order."""
+class _Cancelled:
+    """The workers of a group that were cancelled, and what runs its hooks in order."""
 
     names: set[str]
     steps: Steps
@@ -38,7 +38,7 @@ class Cancellation:
         self._groups = groups
         self._liveness = liveness
         #: By job id: the workers whose answer to the cancel has not come.
-        self._unacknowledged: Expiring[str, _Told] = Expiring()
+        self._unacknowledged: Expiring[str, _Cancelled] = Expiring()
 
     async def end(self, group: PipecatJobGroup, reason: str, cancel_reason: CancelReason) -> None:
         """Cancel a group through the worker's own method.
@@ -64,13 +64,13 @@ class Cancellation:
 
     async def cancel(self, group: JobGroup, reason: str | None) -> None:
         """Cancel a group as it stands."""
-        group.give_up(OutcomeStatus.CANCELLED, reason=reason, cancel_reason=group.ending)
+        group.settle_pending(OutcomeStatus.CANCELLED, reason=reason, cancel_reason=group.ending)
         await self._close(group, reason)
 
     async def fail(self, group: JobGroup, error: ErrorDetails) -> None:
         """End a group whose requests could not be sent."""
         status = OutcomeStatus.FAILED if error.for_llm else OutcomeStatus.ERROR
-        group.give_up(status, error=error)
+        group.settle_pending(status, error=error)
         await self._close(group, None)
 
     async def _close(self, group: JobGroup, reason: str | None) -> None:
@@ -83,17 +83,19 @@ class Cancellation:
         if not owing:
             return
         steps = group.steps or Steps(self._worker)
-        self._unacknowledged.remember(group.job_id, _Told(set(owing), steps))
-        telling = start_task(self._worker, self.tell(group.job_id, owing, reason), "job_cancel")
+        self._unacknowledged.remember(group.job_id, _Cancelled(set(owing), steps))
+        sending = start_task(
+            self._worker, self.send_cancels(group.job_id, owing, reason), "job_cancel"
+        )
         # Waiting on the task leaves it alone when this call is itself cancelled.
-        await asyncio.wait({telling}, timeout=CANCEL_GRACE)
-        if not telling.done():
+        await asyncio.wait({sending}, timeout=CANCEL_GRACE)
+        if not sending.done():
             logger.warning(
                 f"Worker '{self._worker.name}': the bus has not taken the cancel of job "
                 f"'{group.job_id}' for {CANCEL_GRACE:g} s; going on without"
             )
 
-    async def tell(self, job_id: str, names: Sequence[str], reason: str | None) -> None:
+    async def send_cancels(self, job_id: str, names: Sequence[str], reason: str | None) -> None:
         """Send a cancel to each worker, whether or not sending it to another failed."""
         task = RunningTask()
         for name in names:
@@ -113,27 +115,29 @@ class Cancellation:
         """Give what runs the hooks of a job that has ended for a worker that cleans up after it.
 
         Returns:
-            What runs the hooks, or None when the sender was not told to stop, or has acknowledged
+            What runs the hooks, or None when the sender was not cancelled, or has acknowledged
             that it was.
         """
-        told = self._unacknowledged.get(message.job_id)
-        return told.steps if told is not None and message.source in told.names else None
+        cancelled = self._unacknowledged.get(message.job_id)
+        return (
+            cancelled.steps if cancelled is not None and message.source in cancelled.names else None
+        )
 
     def acknowledge(self, message: ResponseMessage) -> Steps | None:
         """Note a worker's CANCELLED response to a cancel.
 
         Returns:
             What runs the hooks that hear of it, or None when it is not the first CANCELLED response
-            of a worker that was told to stop.
+            of a worker that was cancelled.
         """
-        told = self._unacknowledged.get(message.job_id)
+        cancelled = self._unacknowledged.get(message.job_id)
         if (
-            told is None
-            or message.source not in told.names
-            or answered_status(message) is not JobStatus.CANCELLED
+            cancelled is None
+            or message.source not in cancelled.names
+            or response_status(message) is not JobStatus.CANCELLED
         ):
             return None
-        told.names.discard(message.source)
-        if not told.names:
+        cancelled.names.discard(message.source)
+        if not cancelled.names:
             self._unacknowledged.take(message.job_id)
-        return told.steps
+        return cancelled.steps

@@ -276,7 +276,7 @@ class JobGroup(PipecatJobGroup):
             self.on_settled(outcome)
         return outcome
 
-    def give_up(
+    def settle_pending(
         self,
         status: OutcomeStatus,
         *,
@@ -427,7 +427,7 @@ class JobGroup(PipecatJobGroup):
         Args:
             reason: Why, as a sentence.
         """
-        self.give_up(OutcomeStatus.CANCELLED, reason=reason, cancel_reason=self.ending)
+        self.settle_pending(OutcomeStatus.CANCELLED, reason=reason, cancel_reason=self.ending)
         self.complete()
 
     def failure(self) -> JobError:

@@ -28,7 +28,7 @@ from pipecat_jobs._protocol.messages import (
     ResponseMessage,
     StreamMessage,
     UpdateMessage,
-    answered_status,
+    response_status,
 )
 from pipecat_jobs._protocol.recent import Recent
 from pipecat_jobs._protocol.statements import read_statement
@@ -275,7 +275,7 @@ class Requester:
         if group is None:
             self._unawaited(message)
             return
-        status = answered_status(message)
+        status = response_status(message)
         if status is JobStatus.COMPLETED:
             self._settle(group, message.source, OutcomeStatus.COMPLETED, message.response)
         else:
@@ -470,7 +470,9 @@ class Requester:
         group.failing = group.failing or message
         # The worker may only be out of reach, and would finish work that is not needed.
         start_task(
-            self._worker, self._cancellation.tell(group.job_id, [name], reason), "job_cancel"
+            self._worker,
+            self._cancellation.send_cancels(group.job_id, [name], reason),
+            "job_cancel",
         )
         self._hear(group, "on_job_response", message)
 
@@ -498,7 +500,7 @@ class Requester:
             logger.warning(f"Worker '{self._worker.name}': a hook of job '{group.job_id}' overran")
         else:
             group.note_blocked_loop([name for name in group.pending if self._shares_loop(name)])
-            group.give_up(
+            group.settle_pending(
                 OutcomeStatus.TIMED_OUT, reason="timeout", cancel_reason=CancelReason.DEADLINE
             )
         if group.failed:
