@@ -465,6 +465,13 @@ async def test_bad_messages_are_refused(
         await worker.llm_turn(*arguments)
 
 
+@pytest.mark.parametrize("option", ["fresh", "stream", "keep_unfinished"])
+async def test_an_option_that_is_not_true_or_false_is_refused(new_llm: NewLLM, option: str):
+    worker = Debater(llm=new_llm("You argue."))
+    with pytest.raises(InvalidJobTypeError, match=f"{option} is 'no'; give True or False"):
+        await worker.llm_turn("hi", **{option: "no"})
+
+
 @pytest.mark.parametrize(
     ("module", "name", "settings"),
     [

@@ -22,6 +22,7 @@ from pipecat_jobs._llm.provider import StreamedAnswer, describe_failure
 from pipecat_jobs._llm.turn import Turn
 from pipecat_jobs._llm.turns import LLMTurns
 from pipecat_jobs._pipecat import in_tool_call_of, is_speech_to_speech
+from pipecat_jobs._protocol.checks import check_flag
 from pipecat_jobs._protocol.deadline import check_timeout
 from pipecat_jobs.errors import (
     InvalidJobError,
@@ -92,6 +93,9 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
                     return {"role": self.name, "text": text}
         """
         asked = _context_messages(messages)
+        flags = {"fresh": fresh, "stream": stream, "keep_unfinished": keep_unfinished}
+        for name, value in flags.items():
+            check_flag(name, value)
         job = self._current_job()
         if stream and job is None:
             raise InvalidJobError(
