@@ -18,6 +18,7 @@ from pipecat_jobs._protocol.headers import (
     find_window,
     set_headers,
 )
+from pipecat_jobs.bus._distributed.engine import Command, EntryKind
 from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.testing import ChaosBus, JobHarness
 
@@ -138,6 +139,6 @@ def test_malformed_headers_are_refused(line: bytes):
 async def test_a_request_whose_headers_cannot_be_read_is_refused():
     desk = Desk()
     body = b"[]\n" + CODEC.encode(request())
-    desk.get("j", desk.others.seal("job", "other", 1, body), "other:1")
+    desk.get(EntryKind.REQUEST, desk.others.seal("job", "other", 1, body), "other:1")
     assert (desk.ours.delivered, desk.stats.garbage) == ([], 1)
-    assert [call.name for call in await desk.calls()] == ["refuse"]
+    assert [call.name for call in await desk.calls()] == [Command.REJECT]
