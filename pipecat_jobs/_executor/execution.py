@@ -3,7 +3,7 @@
 import asyncio
 from contextvars import ContextVar
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from pipecat.bus.messages import BusJobRequestMessage
 
@@ -25,7 +25,7 @@ class Slots:
         self.free = asyncio.Semaphore(size)
 
 
-class ExecutionState(Enum):
+class ExecutionState(StrEnum):
     """How far a job is at its worker. The diagram in ``docs/jobs.md`` shows the transitions."""
 
     #: Its handler waits for a slot.

@@ -5,7 +5,7 @@ that run, the runs that follow on their results, and the last words in the conte
 """
 
 import asyncio
-from enum import Enum
+from enum import StrEnum
 
 from pipecat.processors.aggregators import async_tool_messages
 from pipecat.processors.aggregators.llm_context import (
@@ -18,7 +18,7 @@ from pipecat_jobs._executor.execution import Execution
 from pipecat_jobs.errors import LLMTurnError
 
 
-class TurnState(Enum):
+class TurnState(StrEnum):
     """Where a turn is in its life; ``docs/llm.md`` draws the transitions."""
 
     ASKED = "asked"

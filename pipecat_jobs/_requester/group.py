@@ -72,6 +72,7 @@ class JobGroup(PipecatJobGroup):
     ending = CancelReason.REQUESTER_CANCELLED
     #: Called with each outcome; None while nothing has to know.
     on_settled: Callable[[JobOutcome], None] | None = None
+    _params: JobGroupParams | None = None
     _events: EventQueue | None = None
     _reading = False
     _first: JobOutcome | None = None
@@ -118,9 +119,6 @@ class JobGroup(PipecatJobGroup):
             cancellable=cancellable,
             terminated=set() if terminated is None else terminated,
         )
-        self.params = JobGroupParams(
-            label=label, cancellable=cancellable, cancel_on_error=cancel_on_error
-        )
         #: Runs its hooks in order; None until the requester has any to run.
         self.steps: Steps | None = None
         self.outcomes: dict[str, JobOutcome] = {}
@@ -163,13 +161,24 @@ class JobGroup(PipecatJobGroup):
             label=params.label,
             cancellable=params.cancellable,
         )
-        group.params = params
+        group._params = params
         group.steps = steps
         group.dispatched = False
         group._single = single
         group._keeps_events = keeps_events
         group._sent_at = {}
         return group
+
+    @property
+    def params(self) -> JobGroupParams:
+        """How it was asked for; what its constructor was given, when it was built by hand."""
+        if self._params is None:
+            self._params = JobGroupParams(
+                label=self.label,
+                cancellable=self.cancellable,
+                cancel_on_error=self.cancel_on_error,
+            )
+        return self._params
 
     # -- who has ended -----------------------------------------------------------------------
 
