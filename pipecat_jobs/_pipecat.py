@@ -59,23 +59,17 @@ async def call_event_handlers(subject: BaseObject, event: str, *args: object) ->
 
 
 def start_event_handlers(subject: BaseObject, event: str, *args: object) -> None:
-    """Fire an event whose handlers run in tasks of their own, as those of a worker's jobs do.
+    """Fire an event whose handlers run in tasks of their own, as those of a worker's jobs do."""
+    registered = subject._event_handlers.get(event)
+    for handler in registered.handlers if registered is not None else ():
+        task = asyncio.create_task(subject._run_handler(event, handler, *args))
+        subject._event_tasks.add((event, task))
+        task.add_done_callback(subject._event_task_finished)
 
-    Args:
-        subject: The object the handlers were registered on.
-        event: The event's name.
-        *args: What the handlers get after the object itself.
 
-    Raises:
-        RuntimeError: If firing it waits for a handler.
-    """
-    firing = subject._call_event_handler(event, *args)
-    try:
-        firing.send(None)
-    except StopIteration:
-        return
-    firing.close()
-    raise RuntimeError(f"event {event} of {subject} runs its handlers in place")
+def has_ended(worker: BaseWorker) -> bool:
+    """Tell whether ``worker.wait()`` would return at once."""
+    return worker._finished_event.is_set()
 
 
 def has_event_handlers(subject: BaseObject, event: str) -> bool:

@@ -46,6 +46,7 @@ class CancelReason(StrEnum):
         WORKER_STOPPED: The worker that was asked has stopped.
         INTERRUPTED: The LLM turn that was to answer was interrupted, e.g. by a user who spoke.
         HANDLER_CANCELLED: The handler's task was cancelled by code of the worker's own.
+        NOT_NEEDED: The group has completed without this worker's response.
     """
 
     REQUESTER_CANCELLED = "requester_cancelled"
@@ -55,6 +56,7 @@ class CancelReason(StrEnum):
     WORKER_STOPPED = "worker_stopped"
     INTERRUPTED = "interrupted"
     HANDLER_CANCELLED = "handler_cancelled"
+    NOT_NEEDED = "not_needed"
 
 
 class JobRefusal(StrEnum):

@@ -21,7 +21,8 @@ from pipecat_jobs import (
     job,
     job_tool,
 )
-from pipecat_jobs._protocol.tasks import deferred, start_task
+from pipecat_jobs._protocol.tasks import deferred
+from pipecat_jobs._worker.tasks import start_task
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall
 

@@ -63,6 +63,22 @@ async def test_the_redis_bus_carries_what_the_requester_set(redis_server: Embedd
     assert reader.seen == [JobHeaders(affinity="a", run_once=True), JobHeaders()]
 
 
+@pytest.mark.parametrize("bus", [AsyncQueueBus, RoutedBus])
+async def test_the_headers_say_how_much_time_is_left_of_the_timeout(bus: type[WorkerBus]):
+    asker, reader = Asker(), Reader()
+    async with JobHarness(bus=bus()) as harness:
+        await harness.start(asker, reader)
+        await asker.ask("reader", "read", timeout=1000)
+        await asker.ask("reader", "read")
+    assert reader.seen[0].time_left is not None
+    assert 0 < reader.seen[0].time_left <= 1000
+    assert reader.seen[1].time_left is None
+
+
+def test_the_time_left_is_carried_over_the_wire():
+    assert decode_headers(encode_headers(JobHeaders(time_left=1.5))).time_left == 1.5
+
+
 def test_a_request_without_headers_has_the_defaults():
     assert job_headers(request()) == JobHeaders()
     assert (job_attempt(request()), job_moved(request())) == (1, False)
@@ -127,6 +143,8 @@ def test_headers_of_a_later_release_are_ignored():
         b"\xff",
         b"[]",
         b'{"affinity":1}',
+        b'{"time_left":"1"}',
+        b'{"time_left":true}',
         b'{"trace_context":[]}',
         b'{"trace_context":{"a":1}}',
     ],

@@ -98,15 +98,3 @@ async def test_start_event_handlers_runs_each_in_a_task_in_the_context_of_the_ca
 def test_start_event_handlers_can_start_those_of_every_job_event(event: str):
     worker = PlainWorker("worker")
     assert not worker._event_handlers[event].is_sync
-
-
-async def test_start_event_handlers_refuses_an_event_whose_handlers_run_in_place():
-    worker = PlainWorker("worker")
-    worker._register_event_handler("on_holiday", sync=True)
-
-    async def wait(*_: object) -> None:
-        await asyncio.Event().wait()
-
-    worker.add_event_handler("on_holiday", wait)
-    with pytest.raises(RuntimeError, match="event on_holiday of worker runs its handlers in place"):
-        start_event_handlers(worker, "on_holiday")

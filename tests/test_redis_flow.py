@@ -14,7 +14,7 @@ from pipecat_jobs._protocol.headers import set_headers
 async def streaming() -> tuple[Desk, StreamWindow]:
     """A process with room for two chunks, whose reader reads."""
     desk, window, message = Desk(), StreamWindow(2), request()
-    window.reading(True)
+    window.set_read(True)
     set_headers(message, JobHeaders(find_window=lambda _: window))
     desk.router.publish(message)
     await desk.sent()
@@ -22,7 +22,7 @@ async def streaming() -> tuple[Desk, StreamWindow]:
 
 
 def chunk(desk: Desk, window: StreamWindow, number: int, attempt: int = 1) -> None:
-    window.arrived(heard=True, kept=True)
+    window.note_arrival(handled=True, kept=True)
     message = BusJobStreamDataMessage(source="there", target="here", job_id="1", data={})
     desk.get("m", desk.seal(message, number), "me:1", attempt)
 
@@ -33,7 +33,7 @@ async def said(desk: Desk) -> list[bytes]:
 
 async def read(window: StreamWindow, chunks: int) -> None:
     for _ in range(chunks):
-        window.read()
+        window.note_read()
     # Whoever waits for room is told in a turn of the loop.
     await asyncio.sleep(0)
 

@@ -16,15 +16,15 @@ from pipecat.bus.messages import (
     BusJobUpdateRequestMessage,
 )
 from pipecat.pipeline.job_context import JobStatus
-from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._executor.execution import Execution, ExecutionState, Slots, current_execution
 from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._protocol.handlers import ConcurrencyLimit, HandlerSpec
-from pipecat_jobs._protocol.hooks import Hooks, Steps
+from pipecat_jobs._protocol.hooks import JobHooks, Steps
 from pipecat_jobs._protocol.interception import Interceptors
+from pipecat_jobs._protocol.runtime import JobRuntime
 from pipecat_jobs._protocol.statements import Statement, check_response
-from pipecat_jobs._protocol.tasks import RunningTask, log_raised, start_task
+from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 from pipecat_jobs._protocol.text import describe
 from pipecat_jobs.errors import (
     InvalidJobTypeError,
@@ -38,6 +38,8 @@ from pipecat_jobs.outcomes import CancelReason, ErrorDetails, JobData, JobRefusa
 
 #: What a handler is called with and may give back.
 _Call = Callable[[BusJobRequestMessage], Awaitable[object] | AsyncIterator[object]]
+#: Finds a method of the worker by its name.
+FindMethod = Callable[[str], _Call]
 
 
 class Executor:
@@ -45,21 +47,23 @@ class Executor:
 
     def __init__(
         self,
-        worker: BaseWorker,
-        hooks: Hooks,
+        runtime: JobRuntime,
+        hooks: JobHooks,
         interceptors: Interceptors,
         responses: Responses,
         handlers: Mapping[str, HandlerSpec],
+        find_method: FindMethod,
         *,
         limits: Mapping[str | None, ConcurrencyLimit],
         cancel_grace: float,
         stop_turns: Callable[[Execution], Coroutine[Any, Any, None]] | None,
     ):
-        self._worker = worker
+        self._runtime = runtime
         self._hooks = hooks
         self._interceptors = interceptors
         self._responses = responses
         self._handlers = handlers
+        self._find_method = find_method
         self._cancel_grace = cancel_grace
         self._stop_turns = stop_turns
         self._slots: dict[str | None, Slots] = {}
@@ -102,7 +106,7 @@ class Executor:
         if call is None and message.job_name and not listened:
             known = ", ".join(f"'{known}'" for known in self._handlers) or "none"
             why = (
-                f"worker '{self._worker.name}' ({type(self._worker).__name__}) has no handler for "
+                f"worker '{self._runtime.name}' ({self._runtime.kind}) has no handler for "
                 f"job '{message.job_name}'; its handlers: {known}"
             )
             self._refuse(message, JobRefusal.NO_HANDLER, why)
@@ -112,8 +116,8 @@ class Executor:
             call, listened = self._call_request_hooks, False
         self._responses.open(execution)
         if call is not None:
-            execution.task = start_task(
-                self._worker, self._run(execution, call, slots), f"job_{name or 'request'}"
+            execution.task = self._runtime.create_task(
+                self._run(execution, call, slots), f"job_{name or 'request'}"
             )
         else:
             execution.leave_response()
@@ -128,9 +132,9 @@ class Executor:
     def _find_handler(self, message: BusJobRequestMessage) -> tuple[str | None, _Call | None]:
         spec = self._handlers.get(message.job_name) if message.job_name else None
         if spec is not None:
-            return spec.job_name, getattr(self._worker, spec.attribute)
+            return spec.job_name, self._find_method(spec.attribute)
         if self._hooks.overrides("on_job_request"):
-            return None, self._worker.on_job_request
+            return None, self._find_method("on_job_request")
         return None, None
 
     def _call_request_hooks(
@@ -138,12 +142,12 @@ class Executor:
     ) -> Awaitable[object] | AsyncIterator[object]:
         """Call the event handlers and the override: all are handlers of the job in its slot."""
         self._hooks.announce("on_job_request", message)
-        return self._worker.on_job_request(message)
+        return self._find_method("on_job_request")(message)
 
     def _cancelled_before_it_ran(self, message: BusJobRequestMessage) -> None:
         response = None
         if self.stopped:
-            reason = f"worker '{self._worker.name}' has stopped"
+            reason = f"worker '{self._runtime.name}' has stopped"
             response = _cancelled(reason, CancelReason.WORKER_STOPPED)
         logger.debug(f"{self}: not running job '{message.job_id}': it was cancelled before")
         self._respond_at_once(message, JobStatus.CANCELLED, response)
@@ -164,7 +168,7 @@ class Executor:
         self._responses.recent.remember((message.source, message.job_id), message.id)
         # A task: a bus that is slow to take the answer must not hold up the worker's messages.
         responding = self._responses.refuse(message, status, response)
-        start_task(self._worker, responding, "job_refused")
+        self._runtime.create_task(responding, "job_refused")
 
     # -- its handler runs --------------------------------------------------------------------
 
@@ -241,12 +245,12 @@ class Executor:
         execution.turn_failure = failure
         # A handler that still runs may respond without the turn.
         if execution.state is ExecutionState.RETURNED:
-            start_task(self._worker, self._failed(execution, failure), "job_turn_failed")
+            self._runtime.create_task(self._failed(execution, failure), "job_turn_failed")
 
     async def _stop_its_turns(self, execution: Execution) -> None:
         if self._stop_turns is None:
             return
-        stopping = start_task(self._worker, self._stop_turns(execution), "job_turn")
+        stopping = self._runtime.create_task(self._stop_turns(execution), "job_turn")
         await asyncio.wait({stopping}, timeout=self._cancel_grace)
         if not stopping.done():
             logger.warning(
@@ -286,7 +290,7 @@ class Executor:
         error: ErrorDetails | None = None,
     ) -> None:
         self._interceptors.tell(
-            kind, request.job_id, request.job_name, request.source, self._worker.name, error=error
+            kind, request.job_id, request.job_name, request.source, self._runtime.name, error=error
         )
 
     async def _call_handler(
@@ -327,7 +331,7 @@ class Executor:
         if not self._hooks.overrides(event):
             self._hooks.announce(event, message)
             return
-        execution.steps = execution.steps or Steps(self._worker)
+        execution.steps = execution.steps or Steps(self._runtime)
         execution.steps.run(partial(self._hooks.fire, event, message))
 
     # -- it is cancelled ---------------------------------------------------------------------
@@ -342,7 +346,7 @@ class Executor:
         if execution is None or not execution.cancel():
             return
         # A task of its own: a handler that resists must not hold up the worker's other messages.
-        start_task(self._worker, self._cancel(execution, message), "job_cancelled")
+        self._runtime.create_task(self._cancel(execution, message), "job_cancelled")
 
     def _asked_by(
         self, message: BusJobCancelMessage | BusJobUpdateRequestMessage
@@ -360,8 +364,8 @@ class Executor:
         await self._wait_for_handlers([execution])
         await self._stop_its_turns(execution)
         if self._hooks.overrides("on_job_cancelled"):
-            hook = start_task(
-                self._worker, self._hooks.fire("on_job_cancelled", message), "job_cancelled_hook"
+            hook = self._runtime.create_task(
+                self._hooks.fire("on_job_cancelled", message), "job_cancelled_hook"
             )
             await asyncio.wait({hook}, timeout=self._cancel_grace)
             if not hook.done():
@@ -401,7 +405,7 @@ class Executor:
         executions = self._responses.all()
         # The handlers of the others have been cancelled, and may be cleaning up.
         newly_cancelled = [execution for execution in executions if execution.cancel()]
-        reason = f"worker '{self._worker.name}' stopped"
+        reason = f"worker '{self._runtime.name}' stopped"
         response = _cancelled(reason, CancelReason.WORKER_STOPPED)
         task = RunningTask()
         for execution in executions:
@@ -420,7 +424,7 @@ class Executor:
         self._cancel_handlers(executions)
 
     def __str__(self) -> str:
-        return f"Worker '{self._worker.name}'"
+        return f"Worker '{self._runtime.name}'"
 
 
 def _cancelled(reason: str, cancel_reason: CancelReason) -> JobData:

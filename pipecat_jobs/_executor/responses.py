@@ -14,11 +14,11 @@ from pipecat.bus.messages import (
     BusSystemMessage,
 )
 from pipecat.pipeline.job_context import JobStatus
-from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._executor.execution import Execution
 from pipecat_jobs._protocol.headers import find_window
 from pipecat_jobs._protocol.recent import Expiring, Recent
+from pipecat_jobs._protocol.runtime import JobRuntime
 from pipecat_jobs._protocol.statements import check_response
 from pipecat_jobs.errors import InvalidJobTypeError, UnknownJobError
 from pipecat_jobs.outcomes import JobData
@@ -28,10 +28,9 @@ from pipecat_jobs.params import check_data
 class Responses:
     """The open jobs of a worker, and the one response of each."""
 
-    def __init__(self, worker: BaseWorker):
-        self._worker = worker
-        # The worker's own ``active_jobs``: Pipecat's workers look their jobs up there.
-        self._active: dict[str, BusJobRequestMessage] = worker.active_jobs
+    def __init__(self, runtime: JobRuntime, active: dict[str, BusJobRequestMessage]):
+        self._runtime = runtime
+        self._active = active
         self._executions: dict[str, Execution] = {}
         #: By requester and job id: the id of the request message whose job has ended.
         self.recent: Recent[tuple[str, str], int] = Recent()
@@ -94,9 +93,9 @@ class Responses:
         request = self._require(job_id).request
         data = check_data("update", update)
         message_class = BusJobUpdateUrgentMessage if urgent else BusJobUpdateMessage
-        await self._worker.send_bus_message(
+        await self._runtime.send(
             message_class(
-                source=self._worker.name, target=request.source, job_id=job_id, update=data
+                source=self._runtime.name, target=request.source, job_id=job_id, update=data
             )
         )
 
@@ -109,7 +108,7 @@ class Responses:
         """Send the start or a chunk of a streamed response; a chunk waits for room."""
         execution = self._require(job_id)
         chunk = message_class(
-            source=self._worker.name,
+            source=self._runtime.name,
             target=execution.request.source,
             job_id=job_id,
             data=check_data("stream data", data),
@@ -118,14 +117,14 @@ class Responses:
             execution.window = find_window(execution.request)
         window = execution.window
         if window is None or message_class is BusJobStreamStartMessage:
-            await self._worker.send_bus_message(chunk)
+            await self._runtime.send(chunk)
             return
         if window.full:
-            await window.room()
+            await window.wait_for_room()
             self._require(job_id)
         window.under_way += 1
         try:
-            await self._worker.send_bus_message(chunk)
+            await self._runtime.send(chunk)
         except BaseException:
             window.under_way -= 1
             raise
@@ -134,7 +133,7 @@ class Responses:
         """End a streamed response, and with it the job."""
         execution = self._require(job_id)
         end = BusJobStreamEndMessage(
-            source=self._worker.name,
+            source=self._runtime.name,
             target=execution.request.source,
             job_id=job_id,
             data=check_response(check_data("stream data", data)),
@@ -146,7 +145,7 @@ class Responses:
         if execution is None or not execution.is_open:
             ended = execution is not None or any(job_id == known for _, known in self.recent)
             raise UnknownJobError(
-                self._worker.name, job_id, ended=ended, open_jobs=list(self._executions)
+                self._runtime.name, job_id, ended=ended, open_jobs=list(self._executions)
             )
         return execution
 
@@ -163,14 +162,14 @@ class Responses:
         self, request: BusJobRequestMessage, status: JobStatus, response: JobData | None
     ) -> None:
         """Respond to a request that was refused."""
-        await self._worker.send_bus_message(self._response(request, status, response))
+        await self._runtime.send(self._response(request, status, response))
 
     async def _send(
         self, execution: Execution, response: BusDataMessage | BusSystemMessage
     ) -> None:
         execution.begin_response()
         try:
-            await self._worker.send_bus_message(response)
+            await self._runtime.send(response)
         except BaseException:
             execution.fail_response()
             raise
@@ -185,7 +184,7 @@ class Responses:
     ) -> BusJobResponseMessage | BusJobResponseUrgentMessage:
         message_class = BusJobResponseUrgentMessage if urgent else BusJobResponseMessage
         return message_class(
-            source=self._worker.name,
+            source=self._runtime.name,
             target=request.source,
             job_id=request.job_id,
             status=status,
@@ -193,4 +192,4 @@ class Responses:
         )
 
     def __str__(self) -> str:
-        return f"Worker '{self._worker.name}'"
+        return f"Worker '{self._runtime.name}'"

@@ -11,7 +11,7 @@ from pipecat_jobs._llm.function_calls import drop_calls
 from pipecat_jobs._llm.tracker import TurnTracker
 from pipecat_jobs._llm.turn import Turn
 from pipecat_jobs._pipecat import cancel_function_call, take_queued_function_calls
-from pipecat_jobs._protocol.tasks import start_task
+from pipecat_jobs._worker.tasks import start_task
 from pipecat_jobs.errors import LLMTurnError
 
 

@@ -47,6 +47,11 @@ class Deadline:
         late = self._loop.time() - self._timer.when()
         return late if late > _LATE else 0.0
 
+    @property
+    def left(self) -> float:
+        """Seconds until it passes; negative once the event loop is late with it."""
+        return self._timer.when() - self._loop.time()
+
     def clear(self) -> None:
         """Never call back from now on."""
         self._timer.cancel()

@@ -36,6 +36,8 @@ class JobHeaders:
         trace_context: The trace that the job belongs to, as a tracing library writes it into the
             headers of a request, e.g. ``{"traceparent": "00-..."}`` of `W3C Trace Context
             <https://www.w3.org/TR/trace-context/>`_; None when no interceptor has set it.
+        time_left: Seconds that were left of the requester's ``timeout`` when it sent the request;
+            None without a timeout. The worker receives the request a little later.
         find_window: Limits how far a stream may run ahead of its reader; the package sets it.
     """
 
@@ -44,6 +46,7 @@ class JobHeaders:
     affinity: str | None = None
     moved: bool = False
     trace_context: Mapping[str, str] | None = field(default=None, hash=False)
+    time_left: float | None = field(default=None, compare=False)
     find_window: FindWindow | None = field(default=None, repr=False, compare=False)
 
     def __deepcopy__(self, memo: object) -> Self:
@@ -95,6 +98,8 @@ def encode_headers(headers: JobHeaders) -> bytes:
         fields["affinity"] = headers.affinity
     if headers.trace_context is not None:
         fields["trace_context"] = dict(headers.trace_context)
+    if headers.time_left is not None:
+        fields["time_left"] = headers.time_left
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
@@ -112,9 +117,19 @@ def decode_headers(line: bytes) -> JobHeaders:
         raise ValueError("the header 'affinity' is not a string")
     if trace is not None and not _is_trace_context(trace):
         raise ValueError("the header 'trace_context' is not an object of strings")
+    time_left = fields.get("time_left")
+    if time_left is not None and not _is_number(time_left):
+        raise ValueError("the header 'time_left' is not a number")
     return JobHeaders(
-        run_once=fields.get("run_once") is True, affinity=affinity, trace_context=trace
+        run_once=fields.get("run_once") is True,
+        affinity=affinity,
+        trace_context=trace,
+        time_left=time_left,
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_trace_context(value: object) -> bool:

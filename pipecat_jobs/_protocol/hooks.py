@@ -6,14 +6,10 @@ traceback, and they never run on the task that brings the worker its messages.
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import wraps
-from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, Protocol
 
-from pipecat.workers.base_worker import BaseWorker
-
-from pipecat_jobs._pipecat import has_event_handlers, start_event_handlers
-from pipecat_jobs._protocol.tasks import RunningTask, log_raised, start_task
+from pipecat_jobs._protocol.runtime import JobRuntime
+from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 
 #: The events of a job at the worker that asked for it, each also a method to override.
 REQUESTER_EVENTS = (
@@ -59,85 +55,28 @@ def _log_raised_by(where: str, error: BaseException) -> None:
     log_raised(f"{where} raised {type(error).__name__}; going on", error)
 
 
-def logging_traceback(event: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap an event handler so that its exception is logged with its traceback.
+class JobHooks(Protocol):
+    """What a bot builder has attached to the job events of one worker."""
 
-    Pipecat logs the message alone.
-    """
-    where = f"event handler {getattr(handler, '__qualname__', handler)} of {event}"
-
-    if iscoroutinefunction(handler):
-
-        @wraps(handler)
-        async def in_task(*args: object) -> None:
-            await guarded(where, lambda: handler(*args))
-
-        return in_task
-
-    @wraps(handler)
-    def in_place(*args: object) -> None:
-        call_guarded(where, lambda: handler(*args))
-
-    return in_place
-
-
-class Hooks:
-    """The overrides and event handlers of one worker."""
-
-    def __init__(self, worker: BaseWorker):
-        self._worker = worker
-        self._overridden = frozenset(
-            event
-            for event in JOB_EVENTS
-            if getattr(type(worker), event) is not getattr(BaseWorker, event)
-        )
-        self._wrapped: dict[tuple[str, Callable[..., Any]], Callable[..., Any]] = {}
-        # Asked for with every message, so that they are not looked up every time.
-        self._listened: set[str] = set()
-        for event in (*JOB_EVENTS, "on_bus_message"):
-            self.note_listeners(event)
-
-    def overrides(self, *events: str) -> bool:
-        """Tell whether the worker's class overrides one of these hooks."""
-        return not self._overridden.isdisjoint(events)
+    def overrides(self, event: str) -> bool:
+        """Tell whether the worker's class overrides the hook of an event."""
+        ...
 
     def listens(self, event: str) -> bool:
         """Tell whether an event handler is registered."""
-        return event in self._listened
+        ...
 
-    def note_listeners(self, event: str) -> None:
-        """Note that an event handler was added or removed."""
-        if has_event_handlers(self._worker, event):
-            self._listened.add(event)
-        else:
-            self._listened.discard(event)
-
-    def wrapped(self, event: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-        """Give what to register in place of an event handler."""
-        if event not in JOB_EVENTS:
-            return handler
-        wrapped = self._wrapped[event, handler] = logging_traceback(event, handler)
-        return wrapped
-
-    def unwrapped(self, event: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-        """Give what was registered in place of an event handler, and forget it."""
-        return self._wrapped.pop((event, handler), handler)
-
-    def hears(self, event: str) -> bool:
+    def has_any(self, event: str) -> bool:
         """Tell whether an override or an event handler runs at an event."""
-        return event in self._overridden or event in self._listened
+        ...
 
     def announce(self, event: str, message: object) -> None:
-        """Fire the event handlers alone, each in a task of its own."""
-        if event in self._listened:
-            start_event_handlers(self._worker, event, message)
+        """Start the event handlers alone, each in a task of its own."""
+        ...
 
     async def fire(self, event: str, message: object) -> None:
-        """Call the override, then the event handlers."""
-        if event in self._overridden:
-            hook = getattr(self._worker, event)
-            await guarded(f"{event}() of worker '{self._worker.name}'", lambda: hook(message))
-        self.announce(event, message)
+        """Call the override, then start the event handlers."""
+        ...
 
 
 class Steps:
@@ -146,12 +85,12 @@ class Steps:
     Each job has its own, so that its hooks fire in order and hold up no other job.
     """
 
-    __slots__ = ("_waiting", "_worker", "busy")
+    __slots__ = ("_runtime", "_waiting", "busy")
 
-    def __init__(self, worker: BaseWorker, *, held: bool = False):
+    def __init__(self, runtime: JobRuntime, *, held: bool = False):
         self.busy = held
         """Whether a step that is added now has to wait for others."""
-        self._worker = worker
+        self._runtime = runtime
         self._waiting: deque[Step] | None = None
 
     @property
@@ -175,7 +114,7 @@ class Steps:
 
     def _begin(self, waiting: deque[Step]) -> None:
         self.busy = True
-        start_task(self._worker, self._drain(waiting), "job_hooks")
+        self._runtime.create_task(self._drain(waiting), "job_hooks")
 
     async def _drain(self, waiting: deque[Step]) -> None:
         try:

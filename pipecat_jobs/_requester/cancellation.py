@@ -1,22 +1,26 @@
 """Cancelling a job: first for the requester that waits, then at the workers still to respond."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from loguru import logger
 from pipecat.bus.messages import BusJobCancelMessage
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobStatus
-from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._protocol.hooks import Steps, guarded
 from pipecat_jobs._protocol.messages import JobMessage, ResponseMessage, response_status
 from pipecat_jobs._protocol.recent import Expiring
-from pipecat_jobs._protocol.tasks import RunningTask, log_raised, start_task
+from pipecat_jobs._protocol.runtime import JobRuntime
+from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 from pipecat_jobs._requester.group import JobGroup
 from pipecat_jobs._requester.liveness import Liveness
 from pipecat_jobs.outcomes import CancelReason, ErrorDetails, OutcomeStatus
+
+#: The worker's own ``cancel_job_group()``: takes a job id and a reason.
+CancelGroup: TypeAlias = Callable[[str, str], Awaitable[None]]
 
 #: Seconds to wait until the bus has taken the cancels; then the requester goes on without.
 CANCEL_GRACE = 1.0
@@ -33,11 +37,18 @@ class _Cancelled:
 class Cancellation:
     """Ends the groups of a worker that do not complete."""
 
-    def __init__(self, worker: BaseWorker, groups: dict[str, PipecatJobGroup], liveness: Liveness):
-        self._worker = worker
+    def __init__(
+        self,
+        runtime: JobRuntime,
+        groups: dict[str, PipecatJobGroup],
+        liveness: Liveness,
+        cancel_group: CancelGroup,
+    ):
+        self._runtime = runtime
         self._groups = groups
         self._liveness = liveness
-        #: By job id: the workers whose answer to the cancel has not come.
+        self._cancel_group = cancel_group
+        #: By job id: the workers whose response to the cancel has not come.
         self._unacknowledged: Expiring[str, _Cancelled] = Expiring()
 
     async def end(self, group: PipecatJobGroup, reason: str, cancel_reason: CancelReason) -> None:
@@ -53,10 +64,10 @@ class Cancellation:
             group.ending = cancel_reason
         try:
             # A group still being dispatched is unknown to the override.
-            if not isinstance(group, JobGroup) or group.dispatched:
+            if not isinstance(group, JobGroup) or group.dispatcher is None:
                 await guarded(
-                    f"cancel_job_group() of worker '{self._worker.name}'",
-                    lambda: self._worker.cancel_job_group(group.job_id, reason=reason),
+                    f"cancel_job_group() of worker '{self._runtime.name}'",
+                    lambda: self._cancel_group(group.job_id, reason),
                 )
         finally:
             if isinstance(group, JobGroup):
@@ -64,34 +75,42 @@ class Cancellation:
 
     async def cancel(self, group: JobGroup, reason: str | None) -> None:
         """Cancel a group as it stands."""
-        group.settle_pending(OutcomeStatus.CANCELLED, reason=reason, cancel_reason=group.ending)
+        group.abandon_pending(OutcomeStatus.CANCELLED, reason=reason, cancel_reason=group.ending)
         await self._close(group, reason)
 
     async def fail(self, group: JobGroup, error: ErrorDetails) -> None:
         """End a group whose requests could not be sent."""
         status = OutcomeStatus.FAILED if error.for_llm else OutcomeStatus.ERROR
-        group.settle_pending(status, error=error)
+        group.abandon_pending(status, error=error)
         await self._close(group, None)
 
     async def _close(self, group: JobGroup, reason: str | None) -> None:
         group.concluded = True
         self._groups.pop(group.job_id, None)
         group.complete()
-        owing, group.owing = group.owing, ()
-        for name in owing:
-            self._liveness.unwatch(name, group.job_id)
-        if not owing:
+        await self.cancel_abandoned(group, reason)
+
+    async def cancel_abandoned(self, group: JobGroup, reason: str | None) -> None:
+        """Cancel the workers that do not know that their job has an outcome."""
+        names = group.take_abandoned()
+        if not names:
             return
-        steps = group.steps or Steps(self._worker)
-        self._unacknowledged.remember(group.job_id, _Cancelled(set(owing), steps))
-        sending = start_task(
-            self._worker, self.send_cancels(group.job_id, owing, reason), "job_cancel"
+        for name in names:
+            self._liveness.unwatch(name, group.job_id)
+        cancelled = self._unacknowledged.get(group.job_id)
+        if cancelled is None:
+            steps = group.steps or Steps(self._runtime)
+            self._unacknowledged.remember(group.job_id, _Cancelled(set(names), steps))
+        else:
+            cancelled.names.update(names)
+        sending = self._runtime.create_task(
+            self.send_cancels(group.job_id, names, reason), "job_cancel"
         )
         # Waiting on the task leaves it alone when this call is itself cancelled.
         await asyncio.wait({sending}, timeout=CANCEL_GRACE)
         if not sending.done():
             logger.warning(
-                f"Worker '{self._worker.name}': the bus has not taken the cancel of job "
+                f"Worker '{self._runtime.name}': the bus has not taken the cancel of job "
                 f"'{group.job_id}' for {CANCEL_GRACE:g} s; going on without"
             )
 
@@ -100,14 +119,14 @@ class Cancellation:
         task = RunningTask()
         for name in names:
             cancel = BusJobCancelMessage(
-                source=self._worker.name, target=name, job_id=job_id, reason=reason
+                source=self._runtime.name, target=name, job_id=job_id, reason=reason
             )
             try:
-                await self._worker.send_bus_message(cancel)
+                await self._runtime.send(cancel)
             except BaseException as error:
                 task.survive(error)
                 log_raised(
-                    f"Worker '{self._worker.name}': could not cancel job '{job_id}' at '{name}'",
+                    f"Worker '{self._runtime.name}': could not cancel job '{job_id}' at '{name}'",
                     error,
                 )
 
@@ -127,8 +146,8 @@ class Cancellation:
         """Note a worker's CANCELLED response to a cancel.
 
         Returns:
-            What runs the hooks that hear of it, or None when it is not the first CANCELLED response
-            of a worker that was cancelled.
+            What runs the hooks for it, or None when it is not the first CANCELLED response of a
+            worker that was cancelled.
         """
         cancelled = self._unacknowledged.get(message.job_id)
         if (

@@ -1,9 +1,10 @@
-"""The jobs of one call: the workers that were asked, their outcomes, and how the group ended."""
+"""The jobs of one call, as Pipecat's ``JobGroup``: a policy over handles."""
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Self, cast
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Self, TypedDict, Unpack, cast
 
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupEvent
@@ -12,19 +13,18 @@ from pipecat_jobs._protocol.deadline import Deadline
 from pipecat_jobs._protocol.flow import StreamWindow
 from pipecat_jobs._protocol.hooks import Steps
 from pipecat_jobs._protocol.messages import ResponseMessage
+from pipecat_jobs._protocol.runtime import StartableBus
 from pipecat_jobs._protocol.tasks import RunningTask
-from pipecat_jobs._requester.events import EventQueue, LatestUpdateQueue
-from pipecat_jobs._requester.readiness import StartableBus
-from pipecat_jobs.errors import JobError, failure_of
-from pipecat_jobs.outcomes import (
-    CancelReason,
-    ErrorDetails,
-    JobData,
-    JobOutcome,
-    JobRefusal,
-    OutcomeStatus,
-)
+from pipecat_jobs._requester.call import Call
+from pipecat_jobs._requester.events import EventQueue, JobEvents
+from pipecat_jobs._requester.handle import CancelAt, HandleState, JobHandle, OutcomeFacts
+from pipecat_jobs._requester.policy import Policy, Verdict, WaitForAll
+from pipecat_jobs.errors import InvalidJobError, JobError, failure_of
+from pipecat_jobs.outcomes import CancelReason, JobData, JobOutcome, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
+
+#: Why a job is cancelled whose group has completed without it.
+NOT_NEEDED = "not needed: the group has completed"
 
 
 def _now() -> float:
@@ -33,6 +33,45 @@ def _now() -> float:
         return asyncio.get_running_loop().time()
     except RuntimeError:
         return time.monotonic()
+
+
+async def _refuse_cancel(job_id: str, worker_name: str, reason: str) -> None:
+    raise InvalidJobError(
+        f"job '{job_id}' at worker '{worker_name}' is of a group that was built by hand; cancel "
+        "the whole group with cancel_job_group()"
+    )
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was found out while a call ran, for the message of its error.
+
+    Parameters:
+        known_workers: The workers that were known while one was not.
+        loop_blocked: Seconds for which the event loop did not run when the deadline passed.
+        sharing_loop: The late workers that run in the requester's event loop.
+        bus: The bus for which the call waited.
+        bus_failure: What the bus raised when it was started.
+    """
+
+    known_workers: Sequence[str] = ()
+    loop_blocked: float = 0.0
+    sharing_loop: Sequence[str] = ()
+    bus: StartableBus | None = None
+    bus_failure: Exception | None = None
+
+
+class _PipecatFields(TypedDict):
+    """The fields of Pipecat's ``JobGroup`` that its constructor takes."""
+
+    job_id: str
+    worker_names: list[str]
+    responses: dict[str, JobData]
+    timeout_task: asyncio.Task[None] | None
+    cancel_on_error: bool
+    label: str | None
+    cancellable: bool
+    terminated: set[str]
 
 
 class JobGroup(PipecatJobGroup):
@@ -58,29 +97,24 @@ class JobGroup(PipecatJobGroup):
     """
 
     deadline: Deadline | None = None
-    #: Whether its requests have gone out.
-    dispatched = True
     #: Whether its end is being announced to the hooks, or to the workers that are cancelled.
     concluded = False
     #: The first response of a worker that did not complete.
     failing: ResponseMessage | None = None
-    #: The workers that were asked and had not responded when the group ended: they are cancelled.
-    owing: Sequence[str] = ()
     #: The task that dispatches it, while that is under way.
     dispatcher: RunningTask | None = None
     #: The reason to record if it is cancelled.
     ending = CancelReason.REQUESTER_CANCELLED
+    #: Runs its hooks in order; None until the requester has any to run.
+    steps: Steps | None = None
     #: Called with each outcome; None while nothing has to know.
     on_settled: Callable[[JobOutcome], None] | None = None
     _params: JobGroupParams | None = None
-    _events: EventQueue | None = None
-    _reading = False
-    _first: JobOutcome | None = None
-    _known_workers: Sequence[str] = ()
-    _loop_blocked = 0.0
-    _sharing_loop: Sequence[str] = ()
-    _bus: StartableBus | None = None
-    _bus_failure: Exception | None = None
+    _findings: Findings | None = None
+    _first_failure: JobOutcome | None = None
+    _verdict = Verdict.OPEN
+    _completed = 0
+    _single = False
 
     def __init__(
         self,
@@ -108,66 +142,74 @@ class JobGroup(PipecatJobGroup):
             terminated: The workers that have responded; none by default.
             event_queue: Where updates and stream events go, and None after the last.
         """
-        super().__init__(
-            job_id,
-            # Kept as it was given: bots compare it with sets of their own.
-            cast("list[str]", worker_names),
-            responses={} if responses is None else responses,
-            timeout_task=timeout_task,
-            cancel_on_error=cancel_on_error,
-            label=label,
-            cancellable=cancellable,
-            terminated=set() if terminated is None else terminated,
+        self._now = _now
+        self._begin(
+            _PipecatFields(
+                job_id=job_id,
+                # Kept as it was given: bots compare it with sets of their own.
+                worker_names=cast("list[str]", worker_names),
+                responses={} if responses is None else responses,
+                timeout_task=timeout_task,
+                cancel_on_error=cancel_on_error,
+                label=label,
+                cancellable=cancellable,
+                terminated=set() if terminated is None else terminated,
+            ),
+            events=JobEvents(kept=False, latest_only=False, queue=event_queue),
+            policy=WaitForAll(cancel_on_error),
+            cancel=_refuse_cancel,
         )
-        #: Runs its hooks in order; None until the requester has any to run.
-        self.steps: Steps | None = None
-        self.outcomes: dict[str, JobOutcome] = {}
-        self._single = False
-        self._keeps_events = False
-        self._early: list[JobGroupEvent] = []
-        self._windows: dict[str, StreamWindow] = {}
-        self._asked_at = _now()
-        self._sent_at = dict.fromkeys(worker_names, self._asked_at)
-        self._events = event_queue
+        now = self._now()
+        for handle in self.handles.values():
+            handle.mark_sent(now)
 
     @classmethod
     def for_dispatch(
         cls,
-        job_id: str,
         worker_names: list[str],
-        params: JobGroupParams,
+        call: Call,
+        policy: Policy,
         steps: Steps,
-        *,
-        single: bool,
-        keeps_events: bool,
+        now: Callable[[], float],
+        cancel: CancelAt,
     ) -> Self:
-        """Build a group that a requester dispatches: none of its workers has been asked.
-
-        Args:
-            job_id: The group's id.
-            worker_names: The workers to ask.
-            params: How.
-            steps: Runs the group's hooks in order.
-            single: Whether one worker is asked on its own, with ``job()``.
-            keeps_events: Whether its events are kept until ``async for`` reads them.
-
-        Returns:
-            The group.
-        """
-        group = cls(
-            job_id,
-            worker_names,
-            cancel_on_error=params.cancel_on_error,
-            label=params.label,
-            cancellable=params.cancellable,
-        )
+        """Build a group that a requester dispatches: none of its workers has been asked."""
+        params = call.params
+        group = cls.__new__(cls)
         group._params = params
+        group._single = call.single
+        group._now = now
         group.steps = steps
-        group.dispatched = False
-        group._single = single
-        group._keeps_events = keeps_events
-        group._sent_at = {}
+        group._begin(
+            _PipecatFields(
+                job_id=call.job_id,
+                worker_names=worker_names,
+                responses={},
+                timeout_task=None,
+                cancel_on_error=params.cancel_on_error,
+                label=params.label,
+                cancellable=params.cancellable,
+                terminated=set(),
+            ),
+            events=JobEvents(kept=call.keeps_events, latest_only=params.latest_update_only),
+            policy=policy,
+            cancel=cancel,
+        )
         return group
+
+    def _begin(
+        self, fields: _PipecatFields, *, events: JobEvents, policy: Policy, cancel: CancelAt
+    ) -> None:
+        #: The updates and stream events of its jobs.
+        self.events = events
+        super().__init__(**fields)
+        self.outcomes: dict[str, JobOutcome] = {}
+        self._policy = policy
+        now = self._now()
+        #: Its jobs, by worker, in the order of the workers.
+        self.handles = {
+            name: JobHandle(self.job_id, name, now, cancel) for name in self.worker_names
+        }
 
     @property
     def params(self) -> JobGroupParams:
@@ -194,120 +236,101 @@ class JobGroup(PipecatJobGroup):
 
     @property
     def failed(self) -> bool:
-        """Whether the group has to end, because a worker or the caller gave it up."""
-        return self._first is not None
+        """Whether the group has to end without success."""
+        return self._verdict is Verdict.FAILED
 
     @property
-    def verdict(self) -> str:
+    def failure_reason(self) -> str:
         """Why it fails, as a sentence for the workers that are told to stop."""
-        assert self._first is not None
+        first = self._first_failure
+        assert first is not None
         done = {OutcomeStatus.CANCELLED: "cancelled", OutcomeStatus.LOST: "was lost"}
-        return f"worker '{self._first.worker}' {done.get(self._first.status, 'errored')}"
+        return f"worker '{first.worker}' {done.get(first.status, 'errored')}"
 
     @property
     def unready(self) -> list[str]:
         """The workers that were never asked."""
-        return [name for name in self.worker_names if name not in self._sent_at]
+        return [name for name, handle in self.handles.items() if not handle.was_sent]
 
-    def asks(self, worker_name: str) -> None:
-        """Note that a worker's request goes out now.
-
-        Args:
-            worker_name: The worker.
-        """
-        self._sent_at[worker_name] = _now()
+    def mark_sent(self, worker_name: str) -> None:
+        """Note that a worker's request goes out now."""
+        self.handles[worker_name].mark_sent(self._now())
 
     def awaits(self, worker_name: str) -> bool:
-        """Tell whether an answer from this worker counts.
-
-        Args:
-            worker_name: Who answered.
-
-        Returns:
-            Whether it was asked and has no outcome yet.
-        """
-        return worker_name in self._sent_at and worker_name not in self.outcomes
+        """Tell whether a response from this worker counts."""
+        handle = self.handles.get(worker_name)
+        return handle is not None and handle.state is HandleState.OPEN
 
     def owes(self, worker_name: str) -> bool:
-        """Tell whether a worker was asked and has not answered, whatever became of the group.
-
-        Args:
-            worker_name: A worker.
-
-        Returns:
-            Whether its answer is still to come.
-        """
-        return self.awaits(worker_name) or worker_name in self.owing
+        """Tell whether a worker was asked and has not responded, whatever became of the group."""
+        handle = self.handles.get(worker_name)
+        return handle is not None and handle.owes_response
 
     def settle(
-        self,
-        worker_name: str,
-        status: OutcomeStatus,
-        response: JobData | None = None,
-        error: ErrorDetails | None = None,
-        reason: str | None = None,
-        cancel_reason: CancelReason | None = None,
-        refusal: JobRefusal | None = None,
-    ) -> JobOutcome:
-        """Record how it ended for one worker.
+        self, worker_name: str, status: OutcomeStatus, **facts: Unpack[OutcomeFacts]
+    ) -> None:
+        """Record an outcome after which the worker owes nothing, and judge the group."""
+        self._judge(self.handles[worker_name].settle(self._now(), status, **facts))
 
-        Args:
-            worker_name: A worker without an outcome.
-            status: How it ended.
-            response: What the worker answered.
-            error: What went wrong.
-            reason: Why, as a sentence.
-            cancel_reason: Who ended it.
-            refusal: Why the worker did not begin.
+    def abandon(
+        self, worker_name: str, status: OutcomeStatus, **facts: Unpack[OutcomeFacts]
+    ) -> None:
+        """Record an outcome that the worker does not know of, and judge the group."""
+        self._judge(self.handles[worker_name].abandon(self._now(), status, **facts))
 
-        Returns:
-            The outcome.
-        """
-        now = _now()
-        sent_at = self._sent_at.get(worker_name, now)
-        outcome = JobOutcome(
-            worker_name,
-            status,
-            response,
-            error,
-            reason,
-            waited=sent_at - self._asked_at,
-            ran=now - sent_at,
-            cancel_reason=cancel_reason,
-            refusal=refusal,
-        )
-        self.outcomes[worker_name] = outcome
-        if response is not None or outcome.completed:
-            self.responses[worker_name] = response or {}
-        if self.cancel_on_error and not outcome.completed:
-            self._first = self._first or outcome
+    def abandon_pending(self, status: OutcomeStatus, **facts: Unpack[OutcomeFacts]) -> None:
+        """End every job that has no outcome, and with them the group."""
+        for name in self.pending:
+            outcome = self.handles[name].abandon(self._now(), status, **facts)
+            self._note(outcome)
+            self._fail(outcome)
+
+    @property
+    def has_abandoned(self) -> bool:
+        """Whether workers have to be cancelled that do not know that their job has an outcome."""
+        return any(handle.state is HandleState.ABANDONED for handle in self.handles.values())
+
+    def take_abandoned(self) -> list[str]:
+        """Take the workers that have to be cancelled: each is given once."""
+        abandoned = [
+            handle for handle in self.handles.values() if handle.state is HandleState.ABANDONED
+        ]
+        for handle in abandoned:
+            handle.release()
+        return [handle.worker for handle in abandoned]
+
+    def _judge(self, outcome: JobOutcome) -> None:
+        self._note(outcome)
+        if self._verdict is not Verdict.OPEN:
+            return
+        pending = len(self.worker_names) - len(self.outcomes)
+        verdict = self._policy.judge(outcome, self._completed, pending)
+        if verdict is Verdict.FAILED:
+            self._fail(outcome)
+        elif verdict is Verdict.SUCCEEDED:
+            self._verdict = verdict
+            for name in self.pending:
+                self._note(
+                    self.handles[name].abandon(
+                        self._now(),
+                        OutcomeStatus.CANCELLED,
+                        reason=NOT_NEEDED,
+                        cancel_reason=CancelReason.NOT_NEEDED,
+                    )
+                )
+
+    def _note(self, outcome: JobOutcome) -> None:
+        self.outcomes[outcome.worker] = outcome
+        self._completed += outcome.completed
+        if outcome.response is not None or outcome.completed:
+            self.responses[outcome.worker] = outcome.response or {}
         if self.on_settled is not None:
             self.on_settled(outcome)
-        return outcome
 
-    def settle_pending(
-        self,
-        status: OutcomeStatus,
-        *,
-        error: ErrorDetails | None = None,
-        reason: str | None = None,
-        cancel_reason: CancelReason | None = None,
-    ) -> None:
-        """End every worker that has no outcome, and with them the group.
-
-        Args:
-            status: How it ended for them.
-            error: What went wrong.
-            reason: Why, as a sentence.
-            cancel_reason: Who ends it.
-        """
-        pending = self.pending
-        self.owing = [*self.owing, *(name for name in pending if name in self._sent_at)]
-        for name in pending:
-            outcome = self.settle(
-                name, status, error=error, reason=reason, cancel_reason=cancel_reason
-            )
-            self._first = self._first or outcome
+    def _fail(self, outcome: JobOutcome) -> None:
+        if self._verdict is Verdict.OPEN:
+            self._verdict = Verdict.FAILED
+            self._first_failure = outcome
 
     # -- what arrives meanwhile --------------------------------------------------------------
 
@@ -318,103 +341,27 @@ class JobGroup(PipecatJobGroup):
         A queue that is set once the dispatch has returned, as Pipecat's own contexts do, gets what
         came during it.
         """
-        return self._events
+        return self.events.queue
 
     @event_queue.setter
     def event_queue(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, queue: EventQueue | None
     ) -> None:
-        self._events = queue
         if queue is not None:
-            self._fill(queue)
+            self.events.use(queue)
 
-    def _fill(self, queue: EventQueue) -> None:
-        for event in self._early:
-            queue.put_nowait(event)
-        self._early.clear()
-        if self.is_done:
-            queue.put_nowait(None)
-
-    def _event_queue(self) -> EventQueue:
-        if self._events is None:
-            latest = self.params.latest_update_only
-            self._events = LatestUpdateQueue() if latest else asyncio.Queue()
-            self._fill(self._events)
-        return self._events
-
-    def push(self, event: JobGroupEvent, *, heard: bool = True) -> None:
-        """Queue an event for the reader of the group.
-
-        Args:
-            event: An update or a stream event of an asked worker.
-            heard: Whether no hook has to hear it first; see :meth:`heard`.
-        """
-        if self._keeps_events:
-            self._event_queue().put_nowait(event)
-        elif self._events is not None:
-            self._events.put_nowait(event)
-        elif not self.dispatched:
-            self._early.append(event)
-        if (window := self._window_of(event)) is not None:
-            window.arrived(heard=heard, kept=self._keeps_events)
-
-    def heard(self, event: JobGroupEvent) -> None:
-        """Note that the hooks have heard an event.
-
-        Args:
-            event: One that was pushed before they had.
-        """
-        if (window := self._window_of(event)) is not None:
-            window.heard()
-
-    async def next_event(self) -> JobGroupEvent | None:
-        """Wait for the next event; from now on a worker that streams waits for its reader.
-
-        Returns:
-            The event, or None after the last, however often it is asked for.
-        """
-        if not self._reading:
-            self.reading(True)
-        queue = self._event_queue()
-        event = await queue.get()
-        if event is None:
-            # Left for the next loop over the same job, which has to end as well.
-            queue.put_nowait(None)
-        elif (window := self._window_of(event)) is not None:
-            window.read()
-        return event
-
-    def reading(self, reading: bool) -> None:
-        """Say whether events are being read, and workers held up that stream faster.
-
-        Args:
-            reading: Whether they are.
-        """
-        self._reading = reading
-        for window in self._windows.values():
-            window.reading(reading)
+    def push(self, event: JobGroupEvent, *, handled: bool = True) -> None:
+        """Queue an event for the reader of the group."""
+        if self.dispatcher is not None and not self.events.kept and self.events.queue is None:
+            self.events.hold(event)
+        self.events.push(event, handled=handled)
 
     def window(self, worker_name: str) -> StreamWindow | None:
-        """Give what holds a worker up that streams faster than it is read.
-
-        Args:
-            worker_name: A worker that owes an answer.
-
-        Returns:
-            The worker's window, or None when it may stream as fast as it can.
-        """
-        if self.is_done or not self.params.unread_limit or not self.awaits(worker_name):
+        """Find what limits how far a worker's stream runs ahead of its reader."""
+        limit = self.params.unread_limit
+        if self.is_done or not limit or not self.awaits(worker_name):
             return None
-        window = self._windows.get(worker_name)
-        if window is None:
-            window = self._windows[worker_name] = StreamWindow(self.params.unread_limit)
-            window.reading(self._reading)
-        return window
-
-    def _window_of(self, event: JobGroupEvent) -> StreamWindow | None:
-        if event.type != JobGroupEvent.STREAM_DATA:
-            return None
-        return self._windows.get(event.worker_name)
+        return self.events.window(worker_name, limit)
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -426,6 +373,7 @@ class JobGroup(PipecatJobGroup):
             self.deadline.clear()
         if self.timeout_task is not None and self.timeout_task is not asyncio.current_task():
             self.timeout_task.cancel()
+        self.events.closed = True
         super().complete()
         if self.dispatcher is not None:
             self.dispatcher.interrupt()
@@ -436,8 +384,15 @@ class JobGroup(PipecatJobGroup):
         Args:
             reason: Why, as a sentence.
         """
-        self.settle_pending(OutcomeStatus.CANCELLED, reason=reason, cancel_reason=self.ending)
+        self.abandon_pending(OutcomeStatus.CANCELLED, reason=reason, cancel_reason=self.ending)
         self.complete()
+
+    @property
+    def findings(self) -> Findings:
+        """What was found out while it ran."""
+        if self._findings is None:
+            self._findings = Findings()
+        return self._findings
 
     def failure(self) -> JobError:
         """Build the exception that says how the group failed.
@@ -445,54 +400,21 @@ class JobGroup(PipecatJobGroup):
         Returns:
             A new exception each time, since several tasks may raise it.
         """
+        findings = self.findings
         return failure_of(
             job_id=self.job_id,
             job_name=self.params.name,
             outcomes=self.outcomes,
-            first=self._first,
+            first=self._first_failure,
             single=self._single,
             timeout=self.params.timeout,
             unready=self.unready,
-            known_workers=self._known_workers,
-            loop_blocked=self._loop_blocked,
-            sharing_loop=self._sharing_loop,
-            bus_problem=self._bus.problem() if self._bus is not None else None,
-            bus_failure=self._bus_failure,
+            known_workers=findings.known_workers,
+            loop_blocked=findings.loop_blocked,
+            sharing_loop=findings.sharing_loop,
+            bus_problem=findings.bus.problem() if findings.bus is not None else None,
+            bus_failure=findings.bus_failure,
         )
-
-    def note_known_workers(self, names: Iterable[str]) -> None:
-        """Keep who was known when a worker was not, for the error message.
-
-        Args:
-            names: The registry's workers.
-        """
-        self._known_workers = sorted(names)
-
-    def note_blocked_loop(self, sharing: Sequence[str]) -> None:
-        """Keep for how long the event loop did not run when the deadline passed, if it did not.
-
-        Args:
-            sharing: The late workers that run in the requester's event loop.
-        """
-        if self.deadline is not None:
-            self._loop_blocked = self.deadline.blocked
-            self._sharing_loop = sharing
-
-    async def until_bus_started(self, bus: StartableBus) -> None:
-        """Wait until the requests can be sent, and keep why not for the error message.
-
-        Args:
-            bus: The requester's bus.
-
-        Raises:
-            Exception: What the bus raised when it was started.
-        """
-        self._bus = bus
-        try:
-            await bus.until_started()
-        except Exception as error:
-            self._bus_failure = error
-            raise
 
     async def wait(self) -> None:
         """Wait until the group is done.

@@ -1,9 +1,10 @@
 """What this worker asked of others."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeGuard
+from typing import TypeAlias, Unpack
 
 from loguru import logger
 from pipecat.bus.messages import (
@@ -16,12 +17,10 @@ from pipecat.bus.messages import (
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupEvent, JobGroupResponse, JobStatus
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
-from pipecat.registry import WorkerRegistry
-from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._protocol.deadline import Deadline
 from pipecat_jobs._protocol.headers import JobHeaders, set_headers
-from pipecat_jobs._protocol.hooks import Hooks, Steps
+from pipecat_jobs._protocol.hooks import JobHooks, Steps
 from pipecat_jobs._protocol.interception import Interceptors
 from pipecat_jobs._protocol.messages import (
     JobMessage,
@@ -31,25 +30,29 @@ from pipecat_jobs._protocol.messages import (
     response_status,
 )
 from pipecat_jobs._protocol.recent import Recent
+from pipecat_jobs._protocol.runtime import JobRuntime, WorkerHasEnded, WorkersView
 from pipecat_jobs._protocol.statements import read_statement
-from pipecat_jobs._protocol.tasks import RunningTask, start_task
+from pipecat_jobs._protocol.tasks import RunningTask
 from pipecat_jobs._protocol.text import describe
-from pipecat_jobs._requester.cancellation import Cancellation
-from pipecat_jobs._requester.extended import Call, ExtendedCalls
-from pipecat_jobs._requester.group import JobGroup
-from pipecat_jobs._requester.liveness import DepartureOf, Liveness
-from pipecat_jobs._requester.readiness import StartableBus, until_ready
-from pipecat_jobs.errors import InvalidJobError, UnknownJobError, WorkerNotAddedError
+from pipecat_jobs._requester.call import Call, Dispatch, DispatchedParams
+from pipecat_jobs._requester.cancellation import CancelGroup, Cancellation
+from pipecat_jobs._requester.group import NOT_NEEDED, JobGroup
+from pipecat_jobs._requester.handle import OutcomeFacts
+from pipecat_jobs._requester.liveness import Liveness
+from pipecat_jobs._requester.policy import WaitForAll
+from pipecat_jobs.errors import InvalidJobError, UnknownJobError
 from pipecat_jobs.interceptors import JobCall, JobLifeEventKind
 from pipecat_jobs.outcomes import (
     CancelReason,
     ErrorDetails,
     JobData,
     JobOutcome,
-    JobRefusal,
     OutcomeStatus,
 )
-from pipecat_jobs.params import JobGroupParams
+from pipecat_jobs.params import JobGroupKeywords, check_worker_names, group_params
+
+#: The worker's own ``create_job_group_and_request_job()``: takes worker names and parameters.
+CreateGroup: TypeAlias = Callable[[list[str], DispatchedParams], Awaitable[PipecatJobGroup]]
 
 
 class Requester:
@@ -57,48 +60,59 @@ class Requester:
 
     def __init__(
         self,
-        worker: BaseWorker,
-        hooks: Hooks,
+        runtime: JobRuntime,
+        hooks: JobHooks,
         interceptors: Interceptors,
-        departure_of: DepartureOf,
+        groups: dict[str, PipecatJobGroup],
         *,
-        extended: bool,
+        cancel_group: CancelGroup,
+        create_group: CreateGroup | None,
     ):
-        self._worker = worker
+        self._runtime = runtime
         self._hooks = hooks
         self._interceptors = interceptors
-        self._is_extended = extended
-        self._liveness = Liveness(worker, self.lost, departure_of)
-        # The worker's own ``job_groups``: Pipecat's workers look their groups up there.
-        self._groups: dict[str, PipecatJobGroup] = worker.job_groups
-        self._cancellation = Cancellation(worker, self._groups, self._liveness)
-        self._extended = ExtendedCalls(worker, self._groups, self._cancellation)
+        self._liveness = Liveness(self.lost)
+        self._groups = groups
+        self._cancellation = Cancellation(runtime, groups, self._liveness, cancel_group)
+        self._create_group = create_group
         self._used: Recent[str, None] = Recent()
         self._stopped = False
 
     # -- asking ------------------------------------------------------------------------------
 
-    async def dispatch(
-        self,
-        worker_names: list[str],
-        params: JobGroupParams,
-        *,
-        single: bool = False,
-        keeps_events: bool = False,
-    ) -> PipecatJobGroup:
+    async def dispatch(self, worker_names: list[str], call: Call) -> PipecatJobGroup:
         """Start a group, through the worker's own method where its class extends that."""
-        if not self._is_extended:
-            return await self._ask(worker_names, params, single, keeps_events)
-        assert params.job_id is not None
-        self._check_id(params.job_id)
-        return await self._extended.dispatch(worker_names, Call(params, single, keeps_events))
+        if self._create_group is None:
+            return await self._start(worker_names, call)
+        dispatch = Dispatch(call)
+        try:
+            return await self._create_group(worker_names, DispatchedParams.carry(dispatch))
+        except BaseException as error:
+            # What extends the method may fail, or be cancelled, after the requests have gone out.
+            group = self._groups.get(dispatch.job_id) if dispatch.job_id is not None else None
+            if group is not None:
+                await self.end(group, f"dispatch cut off by {type(error).__name__}")
+            raise
 
-    def has_checked(self, params: PipecatJobGroupParams | None) -> TypeGuard[JobGroupParams]:
-        """Tell whether parameters come from :meth:`dispatch`, and need no second check."""
-        return self._extended.has_checked(params)
+    async def ask(
+        self,
+        worker_names: Sequence[str],
+        params: PipecatJobGroupParams | None,
+        keywords: JobGroupKeywords,
+    ) -> JobGroup:
+        """Start a group for the worker's own method, or for a bot that calls it."""
+        call = Call(group_params(params, keywords, JobGroupKeywords))
+        names = check_worker_names(worker_names)
+        if not isinstance(params, DispatchedParams):
+            return await self._start(names, call)
+        dispatch = params.dispatch
+        call = replace(dispatch.call, params=call.params)
+        self._check_id(call.job_id)
+        dispatch.job_id = call.job_id
+        return await self._start(names, call)
 
     def _check_id(self, job_id: str) -> None:
-        if job_id in self._groups or job_id in self._extended:
+        if job_id in self._groups:
             raise self._refused_id(job_id, "is in use")
         if job_id in self._used:
             # A late message of the earlier job would be taken for one of this job.
@@ -106,28 +120,21 @@ class Requester:
 
     def _refused_id(self, job_id: str, why: str) -> InvalidJobError:
         return InvalidJobError(
-            f"job id '{job_id}' {why} by worker '{self._worker.name}'; give another one"
+            f"job id '{job_id}' {why} by worker '{self._runtime.name}'; give another one"
         )
 
-    async def ask(self, worker_names: list[str], params: JobGroupParams) -> JobGroup:
-        """Wait for workers to be ready and send each its request."""
-        assert params.job_id is not None
-        call = self._extended.take(params.job_id) or Call(params)
-        return await self._ask(worker_names, params, call.single, call.keeps_events)
-
-    async def _ask(
-        self, worker_names: list[str], params: JobGroupParams, single: bool, keeps_events: bool
-    ) -> JobGroup:
-        assert params.job_id is not None
-        job_id = params.job_id
-        self._check_id(job_id)
-        try:
-            registry = self._worker.registry
-        except RuntimeError as error:
-            raise WorkerNotAddedError(self._worker.name) from error
-        steps = Steps(self._worker, held=True)
+    async def _start(self, worker_names: list[str], call: Call) -> JobGroup:
+        params = call.params
+        self._check_id(call.job_id)
+        workers = self._runtime.workers
+        steps = Steps(self._runtime, held=True)
         group = JobGroup.for_dispatch(
-            job_id, worker_names, params, steps, single=single, keeps_events=keeps_events
+            worker_names,
+            call,
+            call.policy or WaitForAll(params.cancel_on_error),
+            steps,
+            self._runtime.now,
+            self._cancel_at,
         )
         if self._interceptors:
             group.on_settled = partial(self._tell_settled, group)
@@ -135,15 +142,15 @@ class Requester:
                 self._tell(JobLifeEventKind.ASKED, group, name)
         if self._stopped:
             group.ending = CancelReason.REQUESTER_STOPPED
-            group.fail(f"worker '{self._worker.name}' has stopped")
+            group.fail(f"worker '{self._runtime.name}' has stopped")
             raise group.failure()
-        self._groups[job_id] = group
-        self._used.remember(job_id, None)
+        self._groups[group.job_id] = group
+        self._used.remember(group.job_id, None)
         if params.timeout is not None:
             group.deadline = Deadline(params.timeout, lambda: self._expired(group))
         group.dispatcher = task = RunningTask()
         try:
-            await self._send_requests(group, registry)
+            await self._send_requests(group, workers)
         except asyncio.CancelledError:
             if not task.resume():
                 await self._cancellation.cancel(group, "caller cancelled")
@@ -156,7 +163,6 @@ class Requester:
             group.dispatcher = None
             # What was awaited may have swallowed the interruption.
             task.resume()
-            group.dispatched = not group.is_done
             steps.release()
             if not steps.busy:
                 self._conclude(group)
@@ -164,23 +170,20 @@ class Requester:
             raise group.failure()
         return group
 
-    async def _send_requests(self, group: JobGroup, registry: WorkerRegistry) -> None:
+    async def _send_requests(self, group: JobGroup, workers: WorkersView) -> None:
         params = group.params
-        headers = JobHeaders(
-            run_once=params.run_once, affinity=params.affinity, find_window=group.window
-        )
+        headers = JobHeaders(run_once=params.run_once, affinity=params.affinity)
         if not self._interceptors:
-            await self._reach_workers(group, registry, params.payload, headers)
+            await self._reach_workers(group, workers, params.payload, headers)
             return
 
         async def send(call: JobCall) -> None:
-            headers = replace(call.headers, find_window=group.window)
-            await self._reach_workers(group, registry, call.payload, headers)
+            await self._reach_workers(group, workers, call.payload, call.headers)
 
         call = JobCall(
             job_id=group.job_id,
             job_name=params.name,
-            requester=self._worker.name,
+            requester=self._runtime.name,
             worker_names=tuple(group.worker_names),
             timeout=params.timeout,
             payload=params.payload,
@@ -201,7 +204,7 @@ class Requester:
             kind,
             group.job_id,
             group.params.name,
-            self._worker.name,
+            self._runtime.name,
             worker,
             data=data,
             outcome=outcome,
@@ -211,33 +214,48 @@ class Requester:
         self._tell(JobLifeEventKind.SETTLED, group, outcome.worker, outcome=outcome)
 
     async def _reach_workers(
+        self, group: JobGroup, workers: WorkersView, payload: JobData | None, headers: JobHeaders
+    ) -> None:
+        missing = [name for name in group.worker_names if not workers.is_known(name)]
+        if missing:
+            group.findings.known_workers = sorted(workers.list_known())
+            await self._wait_for_bus(group)
+            await workers.wait_until_known(missing)
+        time_left = group.deadline.left if group.deadline is not None else None
+        headers = replace(headers, find_window=group.window, time_left=time_left)
+        for handle in group.handles.values():
+            if group.failed:
+                break
+            # One that was cancelled on its own meanwhile is not asked.
+            if handle.outcome is None:
+                await self._send_request(group, workers, handle.worker, payload, headers)
+
+    async def _wait_for_bus(self, group: JobGroup) -> None:
+        bus = group.findings.bus = self._runtime.bus
+        if bus is None:
+            return
+        try:
+            await bus.until_started()
+        except Exception as error:
+            group.findings.bus_failure = error
+            raise
+
+    async def _send_request(
         self,
         group: JobGroup,
-        registry: WorkerRegistry,
+        workers: WorkersView,
+        name: str,
         payload: JobData | None,
         headers: JobHeaders,
     ) -> None:
-        missing = [name for name in group.worker_names if name not in registry]
-        if missing:
-            group.note_known_workers([*registry.local_workers, *registry.remote_workers])
-            bus = self._worker.bus
-            if isinstance(bus, StartableBus):
-                await group.until_bus_started(bus)
-            await until_ready(registry, missing)
-        for name in group.worker_names:
-            if group.failed:
-                break
-            await self._send_request(group, name, payload, headers)
-
-    async def _send_request(
-        self, group: JobGroup, name: str, payload: JobData | None, headers: JobHeaders
-    ) -> None:
-        group.asks(name)
-        if (reason := self._liveness.watch(name, group.job_id)) is not None:
-            self._settle_lost(group, name, reason)
+        group.mark_sent(name)
+        try:
+            self._liveness.watch(workers, name, group.job_id)
+        except WorkerHasEnded as ended:
+            self._settle_lost(group, name, str(ended))
             return
         request = BusJobRequestMessage(
-            source=self._worker.name,
+            source=self._runtime.name,
             target=name,
             job_id=group.job_id,
             job_name=group.params.name,
@@ -246,17 +264,17 @@ class Requester:
         set_headers(request, headers)
         if self._interceptors:
             self._tell(JobLifeEventKind.SENT, group, name)
-        await self._worker.send_bus_message(request)
+        await self._runtime.send(request)
 
     async def request_update(self, job_id: str, worker_name: str) -> None:
         """Ask a worker how far it is."""
         group = self._groups.get(job_id)
         if not isinstance(group, JobGroup) or not group.awaits(worker_name):
             raise UnknownJobError(
-                self._worker.name, job_id, ended=group is not None, open_jobs=self._groups
+                self._runtime.name, job_id, ended=group is not None, open_jobs=self._groups
             )
-        await self._worker.send_bus_message(
-            BusJobUpdateRequestMessage(source=self._worker.name, target=worker_name, job_id=job_id)
+        await self._runtime.send(
+            BusJobUpdateRequestMessage(source=self._runtime.name, target=worker_name, job_id=job_id)
         )
 
     # -- what comes back ---------------------------------------------------------------------
@@ -277,10 +295,10 @@ class Requester:
             return
         status = response_status(message)
         if status is JobStatus.COMPLETED:
-            self._settle(group, message.source, OutcomeStatus.COMPLETED, message.response)
+            self._settle(group, message.source, OutcomeStatus.COMPLETED, response=message.response)
         else:
             self._settle_failed(group, message, OutcomeStatus(str(status)))
-        self._hear(group, "on_job_response", message)
+        self._run_hooks(group, "on_job_response", message)
 
     def _settle_failed(
         self, group: JobGroup, message: ResponseMessage, status: OutcomeStatus
@@ -294,7 +312,9 @@ class Requester:
             return
         group.failing = group.failing or message
         error = ErrorDetails.from_response(response)
-        self._settle(group, message.source, status, response, error, refusal=stated.refusal)
+        self._settle(
+            group, message.source, status, response=response, error=error, refusal=stated.refusal
+        )
 
     def on_stream_end(self, message: BusJobStreamEndMessage) -> None:
         """Settle a job with the end of its stream, which is the response."""
@@ -302,9 +322,9 @@ class Requester:
         if group is None:
             self._ignored(message)
             return
-        self._settle(group, message.source, OutcomeStatus.COMPLETED, message.data)
+        self._settle(group, message.source, OutcomeStatus.COMPLETED, response=message.data)
         group.push(JobGroupEvent(JobGroupEvent.STREAM_END, message.source, message.data))
-        self._hear(group, "on_job_stream_end", message)
+        self._run_hooks(group, "on_job_stream_end", message)
 
     def on_update(self, message: UpdateMessage) -> None:
         """Take a progress update."""
@@ -328,31 +348,31 @@ class Requester:
             kind = JobLifeEventKind.UPDATE if update else JobLifeEventKind.STREAM
             self._tell(kind, group, message.source, data=event.data)
         if group is None or group.failed:
-            self._hear_late(hook, message)
+            self._run_hooks_late(hook, message)
             return
-        heard = not self._hooks.hears(hook) or self._is_heard_at_once(group, hook)
-        group.push(event, heard=heard)
-        self._hear(group, hook, message, event)
+        handled = not self._hooks.has_any(hook) or self._runs_hooks_at_once(group, hook)
+        group.push(event, handled=handled)
+        self._run_hooks(group, hook, message, event)
 
-    def _hear(
+    def _run_hooks(
         self,
         group: JobGroup,
         hook: str,
         message: JobMessage,
         event: JobGroupEvent | None = None,
     ) -> None:
-        if self._is_heard_at_once(group, hook):
+        if self._runs_hooks_at_once(group, hook):
             self._hooks.announce(hook, message)
             self._conclude(group)
-        elif self._hooks.hears(hook):
+        elif self._hooks.has_any(hook):
             self._steps_of(group).run(partial(self._fire, group, hook, message, event))
 
-    def _is_heard_at_once(self, group: JobGroup, hook: str) -> bool:
+    def _runs_hooks_at_once(self, group: JobGroup, hook: str) -> bool:
         return not (self._steps_of(group).busy or self._hooks.overrides(hook))
 
     def _steps_of(self, group: JobGroup) -> Steps:
         if group.steps is None:
-            group.steps = Steps(self._worker)
+            group.steps = Steps(self._runtime)
         return group.steps
 
     async def _fire(
@@ -360,7 +380,7 @@ class Requester:
     ) -> None:
         await self._hooks.fire(hook, message)
         if event is not None:
-            group.heard(event)
+            group.events.note_handled(event)
         if self._steps_of(group).last:
             self._conclude(group)
 
@@ -376,7 +396,7 @@ class Requester:
 
     def _ignored(self, message: JobMessage) -> None:
         logger.debug(
-            f"Worker '{self._worker.name}': ignoring {describe(message)} for job "
+            f"Worker '{self._runtime.name}': ignoring {describe(message)} for job "
             f"'{message.job_id}': it owes no answer from '{message.source}'"
         )
 
@@ -384,7 +404,7 @@ class Requester:
         # Pipecat promises on_job_response the CANCELLED response to a cancel; the group has ended.
         self._fire_late("on_job_response", message, self._cancellation.acknowledge(message))
 
-    def _hear_late(self, hook: str, message: UpdateMessage | StreamMessage) -> None:
+    def _run_hooks_late(self, hook: str, message: UpdateMessage | StreamMessage) -> None:
         # A cancelled worker may send updates until its CANCELLED response.
         group = self._groups.get(message.job_id)
         if not isinstance(group, JobGroup):
@@ -406,18 +426,14 @@ class Requester:
         group: JobGroup,
         name: str,
         status: OutcomeStatus,
-        response: dict[str, object] | None = None,
-        error: ErrorDetails | None = None,
-        reason: str | None = None,
-        cancel_reason: CancelReason | None = None,
-        refusal: JobRefusal | None = None,
+        **facts: Unpack[OutcomeFacts],
     ) -> None:
         self._liveness.unwatch(name, group.job_id)
         group.terminated.add(name)
-        group.settle(name, status, response, error, reason, cancel_reason, refusal)
+        group.settle(name, status, **facts)
 
     def _conclude(self, group: JobGroup) -> None:
-        """End a group once everything that arrived for it has been heard."""
+        """End a group once the hooks have run for everything that arrived for it."""
         if group.concluded or not (group.failed or group.settled):
             return
         group.concluded = True
@@ -425,6 +441,10 @@ class Requester:
             self._steps_of(group).run(partial(self._fail, group))
             return
         self._groups.pop(group.job_id, None)
+        if group.has_abandoned:
+            # A success that does not need everybody.
+            cancelling = self._cancellation.cancel_abandoned(group, NOT_NEEDED)
+            self._runtime.create_task(cancelling, "job_not_needed")
         if self._hooks.overrides("on_job_completed"):
             self._steps_of(group).run(partial(self._announce_completion, group))
             return
@@ -435,7 +455,7 @@ class Requester:
     async def _fail(self, group: JobGroup) -> None:
         if group.failing is not None:
             await self._hooks.fire("on_job_error", group.failing)
-        await self._cancellation.end(group, group.verdict, CancelReason.GROUP_FAILED)
+        await self._cancellation.end(group, group.failure_reason, CancelReason.GROUP_FAILED)
 
     async def _announce_completion(self, group: JobGroup) -> None:
         await self._hooks.fire("on_job_completed", self._result_of(group))
@@ -456,25 +476,23 @@ class Requester:
                 self._settle_lost(group, name, reason)
 
     def _settle_lost(self, group: JobGroup, name: str, reason: str) -> None:
-        logger.warning(f"Worker '{self._worker.name}': lost '{name}': {reason}")
+        logger.warning(f"Worker '{self._runtime.name}': lost '{name}': {reason}")
         error = ErrorDetails("WorkerLostError", reason)
         self._settle(group, name, OutcomeStatus.LOST, error=error, reason=reason)
         # In the name of the lost worker: hooks get the same message for every end.
         message = BusJobResponseMessage(
             source=name,
-            target=self._worker.name,
+            target=self._runtime.name,
             job_id=group.job_id,
             status=JobStatus.ERROR,
             response=error.to_response(),
         )
         group.failing = group.failing or message
         # The worker may only be out of reach, and would finish work that is not needed.
-        start_task(
-            self._worker,
-            self._cancellation.send_cancels(group.job_id, [name], reason),
-            "job_cancel",
+        self._runtime.create_task(
+            self._cancellation.send_cancels(group.job_id, [name], reason), "job_cancel"
         )
-        self._hear(group, "on_job_response", message)
+        self._run_hooks(group, "on_job_response", message)
 
     # -- cancelling --------------------------------------------------------------------------
 
@@ -484,6 +502,21 @@ class Requester:
         if isinstance(group, JobGroup):
             await self._cancellation.cancel(group, reason)
 
+    async def _cancel_at(self, job_id: str, worker_name: str, reason: str) -> None:
+        """Cancel a job at one worker; the group's policy decides about the others."""
+        group = self._groups[job_id]
+        assert isinstance(group, JobGroup)
+        self._liveness.unwatch(worker_name, group.job_id)
+        group.abandon(
+            worker_name,
+            OutcomeStatus.CANCELLED,
+            reason=reason,
+            cancel_reason=CancelReason.REQUESTER_CANCELLED,
+        )
+        await self._cancellation.cancel_abandoned(group, reason)
+        if not self._steps_of(group).busy:
+            self._conclude(group)
+
     async def end(self, group: PipecatJobGroup, reason: str) -> None:
         """Cancel a group through the worker's own ``cancel_job_group()``."""
         await self._cancellation.end(group, reason, CancelReason.REQUESTER_CANCELLED)
@@ -491,25 +524,30 @@ class Requester:
     async def stop(self) -> None:
         """Cancel every group, and refuse new ones: the worker stops."""
         self._stopped = True
-        reason = f"worker '{self._worker.name}' stopped"
+        reason = f"worker '{self._runtime.name}' stopped"
         for group in list(self._groups.values()):
             await self._cancellation.end(group, reason, CancelReason.REQUESTER_STOPPED)
 
     def _expired(self, group: JobGroup) -> None:
         if group.settled:
-            logger.warning(f"Worker '{self._worker.name}': a hook of job '{group.job_id}' overran")
+            logger.warning(f"Worker '{self._runtime.name}': a hook of job '{group.job_id}' overran")
         else:
-            group.note_blocked_loop([name for name in group.pending if self._shares_loop(name)])
-            group.settle_pending(
+            self._note_blocked_loop(group)
+            group.abandon_pending(
                 OutcomeStatus.TIMED_OUT, reason="timeout", cancel_reason=CancelReason.DEADLINE
             )
         if group.failed:
             group.concluded = True
             ending = self._cancellation.end(group, "timeout", CancelReason.DEADLINE)
-            start_task(self._worker, ending, "job_timeout")
+            self._runtime.create_task(ending, "job_timeout")
         else:
             self._groups.pop(group.job_id, None)
             group.complete()
 
-    def _shares_loop(self, name: str) -> bool:
-        return self._worker.worker_runner.get_worker(name) is not None
+    def _note_blocked_loop(self, group: JobGroup) -> None:
+        if group.deadline is not None and group.deadline.blocked:
+            group.findings.loop_blocked = group.deadline.blocked
+            workers = self._runtime.workers
+            group.findings.sharing_loop = [
+                name for name in group.pending if workers.shares_loop(name)
+            ]

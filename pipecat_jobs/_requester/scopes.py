@@ -9,6 +9,7 @@ from pipecat.pipeline.job_context import JobEvent, JobGroupEvent
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupContext as PipecatJobGroupContext
 
+from pipecat_jobs._requester.call import Call
 from pipecat_jobs._requester.group import JobGroup
 from pipecat_jobs._requester.requester import Requester
 from pipecat_jobs.errors import InvalidJobError, JobNotEndedError
@@ -47,7 +48,7 @@ class _JobScope:
             raise InvalidJobError("a job's context is entered once; call job() again for another")
         self._entered = True
         self._group = await self._requester.dispatch(
-            self._worker_names, self._params, single=self._single, keeps_events=True
+            self._worker_names, Call(self._params, single=self._single, keeps_events=True)
         )
         return self
 
@@ -63,7 +64,7 @@ class _JobScope:
             return False
         if isinstance(self._group, JobGroup):
             # Nothing reads the events from here on; the worker must not wait for a reader.
-            self._group.reading(False)
+            self._group.events.set_read(False)
         try:
             await self._group.wait()
         except asyncio.CancelledError:
@@ -74,7 +75,7 @@ class _JobScope:
     async def _next_event(self) -> JobGroupEvent:
         event = None
         if isinstance(self._group, JobGroup):
-            event = await self._group.next_event()
+            event = await self._group.events.next()
         if event is None:
             raise StopAsyncIteration
         return event

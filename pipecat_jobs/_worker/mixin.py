@@ -31,14 +31,17 @@ from pipecat_jobs._pipecat import call_event_handlers
 from pipecat_jobs._protocol.affinity import Affinity, check_affinity
 from pipecat_jobs._protocol.checks import check_delay
 from pipecat_jobs._protocol.handlers import collect_handlers, find_limits
-from pipecat_jobs._protocol.hooks import Hooks, guarded
+from pipecat_jobs._protocol.hooks import guarded
 from pipecat_jobs._protocol.interception import Interceptors
 from pipecat_jobs._protocol.messages import JobMessage, find_problem, is_job_message
 from pipecat_jobs._protocol.text import describe
-from pipecat_jobs._requester.liveness import Departure
-from pipecat_jobs._requester.requester import Requester
+from pipecat_jobs._requester.call import Call
+from pipecat_jobs._requester.requester import CreateGroup, Requester
 from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
+from pipecat_jobs._worker.hooks import WorkerHooks
+from pipecat_jobs._worker.others import Departure
 from pipecat_jobs._worker.responding import Responding
+from pipecat_jobs._worker.runtime import WorkerRuntime
 from pipecat_jobs.errors import DuplicateWorkerError, LLMTurnError
 from pipecat_jobs.interceptors import JobInterceptor
 from pipecat_jobs.params import (
@@ -69,7 +72,7 @@ class WorkerJobs(Responding):
 
     _is_jobs_mixin: ClassVar[bool] = True
     # Pipecat's own constructors add event handlers before there are any.
-    __hooks: Hooks | None = None
+    __hooks: WorkerHooks | None = None
 
     takes_jobs_when_inactive: ClassVar[bool] = True
     job_request_concurrency: ClassVar[int | Literal["auto"] | None] = "auto"
@@ -86,29 +89,42 @@ class WorkerJobs(Responding):
         super().__init__(*args, **kwargs)
         limits = find_limits(self)
         grace = check_delay(f"{type(self).__name__}.job_cancel_grace", self.job_cancel_grace)
-        self.__hooks = hooks = Hooks(self)
+        self.__hooks = hooks = WorkerHooks(self)
         where = f"{type(self).__name__}.job_interceptors"
         self.__interceptors = interceptors = Interceptors(self.job_interceptors, where)
         self.__departure = Departure()
-        create = "create_job_group_and_request_job"
-        extended = getattr(type(self), create) is not getattr(WorkerJobs, create)
+        runtime = WorkerRuntime(self, self.__departure_of)
         self.__requester = Requester(
-            self, hooks, interceptors, self.__departure_of, extended=extended
+            runtime,
+            hooks,
+            interceptors,
+            # Pipecat's own, where its workers look their groups up.
+            self.job_groups,
+            cancel_group=lambda job_id, reason: self.cancel_job_group(job_id, reason=reason),
+            create_group=self.__find_own_create_group(),
         )
-        self._job_responses = Responses(self)
+        self._job_responses = Responses(runtime, self.active_jobs)
         self.__turns = turns = self._make_turns(
             lambda job, failure: executor.on_turn_failure(job, failure)
         )
         self.__executor = executor = Executor(
-            self,
+            runtime,
             hooks,
             interceptors,
             self._job_responses,
             collect_handlers(type(self)),
+            partial(getattr, self),
             limits=limits,
             cancel_grace=grace,
             stop_turns=turns.stop_job if turns is not None else None,
         )
+
+    def __find_own_create_group(self) -> CreateGroup | None:
+        """Find what extends ``create_job_group_and_request_job()``, as ``UIWorker`` does."""
+        name = "create_job_group_and_request_job"
+        if getattr(type(self), name) is getattr(WorkerJobs, name):
+            return None
+        return lambda names, params: self.create_job_group_and_request_job(names, params=params)
 
     # -- asking ------------------------------------------------------------------------------
 
@@ -200,7 +216,7 @@ class WorkerJobs(Responding):
         """
         checked = group_params(params, keywords, JobKeywords)
         names = check_worker_names([worker_name])
-        return (await self.__requester.dispatch(names, checked)).job_id
+        return (await self.__requester.dispatch(names, Call(checked))).job_id
 
     async def request_job_group(
         self,
@@ -226,7 +242,7 @@ class WorkerJobs(Responding):
         """
         checked = group_params(params, keywords, JobGroupKeywords)
         names = check_worker_names(worker_names)
-        return (await self.__requester.dispatch(names, checked)).job_id
+        return (await self.__requester.dispatch(names, Call(checked))).job_id
 
     async def create_job_group_and_request_job(
         self,
@@ -251,9 +267,7 @@ class WorkerJobs(Responding):
             InvalidJobError: If an argument cannot be used.
             TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
         """
-        if keywords or not self.__requester.has_checked(params):
-            params = group_params(params, keywords, JobGroupKeywords)
-        return await self.__requester.ask(check_worker_names(worker_names), params)
+        return await self.__requester.ask(worker_names, params, keywords)
 
     async def cancel_job_group(self, job_id: str, *, reason: str | None = None) -> None:
         """Cancel a job or a group: its workers stop, its requester gets ``JobCancelledError``.

@@ -31,7 +31,7 @@ class Flow:
                 job.paused_attempt = 0
                 self._send(job, _CONTINUE)
 
-        window.next_room().add_done_callback(resume)
+        window.make_room_future().add_done_callback(resume)
 
     def _send(self, job: RequestedJob, instruction: bytes) -> None:
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
@@ -45,4 +45,4 @@ class Flow:
         opened = self._envelopes.open(_PURPOSE, entry.body)
         held = self._open_jobs.held_by_ref(entry.ref)
         if held is not None:
-            held.window.hold(opened.body == _WAIT)
+            held.window.set_held(opened.body == _WAIT)

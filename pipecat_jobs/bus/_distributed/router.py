@@ -185,7 +185,7 @@ class Router:
 
         def replied(reply: str) -> None:
             if streams:
-                held.window.arrived(heard=True, kept=False)
+                held.window.note_arrival(handled=True, kept=False)
             if final:
                 self.open_jobs.finish_leaving(held.ref)
             if reply == "stale":

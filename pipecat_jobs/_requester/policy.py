@@ -1,0 +1,45 @@
+"""What the outcomes of a call's jobs mean for the call."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from pipecat_jobs.outcomes import JobOutcome
+
+
+class Verdict(Enum):
+    """How a call stands."""
+
+    #: Outcomes are missing that may decide it.
+    OPEN = "open"
+    #: It has completed; jobs without an outcome are not needed any more.
+    SUCCEEDED = "succeeded"
+    #: It has failed; jobs without an outcome are cancelled.
+    FAILED = "failed"
+
+
+class Policy(Protocol):
+    """Decides how a call stands, each time one of its jobs has ended."""
+
+    def judge(self, latest: JobOutcome, completed: int, pending: int) -> Verdict:
+        """Judge the call.
+
+        Args:
+            latest: The outcome that has just been recorded.
+            completed: How many jobs have completed, this one included.
+            pending: How many jobs have no outcome.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WaitForAll:
+    """The call ends when every job has ended, or with the first that does not complete."""
+
+    cancel_on_error: bool = True
+
+    def judge(self, latest: JobOutcome, completed: int, pending: int) -> Verdict:
+        """Judge the call."""
+        if self.cancel_on_error and not latest.completed:
+            return Verdict.FAILED
+        return Verdict.OPEN if pending else Verdict.SUCCEEDED
