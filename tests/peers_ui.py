@@ -26,7 +26,7 @@ SNAPSHOT = "__ui_snapshot"
 CANCEL_JOB_GROUP = "__cancel_job_group"
 
 
-class Mine(JobsMixin, UIWorker):
+class Mine(UIWorker, JobsMixin):
     @tool
     async def answer(self, params: Any, text: str) -> None:
         """Answer the job.
@@ -37,10 +37,6 @@ class Mine(JobsMixin, UIWorker):
         """
         await self.respond_to_job(text)
         await params.result_callback(None)
-
-
-class Reversed(UIWorker, JobsMixin):
-    pass
 
 
 MakeUI = Callable[..., Any]

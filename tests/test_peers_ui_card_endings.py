@@ -6,12 +6,18 @@ from typing import Any
 import peers_ui
 import pytest
 from peers import OurPeer, PlainPeer, cancel
-from peers_ui import CANCEL_JOB_GROUP, MakeUI, Mine, Reversed, cards, client_sends
+from peers_ui import CANCEL_JOB_GROUP, MakeUI, Mine, cards, client_sends
 from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.bus.ui.messages import BusUIJobGroupStartedMessage
 from pipecat.pipeline.job_context import JobGroupParams
 
-from pipecat_jobs import JobCancelledError, JobTimeoutError, WorkerLostError, WorkerNotReadyError
+from pipecat_jobs import (
+    JobCancelledError,
+    JobTimeoutError,
+    UIWorker,
+    WorkerLostError,
+    WorkerNotReadyError,
+)
 from pipecat_jobs.testing import ChaosBus, JobHarness
 
 make = peers_ui.make
@@ -50,7 +56,7 @@ async def test_cancelling_twice_closes_the_card_once(
 
 
 @pytest.mark.parametrize("answers", [OurPeer, PlainPeer])
-@pytest.mark.parametrize("worker_class", [Mine, Reversed])
+@pytest.mark.parametrize("worker_class", [Mine, UIWorker])
 async def test_the_client_cancels_a_group(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, answers: type, worker_class: type
 ):

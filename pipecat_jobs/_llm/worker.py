@@ -96,13 +96,13 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         flags = {"fresh": fresh, "stream": stream, "keep_unfinished": keep_unfinished}
         for name, value in flags.items():
             check_flag(name, value)
-        job = self._current_job()
+        job = self.__current_job()
         if stream and job is None:
             raise InvalidJobError(
                 "stream=True sends to the requester of the job that is being handled, and none is "
                 "being handled here; leave stream out"
             )
-        self._check_llm(fresh=fresh)
+        self.__check_llm(fresh=fresh)
         if not fresh and in_tool_call_of(self):
             raise InvalidJobError(
                 f"a tool of worker '{self.name}' asked for a turn of the LLM that waits for the "
@@ -114,15 +114,15 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             async with deadline:
                 send = _TextSender(self, job) if stream and job is not None else None
                 if fresh:
-                    return await self._fresh_turn(asked, send)
+                    return await self.__fresh_turn(asked, send)
                 async with self.__turns.lock:
-                    return await self._turn(asked, job, send, keep=keep_unfinished)
+                    return await self.__turn(asked, job, send, keep=keep_unfinished)
         except TimeoutError as error:
             if not deadline.expired():
                 raise
             raise LLMTurnTimeoutError(self.name, f"it took more than {seconds:g} s") from error
 
-    def _check_llm(self, *, fresh: bool) -> None:
+    def __check_llm(self, *, fresh: bool) -> None:
         if fresh:
             method: object = getattr(self.llm.run_inference, "__func__", None)
             if method is LLMService.run_inference:
@@ -137,7 +137,7 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
                 "@job_tool, or ask a worker with a text LLM"
             )
 
-    async def _turn(
+    async def __turn(
         self,
         asked: list[LLMContextMessage],
         job: Execution | None,
@@ -163,11 +163,11 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             if turn.failure is not None:
                 raise turn.failure
         except BaseException:
-            await self._stop_turn(turn, keep=keep)
+            await self.__stop_turn(turn, keep=keep)
             raise
         return turn.text
 
-    async def _stop_turn(self, turn: Turn, *, keep: bool) -> None:
+    async def __stop_turn(self, turn: Turn, *, keep: bool) -> None:
         def clean_up() -> None:
             if not keep:
                 turn.take_out(self.context)
@@ -182,7 +182,7 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             )
             stopping.cancel()
 
-    async def _fresh_turn(
+    async def __fresh_turn(
         self, asked: list[LLMContextMessage], send: Callable[[str], Awaitable[None]] | None
     ) -> str:
         async with StreamedAnswer(send) as answer:
@@ -203,7 +203,7 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             frame: The frame to queue.
             direction: The direction to push the frame in.
         """
-        job = self._current_job()
+        job = self.__current_job()
         if job is not None:
             self.__turns.expect(frame, Turn(job))
         await super().queue_frame(frame, direction)
@@ -213,7 +213,7 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         assert self._llm_turns is not None
         return self._llm_turns
 
-    def _current_job(self) -> Execution | None:
+    def __current_job(self) -> Execution | None:
         """The open job of this worker whose handler is running, if any."""
         job = current_execution.get()
         if job is None or self.active_jobs.get(job.request.job_id) is not job.request:
