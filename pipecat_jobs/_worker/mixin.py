@@ -1,7 +1,7 @@
 """The one place that knows Pipecat's worker: its methods in front, our two halves behind."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, Unpack
 
 from loguru import logger
@@ -71,8 +71,8 @@ class WorkerJobs(Responding):
     """Jobs for any worker; :class:`~pipecat_jobs.JobsMixin` adds what an LLM makes of them."""
 
     _is_jobs_mixin: ClassVar[bool] = True
-    # Pipecat's own constructors add event handlers before there are any.
-    __hooks: WorkerHooks | None = None
+    # Made on first use: a constructor that runs before the mixin's may add event handlers.
+    __hooks = cached_property(WorkerHooks)
 
     takes_jobs_when_inactive: ClassVar[bool] = True
     job_request_concurrency: ClassVar[int | Literal["auto"] | None] = "auto"
@@ -89,7 +89,7 @@ class WorkerJobs(Responding):
         super().__init__(*args, **kwargs)
         limits = find_limits(self)
         grace = check_delay(f"{type(self).__name__}.job_cancel_grace", self.job_cancel_grace)
-        self.__hooks = hooks = WorkerHooks(self)
+        hooks = self.__hooks
         where = f"{type(self).__name__}.job_interceptors"
         self.__interceptors = interceptors = Interceptors(self.job_interceptors, where)
         self.__departure = Departure()
@@ -406,7 +406,6 @@ class WorkerJobs(Responding):
         if (
             not is_job_message(message)
             or message.target != self.name
-            or self.__hooks is None
             or self.__hooks.listens("on_bus_message")
         ):
             return False
@@ -470,9 +469,6 @@ class WorkerJobs(Responding):
             event_name: The event.
             handler: The function to call.
         """
-        if self.__hooks is None:
-            super().add_event_handler(event_name, handler)
-            return
         super().add_event_handler(event_name, self.__hooks.wrapped(event_name, handler))
         self.__hooks.note_listeners(event_name)
 
@@ -483,8 +479,5 @@ class WorkerJobs(Responding):
             event_name: The event.
             handler: The function that was given.
         """
-        if self.__hooks is None:
-            super().remove_event_handler(event_name, handler)
-            return
         super().remove_event_handler(event_name, self.__hooks.unwrapped(event_name, handler))
         self.__hooks.note_listeners(event_name)
