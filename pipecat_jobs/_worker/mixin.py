@@ -30,6 +30,7 @@ from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._pipecat import call_event_handlers
 from pipecat_jobs._protocol.affinity import Affinity, check_affinity
 from pipecat_jobs._protocol.checks import check_delay
+from pipecat_jobs._protocol.delivery import IgnoresOthers
 from pipecat_jobs._protocol.handlers import collect_handlers, find_limits
 from pipecat_jobs._protocol.hooks import guarded
 from pipecat_jobs._protocol.interception import Interceptors
@@ -67,7 +68,7 @@ class Turns(Protocol):
         ...
 
 
-class WorkerJobs(Responding):
+class WorkerJobs(Responding, IgnoresOthers):
     """Jobs for any worker; :class:`~pipecat_jobs.JobsMixin` adds what an LLM makes of them."""
 
     _is_jobs_mixin: ClassVar[bool] = True

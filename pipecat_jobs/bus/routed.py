@@ -24,6 +24,7 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_jobs._pipecat import has_event_handlers
+from pipecat_jobs._protocol.delivery import IgnoresOthers
 from pipecat_jobs._protocol.messages import is_job_message
 from pipecat_jobs._protocol.tasks import deferred, log_raised
 from pipecat_jobs._protocol.text import describe
@@ -296,7 +297,7 @@ def _has_own_delivery(subscriber: BusSubscriber) -> bool:
     methods = ("on_bus_message", "accepts_bus_message")
     own = vars(subscriber)
     return any(method in own for method in methods) or any(
-        method in vars(kind) and kind not in _PASS_OVER and "_is_jobs_mixin" not in vars(kind)
+        method in vars(kind) and kind not in _PASS_OVER and IgnoresOthers not in kind.__bases__
         for kind in type(subscriber).__mro__
         for method in methods
     )
