@@ -65,7 +65,7 @@ class PipecatsWorker(PipecatBaseWorker):
         await self.send_job_stream_end(job_id)
 
 
-class OurWorker(BaseWorker, PipecatsWorker):
+class OurWorker(PipecatsWorker, BaseWorker):
     """The same worker on our jobs."""
 
     @job(name="echo")

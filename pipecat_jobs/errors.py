@@ -226,6 +226,27 @@ class DuplicateJobHandlerError(InvalidJobError):
         self.job_name = job_name
 
 
+class MixinOrderError(InvalidJobTypeError):
+    """A worker class names the mixin before a base that extends what the mixin replaces.
+
+    The base's own method would never be called: name the mixin last.
+
+    Parameters:
+        worker_class: The name of the class.
+        hidden: What the mixin would hide, e.g. ``"UIWorker.cancel_job_group"``.
+    """
+
+    def __init__(
+        self, worker_class: str, *, hidden: str, bases: Iterable[str], write: Iterable[str]
+    ):
+        super().__init__(
+            f"in class {worker_class}({', '.join(bases)}) the mixin hides {hidden}; "
+            f"write class {worker_class}({', '.join(write)})"
+        )
+        self.worker_class = worker_class
+        self.hidden = hidden
+
+
 class DuplicateWorkerError(ValueError):
     """A worker was added whose name another worker of the runner has.
 

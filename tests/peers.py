@@ -110,7 +110,7 @@ class PlainPeer(PlainWorker):
             await self.wait_for_release(message)
 
 
-class OurPeer(JobsMixin, PlainPeer):
+class OurPeer(PlainPeer, JobsMixin):
     """The same worker with the mixin on, its handlers still marked with Pipecat's ``@job``."""
 
 

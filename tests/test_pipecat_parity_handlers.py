@@ -208,7 +208,7 @@ async def test_a_plain_worker_class_with_the_mixin_keeps_its_handlers(bench: Ben
         async def who(self, message: BusJobRequestMessage) -> None:
             await self.send_job_response(message.job_id, {"by": self.name})
 
-    class Mixed(JobsMixin, Plain):
+    class Mixed(Plain, JobsMixin):
         pass
 
     worker = Mixed("worker")

@@ -420,7 +420,7 @@ async def test_a_worker_class_of_ones_own_has_job_tools_through_the_mixin(
 ):
     from pipecat.workers.llm import LLMContextWorker as PipecatLLMContextWorker
 
-    class Moderator(JobsMixin, PipecatLLMContextWorker):
+    class Moderator(PipecatLLMContextWorker, JobsMixin):
         @job_tool("advocate", job="argue")
         async def debate(self, topic: str):
             """Analyze a topic."""

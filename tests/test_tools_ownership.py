@@ -35,6 +35,7 @@ class Shared:
         (Shared, BaseWorker),
         (JobsMixin, PipecatBaseWorker),
         (Shared, JobsMixin),
+        (JobsMixin, Shared),
     ],
 )
 def test_a_worker_without_an_llm_says_what_to_write_instead(bases: tuple[type, ...]):

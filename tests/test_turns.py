@@ -391,10 +391,17 @@ async def test_a_provider_error_reaches_a_job_that_only_an_event_handler_takes(
         await asker.ask_seed("dogs")
 
 
+@pytest.mark.parametrize(
+    "bases",
+    [
+        pytest.param((PipecatLLMContextWorker, JobsMixin), id="mixin-last"),
+        pytest.param((JobsMixin, PipecatLLMContextWorker), id="mixin-first"),
+    ],
+)
 async def test_a_plain_worker_with_the_mixin_stops_its_llm_while_it_is_inactive(
-    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+    bases: tuple[type, ...], job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
-    class Mixed(JobsMixin, PipecatLLMContextWorker):
+    class Mixed(*bases):
         def __init__(self, llm: OpenAILLMService):
             super().__init__("debater", llm=llm)
 

@@ -1,6 +1,6 @@
 """The mixin that gives jobs to any worker class."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.workers.llm import LLMContextWorker
@@ -14,10 +14,14 @@ from pipecat_jobs._worker.mixin import TurnFailed, Turns, WorkerJobs
 class JobsMixin(WorkerJobs):
     """Gives any Pipecat worker jobs that always end.
 
-    Add it to a worker class of your own; :mod:`pipecat_jobs.workers` has Pipecat's four workers
-    with the mixin. It replaces the job system of
-    :class:`~pipecat.workers.base_worker.BaseWorker` and keeps its methods, hooks and bus
-    messages, so that it exchanges jobs with plain Pipecat workers as well.
+    Name it last among the bases of a worker class of your own:
+    :class:`~pipecat_jobs.MixinOrderError` refuses a class in which it would hide what another base
+    extends. Where Pipecat's ``BaseWorker`` is the only other base, leave that out: it is a base of
+    the mixin. :mod:`pipecat_jobs.workers` has Pipecat's four workers with the mixin.
+
+    The mixin replaces the job system of :class:`~pipecat.workers.base_worker.BaseWorker` and keeps
+    its methods, hooks and bus messages, so that it exchanges jobs with plain Pipecat workers as
+    well.
 
     Class attributes to set in a subclass:
 
@@ -42,13 +46,12 @@ class JobsMixin(WorkerJobs):
 
     Example::
 
-        class Mine(JobsMixin, SomeWorker):
+        class Mine(SomeWorker, JobsMixin):
             @job(name="look_up")
             async def look_up(self, message):
                 return {"found": message.payload["word"]}
     """
 
-    _is_jobs_mixin: ClassVar[bool] = True
     _llm_turns: LLMTurns | None = None
 
     def __init_subclass__(cls, **kwargs: Any):

@@ -1,7 +1,6 @@
 """Pipecat's workers without an LLM context, with the mixin added."""
 
 from pipecat.pipeline.worker import PipelineWorker as PipecatPipelineWorker
-from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from pipecat.workers.llm import LLMWorker as PipecatLLMWorker
 
 from pipecat_jobs._llm.mixin import JobsMixin
@@ -9,7 +8,7 @@ from pipecat_jobs._llm.mixin import JobsMixin
 # Each is a subclass of the one before, as in Pipecat, so that isinstance() checks go on working.
 
 
-class BaseWorker(JobsMixin, PipecatBaseWorker):
+class BaseWorker(JobsMixin):
     """Pipecat's ``BaseWorker`` with jobs that always end: a worker without a pipeline."""
 
 

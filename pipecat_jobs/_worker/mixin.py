@@ -39,6 +39,7 @@ from pipecat_jobs._protocol.text import describe
 from pipecat_jobs._requester.call import Call
 from pipecat_jobs._requester.requester import CreateGroup, Requester
 from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
+from pipecat_jobs._worker.bases import check_order
 from pipecat_jobs._worker.hooks import WorkerHooks
 from pipecat_jobs._worker.others import Departure
 from pipecat_jobs._worker.responding import Responding
@@ -71,7 +72,6 @@ class Turns(Protocol):
 class WorkerJobs(Responding, IgnoresOthers):
     """Jobs for any worker; :class:`~pipecat_jobs.JobsMixin` adds what an LLM makes of them."""
 
-    _is_jobs_mixin: ClassVar[bool] = True
     # Made on first use: a constructor that runs before the mixin's may add event handlers.
     __hooks = cached_property(WorkerHooks)
 
@@ -83,6 +83,7 @@ class WorkerJobs(Responding, IgnoresOthers):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        check_order(cls, WorkerJobs)
         collect_handlers(cls)
         check_affinity(cls.job_affinity, cls)
 

@@ -1,20 +1,16 @@
 """The methods of a worker that answer jobs."""
 
-from typing import ClassVar
-
 from pipecat.bus.messages import BusJobStreamDataMessage, BusJobStreamStartMessage
 from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._executor.responses import Responses
-from pipecat_jobs._worker.bases import UnderWorkers
 from pipecat_jobs.outcomes import JobData
 
 
-class Responding(BaseWorker, metaclass=UnderWorkers):
+class Responding(BaseWorker):
     """The part of :class:`~pipecat_jobs.JobsMixin` that handlers call."""
 
-    _is_jobs_mixin: ClassVar[bool] = True
     _job_responses: Responses
 
     async def send_job_response(
