@@ -11,6 +11,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from pipecat.bus.messages import (
+    BusJobResponseMessage,
+    BusJobResponseUrgentMessage,
+    BusJobStreamDataMessage,
+    BusMessage,
+)
+from pipecat.workers import runner
 from rich.console import Console
 from terminal import Terminal
 
@@ -21,7 +28,9 @@ from examples.debate.screen import Screen
 from examples.debate.script import write_script
 from examples.debate.stage import Provider, debate, find_provider
 from examples.debate.workers import DEBATERS, Moderator
+from pipecat_jobs import JobStatus
 from pipecat_jobs.testing import (
+    ChaosBus,
     Disconnect,
     Failure,
     LLMRequest,
@@ -34,6 +43,9 @@ from pipecat_jobs.testing import (
 
 ROOT = Path(__file__).parents[1]
 DEMO = [sys.executable, "-m", "examples.debate"]
+
+STREAM = BusJobStreamDataMessage
+RESPONSE = BusJobResponseMessage | BusJobResponseUrgentMessage
 
 
 @pytest.fixture(autouse=True)
@@ -235,6 +247,44 @@ async def test_topics_in_a_row_never_answer_for_each_other(
     assert {who.text for who in board.debaters.values()} == {"Topic: The last; " * 20}
     assert set(states(board).values()) == {State.DONE}
     assert "On “The last” here is what I heard." in board.moderator.text
+
+
+async def test_what_a_stopped_debater_still_sends_is_not_of_the_next_topic(
+    server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
+):
+    bus = ChaosBus()
+    monkeypatch.setattr(runner, "AsyncQueueBus", lambda: bus)
+    endless = Text("cats " * 10_000, pace=0.002)
+    script_debaters(
+        server, lambda request: endless if "cats" in request.last_user_text else Text("Dogs.")
+    )
+    write_script(server, tempo=0)
+
+    async with debate(Provider("scripted", "scripted", "none", server.base_url)) as stage:
+        moderator, board = stage
+        await moderator.hear("May cats vote?")
+        await board.until(lambda: all(who.tokens for who in board.debaters.values()))
+        [stopped] = moderator.job_groups
+
+        def is_late(message: BusMessage) -> bool:
+            return isinstance(message, STREAM | RESPONSE) and message.job_id == stopped
+
+        def is_answer(message: BusMessage) -> bool:
+            return isinstance(message, RESPONSE) and message.status == JobStatus.COMPLETED
+
+        late, answers = bus.hold(is_late), bus.hold(is_answer)
+        await late.wait()
+        await moderator.hear("May dogs vote?")
+        await bus.wait_for(lambda message: is_late(message) and isinstance(message, RESPONSE), 3)
+        await board.until(lambda: board.topic == "May dogs vote?")
+        late.release()
+        # The answers come after all of it, so that the end of the debate is the end of the test.
+        await answers.wait(3)
+        answers.release()
+        await board.until(lambda: board.moderator.ended)
+
+        assert {who.text for who in board.debaters.values()} == {"Dogs."}
+        assert set(states(board).values()) == {State.DONE}
 
 
 @pytest.mark.parametrize("typed", ["in the summary", "before the first word"])

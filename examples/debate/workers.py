@@ -76,12 +76,19 @@ class Moderator(LLMContextWorker):
         return {"topic": topic}
 
     async def on_job_stream_data(self, message: BusJobStreamDataMessage) -> None:
-        self._board.hear(message.source, message.data["text"])
+        if self._is_open(message.job_id):
+            self._board.hear(message.source, message.data["text"])
 
     async def on_job_response(
         self, message: BusJobResponseMessage | BusJobResponseUrgentMessage
     ) -> None:
-        self._board.answered(message.source, message.status, message.response)
+        if self._is_open(message.job_id):
+            self._board.answered(message.source, message.status, message.response)
+
+    def _is_open(self, job_id: str) -> bool:
+        # A debater that was stopped may send a last word, and does send a CANCELLED response. Both
+        # may come when the next topic has been opened, and are not of that topic.
+        return job_id in self.job_groups
 
     async def interrupt(self) -> None:
         """Stop, and have the debaters stop, as a voice bot does when the user speaks."""
