@@ -1,6 +1,8 @@
 """What the server refuses is said in words that tell what to do."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,28 @@ from support import Answerer, Asker
 
 from pipecat_jobs import BusUnavailableError, RedisModeError
 from pipecat_jobs.bus.redis import EmbeddedRedis
+from pipecat_jobs.bus.redis.embedded import find_server
 from pipecat_jobs.bus.redis.process import Process
 from pipecat_jobs.bus.redis.refusals import explain, is_of_cluster
 
 __all__ = ["redis", "redis_server"]
+
+
+@contextlib.asynccontextmanager
+async def sentinel(folder: Path) -> AsyncIterator[str]:
+    """A Redis Sentinel that watches no server; it may still be starting."""
+    config, port = folder / "sentinel.conf", free_port()
+    # A Sentinel writes its state into its configuration, and does not start without one.
+    config.write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\n")
+    process = await asyncio.create_subprocess_exec(
+        *(find_server(), str(config), "--sentinel"), stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 async def test_a_node_of_a_cluster_is_refused_at_the_start(tmp_path: Path):
@@ -43,6 +63,13 @@ async def test_a_node_of_a_cluster_that_does_not_say_so_is_refused_at_its_first_
         with pytest.raises(RedisModeError) as caught:
             await Member(url, Answerer(), start_timeout=60).runner.run()
     assert "Hash slot not served" in str(caught.value.__cause__)
+
+
+async def test_a_sentinel_is_refused_at_the_start(tmp_path: Path):
+    async with sentinel(tmp_path) as url:
+        with pytest.raises(RedisModeError, match="a Redis Sentinel, which the bus does") as caught:
+            await Member(url, Answerer(), start_timeout=60).runner.run()
+    assert caught.value.mode == "sentinel"
 
 
 @pytest.mark.parametrize(
