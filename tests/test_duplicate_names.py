@@ -1,10 +1,13 @@
 """Two workers of one name: the second is told, wherever this package can tell."""
 
 import pytest
+from pipecat.utils.asyncio.task_manager import TaskManager
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
 from support import Answerer, Asker
 
 from pipecat_jobs import BaseWorker, DuplicateWorkerError, NoJobHandlerError, WorkerNotAddedError
+from pipecat_jobs.bus import RoutedBus
+from pipecat_jobs.bus.redis import RedisStreamsBus
 from pipecat_jobs.testing import JobHarness
 
 
@@ -66,3 +69,18 @@ async def test_a_job_that_only_the_second_could_do_names_the_class_of_the_first(
     await job_harness.runner.add_workers(Answerer())
     with pytest.raises(NoJobHandlerError, match=r"'answerer' \(Other\) has no handler"):
         await asker.ask("answerer", "echo", timeout=20)
+
+
+@pytest.mark.parametrize("bus_class", [RoutedBus, RedisStreamsBus])
+async def test_the_second_subscriber_of_a_name_on_a_bus_is_logged_as_an_error(
+    bus_class: type[RoutedBus], job_log
+):
+    bus, first = bus_class(), Asker()
+    await bus.setup(TaskManager())
+    await bus.subscribe(first)
+    await bus.subscribe(first)
+    assert [r.message for r in job_log if r.level == "ERROR"] == []
+    await bus.subscribe(Asker())
+    [error] = [r.message for r in job_log if r.level == "ERROR"]
+    assert "'asker' is subscribed already" in error
+    assert "give each worker a name of its own" in error
