@@ -137,7 +137,7 @@ async def test_an_error_that_is_too_large_for_the_bus_is_told_in_short(
             await asker.ask("wordy", "fail", timeout=5)
         outcome = caught.value.outcomes["wordy"]
         assert outcome.status is OutcomeStatus.ERROR
-        assert str(outcome.error) == "the answer could not be sent: ValueError"
+        assert str(outcome.error) == "the response could not be sent: ValueError"
 
 
 def test_of_an_error_with_much_to_say_the_middle_is_left_out():

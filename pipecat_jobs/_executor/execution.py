@@ -109,7 +109,7 @@ class Execution:
         self._advance(_State.RETURNED)
 
     def cancel(self) -> bool:
-        """Note that it was cancelled; False when it was already: another caller cleans up."""
+        """Note that it was cancelled; False when it was already: other code cleans up."""
         if self.cancelled:
             return False
         self._advance(_State.CANCELLING)

@@ -156,7 +156,7 @@ class Executor:
         logger.warning(f"{self}: not running job '{message.job_id}': {why}")
         unknown = refusal is JobRefusal.NO_HANDLER
         status = JobStatus.ERROR if unknown else JobStatus.FAILED
-        # The names by which requesters of earlier releases tell a refusal.
+        # The names by which requesters of earlier releases recognize a refusal.
         kind = NoJobHandlerError if unknown else JobRefusedError
         error = ErrorDetails(kind.__name__, why)
         response = Statement(refusal=refusal).add_to(error.to_response())
@@ -166,7 +166,7 @@ class Executor:
         self, message: BusJobRequestMessage, status: JobStatus, response: JobData | None
     ) -> None:
         self._responses.recent.remember((message.source, message.job_id), message.id)
-        # A task: a bus that is slow to take the answer must not hold up the worker's messages.
+        # A task: a bus that is slow to take the response must not hold up the worker's messages.
         responding = self._responses.refuse(message, status, response)
         self._runtime.create_task(responding, "job_refused")
 
@@ -223,21 +223,21 @@ class Executor:
             await self._responses.finish(execution, status, response)
         except BaseException as error:
             task.survive(error)
-            log_raised(f"{self}: could not answer for job '{execution.request.job_id}'", error)
+            log_raised(f"{self}: could not respond to job '{execution.request.job_id}'", error)
             await self._respond_in_short(execution, status, error)
 
     async def _respond_in_short(
         self, execution: Execution, status: JobStatus, error: BaseException
     ) -> None:
         # The response may be what could not be sent; the requester gets a short one instead.
-        reason = f"the answer could not be sent: {type(error).__name__}"
+        reason = f"the response could not be sent: {type(error).__name__}"
         task = RunningTask()
         try:
             await self._responses.finish(execution, status, ErrorDetails("", reason).to_response())
         except BaseException as again:
             task.survive(again)
             # A job that stays open would keep its slot for ever.
-            log_raised(f"{self}: job '{execution.request.job_id}' ends unanswered", again)
+            log_raised(f"{self}: job '{execution.request.job_id}' ends without a response", again)
             self._responses.forget(execution)
 
     def on_turn_failure(self, execution: Execution, failure: LLMTurnError) -> None:
@@ -260,15 +260,15 @@ class Executor:
 
     async def _call(self, execution: Execution, call: _Call) -> None:
         if self._interceptors:
-            answer = await self._call_intercepted(execution, call)
+            response = await self._call_intercepted(execution, call)
         else:
-            answer = await self._call_handler(execution, call, execution.request)
-        if answer is None:
+            response = await self._call_handler(execution, call, execution.request)
+        if response is None:
             execution.leave_response()
             if execution.turn_failure is not None:
                 raise execution.turn_failure
             return
-        await self._responses.finish(execution, JobStatus.COMPLETED, check_response(answer))
+        await self._responses.finish(execution, JobStatus.COMPLETED, check_response(response))
 
     async def _call_intercepted(self, execution: Execution, call: _Call) -> JobData | None:
         request = execution.request
@@ -300,13 +300,13 @@ class Executor:
         if not iscoroutine(result) and isinstance(result, AsyncIterator):
             await self._stream(execution, result)
             return None
-        answer = await result
-        if answer is not None and not isinstance(answer, dict):
+        response = await result
+        if response is not None and not isinstance(response, dict):
             raise InvalidJobTypeError(
-                f"the handler returned {answer!r}; return a dict, or None and answer with "
+                f"the handler returned {response!r}; return a dict, or None and respond with "
                 "send_job_response()"
             )
-        return cast("JobData | None", answer)
+        return cast("JobData | None", response)
 
     async def _stream(self, execution: Execution, chunks: AsyncIterator[object]) -> None:
         job_id = execution.request.job_id
@@ -416,7 +416,7 @@ class Executor:
                 )
             except BaseException as error:
                 task.survive(error)
-                log_raised(f"{self}: could not answer for a job at the end", error)
+                log_raised(f"{self}: could not respond to a job at its end", error)
             self._responses.forget(execution)
         self._cancel_handlers(newly_cancelled)
         await self._wait_for_handlers(executions)

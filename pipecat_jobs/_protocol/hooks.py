@@ -1,4 +1,4 @@
-"""Calling what a bot builder hangs on a job: ``on_job_*`` overrides and event handlers.
+"""Running the hooks of a job: a bot's ``on_job_*`` overrides and event handlers.
 
 Whatever they do, a job's outcome is decided without them: what they raise is logged with its
 traceback, and they never run on the task that brings the worker its messages.

@@ -19,11 +19,11 @@ from pipecat.pipeline.job_context import JobStatus
 
 from pipecat_jobs._protocol.text import shorten
 
-#: A worker's answer, at either priority.
+#: A worker's response, at either priority.
 ResponseMessage = BusJobResponseMessage | BusJobResponseUrgentMessage
 #: A progress update, at either priority.
 UpdateMessage = BusJobUpdateMessage | BusJobUpdateUrgentMessage
-#: A part of a streamed answer that is not its end.
+#: A part of a streamed response that is not its end.
 StreamMessage = BusJobStreamStartMessage | BusJobStreamDataMessage
 #: Any job message.
 JobMessage = (
@@ -79,7 +79,7 @@ def find_problem(message: JobMessage) -> str | None:
 
 
 def response_status(message: ResponseMessage) -> JobStatus | None:
-    """Read an answer's status, which arrives as plain text from another process.
+    """Read a response's status, which arrives as plain text from another process.
 
     Returns:
         The status, or None when it is none that Pipecat knows.

@@ -47,7 +47,7 @@ class JobEvents:
         self._windows: dict[str, StreamWindow] | None = None
 
     def hold(self, event: JobGroupEvent) -> None:
-        """Keep an event that arrives before the caller can have set a queue."""
+        """Keep an event that arrives before the bot can have set a queue."""
         if self._early is None:
             self._early = []
         self._early.append(event)

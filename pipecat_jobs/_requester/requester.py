@@ -153,7 +153,7 @@ class Requester:
             await self._send_requests(group, workers)
         except asyncio.CancelledError:
             if not task.resume():
-                await self._cancellation.cancel(group, "caller cancelled")
+                await self._cancellation.cancel(group, "requester cancelled")
                 raise
         except BaseException as error:
             task.survive(error)
@@ -332,7 +332,7 @@ class Requester:
         self._on_event("on_job_update", message, event)
 
     def on_stream(self, message: StreamMessage) -> None:
-        """Take the start or a chunk of a streamed answer."""
+        """Take the start or a chunk of a streamed response."""
         if isinstance(message, BusJobStreamStartMessage):
             hook, kind = "on_job_stream_start", JobGroupEvent.STREAM_START
         else:
@@ -397,7 +397,7 @@ class Requester:
     def _ignored(self, message: JobMessage) -> None:
         logger.debug(
             f"Worker '{self._runtime.name}': ignoring {describe(message)} for job "
-            f"'{message.job_id}': it owes no answer from '{message.source}'"
+            f"'{message.job_id}': '{message.source}' does not owe it a response"
         )
 
     def _unawaited(self, message: ResponseMessage) -> None:

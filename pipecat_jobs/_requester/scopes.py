@@ -84,7 +84,7 @@ class _JobScope:
 class JobContext(_JobScope, PipecatJobContext):
     """A job at one worker, as ``async with`` and ``async for``.
 
-    Entering waits for the worker to be ready and sends the request. Leaving waits for the answer.
+    Entering waits for the worker to be ready and sends the request. Leaving waits for the response.
     Leaving with an exception, a cancellation included, cancels the job. In between, ``async for``
     gives the worker's updates and stream events until the job has ended.
 
@@ -144,7 +144,7 @@ class JobGroupContext(_JobScope, PipecatJobGroupContext):
 
     @property
     def responses(self) -> dict[str, JobData]:
-        """What the workers answered, by worker; those that have not are missing."""
+        """The responses, by worker; workers that have not responded are missing."""
         return self._group.responses if self._group else {}
 
     @property

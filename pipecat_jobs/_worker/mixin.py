@@ -215,6 +215,15 @@ class WorkerJobs(Responding, IgnoresOthers):
             JobError: If the worker was not ready in time.
             InvalidJobError: If an argument cannot be used.
             TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+
+        Example::
+
+            class Host(BaseWorker):
+                async def look_up(self, topic):
+                    return await self.request_job("researcher", payload={"topic": topic})
+
+                async def on_job_response(self, message):
+                    print(message.source, message.status, message.response)
         """
         checked = group_params(params, keywords, JobKeywords)
         names = check_worker_names([worker_name])
@@ -241,6 +250,15 @@ class WorkerJobs(Responding, IgnoresOthers):
             JobGroupError: If a worker was not ready in time.
             InvalidJobError: If an argument cannot be used.
             TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+
+        Example::
+
+            class Host(BaseWorker):
+                async def look_up(self, topic):
+                    return await self.request_job_group("wiki", "news", payload={"topic": topic})
+
+                async def on_job_completed(self, result):
+                    print(result.job_id, result.responses["wiki"])
         """
         checked = group_params(params, keywords, JobGroupKeywords)
         names = check_worker_names(worker_names)
@@ -253,7 +271,9 @@ class WorkerJobs(Responding, IgnoresOthers):
         params: PipecatJobGroupParams | None = None,
         **keywords: Unpack[JobGroupKeywords],
     ) -> PipecatJobGroup:
-        """Ask several workers and give the group to wait on. The others are built on this one.
+        """Ask several workers and return the group to wait on.
+
+        A class that extends this method, as Pipecat's ``UIWorker`` does, extends every way to ask.
 
         Args:
             worker_names: The names of the workers to ask.
@@ -268,6 +288,12 @@ class WorkerJobs(Responding, IgnoresOthers):
             JobGroupError: If a worker was not ready in time.
             InvalidJobError: If an argument cannot be used.
             TypeError: If ``params`` and keywords are mixed, or a keyword is unknown.
+
+        Example::
+
+            group = await self.create_job_group_and_request_job(["wiki", "news"], timeout=30)
+            await group.wait()
+            print(group.responses["wiki"])
         """
         return await self.__requester.ask(worker_names, params, keywords)
 
@@ -277,6 +303,11 @@ class WorkerJobs(Responding, IgnoresOthers):
         Args:
             job_id: The job's id; one that is not open is left alone.
             reason: Why, for the workers and for the error.
+
+        Example::
+
+            job_id = await self.request_job("researcher", payload={"topic": topic})
+            await self.cancel_job_group(job_id, reason="the user changed the topic")
         """
         if self.__requester.leaves_to_pipecat(job_id):
             await super().cancel_job_group(job_id, reason=reason)
@@ -291,7 +322,12 @@ class WorkerJobs(Responding, IgnoresOthers):
             worker_name: A worker of it that has not ended.
 
         Raises:
-            UnknownJobError: If the job, or the worker's part in it, is not open.
+            UnknownJobError: If the job is not open, or the worker's part in it has ended.
+
+        Example::
+
+            async with self.job("researcher", name="research", timeout=30) as j:
+                await self.request_job_update(j.job_id, "researcher")
         """
         if self.__requester.leaves_to_pipecat(job_id):
             await super().request_job_update(job_id, worker_name)
@@ -324,14 +360,19 @@ class WorkerJobs(Responding, IgnoresOthers):
     async def worker_lost(
         self, worker_name: str, *, reason: str, job_id: str | None = None
     ) -> None:
-        """Settle as lost the jobs of a worker that is gone in a way that Pipecat cannot notice.
+        """Settle the open jobs of a worker as lost, when it is gone and Pipecat cannot notice.
 
-        Waiting for such a job raises ``WorkerLostError``. Call it where a host or a bus knows.
+        Waiting for such a job raises ``WorkerLostError``. It is for a bus, or for code that starts
+        processes: they know when one has died.
 
         Args:
             worker_name: The worker that is gone.
             reason: How that is known, for the error's message.
             job_id: The one job that is lost, where others of that worker are not; None for all.
+
+        Example::
+
+            await self.worker_lost("researcher", reason="its process was killed")
         """
         self.__requester.lost(worker_name, reason, job_id)
 
@@ -382,7 +423,7 @@ class WorkerJobs(Responding, IgnoresOthers):
             message: The message that was delivered.
         """
         if isinstance(message, BusCancelWorkerMessage) and message.target == self.name:
-            # Before the pipeline is torn down: an LLM turn cut short there would answer its job
+            # Before the pipeline is torn down: an LLM turn cut short there would complete its job
             # with the fragment, as if it were complete.
             await self.__executor.stop()
         if not is_job_message(message) or message.target not in (None, self.name):
@@ -414,7 +455,7 @@ class WorkerJobs(Responding, IgnoresOthers):
         return self.__handle(message)
 
     def __handle(self, message: JobMessage) -> bool:
-        """Hand a message to the half it is for; tell whether either has taken it."""
+        """Hand a message to the half it is for; False when it is for neither."""
         problem = find_problem(message)
         if problem is not None:
             logger.warning(f"Worker '{self.name}': dropping {describe(message)}: {problem}")

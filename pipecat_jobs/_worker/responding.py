@@ -1,4 +1,4 @@
-"""The methods of a worker that answer jobs."""
+"""The methods by which a worker responds to jobs."""
 
 from pipecat.bus.messages import BusJobStreamDataMessage, BusJobStreamStartMessage
 from pipecat.pipeline.job_context import JobStatus
@@ -21,17 +21,26 @@ class Responding(BaseWorker):
         status: JobStatus = JobStatus.COMPLETED,
         urgent: bool = False,
     ) -> None:
-        """Answer a job, which ends it.
+        """Respond to a job, which ends it.
 
         Args:
-            job_id: A job this worker holds.
-            response: The answer.
-            status: How it went.
-            urgent: Whether the answer overtakes other messages.
+            job_id: The id of a job that is open at this worker.
+            response: What the requester gets as ``response``; None for an empty one.
+            status: How the job ended; any other than COMPLETED raises at the requester.
+            urgent: Whether the response overtakes other messages on the bus.
 
         Raises:
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the response is not a dict.
+
+        Example::
+
+            class Desk(BaseWorker):
+                async def on_job_request(self, message):
+                    self.asked = message
+
+                async def decide(self, seat):
+                    await self.send_job_response(self.asked.job_id, {"seat": seat})
         """
         await self._job_responses.respond(job_id, response, status=status, urgent=urgent)
 
@@ -41,34 +50,52 @@ class Responding(BaseWorker):
         """Report progress on a job.
 
         Args:
-            job_id: A job this worker holds.
-            update: The progress.
+            job_id: The id of a job that is open at this worker.
+            update: The progress, e.g. ``{"percent": 40}``.
             urgent: Whether the update overtakes other messages.
 
         Raises:
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the update is not a dict.
+
+        Example::
+
+            class Importer(BaseWorker):
+                @job(name="import")
+                async def import_files(self, message):
+                    await self.send_job_update(message.job_id, {"percent": 40})
+                    return {"imported": 12}
         """
         await self._job_responses.update(job_id, update, urgent=urgent)
 
     async def send_job_stream_start(self, job_id: str, data: JobData | None = None) -> None:
-        """Begin a streamed answer.
+        """Begin a streamed response. A handler that is an async generator does it by itself.
 
         Args:
-            job_id: A job this worker holds.
+            job_id: The id of a job that is open at this worker.
             data: What to say of the stream, e.g. its content type.
 
         Raises:
             UnknownJobError: If the job is not open here.
             InvalidJobTypeError: If the data is not a dict.
+
+        Example::
+
+            class Writer(BaseWorker):
+                async def on_job_request(self, message):
+                    await self.send_job_stream_start(message.job_id, {"format": "text"})
+                    await self.send_job_stream_data(message.job_id, {"text": "Once upon a time"})
+                    await self.send_job_stream_end(message.job_id, {"words": 4})
         """
         await self._job_responses.stream(BusJobStreamStartMessage, job_id, data)
 
     async def send_job_stream_data(self, job_id: str, data: JobData | None = None) -> None:
-        """Send a chunk of a streamed answer.
+        """Send a chunk of a streamed response.
+
+        It waits while the requester has as many unread chunks as its ``unread_limit``.
 
         Args:
-            job_id: A job this worker holds.
+            job_id: The id of a job that is open at this worker.
             data: The chunk.
 
         Raises:
@@ -78,11 +105,11 @@ class Responding(BaseWorker):
         await self._job_responses.stream(BusJobStreamDataMessage, job_id, data)
 
     async def send_job_stream_end(self, job_id: str, data: JobData | None = None) -> None:
-        """End a streamed answer, which ends the job.
+        """End a streamed response, which ends the job as COMPLETED.
 
         Args:
-            job_id: A job this worker holds.
-            data: The answer.
+            job_id: The id of a job that is open at this worker.
+            data: What the requester gets as ``response``; None for an empty one.
 
         Raises:
             UnknownJobError: If the job is not open here.
