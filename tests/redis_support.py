@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,8 @@ from pipecat.registry.types import WorkerReadyData
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
 from redis.asyncio import Redis
+from support import Answerer, Asker
+from tcp_proxy import TcpProxy
 
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
 from pipecat_jobs.bus.redis.embedded import find_server
@@ -181,3 +184,59 @@ async def server_with(folder: Path, *options: str, port: int | None = None) -> A
 async def nothing_remains(redis: Redis) -> None:
     """Check that a clean end has left nothing on the server."""
     assert await redis.keys() == []
+
+
+async def pid_of(server: EmbeddedRedis) -> int:
+    async with Redis.from_url(server.url) as redis:
+        return (await redis.info("server"))["process_id"]
+
+
+async def gone(pid: int) -> None:
+    """Wait for a process that may be no child of this one."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop.add_reader(descriptor, ended.set_result, None)
+    try:
+        await ended
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+@pytest.fixture
+async def proxy(redis_server: EmbeddedRedis) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(redis_server.url) as proxy:
+        yield proxy
+
+
+class Pair:
+    """A requester and a worker, each in a process of its own as far as the channel can tell."""
+
+    def __init__(self, asker_url: str, worker_url: str, **options: Any):
+        self.asker, self.worker = Asker(), Answerer()
+        self.asking = Mortal(asker_url, self.asker, **options)
+        self.working = Mortal(worker_url, self.worker, **options)
+
+    async def __aenter__(self) -> "Pair":
+        await self.asking.__aenter__()
+        await self.working.__aenter__()
+        await self.asking.knows("answerer")
+        return self
+
+    async def forget_jobs(self, redis: Redis) -> None:
+        """Have the server lose what was asked, and nothing else."""
+        process = f"pipecat-jobs:{{pipecat}}:proc:{self.asking.bus._process.id}"
+        for field in await redis.hkeys(process):
+            if field.startswith("job:"):
+                await redis.hdel(process, field)
+
+    async def __aexit__(self, *exc: Any) -> None:
+        await self.working.__aexit__(*exc)
+        await self.asking.__aexit__(*exc)
+
+    def ask(self, name: str, **keywords: Any) -> asyncio.Task:
+        return asyncio.create_task(self.asker.ask("answerer", name, timeout=30, **keywords))

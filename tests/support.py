@@ -114,3 +114,17 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
     except asyncio.CancelledError:
         return
     raise AssertionError("the task swallowed its cancellation")
+
+
+class Foreign(BaseException):
+    """As PyO3's PanicException: not an Exception."""
+
+
+RAISED = [
+    ValueError("a value"),
+    Foreign("foreign"),
+    BaseExceptionGroup("several", [Foreign("foreign")]),
+    GeneratorExit(),
+    SystemExit(1),
+    asyncio.CancelledError("of a library's own"),
+]

@@ -5,26 +5,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from listeners import Listener, data, system
 from pipecat.bus.messages import BusMessage, BusTTSSpeakMessage
 from pipecat.utils.asyncio.task_manager import TaskManager
-from test_routed_bus import Listener, data, system
+from support import RAISED
 
 from pipecat_jobs.bus import RoutedBus
 from pipecat_jobs.bus._mailbox import Mailbox
-
-
-class Foreign(BaseException):
-    """As PyO3's PanicException: not an Exception."""
-
-
-RAISED = [
-    ValueError("a value"),
-    Foreign("foreign"),
-    BaseExceptionGroup("several", [Foreign("foreign")]),
-    GeneratorExit(),
-    SystemExit(1),
-    asyncio.CancelledError("of a library's own"),
-]
 
 
 @pytest.fixture

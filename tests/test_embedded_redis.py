@@ -10,35 +10,15 @@ from pathlib import Path
 import pytest
 from bot_process import free_port
 from redis.asyncio import Redis
+from redis_support import gone, pid_of
 
 from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.bus.redis.embedded import find_server
 from pipecat_jobs.errors import RedisStartError
 
 
-async def pid_of(server: EmbeddedRedis) -> int:
-    async with Redis.from_url(server.url) as redis:
-        return (await redis.info("server"))["process_id"]
-
-
 def exists(path: str) -> bool:
     return os.path.exists(path)
-
-
-async def gone(pid: int) -> None:
-    """Wait for a process that may be no child of this one."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    loop.add_reader(descriptor, ended.set_result, None)
-    try:
-        await ended
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
 
 
 @pytest.mark.parametrize("port", [None, "free"])

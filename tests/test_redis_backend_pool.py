@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 from peers import OurPeer, llm_services
+from peers_backend import BackendLLMWorker, Frontend, Mine
 from redis.asyncio import Redis
 from redis_support import Member, Mortal, redis, redis_server
-from test_peers_backend import BackendLLMWorker, Frontend, Mine
 
 from pipecat_jobs import WorkerLostError
 from pipecat_jobs.bus._distributed.offers import find_offers

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import pytest
+from listeners import Listener, data
 from loguru import logger
 from pipecat.bus.messages import (
     BusActivateWorkerMessage,
@@ -32,7 +33,6 @@ from redis_support import (
 )
 from support import Answerer, Asker, cancelled
 from tcp_proxy import TcpProxy
-from test_routed_bus import Listener, data
 
 from pipecat_jobs import (
     BaseWorker,

@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from listeners import Listener
 from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
 from pipecat.workers.proxy.websocket import WebSocketProxyClient
-from test_routed_bus import Listener
 
 from pipecat_jobs import BaseWorker, InvalidJobError, LLMContextWorker, job
 from pipecat_jobs._protocol.affinity import Affinity

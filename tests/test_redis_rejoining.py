@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 from pipecat.bus.messages import BusActivateWorkerMessage
 from redis.asyncio import Redis
-from redis_support import Mortal, nothing_remains, redis, redis_server, until
+from redis_support import Mortal, Pair, nothing_remains, proxy, redis, redis_server, until
 from support import Answerer
 from tcp_proxy import TcpProxy
-from test_redis_server import Pair, proxy
 
 from pipecat_jobs import JobTimeoutError, WorkerLostError
 from pipecat_jobs.bus._distributed.engine import Call, Lane, UnreachableError

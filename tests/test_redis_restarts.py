@@ -8,12 +8,10 @@ from pipecat.bus import AsyncQueueBus
 from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.workers.runner import WorkerRunner
 from redis.asyncio import Redis
-from redis_node import Nodes
-from redis_support import Member, Mortal, redis, redis_server, until, until_async
+from redis_node import Nodes, nodes
+from redis_support import Member, Mortal, proxy, redis, redis_server, until, until_async
 from support import Answerer, Asker
 from tcp_proxy import TcpProxy
-from test_redis_processes import nodes
-from test_redis_server import proxy
 
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus, drain_on_sigterm
 

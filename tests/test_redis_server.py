@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from bot_process import free_port
@@ -16,59 +14,27 @@ from redis_support import (
     CALM,
     LEASE,
     Mortal,
+    Pair,
+    gone,
     nothing_remains,
+    pid_of,
     process_of,
+    proxy,
     redis,
     redis_server,
     until,
     until_async,
 )
-from support import Answerer, Asker
+from support import Answerer
 from tcp_proxy import TcpProxy
-from test_embedded_redis import gone, pid_of
 
 from pipecat_jobs import BusFullError, BusUnavailableError, JobTimeoutError, WorkerLostError
 from pipecat_jobs.bus.redis import EmbeddedRedis
 
-__all__ = ["redis", "redis_server", "script"]
+__all__ = ["proxy", "redis", "redis_server", "script"]
 
 #: The kinds of keys that say who does which job.
 BOOKS = (b"proc",)
-
-
-@pytest.fixture
-async def proxy(redis_server: EmbeddedRedis) -> AsyncIterator[TcpProxy]:
-    async with TcpProxy(redis_server.url) as proxy:
-        yield proxy
-
-
-class Pair:
-    """A requester and a worker, each in a process of its own as far as the channel can tell."""
-
-    def __init__(self, asker_url: str, worker_url: str, **options: Any):
-        self.asker, self.worker = Asker(), Answerer()
-        self.asking = Mortal(asker_url, self.asker, **options)
-        self.working = Mortal(worker_url, self.worker, **options)
-
-    async def __aenter__(self) -> "Pair":
-        await self.asking.__aenter__()
-        await self.working.__aenter__()
-        await self.asking.knows("answerer")
-        return self
-
-    async def forget_jobs(self, redis: Redis) -> None:
-        """Have the server lose what was asked, and nothing else."""
-        process = f"pipecat-jobs:{{pipecat}}:proc:{self.asking.bus._process.id}"
-        for field in await redis.hkeys(process):
-            if field.startswith("job:"):
-                await redis.hdel(process, field)
-
-    async def __aexit__(self, *exc: Any) -> None:
-        await self.working.__aexit__(*exc)
-        await self.asking.__aexit__(*exc)
-
-    def ask(self, name: str, **keywords: Any) -> asyncio.Task:
-        return asyncio.create_task(self.asker.ask("answerer", name, timeout=30, **keywords))
 
 
 async def kill(server: EmbeddedRedis) -> None:

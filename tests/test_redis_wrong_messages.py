@@ -7,8 +7,7 @@ import pytest
 from redis.asyncio import Redis
 from redis_desk import Desk
 from redis_support import CALM, Process, redis, redis_server
-from support import Answerer, Asker
-from test_delivery_survives import RAISED
+from support import RAISED, Answerer, Asker
 
 from pipecat_jobs.bus._distributed.engine import Entry, Lane
 from pipecat_jobs.bus._distributed.outbox import Outbox

@@ -7,14 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from listeners import Listener, data, system
 from pipecat.bus import AsyncQueueBus, BusBridgeProcessor
 from pipecat.bus.bus import WorkerBus
 from pipecat.bus.messages import (
-    BusJobCancelMessage,
     BusJobRequestMessage,
     BusJobResponseMessage,
     BusMessage,
-    BusTTSSpeakMessage,
     BusWorkerRegistryMessage,
 )
 from pipecat.bus.subscriber import BusSubscriber
@@ -32,42 +31,6 @@ from pipecat_jobs.bus import RoutedBus
 from pipecat_jobs.bus._mailbox import Mailbox
 from pipecat_jobs.bus.routed import sees_all
 from pipecat_jobs.testing import JobHarness
-
-
-class Listener(BusSubscriber):
-    """Keeps what it hears, in order; what it does meanwhile is up to the test."""
-
-    sees_all_bus_messages = False
-
-    def __init__(self, name: str, on_message: Callable[[BusMessage], Any] | None = None):
-        self._name = name
-        self.heard: asyncio.Queue[BusMessage] = asyncio.Queue()
-        self.offered = 0
-        self._on_message = on_message
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    def accepts_bus_message(self, message: BusMessage) -> bool:
-        self.offered += 1
-        return True
-
-    async def on_bus_message(self, message: BusMessage) -> None:
-        self.heard.put_nowait(message)
-        if self._on_message is not None:
-            await self._on_message(message)
-
-    async def hear(self, count: int) -> list[BusMessage]:
-        return [await self.heard.get() for _ in range(count)]
-
-
-def data(target: str | None = "a", source: str = "sender", number: int = 0) -> BusMessage:
-    return BusTTSSpeakMessage(source=source, target=target, text=str(number))
-
-
-def system(target: str | None = "a") -> BusMessage:
-    return BusJobCancelMessage(source="sender", target=target, job_id="1")
 
 
 @pytest.fixture

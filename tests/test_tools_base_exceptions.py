@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from pipecat.services.llm_service import FunctionCallParams
-from test_tools_functions import FlowTalk, calls_flow_debate
 from tools_stage import Colleague, NewLLM, calls_debate, new_llm, raise_stage, tool_results
+from tools_talks import FlowTalk, calls_flow_debate
 
 from pipecat_jobs import LLMContextWorker, job_tool, tool, tool_call
 from pipecat_jobs._protocol.tasks import RunningTask

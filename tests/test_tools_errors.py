@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pipecat.pipeline.job_context import JobStatus
 from pipecat.services.llm_service import FunctionCallParams
-from test_tools_functions import FlowTalk, calls_flow_debate
 from tools_stage import Colleague, NewLLM, calls_debate, new_llm, raise_stage, tool_results
+from tools_talks import FlowTalk, calls_flow_debate
 
 from pipecat_jobs import (
     BaseWorker,

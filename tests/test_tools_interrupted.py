@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pipecat.frames.frames import InterruptionFrame
 from pipecat.services.llm_service import FunctionCallParams
-from test_tools_functions import FlowTalk, Talk
 from tools_stage import Colleague, NewLLM, Stage, new_llm, raise_stage
+from tools_talks import FlowTalk, Talk
 
 from pipecat_jobs import LLMContextWorker, job_tool, tool, tool_call
 from pipecat_jobs._llm.watch import watch
