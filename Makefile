@@ -34,34 +34,37 @@ test-newest: $(VOICE_ENV) speech
 # The same tests on our bus in place of Pipecat's, without those that bring a bus of their own or
 # need none.
 test-routed: $(VOICE_ENV) speech
-	PIPECAT_JOBS_BUS=routed .venv/bin/pytest --ignore-glob 'tests/test_redis_*' \
-		--ignore-glob 'tests/test_testing_*' --ignore-glob 'tests/test_benchmark*' \
-		$(foreach no,property evals docs embedded_redis wire envelope public_api bad_input,\
-		--ignore tests/test_$(no).py)
+	PIPECAT_JOBS_BUS=routed .venv/bin/pytest --ignore-glob 'tests/project/test_benchmark*' \
+		$(foreach no,bus/redis bus/distributed testing bus/test_wire.py bus/test_envelope.py \
+		worker/test_bad_input.py worker/test_random_jobs.py project/test_docs.py \
+		project/test_evals.py project/test_public_api.py,--ignore tests/$(no))
 
 # And across a Redis server of each test's own, through which every message goes. How far a stream
-# runs ahead is another matter there: tests/test_redis_streams.py.
+# runs ahead is another matter there: tests/bus/redis/test_streams.py.
 test-redis: $(VOICE_ENV) speech
-	PIPECAT_JOBS_BUS=redis .venv/bin/pytest --tb=native --ignore tests/test_property.py \
-		--ignore-glob 'tests/test_redis_*' --ignore-glob 'tests/test_example*' \
-		--ignore-glob 'tests/test_benchmark*' --ignore-glob 'tests/test_routed_bus*' \
-		$(foreach no,evals docs voice_bot real_sound embedded_redis wire envelope public_api options \
-		streams_that_are_read_slowly,\
-		--ignore tests/test_$(no).py)
+	PIPECAT_JOBS_BUS=redis .venv/bin/pytest --tb=native --ignore-glob 'tests/project/test_example*' \
+		--ignore-glob 'tests/project/test_benchmark*' --ignore-glob 'tests/bus/test_routed*' \
+		$(foreach no,bus/redis bus/distributed bus/test_wire.py bus/test_envelope.py \
+		protocol/test_flow.py worker/test_random_jobs.py project/test_docs.py \
+		project/test_evals.py project/test_options.py project/test_public_api.py \
+		project/test_real_sound.py project/test_voice_bot.py,--ignore tests/$(no))
 
-# Over Pipecat's own RedisBus: the tests of the contract. The others, PUBSUB='tests/test_[lt]*',
+# Over Pipecat's own RedisBus: the tests of the contract. The others, PUBSUB='tests/llm tests/tools',
 # take a minute more and are about LLMs and tools, for which the bus matters little.
-PUBSUB ?= $(foreach part,bad_input cancellation dispatch executor gaps_* hooks nothing_left \
-	peers_plain_* pipecat_events pipecat_parity_* requester seed_*,tests/test_$(part).py)
+PUBSUB ?= $(foreach part,worker/test_bad_input worker/test_hooks worker/test_nothing_left \
+	requester/test_cancellation requester/test_dispatch requester/test_requester \
+	executor/test_executor pipecat/test_events pipecat/test_gaps_* \
+	pipecat/test_parity_* pipecat/test_peers_plain_* pipecat/test_seed_*,tests/$(part).py)
 test-redis-pubsub: $(NEWEST_ENV)
 	PIPECAT_JOBS_BUS=redis-pubsub .venv/bin/pytest --tb=native $(PUBSUB)
 
 # The lowest supported Pipecat, and the wheel that people install rather than this tree. Without
 # what takes a while and is between us and the Redis server alone.
 test-lowest: $(LOWEST_ENV) speech
-	.venv-lowest/bin/pytest --ignore-glob 'tests/test_benchmark*' \
-		$(foreach part,property script* inbox outbox link tls,\
-		--ignore-glob 'tests/test_redis_$(part).py')
+	.venv-lowest/bin/pytest --ignore-glob 'tests/project/test_benchmark*' \
+		--ignore-glob 'tests/bus/redis/test_script*' \
+		$(foreach no,bus/redis/test_random_processes bus/redis/test_inbox bus/redis/test_link \
+		bus/redis/test_tls bus/distributed/test_outbox,--ignore tests/$(no).py)
 
 # Every newer Python that runs here: on the PATH, or one that pyenv has installed.
 test-pythons: $(NEWEST_ENV) speech

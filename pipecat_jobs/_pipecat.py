@@ -1,6 +1,6 @@
 """The few lines that need more of Pipecat than its public surface, all of them here.
 
-Each is covered by ``tests/test_pipecat_internals.py`` on every supported release, so that a
+Each is covered by ``tests/pipecat/test_internals.py`` on every supported release, so that a
 release that changes one is noticed by a test and mended in this file alone.
 """
 

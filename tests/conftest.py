@@ -3,12 +3,12 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
-import peers
 import pytest
 from openai import AsyncOpenAI
 from pipecat.bus import WorkerBus
 from pipecat.workers import runner
-from suite_buses import (
+from support import peers
+from support.buses import (
     NOT_OVER,
     PubSubBuses,
     server_of_a_session,

@@ -1,0 +1,153 @@
+"""``RedisStreamsBus``: jobs that belong in one process, asked as a bot asks them."""
+
+import pytest
+from pipecat.bus.messages import BusJobRequestMessage
+from redis.asyncio import Redis
+from support.redis.processes import Member, Mortal, nothing_remains, redis, redis_server, until
+from support.workers import Asker
+
+from pipecat_jobs import (
+    BaseWorker,
+    InvalidJobError,
+    JobGroupParams,
+    JobParams,
+    RoutedBus,
+    job,
+    job_moved,
+)
+from pipecat_jobs.bus.redis import EmbeddedRedis
+from pipecat_jobs.testing import JobHarness
+
+__all__ = ["redis", "redis_server"]
+
+
+class Rememberer(BaseWorker):
+    """A worker whose answers show what it has heard before."""
+
+    def __init__(self) -> None:
+        super().__init__("rememberer")
+        self.heard: list[str] = []
+
+    @job(name="tell")
+    async def tell(self, message: BusJobRequestMessage) -> dict:
+        self.heard.append(message.source)
+        return {"by": id(self), "heard": list(self.heard), "moved": job_moved(message)}
+
+
+class Sticky(Rememberer):
+    job_affinity = "requester"
+
+
+async def test_a_worker_remembers_the_requester_whose_jobs_it_has_had(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    askers = [Asker(f"asker-{n}") for n in range(4)]
+    async with (
+        Member(redis_server.url, *askers) as member,
+        Member(redis_server.url, Sticky()),
+        Member(redis_server.url, Sticky()),
+    ):
+        await member.knows("rememberer")
+        for number in range(3):
+            for asker in askers:
+                answer = await asker.ask("rememberer", "tell")
+                assert answer["heard"].count(asker.name) == number + 1
+                assert not answer["moved"]
+    await nothing_remains(redis)
+
+
+async def test_the_next_job_after_its_process_has_gone_knows_that_it_has_moved(
+    redis_server: EmbeddedRedis,
+):
+    asker = Asker()
+    async with Member(redis_server.url, asker) as member:
+        async with Member(redis_server.url, Sticky()):
+            await member.knows("rememberer")
+            await asker.ask("rememberer", "tell")
+        async with Member(redis_server.url, Sticky()):
+            await member.knows("rememberer")
+            answers = [await asker.ask("rememberer", "tell") for _ in range(2)]
+    assert [answer["moved"] for answer in answers] == [True, False]
+
+
+@pytest.mark.parametrize("form", ["keyword", "params", "group", "group params", "request"])
+async def test_jobs_asked_with_the_same_affinity_stay_in_one_process(
+    redis_server: EmbeddedRedis, form: str
+):
+    askers = [Asker(f"asker-{n}") for n in range(2)]
+
+    async def ask(asker: Asker, customer: str) -> dict:
+        match form:
+            case "keyword":
+                return await asker.ask("rememberer", "tell", affinity=customer)
+            case "params":
+                params = JobParams(name="tell", affinity=customer)
+                async with asker.job("rememberer", params=params) as j:
+                    pass
+                return j.response
+            case "group":
+                async with asker.job_group("rememberer", name="tell", affinity=customer) as jg:
+                    pass
+            case "group params":
+                params = JobGroupParams(name="tell", affinity=customer)
+                async with asker.job_group("rememberer", params=params) as jg:
+                    pass
+            case _:
+                job_id = await asker.request_job("rememberer", name="tell", affinity=customer)
+                group = asker.job_groups[job_id]
+                await group.wait()
+                return group.responses["rememberer"]
+        return jg.responses["rememberer"]
+
+    async with (
+        Member(redis_server.url, *askers) as member,
+        Member(redis_server.url, Rememberer()),
+        Member(redis_server.url, Rememberer()),
+    ):
+        await member.knows("rememberer")
+        customers = [f"customer {n}" for n in range(6)]
+        by = {customer: (await ask(askers[0], customer))["by"] for customer in customers}
+        for asker in askers:
+            assert {each: (await ask(asker, each))["by"] for each in customers} == by
+    assert len(set(by.values())) == 2
+
+
+async def test_the_worker_of_a_process_that_stalled_still_has_its_requesters(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    asker = Asker()
+    async with (
+        Member(redis_server.url, asker) as member,
+        Mortal(redis_server.url, Sticky()) as one,
+        Mortal(redis_server.url, Sticky()) as two,
+    ):
+        await member.knows("rememberer")
+        first = await asker.ask("rememberer", "tell")
+        [home] = [each for each in (one, two) if id(each.workers[0]) == first["by"]]
+        process = home.bus._process
+        assert process is not None
+        expelled = process.id
+        await redis.execute_command(*process._channel.call("leave", expelled, 0))
+        await until(lambda: process.id != expelled)
+        await home.sent()
+        again = await asker.ask("rememberer", "tell")
+        assert (again["by"], again["moved"]) == (first["by"], False)
+
+
+@pytest.mark.parametrize("value", ["", "x" * 257, 7, b"key", ["key"]])
+async def test_an_affinity_that_is_not_a_short_text_is_refused(value: object):
+    with pytest.raises(InvalidJobError, match="affinity is"):
+        Asker().job("answerer", affinity=value)
+
+
+async def test_a_bus_within_one_process_takes_an_affinity_and_needs_none():
+    async with JobHarness(bus=RoutedBus()) as harness:
+        asker, worker = Asker(), Sticky()
+        await harness.start(asker, worker)
+        answer = await asker.ask("rememberer", "tell", affinity="customer 7")
+        assert not answer["moved"]
+
+
+def test_a_job_that_came_by_no_bus_has_not_moved():
+    request = BusJobRequestMessage(source="asker", target="w", job_id="1")
+    assert not job_moved(request)

@@ -1,0 +1,115 @@
+"""``RedisStreamsBus``: somebody else has written to the keys of a channel."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from redis.asyncio import Redis
+from support.redis.processes import Mortal, redis, redis_server, until
+from support.workers import Answerer, Asker
+
+from pipecat_jobs import WorkerLostError
+from pipecat_jobs.bus.redis import EmbeddedRedis, process
+
+__all__ = ["redis", "redis_server"]
+
+CHANNEL = "pipecat-jobs:{pipecat}"
+Rename = Callable[[str], str]
+
+
+@pytest.fixture(autouse=True)
+def audits_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_AUDIT_EVERY", 0.3)
+
+
+@contextlib.asynccontextmanager
+async def pair(url: str, redis: Redis) -> AsyncIterator[tuple[Mortal, Mortal, Rename]]:
+    """A job that runs and one that waits for it, which have to end however the block ends."""
+    async with (
+        Mortal(url, asker := Asker(), room=1) as asking,
+        Mortal(url, worker := Answerer(), room=1) as working,
+    ):
+        await asking.knows("answerer")
+        running = asyncio.create_task(asker.ask("answerer", "wait"))
+        await worker.started.get()
+        waiting = asyncio.create_task(asker.ask("answerer", "wait"))
+        await asyncio.sleep(0)
+        await asking.sent()
+        ids = {"asker": asking.bus._process.id, "worker": working.bus._process.id}
+        yield asking, working, lambda key: f"{CHANNEL}:{key.format_map(ids)}"
+        worker.release.set()
+        async with asyncio.timeout(30):
+            for job in (running, waiting):
+                with contextlib.suppress(WorkerLostError):
+                    assert await job == {"from": "answerer"}
+            while True:
+                with contextlib.suppress(WorkerLostError):
+                    assert await asker.ask("answerer", "echo")
+                    break
+    assert [key for key in await redis.keys() if await redis.pttl(key) < 0] == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "proc:{worker}",
+        "proc:{asker}",
+        "in:{worker}:d",
+        "in:{worker}:u",
+        "in:{asker}:d",
+        "in:{asker}:u",
+        "hosted:{worker}",
+        "members",
+        "names:answerer",
+        "hosts:answerer",
+        "queues:answerer",
+        "queue:8:answerer:wait",
+        "turns",
+        "waiting",
+    ],
+)
+async def test_every_job_ends_whatever_key_holds_another_type(
+    redis_server: EmbeddedRedis, redis: Redis, key: str
+):
+    async with pair(redis_server.url, redis) as (_, _, named):
+        await redis.delete(named(key))
+        wrong = redis.set if key != "turns" else redis.lpush
+        await wrong(named(key), "somebody else's")
+        await redis.expire(named(key), 60)
+
+
+@pytest.mark.parametrize(
+    ("key", "fields"),
+    [
+        ("proc:{worker}", "n"),
+        ("proc:{asker}", "n"),
+        ("proc:{worker}", "busy"),
+        ("proc:{worker}", "load:"),
+        ("proc:{worker}", "held:"),
+        ("proc:{asker}", "job:"),
+        ("proc:{asker}", "req:"),
+        ("hosts:answerer", ""),
+    ],
+)
+@pytest.mark.parametrize("value", ["somebody else's", "-7", "987654321"])
+async def test_every_job_ends_whatever_a_field_holds(
+    redis_server: EmbeddedRedis, redis: Redis, key: str, fields: str, value: str
+):
+    async with pair(redis_server.url, redis) as (_, _, named):
+        for field in await redis.hkeys(named(key)):
+            if field.startswith(fields):
+                await redis.hset(named(key), field, value)
+
+
+@pytest.mark.parametrize("key", ["proc:{worker}", "in:{worker}:u", "in:{worker}:d"])
+async def test_a_process_whose_key_holds_another_type_joins_anew_with_new_keys(
+    redis_server: EmbeddedRedis, redis: Redis, key: str
+):
+    async with pair(redis_server.url, redis) as (_, working, named):
+        before = working.bus._process.id
+        await redis.delete(named(key))
+        await redis.set(named(key), "somebody else's", ex=60)
+        await until(lambda: working.bus._process.id != before)
+        assert await redis.exists(named(key)) == 0
+        assert before not in await redis.zrange(f"{CHANNEL}:members", 0, -1)

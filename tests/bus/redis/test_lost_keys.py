@@ -1,0 +1,60 @@
+"""``RedisStreamsBus``: a server that has lost a key, as by eviction or somebody's hand."""
+
+import asyncio
+import contextlib
+
+import pytest
+from redis.asyncio import Redis
+from support.redis.processes import Mortal, redis, redis_server
+from support.workers import Answerer, Asker
+
+from pipecat_jobs import WorkerLostError
+from pipecat_jobs.bus.redis import EmbeddedRedis, process
+
+__all__ = ["redis", "redis_server"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "members",
+        "proc:{worker}",
+        "proc:{asker}",
+        "in:{worker}:d",
+        "in:{worker}:u",
+        "in:{asker}:d",
+        "hosted:{worker}",
+        "names:answerer",
+        "hosts:answerer",
+        "queues:answerer",
+        "queue:8:answerer:wait",
+    ],
+)
+async def test_every_job_ends_whatever_key_the_server_loses(
+    redis_server: EmbeddedRedis, redis: Redis, key: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(process, "_AUDIT_EVERY", 0.3)
+    async with (
+        Mortal(redis_server.url, asker := Asker(), room=1) as asking,
+        Mortal(redis_server.url, worker := Answerer(), room=1) as working,
+    ):
+        await asking.knows("answerer")
+        running = asyncio.create_task(asker.ask("answerer", "wait"))
+        await worker.started.get()
+        waiting = asyncio.create_task(asker.ask("answerer", "wait"))
+        await asyncio.sleep(0)
+        await asking.sent()
+        ids = {"asker": asking.bus._process.id, "worker": working.bus._process.id}
+        assert await redis.delete(f"pipecat-jobs:{{pipecat}}:{key.format_map(ids)}") == 1
+        worker.release.set()
+        async with asyncio.timeout(30):
+            for job in (running, waiting):
+                with contextlib.suppress(WorkerLostError):
+                    assert await job == {"from": "answerer"}
+            # What it lost is told again, if not at once.
+            while True:
+                with contextlib.suppress(WorkerLostError):
+                    assert await asker.ask("answerer", "echo")
+                    break
+    # Nobody knows any more that the rest is there, which takes itself away.
+    assert [key for key in await redis.keys() if await redis.pttl(key) < 0] == []

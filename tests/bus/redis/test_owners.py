@@ -1,0 +1,62 @@
+"""Only the process that has taken a job answers for it, whoever else is on the channel."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from pipecat.bus.messages import BusJobResponseMessage
+from pipecat.pipeline.job_context import JobStatus
+from redis.asyncio import Redis
+from support.redis.processes import Member, redis, redis_server
+from support.redis.script import Process, held_jobs, script
+from support.workers import Answerer, Asker
+
+from pipecat_jobs.bus.envelope import Envelopes
+from pipecat_jobs.bus.redis import EmbeddedRedis
+from pipecat_jobs.bus.wire import WireCodec
+
+__all__ = ["redis", "redis_server", "script"]
+
+
+def forged(job_id: str) -> bytes:
+    """An answer as any process of the channel can write it."""
+    answer = BusJobResponseMessage(
+        source="answerer",
+        target="asker",
+        job_id=job_id,
+        status=JobStatus.COMPLETED,
+        response={"from": "a stranger"},
+    )
+    return Envelopes("pipecat").seal("d", "stranger", 1, WireCodec().encode(answer))
+
+
+@contextlib.asynccontextmanager
+async def at_work(url: str, script: Redis) -> AsyncIterator[tuple[Member, Process, bytes]]:
+    """A job that is answered in the end: the asker's process, a stranger and a forged answer."""
+    asker, answerer = Asker(), Answerer()
+    async with Member(url, asker) as host, Member(url, answerer):
+        stranger = await Process(script, "stranger", channel="pipecat").join()
+        await host.knows("answerer")
+        call = asyncio.create_task(asker.ask("answerer", "wait"))
+        yield host, stranger, forged(await answerer.started.get())
+        assert not call.done()
+        answerer.release.set()
+        assert (await call)["from"] == "answerer"
+        await stranger.call("leave")
+
+
+async def test_the_server_takes_an_answer_from_the_owner_of_a_job_alone(
+    redis_server: EmbeddedRedis, script: Redis
+):
+    async with at_work(redis_server.url, script) as (_, stranger, body):
+        [ref] = await held_jobs(script)
+        assert await stranger.say("notify_requester", ref, 1, "d", "m", "1", body) == "stale"
+
+
+async def test_an_answer_that_comes_as_any_other_message_is_not_taken(
+    redis_server: EmbeddedRedis, script: Redis
+):
+    async with at_work(redis_server.url, script) as (host, stranger, body):
+        await stranger.say("route", "d", "asker", body, "0")
+        await host.caught_up()
+        assert host.bus.stats.garbage == 1

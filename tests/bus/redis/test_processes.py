@@ -1,0 +1,397 @@
+"""``RedisStreamsBus``: what becomes of a job when a process dies, stalls or leaves.
+
+Every test runs real processes on a real server, and is a row of the table in docs/distributed.md.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+from support.redis.nodes import Nodes, nodes
+from support.redis.processes import (
+    LEASE,
+    Mortal,
+    nothing_remains,
+    redis,
+    redis_server,
+    until,
+    until_async,
+)
+from support.workers import Answerer, Asker
+
+from pipecat_jobs import JobError, JobTimeoutError, OutcomeStatus, WorkerLostError
+from pipecat_jobs.bus.redis import EmbeddedRedis
+
+__all__ = ["nodes", "redis", "redis_server"]
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_left(nodes: Nodes, redis: Redis) -> AsyncIterator[None]:
+    """Whatever died meanwhile, nothing is on the server when the last one has left."""
+    yield
+    await nodes.end_all()
+    await nothing_remains(redis)
+
+
+async def lost(asking: asyncio.Task) -> str:
+    """Check that a job ends as lost, and give what the caller is told."""
+    with pytest.raises(WorkerLostError) as caught:
+        await asking
+    [outcome] = caught.value.outcomes.values()
+    assert outcome.status is OutcomeStatus.LOST
+    assert outcome.reason
+    assert outcome.reason in str(caught.value)
+    return str(caught.value)
+
+
+def ask(asker: Asker, worker: str, name: str, **keywords) -> asyncio.Task:
+    return asyncio.create_task(asker.ask(worker, name, timeout=30, **keywords))
+
+
+# -- the process that does a job dies ------------------------------------------------------------
+
+
+async def test_a_worker_killed_at_a_job_is_relieved_by_another(
+    redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
+):
+    first = await nodes.start("n1", "worker")
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        asking = ask(asker, "worker", "hold", payload={"gate": "open"})
+        started = await nodes.notes.next("started")
+        assert (started["pid"], started["attempt"]) == (first.pid, 1)
+        second = await nodes.start("n2", "worker")
+        first.send(signal.SIGKILL)
+        again = await nodes.notes.next("started")
+        assert (again["pid"], again["attempt"]) == (second.pid, 2)
+        await nodes.notes.open_gate("open")
+        assert await asking == {"pid": second.pid, "attempt": 2}
+        await nodes.end(second)
+    await nothing_remains(redis)
+
+
+async def test_a_worker_killed_with_nobody_to_relieve_it_is_lost_and_named(
+    redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
+):
+    node = await nodes.start("n1", "worker")
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        asking = ask(asker, "worker", "hold")
+        await nodes.notes.next("started")
+        node.send(signal.SIGKILL)
+        killed = time.monotonic()
+        assert await lost(asking) == (
+            "worker 'worker' was lost before it answered job 'hold': "
+            "no process that may run it came within 1 s"
+        )
+        assert time.monotonic() - killed < 2 * LEASE + LEASE + 1
+        assert "worker" not in member.runner.registry
+        assert member.bus.stats.lost == 1
+    await nothing_remains(redis)
+
+
+async def test_a_relief_that_comes_in_time_takes_the_job_of_the_killed_worker(
+    redis_server: EmbeddedRedis, nodes: Nodes
+):
+    first = await nodes.start("n1", "worker")
+    async with Mortal(redis_server.url, asker := Asker(), takeover=20) as member:
+        await member.knows("worker")
+        asking = ask(asker, "worker", "hold", payload={"gate": "open"})
+        await nodes.notes.next("started")
+        first.send(signal.SIGKILL)
+        await member.forgets("worker")
+        relief = await nodes.start("n2", "worker")
+        await nodes.notes.open_gate("open")
+        assert await asking == {"pid": relief.pid, "attempt": 2}
+
+
+@pytest.mark.parametrize("by", ["worker", "caller"])
+async def test_a_job_that_must_not_run_twice_is_lost_with_its_process(
+    redis_server: EmbeddedRedis, nodes: Nodes, by: str
+):
+    first = await nodes.start("n1", "worker")
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        if by == "worker":
+            asking = ask(asker, "worker", "pay")
+        else:
+            asking = ask(asker, "worker", "hold", run_once=True)
+        await nodes.notes.next("started")
+        await nodes.start("n2", "worker")
+        first.send(signal.SIGKILL)
+        assert "must not run twice" in await lost(asking)
+        assert (await asker.ask("worker", "echo", timeout=5))["attempt"] == 1
+    assert not [note for note in await nodes.notes.rest() if note["what"] == "started"]
+
+
+async def test_a_job_that_kills_its_process_is_given_up_after_three(
+    redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
+):
+    for number in range(4):
+        await nodes.start(f"n{number}", "worker")
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        asking = ask(asker, "worker", "poison")
+        assert "every process that ran it was lost" in await lost(asking)
+        started = [await nodes.notes.next("started") for _ in range(3)]
+        assert [note["attempt"] for note in started] == [1, 2, 3]
+        assert len({note["pid"] for note in started}) == 3
+        assert (await asker.ask("worker", "echo", timeout=5))["attempt"] == 1
+
+
+async def test_a_worker_killed_after_it_answered_changes_nothing(
+    redis_server: EmbeddedRedis, nodes: Nodes
+):
+    node = await nodes.start("n1", "worker")
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        assert (await asker.ask("worker", "echo", timeout=5))["pid"] == node.pid
+        node.send(signal.SIGKILL)
+        await member.forgets("worker")
+        assert asker.fired() == ["on_job_response", "on_job_completed"]
+        # The next one is not asked in vain for as long as it has time.
+        with pytest.raises(JobTimeoutError):
+            await asker.ask("worker", "echo", timeout=0.2)
+
+
+async def test_a_worker_killed_before_it_took_a_request_loses_none(
+    redis_server: EmbeddedRedis, nodes: Nodes
+):
+    first = await nodes.start("n1", "worker")
+    async with Mortal(redis_server.url, asker := Asker(), takeover=60) as member:
+        await member.knows("worker")
+        first.send(signal.SIGSTOP)
+        asking = [ask(asker, "worker", "echo") for _ in range(5)]
+        await until(lambda: member.bus.stats.sent >= 5)
+        first.send(signal.SIGKILL)
+        second = await nodes.start("n2", "worker")
+        assert {(await each)["pid"] for each in asking} == {second.pid}
+
+
+async def test_a_stream_that_is_taken_up_starts_anew_and_says_so(
+    redis_server: EmbeddedRedis, nodes: Nodes
+):
+    first = await nodes.start("n1", "worker")
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        heard = []
+
+        async def listen() -> None:
+            payload = {"to": 2, "gate": "never"}
+            async with asker.job("worker", name="count", payload=payload, timeout=30) as j:
+                async for event in j:
+                    heard.append((event.type, (event.data or {}).get("attempt")))
+
+        listening = asyncio.create_task(listen())
+        await nodes.notes.next("counted")
+        await until(lambda: len(heard) == 3)
+        await nodes.start("n2", "worker")
+        first.send(signal.SIGKILL)
+        await listening
+    kinds = ["stream_start", "stream_data", "stream_data"]
+    assert [kind for kind, _ in heard] == [*kinds, *kinds, "stream_end"]
+    assert [attempt for _, attempt in heard] == [None, 1, 1, None, 2, 2, None]
+
+
+# -- the process that asked dies -----------------------------------------------------------------
+
+
+async def test_a_requester_killed_has_its_workers_stopped(
+    redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
+):
+    async with Mortal(redis_server.url, answerer := Answerer()) as member:
+        asker = {"name": "asker", "asks": "answerer", "job": "wait"}
+        node = await nodes.start("n1", askers=[asker])
+        await answerer.started.get()
+        node.send(signal.SIGKILL)
+        await until(lambda: answerer.cancelled)
+        await until(lambda: not answerer.active_jobs)
+        await member.forgets("asker")
+    await nothing_remains(redis)
+
+
+async def test_a_requester_killed_after_it_was_answered_leaves_nothing(
+    redis_server: EmbeddedRedis, nodes: Nodes
+):
+    async with Mortal(redis_server.url, answerer := Answerer()) as member:
+        asker = {"name": "asker", "asks": "answerer", "job": "echo"}
+        node = await nodes.start("n1", askers=[asker])
+        await nodes.notes.next("answered")
+        node.send(signal.SIGKILL)
+        await member.forgets("asker")
+        assert (len(answerer.ran), answerer.cancelled) == (1, [])
+        assert not answerer.active_jobs
+
+
+async def test_a_requester_killed_before_its_request_was_taken_leaves_nothing(
+    redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
+):
+    worker = await nodes.start("n1", "worker")
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        taking_the_room = [ask(asker, "worker", "narrow", payload={"gate": "g"}) for _ in range(2)]
+        for _ in taking_the_room:
+            await nodes.notes.next("started")
+        other = {"name": "other", "asks": "worker", "job": "narrow"}
+        node = await nodes.start("n2", askers=[other])
+        await until_async(lambda: redis.keys("*:queue:*"))
+        node.send(signal.SIGKILL)
+        await member.forgets("other")
+        assert not await redis.keys("*:queue:*")
+        await nodes.notes.open_gate("g", 2)
+        await asyncio.gather(*taking_the_room)
+        await nodes.end(worker)
+    await nothing_remains(redis)
+    assert not [note for note in await nodes.notes.rest() if note["what"] == "started"]
+
+
+# -- a process stalls ----------------------------------------------------------------------------
+
+
+async def test_a_worker_that_stalls_past_its_lease_cannot_answer_any_more(
+    redis_server: EmbeddedRedis, nodes: Nodes
+):
+    first = await nodes.start("n1", "worker")
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        asking = ask(asker, "worker", "hold", payload={"gate": "first"})
+        await nodes.notes.next("started", pid=first.pid)
+        second = await nodes.start("n2", "worker")
+        first.send(signal.SIGSTOP)
+        await nodes.notes.next("started", pid=second.pid, attempt=2)
+        # The one that stalled was in line before the other: it gets through, and answers.
+        await nodes.notes.open_gate("first")
+        first.send(signal.SIGCONT)
+        await nodes.notes.next("finished", pid=first.pid)
+        # Back on the channel, it does other jobs; that answer has counted for nothing.
+        pids: set[int] = set()
+        while first.pid not in pids:
+            pids.add((await asker.ask("worker", "echo", timeout=5))["pid"])
+        assert not asking.done()
+        await nodes.notes.open_gate("first")
+        assert await asking == {"pid": second.pid, "attempt": 2}
+
+
+async def test_a_requester_that_stalls_past_its_lease_is_told_that_its_job_is_lost(
+    redis_server: EmbeddedRedis, nodes: Nodes
+):
+    async with Mortal(redis_server.url, answerer := Answerer()):
+        asker = {"name": "asker", "asks": "answerer", "job": "wait"}
+        node = await nodes.start("n1", askers=[asker])
+        await answerer.started.get()
+        node.send(signal.SIGSTOP)
+        await until(lambda: answerer.cancelled)
+        node.send(signal.SIGCONT)
+        ended = await nodes.notes.next("ended")
+        assert ended["status"] == "lost"
+        assert "away for longer than its lease" in ended["reason"]
+
+
+# -- a process leaves ----------------------------------------------------------------------------
+
+
+async def test_a_drained_process_finishes_what_it_has_and_takes_nothing_more(
+    redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
+):
+    first = await nodes.start("n1", "worker")
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        asking = ask(asker, "worker", "hold", payload={"gate": "open"})
+        await nodes.notes.next("started", pid=first.pid)
+        second = await nodes.start("n2", "worker")
+        first.send(signal.SIGTERM)
+
+        async def only_one_takes_requests() -> bool:
+            return await redis.hlen("pipecat-jobs:{pipecat}:hosts:worker") == 1
+
+        await until_async(only_one_takes_requests)
+        pids = {(await asker.ask("worker", "echo", timeout=5))["pid"] for _ in range(10)}
+        assert pids == {second.pid}
+        await nodes.notes.open_gate("open")
+        assert await asking == {"pid": first.pid, "attempt": 1}
+        await first.ended()
+        await nodes.end(second)
+    await nothing_remains(redis)
+
+
+async def test_a_drain_that_takes_too_long_gives_its_jobs_to_another_process(
+    redis_server: EmbeddedRedis, nodes: Nodes
+):
+    first = await nodes.start("n1", "worker", drain_timeout=0.3)
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        asking = ask(asker, "worker", "hold", payload={"gate": "open"})
+        await nodes.notes.next("started", pid=first.pid)
+        second = await nodes.start("n2", "worker")
+        first.send(signal.SIGTERM)
+        await nodes.notes.next("cancelled", pid=first.pid)
+        await nodes.notes.next("started", pid=second.pid, attempt=2)
+        await first.ended()
+        await nodes.notes.open_gate("open")
+        assert await asking == {"pid": second.pid, "attempt": 2}
+
+
+async def test_adding_and_draining_processes_in_mid_traffic_loses_nothing(
+    redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
+):
+    node = await nodes.start("n0", "worker")
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        answered: list[int] = []
+        over = asyncio.Event()
+
+        async def keep_asking() -> None:
+            while not over.is_set():
+                answered.append((await asker.ask("worker", "echo", timeout=20))["pid"])
+
+        asking = [asyncio.create_task(keep_asking()) for _ in range(8)]
+        for number in range(1, 4):
+            following = await nodes.start(f"n{number}", "worker")
+            await until(lambda pid=following.pid: pid in answered)
+            await nodes.end(node)
+            node = following
+        over.set()
+        await asyncio.gather(*asking)
+        assert len(set(answered)) == 4
+        await nodes.end(node)
+    await nothing_remains(redis)
+
+
+async def test_the_workers_of_many_processes_are_as_well_in_a_few(
+    redis_server: EmbeddedRedis, nodes: Nodes
+):
+    hosts = {
+        number: [f"w{each}" for each in range(16 * number, 16 * number + 16)] for number in range(4)
+    }
+    first, *_ = [await nodes.start(f"n{number}", *names) for number, names in hosts.items()]
+    everyone = [name for names in hosts.values() for name in names]
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows(*everyone)
+        async with asker.job_group(*everyone, name="echo", timeout=30) as group:
+            pass
+        assert len({answer["pid"] for answer in group.responses.values()}) == 4
+        held = asyncio.create_task(_outcomes(asker, everyone))
+        for _ in everyone:
+            await nodes.notes.next("started")
+        first.send(signal.SIGKILL)
+        await member.forgets(hosts[0][-1])
+        await nodes.notes.open_gate("open", times=48)
+        outcomes = await held
+        lost_ones = {name for name, each in outcomes.items() if each is OutcomeStatus.LOST}
+        completed = {name for name, each in outcomes.items() if each is OutcomeStatus.COMPLETED}
+        assert lost_ones == set(hosts[0])
+        assert completed == set(everyone) - lost_ones
+
+
+async def _outcomes(asker: Asker, workers: list[str]) -> dict[str, OutcomeStatus]:
+    group = asker.job_group(
+        *workers, name="hold", payload={"gate": "open"}, timeout=30, cancel_on_error=False
+    )
+    with contextlib.suppress(JobError):
+        async with group:
+            pass
+    return {name: outcome.status for name, outcome in group.outcomes.items()}

@@ -1,0 +1,229 @@
+"""Jobs across processes on Pipecat's own bus: what holds there, and what the bus cannot promise."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable
+from pathlib import Path
+
+import pytest
+from pipecat.bus.messages import BusJobRequestMessage
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+from support.redis.nodes import Nodes, nodes
+from support.redis.processes import CHANNEL, PubSubMember, redis, redis_server, until, until_async
+from support.tcp_proxy import TcpProxy
+from support.workers import Answerer, Asker, cancelled
+
+from pipecat_jobs import BaseWorker, JobError, JobTimeoutError, OutcomeStatus, job
+from pipecat_jobs.bus.redis import EmbeddedRedis
+
+__all__ = ["nodes", "redis", "redis_server"]
+
+#: Seconds, for a job that is meant to end at its deadline.
+SOON = 0.5
+
+
+class Reporter(BaseWorker):
+    """Reports and streams."""
+
+    @job(name="report")
+    async def report(self, message: BusJobRequestMessage) -> dict:
+        for number in range(20):
+            await self.send_job_update(message.job_id, {"number": number})
+        return {"reported": 20}
+
+    @job(name="count")
+    async def count(self, message: BusJobRequestMessage):
+        for number in range(20):
+            yield {"number": number}
+
+
+# What holds
+
+
+async def test_a_job_and_a_group_are_answered_by_another_process(redis_server: EmbeddedRedis):
+    asker, first, second = Asker(), Answerer("first"), Answerer("second")
+    async with (
+        PubSubMember(redis_server.url, first, second),
+        PubSubMember(redis_server.url, asker),
+    ):
+        answer = await asker.ask("first", "echo", payload={"n": 1}, timeout=20)
+        assert answer == {"from": "first", "payload": {"n": 1}}
+
+        async with asker.job_group("first", "second", name="echo", timeout=20) as group:
+            pass
+        assert {name: r["from"] for name, r in group.responses.items()} == {
+            "first": "first",
+            "second": "second",
+        }
+
+
+async def test_a_cancel_stops_the_handler_in_the_other_process(redis_server: EmbeddedRedis):
+    asker, answerer = Asker(), Answerer()
+    async with (
+        PubSubMember(redis_server.url, answerer),
+        PubSubMember(redis_server.url, asker),
+    ):
+        call = asyncio.create_task(asker.ask("answerer", "wait"))
+        job_id = await answerer.started.get()
+        await cancelled(call)
+        await until(lambda: not answerer.active_jobs)
+        assert answerer.cancelled == [job_id]
+
+
+async def test_updates_and_chunks_arrive_in_order(redis_server: EmbeddedRedis):
+    asker = Asker()
+    async with (
+        PubSubMember(redis_server.url, Reporter("reporter")),
+        PubSubMember(redis_server.url, asker),
+    ):
+        for name in ("report", "count"):
+            async with asker.job("reporter", name=name, timeout=20) as j:
+                numbers = [event.data["number"] async for event in j if event.data]
+            assert numbers == list(range(20))
+
+
+async def test_a_worker_that_is_ended_in_the_other_process_says_so(redis_server: EmbeddedRedis):
+    asker, answerer = Asker(), Answerer()
+    async with PubSubMember(redis_server.url, asker):
+        async with PubSubMember(redis_server.url, answerer):
+            call = asyncio.create_task(asker.ask("answerer", "wait"))
+            await answerer.started.get()
+        with pytest.raises(JobError) as caught:
+            await call
+    outcome = caught.value.outcomes["answerer"]
+    assert outcome.status is OutcomeStatus.CANCELLED
+    assert outcome.reason == "worker 'answerer' stopped"
+
+
+# What does not
+
+
+async def test_a_job_whose_process_dies_ends_at_its_deadline(nodes: Nodes, redis_server):
+    node = await nodes.start("node", "worker", pubsub=True)
+    asker = Asker()
+    async with PubSubMember(redis_server.url, asker):
+        call = asyncio.create_task(asker.ask("worker", "hold", timeout=2))
+        await nodes.notes.next("started")
+        node.send(signal.SIGKILL)
+        await node.ended()
+        await _times_out(call, "worker")
+
+
+async def test_a_worker_is_not_told_that_the_process_that_asked_has_died(nodes: Nodes):
+    await nodes.start("node", "worker", pubsub=True)
+    asks = {"name": "asker", "asks": "worker", "job": "hold", "gate": "open"}
+    asking = await nodes.start("asking", askers=[asks], pubsub=True)
+    started = await nodes.notes.next("started")
+    asking.send(signal.SIGKILL)
+    await asking.ended()
+    await nodes.notes.open_gate("open")
+    await nodes.notes.next("finished", job=started["job"])
+
+
+async def test_what_is_sent_to_a_process_while_it_reconnects_is_lost(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    asker, answerer = Asker(), Answerer()
+    retry = Retry(ConstantBackoff(0.01), retries=10)
+    async with (
+        TcpProxy(redis_server.url) as proxy,
+        PubSubMember(redis_server.url, answerer),
+        PubSubMember(proxy.url, asker, retry=retry),
+    ):
+        call = asyncio.create_task(asker.ask("answerer", "wait", timeout=2))
+        await answerer.started.get()
+        proxy.block()
+        proxy.reset()
+        await until_async(lambda: _subscribed(redis, 1))
+        answerer.release.set()
+        await until(lambda: not answerer.active_jobs)
+        proxy.unblock()
+        await until_async(lambda: _subscribed(redis, 2))
+
+        await _times_out(call, "answerer")
+        assert await asker.ask("answerer", "echo", timeout=20)
+
+
+async def test_a_process_whose_client_does_not_retry_is_deaf_once_its_connection_was_cut(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    asker, answerer = Asker(), Answerer()
+    async with (
+        TcpProxy(redis_server.url) as proxy,
+        PubSubMember(redis_server.url, answerer),
+        PubSubMember(proxy.url, asker) as asking,
+    ):
+        await asking.knows("answerer")
+        proxy.reset()
+        await until_async(lambda: _subscribed(redis, 1))
+        await _times_out(asker.ask("answerer", "echo", job_id="unheard", timeout=2), "answerer")
+        assert answerer.ran == ["unheard"]
+
+        # It would not hear its runner's cancel either.
+        await asking.runner.bus.stop()
+        await asking.runner.bus.start()
+
+
+async def test_a_server_that_falls_silent_does_not_keep_a_job_past_its_deadline(
+    redis_server: EmbeddedRedis,
+):
+    asker, answerer = Asker(), Answerer()
+    async with (
+        TcpProxy(redis_server.url) as proxy,
+        PubSubMember(redis_server.url, answerer),
+        PubSubMember(proxy.url, asker) as asking,
+    ):
+        await asking.knows("answerer")
+        proxy.block()
+        await _times_out(asker.ask("answerer", "echo", timeout=SOON), "answerer")
+        proxy.unblock()
+
+
+async def test_every_process_that_has_a_worker_does_the_job(redis_server: EmbeddedRedis):
+    asker, one, another = Asker(), Answerer(), Answerer()
+    async with (
+        PubSubMember(redis_server.url, one),
+        PubSubMember(redis_server.url, another),
+        PubSubMember(redis_server.url, asker),
+    ):
+        call = asyncio.create_task(asker.ask("answerer", "wait", timeout=20))
+        job_id = await one.started.get()
+        assert await another.started.get() == job_id
+        one.release.set()
+        assert await call == {"from": "answerer"}
+        another.release.set()
+        await until(lambda: not another.active_jobs)
+
+
+async def test_what_cannot_be_carried_arrives_as_none(redis_server: EmbeddedRedis):
+    asker = Asker()
+    async with (
+        PubSubMember(redis_server.url, Answerer()),
+        PubSubMember(redis_server.url, asker),
+    ):
+        answer = await asker.ask("answerer", "echo", payload={"set": {1}, "pair": (1, 2)})
+        assert answer["payload"] == {"set": None, "pair": None}
+
+
+async def test_a_message_has_a_process_import_what_it_names(
+    redis_server: EmbeddedRedis, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "named_by_a_stranger.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    async with PubSubMember(redis_server.url, Answerer()):
+        await redis.publish(CHANNEL, '{"__type__": "named_by_a_stranger.Thing", "__data__": {}}')
+        await until(lambda: "named_by_a_stranger" in sys.modules)
+
+
+async def _times_out(call: Awaitable[object], worker: str) -> None:
+    with pytest.raises(JobTimeoutError) as caught:
+        await call
+    assert caught.value.outcomes[worker].status is OutcomeStatus.TIMED_OUT
+
+
+async def _subscribed(redis: Redis, count: int) -> bool:
+    [(_, subscribed)] = await redis.pubsub_numsub(CHANNEL)
+    return subscribed == count

@@ -1,0 +1,209 @@
+"""Whatever becomes of processes, connections and the server, jobs end once, as what they are.
+
+Hypothesis invents schedules (`redis_property_plan.Plan`), each is played by several processes
+around a real server, and this file says what has to hold of it. As most of a schedule is waiting,
+several are played at once. ``PIPECAT_JOBS_REDIS_SCHEDULES=2000`` plays that many random ones
+instead of the same ones every time.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from loguru import logger
+from support.random_processes.plan import Kind, Plan, plans
+from support.random_processes.stage import ATTEMPTS, Stage
+from support.random_processes.story import Asked, Run, Story
+
+from pipecat_jobs import JobOutcome, OutcomeStatus
+from pipecat_jobs.bus.redis import EmbeddedRedis
+
+# -- what has to hold ------------------------------------------------------------------------
+
+
+def problems(story: Story) -> Iterator[str]:
+    """Everything that is wrong with a story, in words."""
+    yield from story.problems
+    for asked in story.asked:
+        for worker in asked.workers:
+            yield from (f"{asked}: {each}" for each in begins_as_promised(story, asked, worker))
+        if asked.actor.killed_at is None and asked.ended is not None:
+            yield from (f"{asked}: {each}" for each in ends_as_promised(story, asked))
+
+
+def begins_as_promised(story: Story, asked: Asked, worker: str) -> Iterator[str]:
+    runs = story.runs_of(asked, worker)
+    attempts = [run.attempt for run in runs]
+    doubts = asked.actor.expulsions
+    if len(runs) > 1 and asked.runs_once:
+        yield f"must not run twice, and was begun as {attempts}"
+    if doubts:
+        # Whoever was declared dead while it asked asks again, as the next attempt.
+        most = sum(max(1, ATTEMPTS - doubt) for doubt in range(doubts + 1))
+        if len(runs) > most:
+            yield f"was begun as {attempts}, asked for up to {doubts + 1} times"
+    elif attempts != sorted(set(attempts)) or len(attempts) > ATTEMPTS:
+        yield f"was begun as {attempts}"
+    if attempts not in ([], [1]) and not is_disturbed(story, asked, worker):
+        yield f"was begun as {attempts}, and nobody died"
+
+
+def ends_as_promised(story: Story, asked: Asked) -> Iterator[str]:
+    if asked.cancelled or asked.finale or isinstance(asked.error, asyncio.CancelledError):
+        return
+    if set(asked.outcomes) != set(asked.workers):
+        yield f"ended with outcomes for {set(asked.outcomes)}: {asked.error!r}"
+    completed = all(each.completed for each in asked.outcomes.values())
+    raises = len(asked.workers) == 1 or asked.ask.cancel_on_error
+    if completed if asked.error is not None else raises and not completed:
+        yield f"ended with {asked.error!r} for {asked.outcomes}"
+    for outcome in asked.outcomes.values():
+        yield from (f"{outcome}: {each}" for each in is_what_it_says(story, asked, outcome))
+
+
+def is_what_it_says(story: Story, asked: Asked, outcome: JobOutcome) -> Iterator[str]:
+    runs, kind = story.runs_of(asked, outcome.worker), asked.ask.kind
+    disturbed = is_disturbed(story, asked, outcome.worker)
+    match outcome.status:
+        case OutcomeStatus.COMPLETED:
+            if kind is Kind.RAISE or not kind.is_answered:
+                yield "nobody answered that"
+            run = answering(asked, outcome, runs)
+            if run is None or run.end != "returned":
+                yield f"is not the answer of any of {[str(run) for run in runs]}"
+                return
+            if not asked.actor.expulsions and run.attempt != max(each.attempt for each in runs):
+                yield "is the answer of one that no longer had the job"
+            yield from misses_nothing(asked, run)
+        case OutcomeStatus.ERROR:
+            failed = [run for run in runs if "HandlerError" in run.end]
+            nested = kind is Kind.DELEGATE and disturbed
+            if not nested and not failed:
+                yield "nothing failed"
+        case OutcomeStatus.FAILED:
+            yield "nobody answers that"
+        case OutcomeStatus.TIMED_OUT:
+            if asked.ask.timeout is None:
+                yield "there was no timeout"
+        case OutcomeStatus.CANCELLED:
+            others = [each for each in asked.outcomes.values() if each is not outcome]
+            called_off = asked.ask.cancel_on_error and any(not each.completed for each in others)
+            timed_out = any(each.status is OutcomeStatus.TIMED_OUT for each in others)
+            stops = [asked.actor, *story.hosts_of(outcome.worker)]
+            stopped = any(actor.left_at is not None for actor in stops)
+            if not called_off and not timed_out and not stopped:
+                yield "nobody cancelled"
+        case OutcomeStatus.LOST:
+            if not disturbed:
+                yield "nobody died"
+
+
+def answering(asked: Asked, outcome: JobOutcome, runs: list[Run]) -> Run | None:
+    """The run that an answer is from: what it says, or what was streamed last."""
+    said = outcome.response
+    if asked.ask.kind is Kind.STREAM:
+        chunks = [data for worker, _, data in asked.events if worker == outcome.worker and data]
+        said = chunks[-1] if chunks else None
+    return next((run for run in runs if said and run.number == said["run"]), None)
+
+
+def misses_nothing(asked: Asked, run: Run) -> Iterator[str]:
+    """All that an attempt has said comes, once and in order; what another said is before it."""
+    if asked.ask.kind not in (Kind.STREAM, Kind.REPORT):
+        return
+    events = [(kind, data) for worker, kind, data in asked.events if worker == run.worker]
+    numbers = [data["n"] for _, data in events if data and data["run"] == run.number]
+    if numbers != list(range(1, run.reports + 1)):
+        yield f"of {run.reports} events of {run} came {numbers}"
+    if asked.ask.kind is Kind.STREAM:
+        starts = [kind for kind, _ in events].count("stream_start")
+        if starts != len({data["run"] for _, data in events if data}):
+            yield f"a stream began {starts} times: {events}"
+
+
+def is_disturbed(story: Story, asked: Asked, worker: str) -> bool:
+    """Whether one of the processes that a job was in the hands of was not well at any time."""
+    ended = float("inf") if asked.ended is None else asked.ended
+    if any(at <= ended for at in story.flushed_at):
+        return True
+    involved = {asked.actor, *story.hosts_of(worker)}
+    if asked.ask.kind is Kind.DELEGATE:
+        involved = set(story.actors)
+    return any(
+        actor.expulsions or actor.was_expelled or actor.is_gone_by(ended) for actor in involved
+    )
+
+
+# -- the test --------------------------------------------------------------------------------
+
+SCHEDULES = int(os.environ.get("PIPECAT_JOBS_REDIS_SCHEDULES", "0"))
+#: Schedules that are played at once.
+AT_ONCE = 8
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def server_url(runner: asyncio.Runner) -> Iterator[str]:
+    """One server for all schedules, of which each has a database of its own."""
+    server = EmbeddedRedis()
+    runner.run(server.start())
+    yield server.url
+    runner.run(server.stop())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def silence() -> Iterator[None]:
+    for name in ("pipecat", "pipecat_jobs"):
+        logger.disable(name)
+    yield
+    for name in ("pipecat", "pipecat_jobs"):
+        logger.enable(name)
+
+
+async def play(batch: list[Plan], url: str) -> list[str]:
+    """Play plans at once. Gives what is wrong, plan by plan."""
+    found: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: found.append(f"the loop was told {context}"))
+    before = asyncio.all_tasks()
+    stages = [Stage(plan, url, database) for database, plan in enumerate(batch)]
+    for story in await asyncio.gather(*(stage.play() for stage in stages)):
+        wrong = list(problems(story))
+        if wrong:
+            found.append("\n  ".join([f"{story.plan!r}:", *wrong]))
+    left = asyncio.all_tasks() - before
+    if left:
+        await asyncio.wait(left, timeout=5.0)
+    found.extend(f"a task is left: {task}" for task in left if not task.done())
+    return found
+
+
+@pytest.mark.timeout(max(300, SCHEDULES * 5))
+@settings(
+    max_examples=(SCHEDULES // AT_ONCE) or 8,
+    derandomize=not SCHEDULES,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    # In real time, looking for a smaller schedule would take longer than reading the large one.
+    phases=[Phase.generate],
+    suppress_health_check=[
+        HealthCheck.data_too_large,
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+    ],
+)
+@given(batch=st.lists(plans(), min_size=AT_ONCE, max_size=AT_ONCE))
+def test_every_job_ends_once_whatever_fails(
+    batch: list[Plan], runner: asyncio.Runner, server_url: str
+):
+    found = runner.run(play(batch, server_url))
+    assert not found, "\n".join(found)

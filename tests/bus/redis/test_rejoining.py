@@ -1,0 +1,211 @@
+"""``RedisStreamsBus``: a process that was declared dead and is back, and one that leaves."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from pipecat.bus.messages import BusActivateWorkerMessage
+from redis.asyncio import Redis
+from support.redis.processes import Mortal, Pair, nothing_remains, proxy, redis, redis_server, until
+from support.tcp_proxy import TcpProxy
+from support.workers import Answerer
+
+from pipecat_jobs import JobTimeoutError, WorkerLostError
+from pipecat_jobs.bus._distributed.engine import Call, Lane, UnreachableError
+from pipecat_jobs.bus.redis import EmbeddedRedis
+from pipecat_jobs.bus.redis.link import Command, Reply
+from pipecat_jobs.bus.redis.script import LOAD
+
+__all__ = ["proxy", "redis", "redis_server"]
+
+
+@pytest.fixture
+async def member(redis_server: EmbeddedRedis) -> AsyncIterator[Mortal]:
+    async with Mortal(redis_server.url, Answerer()) as member:
+        await member.bus._outbox.empty()
+        yield member
+
+
+async def test_a_process_that_hears_no_receipt_for_joining_is_on_the_channel_once(
+    member: Mortal, redis: Redis, monkeypatch: pytest.MonkeyPatch
+):
+    """Jobs would be given to the other one, and its death would be told of both."""
+    process = member.bus._process
+    assert process is not None
+
+    async def lose_the_receipt(*commands: Command, wait: float = 0) -> list[Reply]:
+        monkeypatch.undo()
+        await process._sending.call(*commands, wait=wait)
+        raise UnreachableError("no receipt")
+
+    monkeypatch.setattr(process._sending, "call", lose_the_receipt)
+    await redis.execute_command(*process._channel.call("leave", process.id, 0))
+    await until(lambda: member.bus._roster is not None)
+    assert await redis.zrange("pipecat-jobs:{pipecat}:members", 0, -1) == [process.id]
+
+
+async def test_a_lease_that_is_renewed_while_the_process_joins_anew_is_not_taken_for_lost(
+    member: Mortal, redis: Redis, monkeypatch: pytest.MonkeyPatch
+):
+    process = member.bus._process
+    assert process is not None
+    call, renew = process._sending.call, process._renewing.call
+    joining, renewed = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def join_late(*commands: Command, wait: float = 0) -> list[Reply]:
+        if commands[:1] == LOAD[:1] and not joining.is_set():
+            joining.set()
+            await renewed.acquire()
+        return await call(*commands, wait=wait)
+
+    async def note_renewal(*commands: Command) -> list[Reply]:
+        is_meanwhile = joining.is_set()
+        replies = await renew(*commands)
+        if is_meanwhile:
+            renewed.release()
+        return replies
+
+    monkeypatch.setattr(process._sending, "call", join_late)
+    monkeypatch.setattr(process._renewing, "call", note_renewal)
+    await redis.execute_command(*process._channel.call("leave", process.id, 0))
+    # The sender notices it first.
+    member.bus._outbox.put(Call(Lane.CONTROL, "mark", lambda _, __: (1,)))
+    await until(lambda: member.bus._roster is not None)
+    await renewed.acquire()
+    assert member.bus.stats.expulsions == 1
+
+
+# -- who knows of whom ---------------------------------------------------------------------------
+
+
+async def test_who_missed_that_a_process_is_back_hears_of_its_workers_all_the_same(
+    redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
+):
+    async with Pair(proxy.url, redis_server.url) as pair:
+        await pair.working.knows("asker")
+        proxy.block()
+        gone = pair.working.bus._process.id
+        pair.asking.bus.process_gone(gone, [pair.working.runner.name])
+        await redis.flushall()
+        # It says that it is back while nobody else is on the channel.
+        await until(lambda: pair.working.bus._roster is not None)
+        await pair.working.bus._outbox.empty()
+        proxy.unblock()
+        proxy.reset()
+        await pair.asking.knows("answerer")
+
+
+async def test_a_process_that_joins_anew_is_answered_by_who_takes_it_for_known(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    async with Pair(redis_server.url, redis_server.url) as pair:
+        await pair.working.knows("asker")
+        # What each has said to the other so far is there.
+        await pair.working.bus._outbox.empty()
+        await pair.asking.bus._router.caught_up()
+        await pair.asking.knows("answerer")
+        gone = pair.working.bus._process.id
+        pair.asking.bus.process_gone(gone, [pair.working.runner.name])
+        process, known = pair.asking.bus._process, pair.working.runner._known_runners
+        assert process is not None
+        await redis.execute_command(*process._channel.call("leave", process.id, 0))
+        await until(lambda: not known)
+        # As when it takes in an introduction after it was told that its sender is gone.
+        known.add(pair.asking.runner.name)
+        await pair.asking.knows("answerer")
+
+
+# -- what it had asked for -----------------------------------------------------------------------
+
+
+async def test_a_job_that_is_cancelled_before_its_receipt_is_not_asked_for_again(
+    redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
+):
+    async with Pair(proxy.url, redis_server.url) as pair:
+        await pair.asking.bus._outbox.empty()
+        proxy.block()
+        with pytest.raises(JobTimeoutError):
+            await pair.asker.ask("answerer", "wait", timeout=0.2)
+        assert pair.asking.bus._outbox.tried()
+        await redis.flushall()
+        proxy.reset()
+        proxy.unblock()
+        await until(lambda: pair.asking.bus.stats.expulsions and pair.working.bus.stats.expulsions)
+        assert (await pair.ask("echo", payload={"x": 1}))["payload"] == {"x": 1}
+        assert len(pair.worker.ran) == 1
+
+
+async def test_a_job_that_its_worker_has_had_before_is_not_left_waiting(
+    redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
+):
+    """Whoever asked was declared dead before the receipt, and asks again."""
+    async with Pair(proxy.url, redis_server.url) as pair:
+        await pair.asking.bus._outbox.empty()
+        proxy.swallows_replies = True
+        held = pair.ask("wait")
+        await pair.worker.started.get()
+        process = pair.asking.bus._process
+        assert process is not None
+        await redis.execute_command(*process._channel.call("leave", process.id, 0))
+        await until(lambda: pair.worker.cancelled)
+        proxy.swallows_replies = False
+        proxy.reset()
+        with pytest.raises(WorkerLostError, match="no process that may run it came"):
+            await held
+        assert len(pair.worker.ran) == 1
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+async def test_a_process_leaves_nothing_though_the_server_has_forgotten_the_script(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    async with Mortal(redis_server.url, Answerer()) as member:
+        await member.bus._outbox.empty()
+        process, member.bus._process = member.bus._process, None
+        assert process is not None
+        await redis.script_flush()
+        assert await process.roster() == {member.runner.name}
+        await redis.script_flush()
+        await process.stop(timeout=5)
+        await nothing_remains(redis)
+
+
+async def test_a_process_that_stops_while_it_joins_anew_reads_no_more(
+    redis_server: EmbeddedRedis, redis: Redis, monkeypatch: pytest.MonkeyPatch
+):
+    async with Mortal(redis_server.url, Answerer()) as member:
+        bus, process = member.bus, member.bus._process
+        assert process is not None
+        await bus._outbox.empty()
+        before, cancel = process._reader, bus.cancel_task
+
+        async def cancel_and_wait(task: asyncio.Task[None]) -> None:
+            await cancel(task)
+            if task is sender:
+                await until(lambda: process._reader is not before)
+
+        sender, _ = process._tasks
+        bus._process = None
+        await redis.execute_command(*process._channel.call("leave", process.id, 0))
+        monkeypatch.setattr(bus, "cancel_task", cancel_and_wait)
+        await process.stop(timeout=5)
+        monkeypatch.undo()
+        tasks = {task.get_name() for task in asyncio.all_tasks()}
+        assert not [name for name in tasks if "redis_read" in name]
+        await nothing_remains(redis)
+
+
+async def test_what_the_server_could_not_do_is_not_overtaken_by_what_was_sent_behind_it(
+    member: Mortal, redis: Redis
+):
+    """As when a script is loaded again, by somebody else, between two calls of one batch."""
+    traffic, _ = LOAD
+    await redis.script_flush()
+    await redis.execute_command(*traffic)
+    caught_up = asyncio.create_task(member.bus._router.caught_up())
+    await asyncio.sleep(0)
+    await member.bus.send(BusActivateWorkerMessage(source="answerer", target="nobody"))
+    async with asyncio.timeout(10):
+        await caught_up

@@ -1,0 +1,101 @@
+"""``RedisStreamsBus``: a process that is started again, and a bus."""
+
+import asyncio
+import signal
+
+import pytest
+from pipecat.bus import AsyncQueueBus
+from pipecat.bus.messages import BusJobRequestMessage
+from pipecat.workers.runner import WorkerRunner
+from redis.asyncio import Redis
+from support.redis.nodes import Nodes, nodes
+from support.redis.processes import Member, Mortal, proxy, redis, redis_server, until, until_async
+from support.tcp_proxy import TcpProxy
+from support.workers import Answerer, Asker
+
+from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus, drain_on_sigterm
+
+__all__ = ["nodes", "proxy", "redis", "redis_server"]
+
+CHANNEL = "pipecat-jobs:{pipecat}"
+
+
+async def test_a_process_that_is_started_again_under_its_name_before_it_was_missed_stays_known(
+    nodes: Nodes, redis_server: EmbeddedRedis, redis: Redis
+):
+    options = {"lease": 3.0}
+    async with Member(redis_server.url, asker := Asker(), **options) as member:
+        assert member.bus._process is not None
+        one = await nodes.start("gpu-box", "worker", options=options)
+        await member.knows("worker")
+        members = await redis.zrange(f"{CHANNEL}:members", 0, -1)
+        [killed] = {*members} - {member.bus._process.id}
+        one.send(signal.SIGKILL)
+        await one.ended()
+        two = await nodes.start("gpu-box", "worker", options=options)
+
+        async def is_missed() -> bool:
+            return await redis.exists(f"{CHANNEL}:proc:{killed}") == 0
+
+        await until_async(is_missed)
+        await member.caught_up()
+        assert "worker" in member.runner.registry
+        assert (await asker.ask("worker", "echo", timeout=10))["pid"] == two.pid
+
+
+async def test_what_waits_when_a_bus_stops_is_the_first_that_it_sends_when_it_is_started_again(
+    redis_server: EmbeddedRedis, proxy: TcpProxy
+):
+    async with Member(redis_server.url, answerer := Answerer()) as other:
+        tasks = other.runner.task_manager
+        bus = RedisStreamsBus(proxy.url, lease=0.5)
+        await bus.setup(tasks)
+        await bus.start()
+        await bus._router.caught_up()
+        proxy.block()
+        requests = [
+            BusJobRequestMessage(source="x", target="answerer", job_id=str(n), job_name="echo")
+            for n in range(8)
+        ]
+        await bus.send(requests[0])
+        await bus.stop()
+        proxy.unblock()
+        proxy.reset()
+        await bus.start()
+        for request in requests[1:]:
+            await bus.send(request)
+        await until(lambda: len(answerer.ran) >= 7)
+        assert sorted(answerer.ran)[-7:] == [str(n) for n in range(1, 8)]
+        await bus.stop()
+
+
+# -- a process that is told to go ----------------------------------------------------------------
+
+
+async def test_a_second_sigterm_ends_a_process_that_drains_and_another_takes_its_job_up(
+    nodes: Nodes, redis_server: EmbeddedRedis
+):
+    first = await nodes.start("n1", "worker")
+    async with Mortal(redis_server.url, asker := Asker()) as member:
+        await member.knows("worker")
+        asking = asyncio.create_task(
+            asker.ask("worker", "hold", payload={"gate": "open"}, timeout=30)
+        )
+        await nodes.notes.next("started", pid=first.pid)
+        second = await nodes.start("n2", "worker")
+        first.send(signal.SIGTERM)
+        # It takes nothing more, and waits for its job.
+        while (await asker.ask("worker", "echo", timeout=5))["pid"] == first.pid:
+            pass
+        for _ in range(3):
+            assert (await asker.ask("worker", "echo", timeout=5))["pid"] == second.pid
+        first.send(signal.SIGTERM)
+        await first.ended()
+        await nodes.notes.next("started", pid=second.pid, attempt=2)
+        await nodes.notes.open_gate("open", times=2)
+        assert await asking == {"pid": second.pid, "attempt": 2}
+
+
+async def test_a_runner_on_another_bus_cannot_be_drained():
+    with pytest.raises(TypeError, match="AsyncQueueBus; it has nothing to drain"):
+        drain_on_sigterm(WorkerRunner(bus=AsyncQueueBus(), handle_sigint=False))

@@ -1,0 +1,109 @@
+"""What a user of the server has to be allowed, and what happens to one who is not."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+from loguru import logger
+from redis.asyncio import Redis
+from support.redis.processes import (
+    Member,
+    Mortal,
+    nothing_remains,
+    redis,
+    redis_server,
+    until,
+    until_async,
+)
+from support.workers import Answerer, Asker
+
+from pipecat_jobs import BusUnavailableError
+from pipecat_jobs.bus.redis import EmbeddedRedis
+
+__all__ = ["redis", "redis_server"]
+
+PAGE = Path(__file__).parents[3] / "docs/distributed.md"
+
+
+@pytest.fixture
+async def user(redis_server: EmbeddedRedis, redis: Redis) -> str:
+    """Where the user is let in who has the rights that the documentation names."""
+    [rights] = re.findall(r"ACL user for the bus: `([^`]+)`, keys `([^`]+)`", PAGE.read_text())
+    await redis.execute_command("ACL", "SETUSER", "bus", "on", ">pw", *" ".join(rights).split())
+    return redis_server.url.replace("unix://", "unix://bus:pw@")
+
+
+async def test_a_user_with_the_documented_rights_is_enough(user: str, redis: Redis):
+    async with Member(user, asker := Asker()) as member, Member(user, Answerer()):
+        await member.knows("answerer")
+        assert await asker.ask("answerer", "echo", timeout=5)
+        strangers = Redis.from_url(user)
+        with pytest.raises(Exception, match="permission"):
+            await strangers.set("other", "1")
+        await strangers.aclose()
+    await nothing_remains(redis)
+
+
+@pytest.mark.parametrize("command", ["xread", "xtrim", "evalsha"])
+async def test_a_process_that_lacks_a_right_is_an_error_at_the_start_that_says_so(
+    user: str, redis: Redis, command: str
+):
+    await redis.execute_command("ACL", "SETUSER", "bus", f"-{command}")
+    with pytest.raises(BusUnavailableError, match=f"(?i)permission.*{command}"):
+        await Member(user, Answerer(), start_timeout=0.3).runner.run()
+
+
+async def test_a_process_that_may_no_longer_read_loses_its_jobs_to_another_and_says_so(
+    user: str, redis_server: EmbeddedRedis, redis: Redis
+):
+    deaf, other, asker, waits = Answerer(), Answerer(), Asker(), Asker("waits")
+    errors: list[str] = []
+    sink = logger.add(errors.append, level="ERROR")
+    async with (
+        Mortal(redis_server.url, asker, Answerer("elsewhere")) as member,
+        Mortal(user, deaf, waits) as refused,
+    ):
+        await refused.knows("elsewhere")
+        asking = await asker.request_job("answerer", name="wait")
+        assert await deaf.started.get() == asking
+        await redis.execute_command("ACL", "SETUSER", "bus", "-xread")
+        async with Mortal(redis_server.url, other):
+            # A read that waits goes on until there is something.
+            await refused.caught_up()
+            assert await other.started.get() == asking
+            await until(lambda: deaf.cancelled)
+            assert (deaf.cancelled, refused.bus.stats.expulsions) == ([asking], 1)
+            # What it asks now is sent once it hears again.
+            answer = asyncio.create_task(waits.ask("elsewhere", "echo", timeout=20))
+            await asyncio.sleep(0)
+            await redis.execute_command("ACL", "SETUSER", "bus", "+xread")
+            assert (await answer)["from"] == "elsewhere"
+        await member.knows("answerer")
+        assert await asker.ask("answerer", "echo", timeout=10)
+    logger.remove(sink)
+    assert len([each for each in errors if "lets nothing be read" in each]) == 1
+    await nothing_remains(redis)
+
+
+async def test_a_process_that_was_not_let_read_joins_anew_once(
+    redis_server: EmbeddedRedis, redis: Redis
+):
+    members = "pipecat-jobs:{pipecat}:members"
+
+    async def is_renewed() -> bool:
+        return await redis.zscore(members, process.id) not in (None, renewed_at)
+
+    async with Mortal(redis_server.url, Answerer()) as member:
+        await member.caught_up()
+        process = member.bus._process
+        assert process is not None
+        renewed_at = await redis.zscore(members, process.id)
+        await until_async(is_renewed)
+        # For longer than a lease. Nothing comes that could be read meanwhile.
+        process._refused_at = -100.0
+        await until(lambda: member.bus.stats.expulsions)
+        for _ in range(3):
+            renewed_at = await redis.zscore(members, process.id)
+            await until_async(is_renewed)
+        assert member.bus.stats.expulsions == 1

@@ -1,0 +1,254 @@
+"""The channel's script, called as processes call it, step by step: who gets what."""
+
+from collections import Counter
+
+import pytest
+from redis.asyncio import Redis
+from support.redis.processes import nothing_remains, redis, redis_server, until_async
+from support.redis.script import PREFIX, Process, script
+
+from pipecat_jobs.bus.redis.script import Limits
+
+__all__ = ["redis", "redis_server", "script"]
+
+pytestmark = pytest.mark.usefixtures("script")
+
+
+def test_limits_are_said_to_the_millisecond():
+    assert str(Limits(1.5, 0.0304, 3, inbox=7)) == "1500 30 3 7 63061"
+
+
+# -- who gets a job ------------------------------------------------------------------------------
+
+
+async def test_hosts_with_the_same_room_take_turns(redis: Redis):
+    asker = await Process(redis, "a").join()
+    hosts = [await Process(redis, name).join("w") for name in "xyz"]
+    given = {host.id: 0 for host in hosts}
+    for _ in range(9):
+        ref = await asker.ask("w")
+        for host in hosts:
+            for taken, _ in await host.jobs():
+                assert taken == ref
+                given[host.id] += 1
+                await host.answer(ref)
+    assert given == {"x": 3, "y": 3, "z": 3}
+
+
+async def test_among_hosts_with_the_same_room_the_one_with_the_least_to_do_is_asked(redis: Redis):
+    asker = await Process(redis, "a").join()
+    busy, idle = [await Process(redis, name).join("w", job=4) for name in "xy"]
+    await busy.host("other")
+    await asker.ask("other")
+    await busy.read()
+    for _ in range(4):
+        ref = await asker.ask("w")
+        assert await idle.jobs() == [(ref, 1)]
+        await idle.answer(ref)
+    assert await busy.jobs() == []
+
+
+async def test_a_host_with_room_for_more_is_asked_more(redis: Redis):
+    asker = await Process(redis, "a").join()
+    small = await Process(redis, "x").join("w", job=2)
+    large = await Process(redis, "y").join("w", job=6)
+    refs = [await asker.ask("w") for _ in range(9)]
+    few, many = await small.jobs(), await large.jobs()
+    assert (len(few), len(many)) == (2, 6)
+    # The one that found no room waits for it.
+    await large.answer(many[0][0])
+    assert await large.jobs() == [(refs[8], 1)]
+    assert await small.jobs() == []
+
+
+async def test_a_job_with_room_of_its_own_leaves_the_others_theirs(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w", wide=2)
+    wide = [await asker.ask("w", "wide") for _ in range(3)]
+    other = await asker.ask("w")
+    assert await host.jobs() == [(wide[0], 1), (wide[1], 1), (other, 1)]
+    await host.answer(other)
+    assert await host.jobs() == []
+    await host.answer(wide[0])
+    assert await host.jobs() == [(wide[2], 1)]
+
+
+async def test_jobs_that_share_room_wait_for_each_other_and_each_gets_its_turn(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    waiting = {await asker.ask("w", name) for name in ("one", "two", "three", "two")}
+    for left in (3, 2, 1, 0):
+        [(ref, _)] = await host.jobs()
+        waiting.remove(ref)
+        assert len(waiting) == left
+        await host.answer(ref)
+    assert await host.jobs() == []
+
+
+async def test_no_job_keeps_those_that_share_its_room_waiting_for_ever(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    names = {await asker.ask("w", name): name for name in ["one", "two"] * 40}
+    begun = Counter(one=0, two=0)
+    # Of what waits for room: the first was begun as it was asked for.
+    while min(begun.values()) < 2:
+        [(ref, _)] = await host.jobs()
+        begun[names.pop(ref)] += 1
+        await host.answer(ref)
+    assert set(names.values()) == {"one", "two"}
+
+
+async def test_no_more_of_what_waits_is_looked_at_than_there_is_room_for(redis: Redis):
+    asker = await Process(redis, "a").join()
+    # Turns are counted among several.
+    host, _ = [await Process(redis, name).join("w") for name in "xy"]
+    for _ in range(10):
+        await asker.ask("w")
+    [(first, _)] = await host.jobs()
+    before = int(await redis.hget(f"{PREFIX}:turns", "w"))
+    await host.answer(first)
+    assert int(await redis.hget(f"{PREFIX}:turns", "w")) == before + 2
+
+
+async def test_what_waits_for_room_is_given_out_in_the_order_it_was_asked(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    refs = [await asker.ask("w") for _ in range(5)]
+    for ref in refs:
+        assert await host.jobs() == [(ref, 1)]
+        await host.answer(ref)
+
+
+async def test_a_new_host_gets_what_waits(redis: Redis):
+    asker = await Process(redis, "a").join()
+    refs = [await asker.ask("w", name) for name in ("one", "two")]
+    host = await Process(redis, "x").join("w", one=1, two=1)
+    assert sorted(await host.jobs()) == [(ref, 1) for ref in refs]
+    await host.call("leave")
+    await asker.call("leave")
+    await nothing_remains(redis)
+
+
+async def test_a_process_without_room_for_the_name_gets_no_requests(redis: Redis):
+    asker = await Process(redis, "a").join()
+    other = await Process(redis, "x").join()
+    await other.say("host", "w", "")
+    await asker.ask("w")
+    assert await other.read() == []
+    await asker.call("route", "d", "w", "hello", "0")
+    assert await other.read() == [("d", "m", "", "hello")]
+
+
+# -- what each may say, and to whom --------------------------------------------------------------
+
+
+async def test_a_call_that_is_repeated_is_not_done_again(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w", job=5)
+    await asker.ask("w")
+    assert await asker.repeat("request", "w", "job", 0, 1, "request") == "again"
+    assert len(await host.jobs()) == 1
+
+
+@pytest.mark.parametrize("to_self", ["0", "1"])
+async def test_what_is_for_all_goes_to_all_and_back_only_if_it_is_asked_for(
+    redis: Redis, to_self: str
+):
+    one, two = [await Process(redis, name).join() for name in "ab"]
+    await one.say("route", "u", "", "hello", to_self)
+    assert await two.read() == [("u", "m", "", "hello")]
+    assert len(await one.read()) == int(to_self)
+
+
+async def test_messages_of_a_job_take_the_lane_they_are_sent_by(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    ref = await asker.ask("w")
+    await host.read()
+    for lane in "ud":
+        await asker.say("notify_worker", ref.rpartition(":")[2], lane, "m", "0", "notify_worker")
+        assert await host.read() == [(lane, "m", "", "notify_worker")]
+        await host.answer(ref, lane=lane, last=lane == "d")
+        assert await asker.read() == [(lane, "m", ref, "answer")]
+
+
+async def test_a_request_that_is_given_back_unread_is_given_out_at_the_same_attempt(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    ref, waiting = [await asker.ask("w") for _ in range(2)]
+    await host.say("withdraw", "w")
+    other = await Process(redis, "y").join()
+    assert await host.say("reassign", ref, 1, "0") == "ok"
+    await other.host("w")
+    assert await other.jobs() == [(ref, 1)]
+    await other.answer(ref)
+    assert await other.jobs() == [(waiting, 1)]
+
+
+@pytest.mark.parametrize("command", ["reassign", "disown"])
+async def test_the_room_of_a_job_that_is_given_back_is_given_to_the_next(
+    redis: Redis, command: str
+):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    ref, waiting = [await asker.ask("w") for _ in range(2)]
+    await host.read()
+    await host.say(command, ref, 1, "1")
+    assert await host.jobs() == [(waiting, 1)]
+    other = await Process(redis, "y").join("w")
+    assert await other.jobs() == [(ref, 2)]
+
+
+async def test_a_request_that_cannot_be_read_is_lost_to_the_one_who_asked(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    ref = await asker.ask("w")
+    assert await host.say("reject", ref, 1) == "ok"
+    assert await asker.read() == [("d", "l", ref, "unreadable")]
+
+
+async def test_only_its_owner_gives_a_job_away_or_answers_for_it(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    other = await Process(redis, "y").join()
+    ref = await asker.ask("w")
+    await host.read()
+    assert await other.say("disown", ref, 0) == "ok"
+    assert await other.say("reassign", ref, 1, "1") == "stale"
+    assert await other.say("reject", ref, 1) == "stale"
+    assert await other.answer(ref) == "stale"
+    assert await host.answer(ref, attempt=2) == "stale"
+    assert await host.answer(ref) == "ok"
+
+
+async def test_the_server_says_what_it_does_not_know_and_what_it_thinks_is_held(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    ref = await asker.ask("w")
+    await host.read()
+    await asker.say("audit", ref.rpartition(":")[2])
+    assert await asker.read() == []
+    await asker.say("audit", ref.rpartition(":")[2], "77")
+    assert await asker.read() == [("d", "x", "", "77|")]
+    await host.say("audit")
+    assert await host.read() == [("d", "x", "", f"|{ref}")]
+
+
+async def test_a_request_behind_many_that_are_given_up_is_handed_out(redis: Redis):
+    """They were lost with a process that is back, and alone."""
+    jobs = 40
+    asker = await Process(redis, "a", takeover=0.2).join()
+    first = await Process(redis, "x", uid="stalls", takeover=0.2).join("w", job=jobs)
+    for _ in range(jobs):
+        await asker.ask("w")
+    await first.lease_ends()
+    await asker.call("renew")
+    fresh = await asker.ask("w")
+    back = await Process(redis, "y", uid="stalls", takeover=0.2).join("w", job=jobs)
+
+    async def are_given_up() -> bool:
+        await asker.call("renew")
+        return await redis.exists(f"{PREFIX}:waiting") == 0
+
+    await until_async(are_given_up)
+    assert await back.jobs() == [(fresh, 1)]

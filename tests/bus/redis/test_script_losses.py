@@ -1,0 +1,527 @@
+"""The channel's script, called step by step: what becomes of jobs and of what is kept."""
+
+import pytest
+from redis.asyncio import Redis
+from support.redis.processes import nothing_remains, redis, redis_server
+from support.redis.script import KINDS, PREFIX, Process, kinds, script
+
+__all__ = ["redis", "redis_server", "script"]
+
+pytestmark = pytest.mark.usefixtures("script")
+
+
+# -- jobs whose process is gone ------------------------------------------------------------------
+
+
+async def test_a_job_is_not_given_again_to_the_process_that_was_lost_with_it(redis: Redis):
+    asker = await Process(redis, "a").join()
+    first = await Process(redis, "x", uid="stalls").join("w")
+    ref = await asker.ask("w")
+    assert await first.jobs() == [(ref, 1)]
+    await first.lease_ends()
+    await asker.call("renew")
+    back = await Process(redis, "y", uid="stalls").join("w")
+    assert await back.jobs() == []
+    # Others are, and it does not hold them up.
+    second = await asker.ask("w")
+    assert await back.jobs() == [(second, 1)]
+    other = await Process(redis, "z").join("w")
+    assert await other.jobs() == [(ref, 2)]
+
+
+async def test_a_job_to_be_done_again_goes_before_those_that_wait(redis: Redis):
+    asker = await Process(redis, "a").join()
+    first = await Process(redis, "x").join("w")
+    ref, later = [await asker.ask("w") for _ in range(2)]
+    await first.lease_ends()
+    await asker.call("renew")
+    second = await Process(redis, "y").join("w")
+    assert await second.jobs() == [(ref, 2)]
+    await second.answer(ref, 2)
+    assert await second.jobs() == [(later, 1)]
+
+
+async def test_jobs_that_wait_for_another_process_keep_their_order_and_hold_nobody_up(
+    redis: Redis,
+):
+    asker = await Process(redis, "a").join()
+    first = await Process(redis, "x", uid="stalls").join("w", job=3)
+    lost = [await asker.ask("w") for _ in range(3)]
+    await first.read()
+    await first.lease_ends()
+    await asker.call("renew")
+    back = await Process(redis, "y", uid="stalls").join("w")
+    fresh = [await asker.ask("w") for _ in range(3)]
+    for ref in fresh:
+        assert await back.jobs() == [(ref, 1)]
+        await back.answer(ref)
+    waiting = await redis.lrange(f"{PREFIX}:queue:1:w:job", 0, -1)
+    assert sorted(waiting) == lost
+    other = await Process(redis, "z").join("w")
+    for ref in waiting:
+        assert await other.jobs() == [(ref, 2)]
+        await other.answer(ref, 2)
+
+
+@pytest.mark.parametrize("by", ["the caller", "the worker"])
+async def test_a_job_that_must_not_run_twice_is_lost_once_it_was_started(redis: Redis, by: str):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w", once=("job",) if by == "the worker" else ())
+    ref = await asker.ask("w", once=by == "the caller")
+    assert await host.jobs() == [(ref, 1)]
+    # Given back unread, it has not run.
+    await host.say("withdraw", "w")
+    assert await host.say("reassign", ref, 1, "0") == "ok"
+    other = await Process(redis, "y").join("w")
+    assert await other.jobs() == [(ref, 1)]
+    await other.lease_ends()
+    await asker.call("renew")
+    assert ("d", "l", ref, "once") in await asker.read()
+
+
+async def test_a_request_that_may_have_run_is_not_given_to_who_runs_it_once(redis: Redis):
+    """The caller was away, and asks again without a word of whether it was heard."""
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w", once=("job",))
+    ref = await asker.ask("w", attempt=2)
+    assert await asker.read() == [("d", "l", ref, "once")]
+    assert await host.jobs() == []
+    await asker.call("leave")
+    await host.call("leave")
+    await nothing_remains(redis)
+
+
+async def test_an_attempt_that_the_caller_counts_is_counted_on(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    ref = await asker.ask("w", attempt=2)
+    assert await host.jobs() == [(ref, 2)]
+    assert await host.answer(ref, 1) == "stale"
+    assert await host.answer(ref, 2) == "ok"
+
+
+async def test_a_job_is_given_up_after_as_many_processes_as_are_allowed(redis: Redis):
+    asker = await Process(redis, "a").join()
+    ref = await asker.ask("w")
+    for attempt in (1, 2, 3):
+        host = await Process(redis, f"x{attempt}").join("w")
+        assert await host.jobs() == [(ref, attempt)]
+        await host.lease_ends()
+        await asker.call("renew")
+    lost = [entry for entry in await asker.read() if entry[1] == "l"]
+    assert lost == [("d", "l", ref, "attempts")]
+
+
+async def test_a_job_that_was_called_off_is_not_given_to_another(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    other = await Process(redis, "y").join()
+    ref = await asker.ask("w")
+    assert await asker.cancel(ref) == "ok"
+    assert await host.read() == [("u", "m", ref, "cancel"), ("d", "j", ref, "1")]
+    await other.host("w")
+    await host.lease_ends()
+    await asker.call("renew")
+    assert await other.jobs() == []
+    assert ("d", "l", ref, "cancelled") in await asker.read()
+    assert await redis.keys("*:jobs:*") == []
+
+
+async def test_what_a_process_says_before_its_job_is_lost_is_read_before(redis: Redis):
+    asker = await Process(redis, "a", max_attempts=1).join()
+    host = await Process(redis, "x").join("w")
+    ref = await asker.ask("w")
+    await host.answer(ref, last=False)
+    await host.lease_ends()
+    await asker.call("renew")
+    [gone, *rest] = await asker.read()
+    assert gone[:2] == ("u", "g")
+    assert rest == [("d", "m", ref, "answer"), ("d", "l", ref, "attempts")]
+
+
+async def test_who_does_a_job_for_a_process_that_is_gone_is_told(redis: Redis):
+    asker, other = [await Process(redis, name).join() for name in "ab"]
+    host = await Process(redis, "x").join("w")
+    ref = await asker.ask("w")
+    await asker.ask("w")
+    waiting = await other.ask("w")
+    await asker.lease_ends()
+    await other.call("renew")
+    # What that process asked and nobody had begun is not begun any more.
+    assert await host.read() == [
+        ("u", "c", ref, ""),
+        ("u", "g", "a", "runner-a"),
+        ("d", "j", ref, "1"),
+        ("d", "j", waiting, "1"),
+    ]
+    assert await host.answer(ref) == "stale"
+    assert await redis.keys("*:queue*") == []
+
+
+async def test_a_process_that_is_gone_leaves_nothing_behind_and_others_hear_of_it(redis: Redis):
+    one, two = [await Process(redis, name).join("w", "v") for name in "ab"]
+    await one.ask("w")
+    await one.ask("w")
+    await two.ask("w")
+    await one.lease_ends()
+    await two.call("renew")
+    assert [key for key in await redis.keys() if ":a" in key] == []
+    for kind in ("names", "hosts"):
+        keys = await redis.keys(f"*:{kind}:*")
+        assert len(keys) == 2
+        for key in keys:
+            who = redis.smembers(key) if kind == "names" else redis.hkeys(key)
+            assert set(await who) == {"b"}
+    assert ("u", "g", "a", "runner-a") in await two.read()
+    assert await two.call("roster") == ["runner-b"]
+
+
+async def test_a_process_that_is_gone_can_say_nothing_any_more(redis: Redis):
+    one, two = [await Process(redis, name).join() for name in "ab"]
+    await one.lease_ends()
+    await two.call("renew")
+    assert await one.say("host", "w", "") == "fenced"
+    assert await one.call("renew") == "fenced"
+    assert await one.say("route", "d", "", "hello", "0") == "fenced"
+    assert [entry for entry in await two.read() if entry[1] == "m"] == []
+    # The server has forgotten what number it was at.
+    await one.join()
+    assert await one.say("mark", 1) == "ok"
+
+
+async def test_a_process_that_is_gone_before_it_offers_a_worker_gets_no_requests(redis: Redis):
+    asker, late = [await Process(redis, name).join() for name in "ab"]
+    await late.lease_ends()
+    await asker.call("renew")
+    assert await late.call("host", "w", late.spec()) == "fenced"
+    ref = await asker.ask("w")
+    host = await Process(redis, "x").join("w")
+    assert await host.jobs() == [(ref, 1)]
+
+
+async def test_nothing_is_kept_for_a_process_that_is_not_on_the_channel(redis: Redis):
+    one = await Process(redis, "a").join()
+    await redis.sadd(f"{PREFIX}:names:w", "nobody")
+    await one.say("route", "d", "w", "hello", "0")
+    assert await redis.keys("*:in:nobody:*") == []
+
+
+async def test_a_process_that_reads_nothing_counts_as_dead_and_its_jobs_go_on(redis: Redis):
+    sender = await Process(redis, "a", inbox=3).join()
+    host = await Process(redis, "x", inbox=3).join("w")
+    ref = await sender.ask("w")
+    other = await Process(redis, "y", inbox=3).join("w")
+    for _ in range(2):
+        await sender.say("route", "d", "w", "hello", "0")
+        await other.read()
+    assert await host.call("renew") == "ok"
+    await sender.say("route", "d", "w", "one too many", "0")
+    assert await host.call("renew") == "fenced"
+    assert (ref, 2) in await other.jobs()
+    assert ("u", "g", "x", "runner-x") in await sender.read()
+
+
+# -- requests that no process can take -----------------------------------------------------------
+
+
+async def test_a_request_that_finds_no_host_in_time_is_lost_and_the_others_are_not(redis: Redis):
+    asker = await Process(redis, "a", takeover=0).join()
+    full = await Process(redis, "x").join("full")
+    running, queued = [await asker.ask("full") for _ in range(2)]
+    lost = await asker.ask("nobody's")
+    assert await redis.zrange(f"{PREFIX}:waiting", 0, -1) == [lost]
+    assert await asker.call("renew") == "ok"
+    assert await asker.read() == [("d", "l", lost, "unhosted")]
+    assert await full.jobs() == [(running, 1)]
+    await full.answer(running)
+    assert await full.jobs() == [(queued, 1)]
+    await full.answer(queued)
+    await asker.call("leave")
+    await full.call("leave")
+    await nothing_remains(redis)
+
+
+async def test_a_request_whose_time_is_over_waits_on_for_a_host_that_is_there(redis: Redis):
+    asker = await Process(redis, "a", takeover=0).join()
+    refs = [await asker.ask("w") for _ in range(2)]
+    host = await Process(redis, "x").join("w")
+    await asker.call("renew")
+    assert [entry for entry in await asker.read() if entry[1] == "l"] == []
+    assert await redis.exists(f"{PREFIX}:waiting") == 0
+    for ref in refs:
+        assert await host.jobs() == [(ref, 1)]
+        await host.answer(ref)
+
+
+async def test_a_request_has_only_so_much_time_whatever_comes_and_goes(redis: Redis):
+    asker = await Process(redis, "a").join()
+    ref = await asker.ask("w")
+    until = await redis.zscore(f"{PREFIX}:waiting", ref)
+    host = await Process(redis, "x", takeover=1200).join()
+    await host.say("withdraw", "w")
+    assert await redis.zscore(f"{PREFIX}:waiting", ref) == until
+
+
+async def test_a_job_whose_only_other_host_goes_is_lost_in_time(redis: Redis):
+    asker = await Process(redis, "a", takeover=0).join()
+    first = await Process(redis, "x", uid="stalls", takeover=0).join("w")
+    ref = await asker.ask("w")
+    await first.lease_ends()
+    other = await Process(redis, "y", takeover=0).join("w")
+    busy = await asker.ask("w")
+    assert await other.jobs() == [(busy, 1)]
+    await asker.call("renew")
+    await Process(redis, "z", uid="stalls", takeover=0).join("w")
+    await asker.call("renew")
+    assert [entry for entry in await asker.read() if entry[1] == "l"] == []
+    await other.call("leave")
+    await asker.call("renew")
+    assert ("d", "l", ref, "unhosted") in await asker.read()
+
+
+async def test_what_waits_for_room_is_given_up_once_nobody_is_left_to_have_any(redis: Redis):
+    asker = await Process(redis, "a", takeover=0).join()
+    host = await Process(redis, "x", takeover=0).join("w")
+    running, waiting = [await asker.ask("w") for _ in range(2)]
+    await host.say("withdraw", "w")
+    await asker.call("renew")
+    assert await asker.read() == [("d", "l", waiting, "unhosted")]
+    assert await host.answer(running) == "ok"
+
+
+async def test_a_request_that_is_taken_has_no_time_to_be_taken_in(redis: Redis):
+    asker = await Process(redis, "a").join()
+    ref = await asker.ask("w")
+    assert await redis.zscore(f"{PREFIX}:waiting", ref)
+    host = await Process(redis, "x").join("w")
+    assert await host.jobs() == [(ref, 1)]
+    assert await redis.exists(f"{PREFIX}:waiting") == 0
+
+
+async def test_a_request_that_is_called_off_while_it_waits_is_gone(redis: Redis):
+    asker = await Process(redis, "a").join()
+    ref = await asker.ask("w")
+    assert await asker.cancel(ref) == "untaken"
+    assert await asker.cancel(ref) == "over"
+    assert await kinds(redis) == {"members", "proc", "in", "beat"}
+    host = await Process(redis, "x").join("w")
+    assert await host.jobs() == []
+
+
+# -- what the server has lost --------------------------------------------------------------------
+
+
+async def lose_jobs_of(redis: Redis, process: Process) -> None:
+    """Servers that run out of memory may evict whatever has a time to live."""
+    key = f"{PREFIX}:proc:{process.id}"
+    assert await redis.hdel(key, *(f for f in await redis.hkeys(key) if f.startswith("job:")))
+
+
+async def test_a_lost_job_of_a_process_that_is_gone_keeps_nobody_from_its_others(redis: Redis):
+    one, two = [await Process(redis, name).join() for name in "ab"]
+    host = await Process(redis, "x").join("w", job=5)
+    refs = [await asker.ask("w") for asker in (one, two, one, two)]
+    await lose_jobs_of(redis, one)
+    await host.lease_ends()
+    await one.call("renew")
+    relief = await Process(redis, "y").join("w", job=5)
+    assert sorted(await relief.jobs()) == [(refs[1], 2), (refs[3], 2)]
+    await one.call("leave")
+    assert [key for key in await redis.keys() if key.endswith((":a", ":x"))] == []
+
+
+async def test_a_lost_job_that_waits_for_room_keeps_nobody_from_it(redis: Redis):
+    one, two = [await Process(redis, name).join() for name in "ab"]
+    host = await Process(redis, "x").join("w")
+    running, _, waiting = [await asker.ask("w") for asker in (two, one, two)]
+    await lose_jobs_of(redis, one)
+    await host.read()
+    await host.answer(running)
+    assert await host.jobs() == [(waiting, 1)]
+
+
+async def test_a_lost_job_that_waits_for_a_host_keeps_nobody_from_being_given_up(redis: Redis):
+    one, two = [await Process(redis, name, takeover=0).join() for name in "ab"]
+    await one.ask("w")
+    waiting = await two.ask("w")
+    await lose_jobs_of(redis, one)
+    assert await one.call("renew") == "ok"
+    assert await two.read() == [("d", "l", waiting, "unhosted")]
+    assert await redis.exists(f"{PREFIX}:waiting") == 0
+
+
+@pytest.mark.parametrize("lost", ["held", "members"])
+async def test_a_running_job_that_its_owner_no_longer_holds_is_lost_and_stopped(
+    redis: Redis, lost: str
+):
+    asker, host = await Process(redis, "a").join(), await Process(redis, "x").join("w")
+    ref = await asker.ask("w")
+    await host.read()
+    if lost == "held":
+        await redis.hdel(f"{PREFIX}:proc:x", f"held:{ref}")
+    else:
+        await redis.zrem(f"{PREFIX}:members", "x")
+    await asker.say("audit", number := ref.rpartition(":")[2])
+    assert await asker.read() == [("d", "x", "", f"{number}|")]
+    assert await host.read() == [("u", "c", ref, "")]
+    assert await host.answer(ref) == "stale"
+    await host.join("w")
+    await host.say("audit")
+    again = await asker.ask("w")
+    assert await host.jobs() == [(again, 1)]
+
+
+@pytest.mark.parametrize("key", ["queues:w", "queue:1:w:job", "hosts:w", "waiting"])
+async def test_a_waiting_job_that_cannot_be_handed_out_any_more_is_lost(redis: Redis, key: str):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w") if key != "waiting" else None
+    if host:
+        await asker.ask("w")
+    ref = await asker.ask("w")
+    number = ref.rpartition(":")[2]
+    await asker.say("audit", number)
+    assert await asker.read() == []
+    await redis.delete(f"{PREFIX}:{key}")
+    await asker.say("audit", number)
+    assert await asker.read() == [("d", "x", "", f"{number}|")]
+    await asker.say("audit", number)
+    assert await asker.read() == [("d", "x", "", f"{number}|")]
+    assert not await redis.hexists(f"{PREFIX}:proc:a", f"job:{number}")
+
+
+async def test_slots_are_counted_again_from_the_jobs_that_are_held(redis: Redis):
+    asker, host = await Process(redis, "a").join(), await Process(redis, "x").join("w", job=2)
+    ref = await asker.ask("w")
+    await redis.hset(f"{PREFIX}:proc:x", "load:w\0job", 2)
+    waiting = await asker.ask("w")
+    assert await host.jobs() == [(ref, 1)]
+    await host.say("audit")
+    await host.host("w", job=2)
+    assert ("d", "j", waiting, "1") in await host.read()
+
+
+@pytest.mark.parametrize("key", ["proc:a", "in:a:u", "in:a:d"])
+async def test_a_process_of_which_something_is_lost_has_to_join_anew(redis: Redis, key: str):
+    process = await Process(redis, "a").join()
+    assert await process.call("renew") == "ok"
+    await redis.delete(f"{PREFIX}:{key}")
+    assert await process.call("renew") == "fenced"
+
+
+# -- leases --------------------------------------------------------------------------------------
+
+
+async def test_the_time_that_the_server_was_away_counts_against_nobody(redis: Redis):
+    one, two = [await Process(redis, name).join() for name in "ab"]
+    await one.lease_ends()
+    await redis.set(f"{PREFIX}:beat", 1)
+    assert await two.call("renew") == "ok"
+    assert await one.call("renew") == "ok"
+
+
+async def test_no_lease_is_shortened_by_the_time_that_the_server_was_away(redis: Redis):
+    one = await Process(redis, "a").join()
+    await Process(redis, "b", lease=1200).join()
+    before = await redis.zscore(f"{PREFIX}:members", "b")
+    await redis.set(f"{PREFIX}:beat", 1)
+    await one.call("renew")
+    assert await redis.zscore(f"{PREFIX}:members", "b") == before
+
+
+@pytest.mark.parametrize("command", ["join", "renew"])
+async def test_whoever_comes_first_after_the_server_was_away_sees_to_it(redis: Redis, command: str):
+    one, two = [await Process(redis, name).join() for name in "ab"]
+    before = await redis.zscore(f"{PREFIX}:members", "b")
+    await one.lease_ends()
+    await redis.set(f"{PREFIX}:beat", 1)
+    await two.call(command, *(("uid", "runner") if command == "join" else ()))
+    assert await redis.zscore(f"{PREFIX}:members", "a") >= before
+
+
+async def test_a_lease_that_ends_while_the_server_is_there_has_ended(redis: Redis):
+    one, two = [await Process(redis, name).join() for name in "ab"]
+    await two.call("renew")
+    await one.lease_ends()
+    await two.call("renew")
+    assert await one.call("renew") == "fenced"
+
+
+async def test_a_renewed_lease_is_a_whole_one(redis: Redis):
+    one, two = [await Process(redis, name).join() for name in "ab"]
+    before = await redis.zscore(f"{PREFIX}:members", "a")
+    await one.lease_ends()
+    assert await one.call("renew") == "ok"
+    await two.call("renew")
+    assert await redis.zscore(f"{PREFIX}:members", "a") >= before
+
+
+# -- what is kept --------------------------------------------------------------------------------
+
+
+async def test_everything_lives_as_long_as_a_process_cares_for_it(redis: Redis):
+    host = await Process(redis, "a").join("w")
+    for worker in ("w", "w", "nobody's"):
+        await host.ask(worker)
+    await host.say("route", "u", "w", "hello", "1")
+    keys = set(await redis.keys())
+    assert {key.split(":")[2] for key in keys} == KINDS - {"turns"}
+    for key in keys:
+        assert 2400 < await redis.ttl(key) <= 2460
+        await redis.expire(key, 10)
+    await host.call("renew")
+    # Times are counted anew with the next request.
+    of_requests = {key for key in keys if key.endswith(":waiting") or "nobody" in key}
+    assert {key for key in keys if await redis.ttl(key) <= 10} == of_requests
+
+
+async def test_the_last_one_to_leave_leaves_nothing(redis: Redis):
+    one, two = [await Process(redis, name).join("w") for name in "ab"]
+    await one.ask("w")
+    await one.call("leave")
+    assert await redis.exists(f"{PREFIX}:beat") == 1
+    await two.call("leave")
+    await nothing_remains(redis)
+
+
+async def test_a_name_that_is_taken_back_is_gone(redis: Redis):
+    one = await Process(redis, "a").join("w")
+    two = await Process(redis, "b").join()
+    await one.answer(await two.ask("w"))
+    for process in (one, two):
+        await process.read()
+    await one.say("unhost", "w")
+    assert await kinds(redis) == {"members", "proc", "in", "beat"}
+    await two.ask("w")
+    await two.say("route", "d", "w", "hello", "0")
+    assert await one.read() == []
+
+
+async def test_a_job_that_has_ended_leaves_nothing(redis: Redis):
+    asker = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w")
+    before, kept = await kinds(redis), await fields(redis)
+    refs = [await asker.ask("w") for _ in range(2)]
+    for ref in refs:
+        await host.answer(ref)
+    await host.read()
+    await asker.read()
+    assert await kinds(redis) == before
+    assert await fields(redis) == kept | {"busy"}
+
+
+async def test_whose_turn_it_is_is_kept_while_there_are_hosts(redis: Redis):
+    asker = await Process(redis, "a").join()
+    hosts = [await Process(redis, name).join("w") for name in "xy"]
+    turns = f"{PREFIX}:turns"
+    await asker.ask("w")
+    assert 2400 < await redis.ttl(turns) <= 2460
+    for host in hosts:
+        assert await redis.hexists(turns, "w")
+        await host.say("unhost", "w")
+    assert not await redis.exists(turns)
+
+
+async def fields(redis: Redis) -> set[str]:
+    """What is kept of processes."""
+    found = [await redis.hkeys(key) for key in await redis.keys("*:proc:*")]
+    return {field for fields in found for field in fields}

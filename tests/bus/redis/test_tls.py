@@ -1,0 +1,123 @@
+"""``RedisStreamsBus`` over TLS."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trustme
+from redis.asyncio import Redis
+from support.redis.processes import Member, nothing_remains, redis, redis_server, until
+from support.tcp_proxy import TcpProxy
+from support.workers import Answerer, Asker
+
+from pipecat_jobs import BusUnavailableError
+from pipecat_jobs.bus._distributed.engine import UnreachableError
+from pipecat_jobs.bus.redis import EmbeddedRedis
+from pipecat_jobs.bus.redis.link import Link
+
+__all__ = ["redis", "redis_server"]
+
+
+class Front(TcpProxy):
+    """Speaks TLS before a server, with a certificate that one authority has issued."""
+
+    def __init__(self, server: EmbeddedRedis, folder: Path, issued_to: str = "127.0.0.1"):
+        authority = trustme.CA()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert(issued_to).configure_cert(context)
+        super().__init__(server.url, tls=context)
+        self.trusted = folder / "authority.pem"
+        authority.cert_pem.write_to_path(str(self.trusted))
+
+    @property
+    def trusting_url(self) -> str:
+        return f"{self.url}?ssl_ca_certs={self.trusted}&ssl_check_hostname=true"
+
+
+@pytest.fixture
+async def front(redis_server: EmbeddedRedis, tmp_path: Path) -> AsyncIterator[Front]:
+    async with Front(redis_server, tmp_path) as front:
+        yield front
+
+
+async def test_jobs_and_streams_cross_processes_over_tls(front: Front, redis: Redis):
+    async with (
+        Member(front.trusting_url, asker := Asker()) as member,
+        Member(front.trusting_url, Answerer()),
+    ):
+        await member.knows("answerer")
+        # Longer than one record of TLS.
+        payload = {"text": "x" * 100_000}
+        assert (await asker.ask("answerer", "echo", payload=payload, timeout=5))[
+            "payload"
+        ] == payload
+        async with asker.job("answerer", name="count", payload={"to": 50}, timeout=5) as j:
+            numbers = [event.data["number"] async for event in j if event.data]
+        assert numbers == list(range(50))
+    await nothing_remains(redis)
+
+
+@pytest.mark.parametrize("kind", ["an unknown authority", "another host"])
+async def test_a_certificate_that_is_not_trusted_is_an_error_at_the_start_that_says_so(
+    redis_server: EmbeddedRedis, tmp_path: Path, redis: Redis, kind: str
+):
+    other_host = kind == "another host"
+    async with Front(
+        redis_server, tmp_path, "redis.example" if other_host else "127.0.0.1"
+    ) as front:
+        url = front.trusting_url if other_host else f"{front.url}?ssl_check_hostname=true"
+        with pytest.raises(BusUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
+            await Member(url, start_timeout=1.0).runner.run()
+    await nothing_remains(redis)
+
+
+async def test_tls_connections_that_are_cut_come_back(front: Front, redis_server: EmbeddedRedis):
+    async with (
+        Member(front.trusting_url, asker := Asker(), lease=5.0) as member,
+        Member(redis_server.url, answerer := Answerer(), lease=5.0),
+    ):
+        await member.knows("answerer")
+        asking = asyncio.create_task(asker.ask("answerer", "wait", timeout=20))
+        await answerer.started.get()
+        front.reset()
+        answerer.release.set()
+        assert await asking == {"from": "answerer"}
+        assert await asker.ask("answerer", "echo", timeout=20)
+        await until(lambda: member.bus.stats.reconnects)
+        assert (member.bus.stats.expulsions, member.bus.stats.lost) == (0, 0)
+
+
+async def test_a_tls_connection_that_hangs_is_left_without_a_word(front: Front):
+    """Closing one in good order takes the other side's goodbye."""
+    async with Redis.from_url(front.trusting_url) as client:
+        link = Link(client, timeout=2)
+        assert await link.call(("PING",)) == [b"PONG"]
+        front.stall()
+        async with asyncio.timeout(100):
+            with pytest.raises(UnreachableError):
+                await link.call(("PING",))
+            assert await link.call(("PING",)) == [b"PONG"]
+            front.stall()
+            await link.close()
+
+
+async def test_a_client_with_tls_and_a_user_gives_its_settings_to_the_bus(
+    front: Front, redis: Redis
+):
+    rights = ["on", ">pw", "~pipecat-jobs:*", "+@all"]
+    await redis.execute_command("ACL", "SETUSER", "bus", *rights)
+    await redis.execute_command("ACL", "SETUSER", "default", "nopass", "-@all", "+@connection")
+    client = Redis(
+        host="127.0.0.1",
+        port=front.port,
+        username="bus",
+        password="pw",
+        ssl=True,
+        ssl_ca_certs=str(front.trusted),
+        ssl_check_hostname=True,
+    )
+    async with client, Member(client, asker := Asker()) as member, Member(client, Answerer()):
+        await member.knows("answerer")
+        assert await asker.ask("answerer", "echo", timeout=5)

@@ -1,0 +1,274 @@
+"""What is raised may be no ``Exception``: the job ends as an error all the same."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pipecat.bus import AsyncQueueBus
+from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage, BusMessage
+from support.workers import Answerer, Asker, until
+
+from pipecat_jobs import BaseWorker, JobError, OutcomeStatus, job
+from pipecat_jobs._protocol.hooks import REQUESTER_EVENTS
+from pipecat_jobs.testing import JobHarness
+
+#: Seconds in which a busy machine, too, gets a job done.
+LONG = 20.0
+
+
+class PanicException(BaseException):
+    """Stands for PyO3's, with which Rust code in a Python package panics."""
+
+
+class Unprintable(Exception):
+    """An exception of which nothing can be said."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+    __repr__ = __str__
+
+
+#: By name: makes the exception.
+RAISED: dict[str, Callable[[], BaseException]] = {
+    "panic": lambda: PanicException("rust panicked"),
+    "group": lambda: BaseExceptionGroup("several", [PanicException("rust panicked")]),
+    "generator exit": lambda: GeneratorExit("closed"),
+    "system exit": lambda: SystemExit(3),
+    "unprintable": Unprintable,
+}
+ASKED = ["plain", "stream", "first in the stream", "one at a time", "one by one", None]
+
+
+class Raising(BaseWorker):
+    """Raises, in every kind of handler."""
+
+    def __init__(self, error: BaseException | None = None):
+        super().__init__("raising")
+        self.error = error
+
+    def fail(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return {"fine": True}
+
+    @job(name="plain")
+    async def plain(self, message: BusJobRequestMessage) -> dict:
+        return self.fail()
+
+    @job(name="stream")
+    async def stream(self, message: BusJobRequestMessage):
+        yield {"n": 1}
+        yield self.fail()
+
+    @job(name="first in the stream")
+    async def stream_nothing(self, message: BusJobRequestMessage):
+        yield self.fail()
+
+    @job(name="one at a time", max_concurrency=1)
+    async def one_at_a_time(self, message: BusJobRequestMessage) -> dict:
+        return self.fail()
+
+    @job(name="one by one", sequential=True)
+    async def one_by_one(self, message: BusJobRequestMessage) -> dict:
+        return self.fail()
+
+    async def on_job_request(self, message: BusJobRequestMessage) -> None:
+        await self.send_job_response(message.job_id, self.fail())
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("raised", RAISED)
+async def test_of_a_handler_is_the_jobs_error(
+    job_harness: JobHarness, raised: str, name: str | None
+):
+    error = RAISED[raised]()
+    asker, raising = Asker(), Raising(error)
+    await job_harness.start(asker, raising)
+    for _ in range(2):
+        with pytest.raises(JobError) as caught:
+            await asker.ask("raising", name, timeout=LONG)
+        outcome = caught.value.outcomes["raising"]
+        assert outcome.status is OutcomeStatus.ERROR
+        assert outcome.error is not None
+        assert outcome.error.type == type(error).__name__
+        assert "fail()" in (outcome.error.traceback or "")
+    assert not raising.active_jobs
+    raising.error = None
+    if name is not None:
+        await asker.ask("raising", name, timeout=LONG)
+
+
+async def test_of_a_handler_that_is_cancelled_is_the_jobs_end(job_harness: JobHarness, job_log):
+    class Cleaning(Answerer):
+        @job(name="clean")
+        async def clean(self, message: BusJobRequestMessage) -> None:
+            self.started.put_nowait(message.job_id)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise PanicException("in the clean-up")
+
+    asker, cleaning = Asker(), Cleaning()
+    await job_harness.start(asker, cleaning)
+    job_id = await asker.request_job("answerer", name="clean")
+    await cleaning.started.get()
+    await asker.cancel_job_group(job_id)
+    await until(lambda: cleaning.hook_calls and not cleaning.active_jobs)
+    assert any(isinstance(record.exception, PanicException) for record in job_log)
+
+
+async def test_of_sys_exit_is_critical_and_the_process_goes_on(job_harness: JobHarness, job_log):
+    asker, raising = Asker(), Raising(SystemExit(3))
+    await job_harness.start(asker, raising)
+    with pytest.raises(JobError, match="SystemExit"):
+        await asker.ask("raising", "plain", timeout=LONG)
+    (record,) = [r for r in job_log if isinstance(r.exception, SystemExit)]
+    assert record.level == "CRITICAL"
+
+
+@pytest.mark.parametrize("place", ["plain", "stream", "hook", "event handler"])
+def test_of_a_keyboard_interrupt_ends_the_loop_and_the_requester_hears_of_it(place: str):
+    """Should the program catch it and go on with its loop, no job is left open."""
+
+    class Interrupted(Asker):
+        async def on_job_update(self, message: Any) -> None:
+            if place == "hook":
+                raise KeyboardInterrupt
+
+    class Worker(Raising):
+        @job(name="update")
+        async def update(self, message: BusJobRequestMessage) -> dict:
+            await self.send_job_update(message.job_id, {})
+            return {}
+
+    loop = asyncio.new_event_loop()
+    try:
+        harness = loop.run_until_complete(entered())
+        raising = Worker(KeyboardInterrupt())
+        asker = Interrupted() if place == "hook" else Asker()
+        if place == "event handler":
+
+            @asker.event_handler("on_job_update")
+            def interrupt(worker: BaseWorker, message: object) -> None:
+                raise KeyboardInterrupt
+
+        loop.run_until_complete(harness.start(asker, raising))
+        name = place if place in ("plain", "stream") else "update"
+        caller = loop.create_task(asker.ask("raising", name, timeout=LONG))
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(caller)
+        if name == "update":
+            assert loop.run_until_complete(caller) == {}
+        else:
+            with pytest.raises(JobError, match="KeyboardInterrupt"):
+                loop.run_until_complete(caller)
+        assert not raising.active_jobs
+        loop.run_until_complete(harness.__aexit__(None, None, None))
+    finally:
+        loop.close()
+
+
+async def entered() -> JobHarness:
+    return await JobHarness().__aenter__()
+
+
+@pytest.mark.parametrize("event", REQUESTER_EVENTS)
+@pytest.mark.parametrize("raised", RAISED)
+async def test_of_a_hook_is_logged_and_changes_nothing(
+    job_harness: JobHarness, job_log, event: str, raised: str
+):
+    error = RAISED[raised]()
+
+    async def clumsy(self: BaseWorker, message: object) -> None:
+        raise error
+
+    def clumsier(worker: BaseWorker, message: object) -> None:
+        raise error
+
+    class Talking(Answerer):
+        @job(name="talk")
+        async def talk(self, message: BusJobRequestMessage):
+            await self.send_job_update(message.job_id, {})
+            yield {"n": 1}
+
+    asker = type("Clumsy", (Asker,), {event: clumsy})("asker")
+    asker.add_event_handler(event, clumsier)
+    await job_harness.start(asker, Talking())
+    assert await asker.ask("answerer", "talk", timeout=LONG) == {}
+    with pytest.raises(JobError, match="no such topic"):
+        await asker.ask("answerer", "raise", timeout=LONG)
+    await job_harness.settle()
+    level = "CRITICAL" if raised == "system exit" else "ERROR"
+    levels = [record.level for record in job_log if record.exception is error]
+    assert len(levels) >= 2
+    assert set(levels) == {level}
+
+
+async def test_of_on_job_cancelled_lets_the_job_end(job_harness: JobHarness):
+    class Clumsy(Answerer):
+        async def on_job_cancelled(self, message: Any) -> None:
+            raise PanicException("in the hook")
+
+    asker, clumsy = Asker(), Clumsy()
+    await job_harness.start(asker, clumsy)
+    job_id = await asker.request_job("answerer", name="wait")
+    await clumsy.started.get()
+    await asker.cancel_job_group(job_id)
+    await until(lambda: not clumsy.active_jobs)
+
+
+class PanickingBus(AsyncQueueBus):
+    """Panics at a message, as a bus may whose serializer is written in Rust."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.panics_at: Callable[[BusMessage], bool] = lambda message: False
+
+    async def publish(self, message: BusMessage) -> None:
+        if self.panics_at(message):
+            raise PanicException("cannot encode")
+        await super().publish(message)
+
+
+async def test_of_the_bus_that_cannot_take_an_answer_is_told_in_short():
+    def is_answer(message: BusMessage) -> bool:
+        return isinstance(message, BusJobResponseMessage) and message.response == {"fine": True}
+
+    bus = PanickingBus()
+    bus.panics_at = is_answer
+    async with JobHarness(bus) as harness:
+        asker = Asker()
+        await harness.start(asker, Raising())
+        with pytest.raises(JobError, match="PanicException"):
+            await asker.ask("raising", "plain", timeout=LONG)
+
+
+async def test_of_the_bus_that_cannot_take_a_request_ends_the_job():
+    bus = PanickingBus()
+    bus.panics_at = lambda message: isinstance(message, BusJobRequestMessage)
+    async with JobHarness(bus) as harness:
+        asker = Asker()
+        await harness.start(asker, Raising())
+        with pytest.raises(JobError, match="cannot encode"):
+            await asker.ask("raising", "plain", timeout=LONG)
+        assert not asker.job_groups
+
+
+async def test_a_handler_whose_task_is_thrown_away_raises_nothing():
+    """At the end of a program its coroutines are closed, with no loop to answer on."""
+    harness = await JobHarness().__aenter__()
+    asker, answerer = Asker(), Answerer()
+    await harness.start(asker, answerer)
+    job_id = await asker.request_job("answerer", name="wait")
+    await answerer.started.get()
+    (task,) = [t for t in asyncio.all_tasks() if "job_wait" in t.get_name()]
+    coroutine = task.get_coro()
+    assert coroutine is not None
+    # RuntimeError, if the coroutine awaited something more.
+    coroutine.close()
+    await asker.cancel_job_group(job_id)
+    task.cancel()
+    await asyncio.wait({task})
+    await harness.__aexit__(None, None, None)

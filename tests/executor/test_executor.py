@@ -1,0 +1,491 @@
+"""Answering: handlers, what they return, how many run, and what cannot be answered."""
+
+import asyncio
+
+import pytest
+from pipecat.bus.messages import (
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusJobResponseUrgentMessage,
+    BusJobUpdateRequestMessage,
+)
+from pipecat.pipeline.job_context import JobStatus
+from support.workers import Answerer, Asker, cancelled
+
+from pipecat_jobs import (
+    BaseWorker,
+    DuplicateJobHandlerError,
+    InvalidJobError,
+    InvalidJobTypeError,
+    JobError,
+    JobRefusedError,
+    JobToolError,
+    OutcomeStatus,
+    UnknownJobError,
+    job,
+)
+from pipecat_jobs.testing import ChaosBus, JobHarness
+
+
+async def test_handler_that_returns_a_dict_has_answered(job_harness: JobHarness):
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+    assert await asker.ask("answerer", "echo", payload={"n": 1}) == {
+        "from": "answerer",
+        "payload": {"n": 1},
+    }
+    await job_harness.settle()
+    assert not answerer.active_jobs
+
+
+async def test_handler_that_answers_and_returns_a_dict_has_answered_once(job_harness: JobHarness):
+    class Twice(BaseWorker):
+        @job(name="twice")
+        async def twice(self, message: BusJobRequestMessage) -> dict:
+            await self.send_job_response(message.job_id, {"n": 1})
+            return {"n": 2}
+
+    asker = Asker()
+    await job_harness.start(asker, Twice("twice"))
+    assert await asker.ask("twice", "twice") == {"n": 1}
+
+
+async def test_handler_that_returns_none_may_answer_later(job_harness: JobHarness):
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "silent"))
+    job_id = await answerer.started.get()
+    await job_harness.settle()
+    assert job_id in answerer.active_jobs
+    await answerer.send_job_response(job_id, {"late": True}, urgent=True)
+    assert await caller == {"late": True}
+
+
+async def test_async_generator_streams_what_it_yields(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker, Answerer())
+    async with asker.job("answerer", name="count", payload={"to": 2}) as j:
+        events = [(event.type, event.data) async for event in j]
+    assert events == [
+        ("stream_start", None),
+        ("stream_data", {"number": 0}),
+        ("stream_data", {"number": 1}),
+        ("stream_end", None),
+    ]
+
+
+async def test_empty_stream_still_starts_and_ends(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker, Answerer())
+    async with asker.job("answerer", name="count", payload={"to": 0}) as j:
+        assert [event.type async for event in j] == ["stream_start", "stream_end"]
+
+
+async def test_stream_that_breaks_is_an_error_after_its_chunks(job_harness: JobHarness):
+    class Breaking(BaseWorker):
+        @job(name="break")
+        async def break_off(self, message: BusJobRequestMessage):
+            yield {"n": 1}
+            raise OSError("pipe")
+
+    asker = Asker()
+    await job_harness.start(asker, Breaking("breaking"))
+    with pytest.raises(JobError, match="OSError: pipe"):
+        async with asker.job("breaking", name="break") as j:
+            assert [event.type async for event in j] == ["stream_start", "stream_data"]
+
+
+async def test_cancelled_stream_closes_its_generator(job_harness: JobHarness):
+    closed = asyncio.Event()
+
+    class Endless(BaseWorker):
+        @job(name="endless")
+        async def endless(self, message: BusJobRequestMessage):
+            try:
+                yield {"n": 1}
+                await asyncio.Event().wait()
+            finally:
+                closed.set()
+
+    asker = Asker()
+    await job_harness.start(asker, Endless("endless"))
+
+    async def first_chunk() -> None:
+        async with asker.job("endless", name="endless") as j:
+            async for event in j:
+                if event.type == "stream_data":
+                    raise KeyError("enough")
+
+    with pytest.raises(KeyError):
+        await first_chunk()
+    await job_harness.settle()
+    assert closed.is_set()
+
+
+@pytest.mark.parametrize(("value", "shown"), [(7, "7"), ("text", "'text'"), ([1], r"\[1\]")])
+async def test_handler_that_returns_something_else_is_an_error(job_harness, value, shown):
+    class Odd(BaseWorker):
+        @job(name="odd")
+        async def odd(self, message: BusJobRequestMessage):
+            return value
+
+    asker = Asker()
+    await job_harness.start(asker, Odd("odd"))
+    with pytest.raises(JobError, match=f"returned {shown}; return a dict"):
+        await asker.ask("odd", "odd")
+
+
+async def test_handler_that_yields_no_dict_is_an_error(job_harness: JobHarness):
+    class Odd(BaseWorker):
+        @job(name="odd")
+        async def odd(self, message: BusJobRequestMessage):
+            yield "text"
+
+    asker = Asker()
+    await job_harness.start(asker, Odd("odd"))
+    with pytest.raises(JobError, match="stream data is 'text'; give a dict"):
+        await asker.ask("odd", "odd")
+
+
+async def test_a_cancellation_from_within_the_handler_still_answers(job_harness: JobHarness):
+    class Gone(BaseWorker):
+        @job(name="gone")
+        async def gone(self, message: BusJobRequestMessage):
+            raise asyncio.CancelledError
+
+    asker = Asker()
+    await job_harness.start(asker, Gone("gone"))
+    with pytest.raises(JobError, match="handler cancelled"):
+        await asker.ask("gone", "gone")
+
+
+class Counting(BaseWorker):
+    """Tracks how many of its handlers run at once."""
+
+    def __init__(self) -> None:
+        super().__init__("counting")
+        self.running: list[str] = []
+        self.arrived: asyncio.Queue[str] = asyncio.Queue()
+        self.gates: dict[str, asyncio.Event] = {}
+
+    def open(self, job_id: str) -> None:
+        self.gates.setdefault(job_id, asyncio.Event()).set()
+
+    async def _work(self, message: BusJobRequestMessage) -> None:
+        self.running.append(message.job_id)
+        self.arrived.put_nowait(message.job_id)
+        await self.gates.setdefault(message.job_id, asyncio.Event()).wait()
+        self.running.remove(message.job_id)
+
+    @job(name="sequential", sequential=True)
+    async def sequential(self, message: BusJobRequestMessage) -> dict:
+        await self._work(message)
+        return {}
+
+    @job(name="two", max_concurrency=2)
+    async def two(self, message: BusJobRequestMessage) -> dict:
+        await self._work(message)
+        return {}
+
+    @job(name="later", max_concurrency=1)
+    async def later(self, message: BusJobRequestMessage) -> None:
+        self.arrived.put_nowait(message.job_id)
+
+    @job(name="any")
+    async def any(self, message: BusJobRequestMessage) -> dict:
+        await self._work(message)
+        return {}
+
+
+@pytest.mark.parametrize(("name", "at_once"), [("sequential", 1), ("two", 2), ("any", 4)])
+async def test_no_more_handlers_run_at_once_than_allowed_and_in_order(
+    job_harness: JobHarness, name: str, at_once: int
+):
+    asker, counting = Asker(), Counting()
+    await job_harness.start(asker, counting)
+    ids = [f"{name}-{n}" for n in range(4)]
+    calls = [asyncio.create_task(asker.ask("counting", name, job_id=job_id)) for job_id in ids]
+    for position, job_id in enumerate(ids):
+        await job_harness.settle()
+        assert counting.running == ids[position : position + at_once]
+        counting.open(job_id)
+    await asyncio.gather(*calls)
+
+
+async def test_max_concurrency_counts_a_job_until_it_is_answered(job_harness: JobHarness):
+    asker, counting = Asker(), Counting()
+    await job_harness.start(asker, counting)
+    calls = [asyncio.create_task(asker.ask("counting", "later", job_id=i)) for i in ("a", "b")]
+    await job_harness.settle()
+    assert counting.arrived.qsize() == 1
+    await counting.send_job_response(counting.arrived.get_nowait(), {})
+    assert await counting.arrived.get() == "b"
+    await counting.send_job_response("b", {})
+    await asyncio.gather(*calls)
+
+
+async def test_a_cancelled_job_in_the_queue_never_runs_and_frees_nobodys_place(
+    job_harness: JobHarness,
+):
+    asker, counting = Asker(), Counting()
+    await job_harness.start(asker, counting)
+    first = asyncio.create_task(asker.ask("counting", "sequential", job_id="first"))
+    await counting.arrived.get()
+    second = asyncio.create_task(asker.ask("counting", "sequential", job_id="second"))
+    third = asyncio.create_task(asker.ask("counting", "sequential", job_id="third"))
+    await job_harness.settle()
+
+    await cancelled(second)
+    await job_harness.settle()
+    assert counting.running == ["first"]
+    counting.open("first")
+    assert await counting.arrived.get() == "third"
+    counting.open("third")
+    await asyncio.gather(first, third)
+
+
+async def test_on_job_request_override_takes_names_without_a_handler(job_harness: JobHarness):
+    class Routing(BaseWorker):
+        async def on_job_request(self, message: BusJobRequestMessage) -> None:
+            await super().on_job_request(message)
+            await self.send_job_response(message.job_id, {"routed": message.job_name})
+
+        @job(name="known")
+        async def known(self, message: BusJobRequestMessage) -> dict:
+            return {"handler": "known"}
+
+    asker = Asker()
+    await job_harness.start(asker, Routing("routing"))
+    assert await asker.ask("routing") == {"routed": None}
+    assert await asker.ask("routing", "other") == {"routed": "other"}
+    assert await asker.ask("routing", "known") == {"handler": "known"}
+
+
+async def test_on_job_request_event_handler_may_answer(job_harness: JobHarness):
+    asker, worker = Asker(), BaseWorker("plain")
+    await job_harness.start(asker, worker)
+
+    @worker.event_handler("on_job_request")
+    async def on_job_request(worker: BaseWorker, message: BusJobRequestMessage) -> None:
+        await worker.send_job_response(message.job_id, {"name": message.job_name})
+
+    assert await asker.ask("plain", "anything") == {"name": "anything"}
+
+
+async def test_nameless_request_that_nobody_takes_stays_open_for_a_late_answer(
+    job_harness: JobHarness,
+):
+    asker, worker = Asker(), BaseWorker("plain")
+    await job_harness.start(asker, worker)
+    caller = asyncio.create_task(asker.ask("plain"))
+    await job_harness.settle()
+    (job_id,) = worker.active_jobs
+    await worker.send_job_response(job_id, {"late": True})
+    assert await caller == {"late": True}
+
+
+async def test_a_worker_may_opt_out_of_jobs_while_inactive(job_harness: JobHarness):
+    class Shy(Answerer):
+        takes_jobs_when_inactive = False
+
+    asker = Asker()
+    await job_harness.start(asker, Shy("shy", active=False))
+    with pytest.raises(JobRefusedError, match="'shy' is inactive") as caught:
+        await asker.ask("shy", "echo")
+    assert caught.value.outcomes["shy"].status is OutcomeStatus.FAILED
+
+
+async def test_a_job_id_open_for_another_requester_is_refused(job_harness: JobHarness):
+    one, other, answerer = Asker("one"), Asker("other"), Answerer()
+    await job_harness.start(one, other, answerer)
+    first = asyncio.create_task(one.ask("answerer", "wait", job_id="same"))
+    await answerer.started.get()
+    with pytest.raises(JobRefusedError, match="'same' is in use by 'one'"):
+        await other.ask("answerer", "echo", job_id="same")
+    answerer.release.set()
+    await first
+
+
+async def test_a_refused_request_that_is_delivered_again_is_not_run(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    class Shy(Answerer):
+        takes_jobs_when_inactive = False
+
+    asker, shy = Asker(), Shy("shy", active=False)
+    await chaos_harness.start(asker, shy)
+    with pytest.raises(JobRefusedError):
+        await asker.ask("shy", "echo", job_id="j")
+    await asker.activate_worker("shy")
+    await chaos_harness.settle()
+    await chaos_bus.send(await chaos_bus.wait_for(BusJobRequestMessage))
+    await chaos_harness.settle()
+    assert shy.active
+    assert shy.ran == []
+
+
+async def test_a_stranger_can_neither_cancel_a_job_nor_ask_for_its_updates(
+    job_harness: JobHarness,
+):
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    job_id = await answerer.started.get()
+    asked: list[object] = []
+    answerer.add_event_handler("on_job_update_requested", lambda worker, m: asked.append(m))
+    for message_class in (BusJobCancelMessage, BusJobUpdateRequestMessage):
+        await job_harness.bus.send(
+            message_class(source="stranger", target="answerer", job_id=job_id)
+        )
+    await job_harness.settle()
+    assert (answerer.cancelled, asked) == ([], [])
+    answerer.release.set()
+    await caller
+
+
+async def test_answering_an_unknown_or_an_ended_job_says_which_are_open(job_harness: JobHarness):
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+    await asker.ask("answerer", "echo", job_id="done")
+    await job_harness.settle()
+    for send in (
+        answerer.send_job_response,
+        answerer.send_job_update,
+        answerer.send_job_stream_start,
+        answerer.send_job_stream_data,
+        answerer.send_job_stream_end,
+    ):
+        with pytest.raises(UnknownJobError, match="'nope' is not known"):
+            await send("nope", {})
+        with pytest.raises(UnknownJobError, match="'done' has already ended; open: none"):
+            await send("done", {})
+    assert issubclass(UnknownJobError, RuntimeError)
+
+
+@pytest.mark.parametrize("data", ["text", 7, [1]])
+async def test_what_is_sent_has_to_be_a_dict(job_harness: JobHarness, data: object):
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    job_id = await answerer.started.get()
+    for send in (
+        answerer.send_job_response,
+        answerer.send_job_update,
+        answerer.send_job_stream_start,
+        answerer.send_job_stream_data,
+        answerer.send_job_stream_end,
+    ):
+        with pytest.raises(InvalidJobTypeError, match="give a dict"):
+            await send(job_id, data)
+    with pytest.raises(InvalidJobTypeError, match="give a JobStatus"):
+        await answerer.send_job_response(job_id, {}, status="great")  # type: ignore[arg-type]
+    answerer.release.set()
+    await caller
+
+
+async def test_urgent_answers_and_updates_have_system_priority(chaos_harness, chaos_bus: ChaosBus):
+    class Urgent(BaseWorker):
+        async def on_job_request(self, message: BusJobRequestMessage) -> None:
+            await self.send_job_response(message.job_id, {"n": 1}, urgent=True)
+
+    asker = Asker()
+    await chaos_harness.start(asker, Urgent("urgent"))
+    assert await asker.ask("urgent") == {"n": 1}
+    assert isinstance(await chaos_bus.wait_for(BusJobResponseUrgentMessage), object)
+
+
+async def test_stopping_answers_every_open_job_and_cancels_its_handler(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    calls = [asyncio.create_task(asker.ask("answerer", n)) for n in ("wait", "wait", "silent")]
+    for _ in calls:
+        await answerer.started.get()
+    await chaos_harness.end(answerer)
+    for call in calls:
+        with pytest.raises(JobError, match="worker 'answerer' stopped"):
+            await call
+    answers = await chaos_bus.wait_for(BusJobResponseMessage, 3)
+    assert {answer.status for answer in answers} == {JobStatus.CANCELLED}
+    assert len(answerer.cancelled) == 2
+
+
+async def test_an_exception_after_the_answer_changes_nothing(job_harness: JobHarness, job_log):
+    class Late(BaseWorker):
+        @job(name="late")
+        async def late(self, message: BusJobRequestMessage) -> None:
+            await self.send_job_response(message.job_id, {"fine": True})
+            raise ValueError("too late")
+
+    asker = Asker()
+    await job_harness.start(asker, Late("late"))
+    assert await asker.ask("late", "late") == {"fine": True}
+    await job_harness.settle()
+    assert "ValueError" in {type(r.exception).__name__ for r in job_log if r.exception}
+
+
+async def test_a_failure_that_is_written_for_the_llm_is_an_answer_and_no_fault(
+    job_harness: JobHarness, job_log
+):
+    class Desk(BaseWorker):
+        @job(name="find")
+        async def find(self, message: BusJobRequestMessage) -> None:
+            raise JobToolError("no such booking")
+
+    asker = Asker()
+    await job_harness.start(asker, Desk("desk"))
+    with pytest.raises(JobError, match="no such booking") as raised:
+        await asker.ask("desk", "find")
+    outcome = raised.value.outcomes["desk"]
+    assert outcome.status is OutcomeStatus.FAILED
+    assert outcome.error is not None
+    assert outcome.error.for_llm
+    assert not [record for record in job_log if record.level == "ERROR"]
+
+
+def test_two_handlers_of_one_name_are_refused_when_the_class_is_made():
+    with pytest.raises(DuplicateJobHandlerError, match=r"'same': first\(\) and second\(\)"):
+
+        class Twice(BaseWorker):
+            @job(name="same")
+            async def first(self, message: BusJobRequestMessage) -> None: ...
+
+            @job(name="same")
+            async def second(self, message: BusJobRequestMessage) -> None: ...
+
+    assert issubclass(DuplicateJobHandlerError, ValueError)
+
+
+def test_a_subclass_overrides_a_handler_by_its_python_name():
+    class Base(BaseWorker):
+        @job(name="same")
+        async def handler(self, message: BusJobRequestMessage) -> None: ...
+
+    class Derived(Base):
+        @job(name="same")
+        async def handler(self, message: BusJobRequestMessage) -> None: ...
+
+    assert Derived("derived")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"name": ""}, "name is empty"),
+        ({"name": 7}, "as a str"),
+        ({"name": "x", "max_concurrency": 0}, "one or more"),
+        ({"name": "x", "max_concurrency": True}, "one or more"),
+    ],
+)
+def test_decorator_refuses_nonsense(arguments: dict, says: str):
+    with pytest.raises(InvalidJobError, match=says):
+        job(**arguments)
+
+
+def test_decorator_refuses_a_plain_function():
+    with pytest.raises(InvalidJobTypeError, match="async def"):
+
+        @job(name="x")
+        def handler(self, message): ...

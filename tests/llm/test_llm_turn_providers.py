@@ -1,0 +1,272 @@
+"""``llm_turn()`` with four providers: answers that are cut, streams that are left."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pipecat.frames.frames import (
+    Frame,
+    LLMContextFrame,
+    LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
+    LLMTextFrame,
+)
+from pipecat.services.llm_service import LLMService
+from support.fake_providers import CUT, KINDS, FakeProvider, new_anthropic, new_service
+from support.llm_workers import Asker, Debater, Talk, start
+from support.workers import cancelled
+
+from pipecat_jobs import JobError, LLMTurnError, OutcomeStatus
+from pipecat_jobs.testing import JobHarness
+
+LONG = " ".join(f"w{number}" for number in range(2000))
+
+#: Reasons to end an answer before it is whole, None for no reason at all.
+CUTS = [(kind, reason) for kind in KINDS for reason in (None, *CUT[kind])]
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[FakeProvider]:
+    fake = FakeProvider()
+    await fake.start()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture(params=KINDS)
+async def debater(
+    request: pytest.FixtureRequest, provider: FakeProvider, job_harness: JobHarness
+) -> AsyncIterator[tuple[Debater, Asker]]:
+    worker = Debater(llm=new_service(request.param, provider.port))
+    yield worker, await start(job_harness, worker)
+    await close_client(worker.llm)
+
+
+async def close_client(llm: LLMService[Any]) -> None:
+    client = getattr(llm, "_client", None)
+    if client is not None and hasattr(client, "close"):
+        closing = client.close()
+        if closing is not None:
+            await closing
+
+
+async def until_over(provider: FakeProvider) -> None:
+    async with asyncio.timeout(20):
+        for asked in provider.asked:
+            await asked.over.wait()
+
+
+# An answer that is not whole
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["context", "fresh"])
+@pytest.mark.parametrize(("kind", "reason"), CUTS)
+async def test_half_an_answer_is_an_error_with_the_provider_s_reason(
+    job_harness: JobHarness, provider: FakeProvider, kind: str, reason: str | None, fresh: bool
+):
+    worker = Debater(llm=new_service(kind, provider.port))
+    asker = await start(job_harness, worker)
+    provider.say("You must not", reason=reason)
+    provider.say("Cats are aloof.")
+
+    with pytest.raises(JobError, match=reason or "ended in the middle of an answer") as caught:
+        await asker.ask("dogs", fresh=fresh)
+
+    assert caught.value.outcomes["debater"].status is OutcomeStatus.ERROR
+    error = worker.failed.get_nowait()
+    assert isinstance(error, LLMTurnError)
+    assert error.text == "You must not"
+    assert worker.context.messages == []
+    assert await asker.ask("cats", fresh=fresh) == {"text": "Cats are aloof."}
+    await close_client(worker.llm)
+
+
+async def test_a_user_gets_half_an_answer_as_in_plain_pipecat(
+    job_harness: JobHarness, provider: FakeProvider
+):
+    worker = Debater(llm=new_service("chat", provider.port), active=True)
+    errors: list[Any] = []
+    worker.llm.add_event_handler("on_error", lambda _, error: errors.append(error))
+    talk = Talk(worker)
+    await start(job_harness, worker)
+    provider.say("You must not", reason="length")
+
+    await talk.say("dogs")
+
+    assert await talk.said.get() == "You must not"
+    assert errors == []
+    await close_client(worker.llm)
+
+
+async def test_a_timeout_that_a_service_reports_to_its_event_handlers_alone_is_an_error(
+    job_harness: JobHarness, provider: FakeProvider
+):
+    worker = Debater(llm=new_anthropic(f"http://127.0.0.1:{provider.port}", timeout=0.2))
+    asker = await start(job_harness, worker)
+    provider.say("You must not", stalls=True)
+
+    with pytest.raises(JobError, match="LLMTurnError"):
+        await asker.ask("dogs")
+
+    await close_client(worker.llm)
+
+
+async def test_a_timeout_of_a_service_of_an_unknown_provider_is_an_error(job_harness: JobHarness):
+    class Slow(LLMService):
+        async def process_frame(self, frame: Frame, direction: Any) -> None:
+            await super().process_frame(frame, direction)
+            if not isinstance(frame, LLMContextFrame):
+                await self.push_frame(frame, direction)
+                return
+            await self.push_frame(LLMFullResponseStartFrame())
+            await self.push_frame(LLMTextFrame("You must not"))
+            await self._call_event_handler("on_completion_timeout")
+            await self.push_frame(LLMFullResponseEndFrame())
+
+    asker = await start(job_harness, Debater(llm=Slow()))
+
+    with pytest.raises(JobError, match="service's timeout"):
+        await asker.ask("dogs")
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["context", "fresh"])
+@pytest.mark.parametrize("kind", ["chat", "responses", "anthropic"])
+async def test_a_provider_that_cannot_be_reached_is_named_with_the_cause(
+    job_harness: JobHarness, provider: FakeProvider, kind: str, fresh: bool
+):
+    url = f"http://name:secret@127.0.0.1:{provider.port}"
+    await provider.stop()
+    await provider_gone(provider)
+    worker = Debater(llm=new_service(kind, provider.port))
+    client: Any = worker.llm._client  # type: ignore[attr-defined]
+    client.base_url = url if kind == "anthropic" else f"{url}/v1"
+    client.max_retries = 0
+    asker = await start(job_harness, worker)
+
+    with pytest.raises(JobError) as caught:
+        await asker.ask("dogs", fresh=fresh)
+
+    told = str(caught.value)
+    assert f"http://127.0.0.1:{provider.port}/v1/" in told
+    assert "Connect call failed" in told
+    assert "secret" not in told
+    await provider.start()
+    await close_client(worker.llm)
+
+
+async def provider_gone(provider: FakeProvider) -> None:
+    with pytest.raises(OSError, match="Connect call failed"):
+        await asyncio.open_connection("127.0.0.1", provider.port)
+
+
+# A stream that is left
+
+
+async def test_the_tokens_stop_when_the_job_is_cancelled(
+    provider: FakeProvider, debater: tuple[Debater, Asker]
+):
+    _, asker = debater
+    provider.say(LONG, pace=0.01)
+    asking = asyncio.create_task(asker.ask("dogs"))
+    asked = await provider.wait_asked(1)
+    await asked.wait_sent(3)
+
+    await cancelled(asking)
+
+    await until_over(provider)
+    assert asked.hung_up
+    assert asked.sent < 200
+
+
+async def test_no_stream_of_many_fast_ones_is_left_open(
+    provider: FakeProvider, debater: tuple[Debater, Asker]
+):
+    _, asker = debater
+    for number in range(20):
+        provider.say(LONG, pace=0.0005, stalls=True)
+        asking = asyncio.create_task(asker.ask("dogs"))
+        asked = await provider.wait_asked(number + 1)
+        await asked.wait_sent(5 + number * 3)
+
+        await cancelled(asking)
+
+    await until_over(provider)
+    assert all(asked.hung_up for asked in provider.asked)
+
+
+async def test_a_stream_that_is_left_between_two_chunks_is_closed(
+    provider: FakeProvider, debater: tuple[Debater, Asker]
+):
+    worker, asker = debater
+    passing_on = asyncio.Event()
+
+    async def hold(_: object, frame: Frame) -> None:
+        if isinstance(frame, LLMTextFrame):
+            passing_on.set()
+            await asyncio.Event().wait()
+
+    worker.llm.add_event_handler("on_before_push_frame", hold)
+    provider.say("Dogs are loyal", stalls=True)
+    asking = asyncio.create_task(asker.ask("dogs"))
+    await passing_on.wait()
+
+    await cancelled(asking)
+
+    await until_over(provider)
+    assert provider.asked[0].hung_up
+
+
+async def test_the_tokens_of_a_fresh_turn_stop_when_the_job_is_cancelled(
+    provider: FakeProvider, debater: tuple[Debater, Asker]
+):
+    _, asker = debater
+    provider.say(LONG, pace=0.01)
+    asking = asyncio.create_task(asker.ask("dogs", fresh=True))
+    asked = await provider.wait_asked(1)
+    await asked.wait_sent(3)
+
+    await cancelled(asking)
+
+    await until_over(provider)
+    assert asked.hung_up
+    assert asked.sent < 200
+
+
+async def test_a_fresh_turn_is_streamed_to_the_requester(
+    provider: FakeProvider, debater: tuple[Debater, Asker]
+):
+    worker, asker = debater
+    provider.say("Dogs are loyal friends.")
+
+    payload = {"topic": "dogs", "fresh": True, "stream": True}
+    async with asker.job("debater", name="argue", payload=payload, timeout=30) as j:
+        events = [(event.type, event.data) async for event in j]
+
+    assert [data["text"] for kind, data in events if kind == "stream_data"] == [
+        "Dogs",
+        " are",
+        " loyal",
+        " friends.",
+    ]
+    assert j.response == {"text": "Dogs are loyal friends."}
+    assert worker.context.messages == []
+
+
+async def test_a_fresh_turn_of_an_unknown_provider_is_sent_in_one_piece(job_harness: JobHarness):
+    class Plain(LLMService):
+        async def process_frame(self, frame: Frame, direction: Any) -> None:
+            await super().process_frame(frame, direction)
+            await self.push_frame(frame, direction)
+
+        async def run_inference(self, context: Any, *args: Any, **keywords: Any) -> str:
+            return "Dogs are loyal."
+
+    asker = await start(job_harness, Debater(llm=Plain()))
+
+    payload = {"topic": "dogs", "fresh": True, "stream": True}
+    async with asker.job("debater", name="argue", payload=payload, timeout=30) as j:
+        events = [(event.type, event.data) async for event in j]
+
+    assert events == [("stream_start", None), ("stream_data", {"text": "Dogs are loyal."})]
+    assert j.response == {"text": "Dogs are loyal."}

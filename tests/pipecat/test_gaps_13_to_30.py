@@ -1,0 +1,260 @@
+"""The second half of the list that test_gaps_01_to_12.py begins.
+
+The number in a test's name is the row's. Rows 25 to 29 and 31 to 32 are about LLM turns, cost and
+network buses.
+"""
+
+import asyncio
+
+import pytest
+from pipecat.bus.messages import (
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusJobUpdateMessage,
+)
+from pipecat.pipeline.job_context import JobStatus
+from support.workers import Answerer, Asker
+
+from pipecat_jobs import (
+    BaseWorker,
+    InvalidJobError,
+    JobError,
+    JobTimeoutError,
+    OutcomeStatus,
+    WorkerNotReadyError,
+    job,
+)
+from pipecat_jobs.testing import ChaosBus, JobHarness, run_virtual
+
+
+async def test_gap_13_a_worker_not_ready_in_time_is_a_job_error_that_names_it(
+    job_harness: JobHarness,
+):
+    asker = Asker()
+    await job_harness.start(asker, Answerer())
+
+    with pytest.raises(WorkerNotReadyError, match=r"'ghost' not ready within 0\.01 s") as caught:
+        await asker.ask("ghost", "echo", timeout=0.01)
+
+    assert isinstance(caught.value, JobError)
+    assert "'answerer'" in str(caught.value), "the workers that are known help find the typo"
+
+
+def test_gap_14_readiness_and_work_share_one_deadline():
+    async def main() -> None:
+        async with JobHarness() as harness:
+            asker = Asker()
+            await harness.start(asker)
+            loop = asyncio.get_running_loop()
+            asked_at = loop.time()
+            caller = asyncio.create_task(asker.ask("late", "wait", timeout=1.0))
+            await asyncio.sleep(0.6)
+            late = Answerer("late")
+            await harness.start(late)
+            with pytest.raises(JobTimeoutError) as caught:
+                await caller
+            assert loop.time() - asked_at == pytest.approx(1.0)
+            outcome = caught.value.outcomes["late"]
+            assert outcome.waited == pytest.approx(0.6)
+            assert outcome.ran == pytest.approx(0.4)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.ERROR])
+async def test_gap_15_a_failure_says_what_the_worker_said(
+    job_harness: JobHarness, status: JobStatus
+):
+    class Failing(BaseWorker):
+        async def on_job_request(self, message: BusJobRequestMessage) -> None:
+            answer = {"error": "quota used up", "retry_after": 60}
+            await self.send_job_response(message.job_id, answer, status=status)
+
+    asker = Asker()
+    await job_harness.start(asker, Failing("failing"))
+
+    with pytest.raises(JobError, match="quota used up") as caught:
+        await asker.ask("failing")
+
+    outcome = caught.value.outcomes["failing"]
+    assert outcome.status == status
+    assert outcome.response == {"error": "quota used up", "retry_after": 60}
+
+
+async def test_gap_16_who_failed_is_kept_when_the_group_goes_on(job_harness: JobHarness):
+    asker = Asker()
+
+    class Failing(Answerer):
+        @job(name="echo")
+        async def echo(self, message: BusJobRequestMessage) -> dict:
+            raise ValueError("not today")
+
+    await job_harness.start(asker, Answerer("good"), Failing("bad"))
+
+    async with asker.job_group("good", "bad", name="echo", cancel_on_error=False) as group:
+        pass
+
+    assert group.outcomes["good"].completed
+    assert group.outcomes["bad"].status is OutcomeStatus.ERROR
+    assert group.outcomes["bad"].cause == "ValueError: not today"
+
+
+async def test_gap_17_a_worker_named_twice_is_refused(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker)
+    with pytest.raises(InvalidJobError, match="'a' is named twice"):
+        asker.job_group("a", "b", "a")
+    with pytest.raises(InvalidJobError, match="'a' is named twice"):
+        await asker.request_job_group("a", "a")
+
+
+async def test_gap_18_an_empty_group_is_refused(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker)
+    with pytest.raises(InvalidJobError, match="at least one worker"):
+        asker.job_group()
+    with pytest.raises(InvalidJobError, match="at least one worker"):
+        await asker.create_job_group_and_request_job([])
+
+
+async def test_gap_19_dispatches_leave_no_registry_watch_behind(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker, Answerer())
+
+    for _ in range(100):
+        await asker.ask("answerer", "echo")
+    with pytest.raises(WorkerNotReadyError):
+        await asker.ask("ghost", timeout=0)
+
+    await job_harness.settle()
+    assert job_harness.left_behind() == []
+
+
+async def test_gap_20_updates_that_come_while_requests_are_sent_are_not_missed(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    class Quick(BaseWorker):
+        async def on_job_request(self, message: BusJobRequestMessage) -> None:
+            await self.send_job_update(message.job_id, {"progress": 1})
+            await self.send_job_response(message.job_id, {"done": True})
+
+    asker = Asker()
+    await chaos_harness.start(asker, Quick("quick"), Quick("other"))
+    blocked = chaos_bus.block_publish(
+        lambda m: isinstance(m, BusJobRequestMessage) and m.target == "other"
+    )
+
+    async def call() -> list[object]:
+        async with asker.job_group("quick", "other") as group:
+            return [(event.worker_name, event.data) async for event in group]
+
+    caller = asyncio.create_task(call())
+    await blocked.wait()
+    await chaos_bus.wait_for(BusJobResponseMessage)
+    await chaos_harness.settle()
+    blocked.release()
+
+    assert await caller == [("quick", {"progress": 1}), ("other", {"progress": 1})]
+
+
+async def test_gap_21_a_request_delivered_twice_runs_once(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus, job_log
+):
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    chaos_bus.duplicate(BusJobRequestMessage, times=2)
+
+    await asker.ask("answerer", "echo", job_id="once")
+    await chaos_harness.settle()
+
+    assert answerer.ran == ["once"]
+    assert sum("second request for job 'once'" in record.message for record in job_log) == 2
+
+
+async def test_gap_22_an_answer_from_a_worker_that_was_not_asked_is_ignored(
+    job_harness: JobHarness,
+):
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+    async with asker.job("answerer", name="wait") as j:
+        stranger = {"source": "stranger", "target": "asker", "job_id": j.job_id}
+        await job_harness.bus.send(BusJobUpdateMessage(**stranger))
+        await job_harness.bus.send(BusJobResponseMessage(**stranger, status=JobStatus.COMPLETED))
+        await job_harness.settle()
+        assert asker.fired() == []
+        answerer.release.set()
+
+    assert j.response == {"from": "answerer"}
+
+
+async def test_gap_23_a_hook_that_raises_loses_no_answer(job_harness: JobHarness, job_log):
+    class Clumsy(Asker):
+        async def on_job_response(self, message: BusJobResponseMessage) -> None:
+            raise KeyError("clumsy")
+
+    asker = Clumsy()
+    await job_harness.start(asker, Answerer())
+
+    assert (await asker.ask("answerer", "echo"))["from"] == "answerer"
+    assert [type(record.exception) for record in job_log if record.exception] == [KeyError]
+
+
+async def test_gap_24_a_second_job_waits_for_a_worker_that_answers_one_at_a_time(
+    job_harness: JobHarness,
+):
+    """The seed's own DebateWorker has this test in test_seed_debate.py."""
+
+    class OneAtATime(BaseWorker):
+        job_request_concurrency = 1
+
+        def __init__(self) -> None:
+            super().__init__("single")
+            self.asked: asyncio.Queue[BusJobRequestMessage] = asyncio.Queue()
+
+        async def on_job_request(self, message: BusJobRequestMessage) -> None:
+            self.asked.put_nowait(message)
+
+    asker, worker = Asker(), OneAtATime()
+    await job_harness.start(asker, worker)
+    first = asyncio.create_task(asker.ask("single", payload={"n": 1}))
+    message = await worker.asked.get()
+    second = asyncio.create_task(asker.ask("single", payload={"n": 2}))
+    await job_harness.settle()
+    assert worker.asked.empty()
+
+    await worker.send_job_response(message.job_id, message.payload)
+    assert await first == {"n": 1}
+    message = await worker.asked.get()
+    await worker.send_job_response(message.job_id, message.payload)
+    assert await second == {"n": 2}
+
+
+async def test_gap_30_a_malformed_message_is_dropped_and_the_worker_goes_on(
+    job_harness: JobHarness, job_log
+):
+    """What the wire's decoder makes of a message is checked before it is acted on."""
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+    broken = [
+        BusJobRequestMessage(source="asker", target="answerer", job_id=None),  # type: ignore[arg-type]
+        BusJobRequestMessage(source=7, target="answerer", job_id="j"),  # type: ignore[arg-type]
+        BusJobRequestMessage(source="asker", target="answerer", job_id="j", payload="text"),  # type: ignore[arg-type]
+        BusJobRequestMessage(source="asker", target="answerer", job_id="j", job_name=["echo"]),  # type: ignore[arg-type]
+        BusJobCancelMessage(source="asker", target="answerer", job_id=["j"]),  # type: ignore[arg-type]
+        BusJobResponseMessage(source="answerer", target="asker", job_id="j", status="great"),  # type: ignore[arg-type]
+        BusJobResponseMessage(
+            source="answerer",
+            target="asker",
+            job_id="j",
+            status=JobStatus.COMPLETED,
+            response=[1],  # type: ignore[arg-type]
+        ),
+        BusJobUpdateMessage(source="answerer", target="asker", job_id="j", update="half"),  # type: ignore[arg-type]
+    ]
+    for message in broken:
+        await job_harness.bus.send(message)
+    await job_harness.settle()
+
+    assert sum("dropping" in record.message for record in job_log) == len(broken)
+    assert (await asker.ask("answerer", "echo"))["from"] == "answerer"

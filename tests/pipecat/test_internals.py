@@ -1,0 +1,508 @@
+"""What this package relies on in Pipecat beyond its public names."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI
+from pipecat.bus.messages import (
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusMessage,
+    BusWorkerRegistryMessage,
+)
+from pipecat.frames.frames import (
+    BotStartedSpeakingFrame,
+    BotStoppedSpeakingFrame,
+    Frame,
+    FunctionCallResultFrame,
+    LLMMessagesAppendFrame,
+    UserStartedSpeakingFrame,
+    UserStoppedSpeakingFrame,
+)
+from pipecat.pipeline.job_context import JobParams
+from pipecat.processors.frame_processor import FrameDirection
+from pipecat.registry import WorkerRegistry
+from pipecat.registry.types import WorkerReadyData, WorkerRegistryEntry
+from pipecat.services.llm_service import FunctionCallParams, LLMService
+from pipecat.services.openai.llm import OpenAILLMService
+from pipecat.workers.base_worker import BaseWorker as PlainWorker
+from pipecat.workers.proxy.websocket.client import WebSocketProxyClient
+from pipecat.workers.proxy.websocket.server import WebSocketProxyServer
+from starlette.websockets import WebSocket
+from support.llm_workers import NewLLM, new_llm
+from support.peers import PlainPeer
+
+from pipecat_jobs import LLMContextWorker, tool
+from pipecat_jobs._pipecat import (
+    ProviderKind,
+    cancel_function_call,
+    find_provider,
+    forget_runner,
+    forgo_owed_run,
+    has_event_handlers,
+    in_tool_call_of,
+    is_speech_to_speech,
+    owes_run,
+    proxied_name,
+    proxy_connection,
+    take_queued_function_calls,
+    unwatch,
+)
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, ToolCalls
+
+__all__ = ["new_llm"]
+
+# -- unwatch -------------------------------------------------------------------------------------
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    async def __call__(self, data: WorkerReadyData) -> None:
+        self.told.append(data.worker_name)
+
+
+@pytest.fixture
+def registry() -> WorkerRegistry:
+    return WorkerRegistry(runner_name="runner")
+
+
+async def ready(registry: WorkerRegistry, name: str) -> None:
+    assert await registry.register(WorkerReadyData(worker_name=name, runner="runner"))
+
+
+async def test_unwatch_takes_a_watch_back(registry: WorkerRegistry):
+    watcher = Watcher()
+    await registry.watch("late", watcher)
+
+    unwatch(registry, "late", watcher)
+    await ready(registry, "late")
+
+    assert watcher.told == []
+
+
+async def test_unwatch_leaves_the_other_watchers(registry: WorkerRegistry):
+    gone, stays, elsewhere = Watcher(), Watcher(), Watcher()
+    await registry.watch("late", gone)
+    await registry.watch("late", stays)
+    await registry.watch("other", elsewhere)
+
+    unwatch(registry, "late", gone)
+    await ready(registry, "late")
+    await ready(registry, "other")
+
+    assert (gone.told, stays.told, elsewhere.told) == ([], ["late"], ["other"])
+
+
+async def test_unwatch_leaves_no_trace_of_the_worker(registry: WorkerRegistry):
+    watcher = Watcher()
+    await registry.watch("late", watcher)
+
+    unwatch(registry, "late", watcher)
+
+    assert registry._watches == {}
+
+
+async def test_a_worker_that_is_unwatched_can_be_watched_again(registry: WorkerRegistry):
+    watcher = Watcher()
+    await registry.watch("late", watcher)
+    unwatch(registry, "late", watcher)
+
+    await registry.watch("late", watcher)
+    await ready(registry, "late")
+
+    assert watcher.told == ["late"]
+
+
+@pytest.mark.parametrize("name", ["late", "never seen"])
+async def test_unwatch_without_a_watch_does_nothing(registry: WorkerRegistry, name: str):
+    other = Watcher()
+    await registry.watch("late", other)
+
+    unwatch(registry, name, Watcher())
+    await ready(registry, "late")
+
+    assert other.told == ["late"]
+
+
+async def test_unwatch_from_within_a_notification_skips_no_other_watcher(registry: WorkerRegistry):
+    after = Watcher()
+
+    async def once(_: WorkerReadyData) -> None:
+        unwatch(registry, "late", once)
+
+    await registry.watch("late", once)
+    await registry.watch("late", after)
+    await ready(registry, "late")
+
+    assert after.told == ["late"]
+
+
+async def test_unwatch_from_elsewhere_during_a_notification_skips_no_other_watcher(
+    registry: WorkerRegistry,
+):
+    slow_began, go_on, after = asyncio.Event(), asyncio.Event(), Watcher()
+
+    async def slow(_: WorkerReadyData) -> None:
+        slow_began.set()
+        await go_on.wait()
+
+    await registry.watch("late", slow)
+    await registry.watch("late", after)
+    registering = asyncio.create_task(ready(registry, "late"))
+    await slow_began.wait()
+
+    unwatch(registry, "late", slow)
+    go_on.set()
+    await registering
+
+    assert after.told == ["late"]
+
+
+async def test_watching_a_worker_that_is_ready_tells_at_once(registry: WorkerRegistry):
+    watcher = Watcher()
+    await ready(registry, "early")
+
+    await registry.watch("early", watcher)
+
+    assert watcher.told == ["early"]
+
+
+# -- proxies -------------------------------------------------------------------------------------
+
+
+def _client() -> WebSocketProxyClient:
+    return WebSocketProxyClient(
+        "proxy", url="ws://127.0.0.1:1", remote_worker_name="remote", local_worker_name="local"
+    )
+
+
+async def _handle(*_: object) -> None:
+    return None
+
+
+async def _never(*_: Any) -> Any:
+    await asyncio.Event().wait()
+
+
+def _socket() -> WebSocket:
+    return WebSocket({"type": "websocket", "headers": []}, receive=_never, send=_never)
+
+
+def _server(websocket: WebSocket) -> WebSocketProxyServer:
+    return WebSocketProxyServer(
+        "proxy", websocket=websocket, worker_name="local", remote_worker_name="remote"
+    )
+
+
+def test_proxied_name_of_a_client_is_its_remote_worker():
+    assert proxied_name(_client()) == "remote"
+
+
+def test_proxied_name_of_a_server_is_its_remote_worker():
+    assert proxied_name(_server(_socket())) == "remote"
+
+
+def test_proxied_name_of_any_other_worker_is_none():
+    assert proxied_name(PlainWorker("worker")) is None
+
+
+def test_proxied_name_imports_no_proxy(monkeypatch: pytest.MonkeyPatch):
+    """Those who use none need neither websockets nor starlette."""
+    modules = [f"pipecat.workers.proxy.websocket.{side}" for side in ("client", "server")]
+    for module in modules:
+        monkeypatch.delitem(sys.modules, module)
+
+    assert proxied_name(PlainWorker("worker")) is None
+    assert not [module for module in modules if module in sys.modules]
+
+
+def test_proxy_connection_of_a_client_that_has_not_connected_is_none():
+    assert proxy_connection(_client()) is None
+
+
+def test_proxy_connection_of_a_server_is_its_socket():
+    websocket = _socket()
+
+    assert proxy_connection(_server(websocket)) is websocket
+
+
+@pytest.mark.parametrize(
+    ("make", "event"),
+    [
+        (_client, "on_disconnected"),
+        (lambda: _server(_socket()), "on_client_disconnected"),
+    ],
+)
+def test_proxies_have_the_event_of_a_lost_connection(make: Callable[[], PlainWorker], event: str):
+    proxy = make()
+
+    proxy.add_event_handler(event, _handle)
+
+    assert has_event_handlers(proxy, event)
+    proxy.remove_event_handler(event, _handle)
+    assert not has_event_handlers(proxy, event)
+
+
+# -- public names that must mean what they do ----------------------------------------------------
+
+
+async def test_job_groups_and_active_jobs_are_the_live_dicts():
+    worker = PlainWorker("worker")
+    groups, jobs = worker.job_groups, worker.active_jobs
+
+    groups["g"] = jobs["j"] = object()
+
+    assert worker.job_groups is groups
+    assert worker.active_jobs is jobs
+    assert worker._job_groups is groups
+    assert worker._active_jobs is jobs
+
+
+async def test_pipecat_enters_its_own_jobs_in_the_dicts_it_shows():
+    asker, answerer = PlainPeer("asker"), PlainPeer("answerer")
+    groups, jobs = asker.job_groups, answerer.active_jobs
+    async with JobHarness(check_watches=False) as harness:
+        await harness.start(asker, answerer)
+        job_id = await asker.request_job("answerer", params=JobParams(name="wait"))
+        await answerer.started.get()
+
+        assert list(groups) == [job_id]
+        assert list(jobs) == [job_id]
+        answerer.release.set()
+        await harness.settle()
+        assert groups == jobs == {}
+
+
+async def test_a_worker_that_has_stopped_stays_subscribed(job_harness: JobHarness):
+    """So that it can go on answering those who ask it too late."""
+    worker, messages = PlainWorker("worker"), []
+
+    async def keep(_: PlainWorker, message: Any) -> None:
+        messages.append(message)
+
+    worker.add_event_handler("on_bus_message", keep)
+    await job_harness.start(worker)
+    await job_harness.end(worker)
+    await job_harness.settle()
+    messages.clear()
+
+    late = BusJobResponseMessage(source="x", target="worker", job_id="j", status="completed")
+    await job_harness.bus.send(late)
+    await job_harness.settle()
+
+    assert messages == [late]
+
+
+async def test_a_worker_that_has_stopped_stays_in_the_registry_and_with_its_runner(
+    job_harness: JobHarness,
+):
+    worker = PlainWorker("worker")
+    await job_harness.start(worker)
+    await job_harness.end(worker)
+
+    assert "worker" in job_harness.registry
+    assert job_harness.runner.get_worker("worker") is worker
+
+
+async def test_wait_returns_at_once_only_after_the_end(job_harness: JobHarness):
+    worker = PlainWorker("worker")
+    await job_harness.start(worker)
+    waiting = worker.wait()
+    assert asyncio.isfuture(waiting.send(None))
+    waiting.close()
+
+    await job_harness.end(worker)
+
+    with pytest.raises(StopIteration):
+        worker.wait().send(None)
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+async def test_accepts_bus_message_decides_what_a_bus_delivers(
+    job_harness: JobHarness, accepts: bool
+):
+    class Choosy(PlainWorker):
+        def accepts_bus_message(self, message: Any) -> bool:
+            if isinstance(message, BusJobRequestMessage):
+                return accepts
+            return super().accepts_bus_message(message)
+
+        async def on_job_request(self, message: BusJobRequestMessage) -> None:
+            requests.append(message.job_id)
+            await self.send_job_response(message.job_id)
+
+    requests: list[str] = []
+    # Inactive, since that is when a job worker accepts more than Pipecat would.
+    worker = Choosy("worker", active=False)
+    await job_harness.start(worker)
+
+    await job_harness.bus.send(BusJobRequestMessage(source="x", target="worker", job_id="j"))
+    await job_harness.settle()
+
+    assert requests == (["j"] if accepts else [])
+
+
+# -- cancel_function_call and in_tool_call_of ----------------------------------------------------
+
+
+class ToolCaller(LLMContextWorker):
+    """Calls tools that wait, and notes whose tool it was."""
+
+    def __init__(self, llm: OpenAILLMService):
+        super().__init__("caller", llm=llm)
+        self.context.set_tools(self.build_tools())
+        self.waiting: asyncio.Queue[str] = asyncio.Queue()
+        self.cancelled: asyncio.Queue[str] = asyncio.Queue()
+        self.in_own_tool: bool | None = None
+
+    @tool(cancel_on_interruption=False)
+    async def wait(self, params: FunctionCallParams):
+        """Wait."""
+        self.in_own_tool = in_tool_call_of(self)
+        self.waiting.put_nowait(params.tool_call_id)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.put_nowait(params.tool_call_id)
+            raise
+
+
+async def test_cancel_function_call_cancels_that_call_and_no_other(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    scripted_llm.reply(ToolCalls(ToolCall("wait", call_id="a"), ToolCall("wait", call_id="b")))
+    worker = ToolCaller(new_llm("You wait."))
+    await job_harness.start(worker)
+    await worker.queue_frame(LLMMessagesAppendFrame([{"role": "user", "content": "go"}], True))
+    assert {await worker.waiting.get(), await worker.waiting.get()} == {"a", "b"}
+
+    await cancel_function_call(worker.llm, "unknown")
+    await cancel_function_call(worker.llm, "a")
+
+    assert worker.cancelled.get_nowait() == "a"
+    assert worker.cancelled.empty()
+    await cancel_function_call(worker.llm, "b")
+
+
+async def test_take_queued_function_calls_takes_what_has_not_begun(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    calls = [ToolCall("wait", {}, call_id) for call_id in ("a", "b", "c")]
+    scripted_llm.reply(ToolCalls(*calls))
+    worker = ToolCaller(new_llm("You wait.", run_in_parallel=False))
+    await job_harness.start(worker)
+    await worker.queue_frame(LLMMessagesAppendFrame([{"role": "user", "content": "go"}], True))
+    assert await worker.waiting.get() == "a"
+
+    (taken,) = take_queued_function_calls(worker.llm, lambda call: call.tool_call_id != "c")
+
+    assert (taken.tool_call_id, taken.function_name, taken.arguments) == ("b", "wait", {})
+    assert taken.registry_item.cancel_on_interruption is False
+    assert taken.group_id is not None
+    await cancel_function_call(worker.llm, "a")
+    assert await worker.waiting.get() == "c"
+    await cancel_function_call(worker.llm, "c")
+
+
+def test_take_queued_function_calls_of_a_service_that_runs_them_at_once(new_llm: NewLLM):
+    assert take_queued_function_calls(new_llm("You wait."), lambda _: True) == []
+
+
+@pytest.mark.parametrize("speaks", [BotStartedSpeakingFrame, UserStartedSpeakingFrame])
+async def test_an_aggregator_owes_the_run_that_speech_puts_off_until_it_is_forgone(
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    speaks: type[Frame],
+):
+    class Caller(ToolCaller):
+        @tool
+        async def look(self, params: FunctionCallParams):
+            """Look."""
+            await params.result_callback({"found": True})
+
+    scripted_llm.reply(ToolCall("look"))
+    worker = Caller(new_llm("You look."))
+    aggregator = worker.assistant_aggregator
+    owed: asyncio.Queue[bool] = asyncio.Queue()
+
+    @aggregator.event_handler("on_after_process_frame")
+    async def on_after_process_frame(_: object, frame: Frame) -> None:
+        if isinstance(frame, FunctionCallResultFrame):
+            owed.put_nowait(owes_run(aggregator))
+            forgo_owed_run(aggregator)
+            await aggregator.process_frame(BotStoppedSpeakingFrame(), FrameDirection.UPSTREAM)
+            await aggregator.process_frame(UserStoppedSpeakingFrame(), FrameDirection.DOWNSTREAM)
+
+    await job_harness.start(worker)
+    assert owes_run(aggregator) is False
+    await aggregator.queue_frame(speaks())
+    await worker.queue_frame(LLMMessagesAppendFrame([{"role": "user", "content": "go"}], True))
+
+    assert await owed.get() is True
+    await job_harness.settle()
+    assert owes_run(aggregator) is False
+    assert len(scripted_llm.requests) == 1
+
+
+async def test_find_provider_of_a_service_that_is_known(new_llm: NewLLM):
+    found = find_provider(new_llm("You wait."))
+    assert found is not None
+    kind, client = found
+    assert kind is ProviderKind.OPENAI_CHAT
+    assert isinstance(client, AsyncOpenAI)
+
+
+def test_find_provider_of_a_service_that_is_not_known():
+    assert find_provider(LLMService()) is None
+
+
+async def test_a_service_that_answers_text_is_not_speech_to_speech(new_llm: NewLLM):
+    assert is_speech_to_speech(new_llm("You wait.")) is False
+
+
+async def test_in_tool_call_of_knows_whose_tool_is_running(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    scripted_llm.reply(ToolCall("wait", call_id="a"))
+    worker = ToolCaller(new_llm("You wait."))
+    await job_harness.start(worker)
+    await worker.queue_frame(LLMMessagesAppendFrame([{"role": "user", "content": "go"}], True))
+    await worker.waiting.get()
+
+    assert worker.in_own_tool is True
+    assert not in_tool_call_of(worker)
+    await cancel_function_call(worker.llm, "a")
+
+
+# -- forget_runner -------------------------------------------------------------------------------
+
+
+async def test_a_forgotten_runner_leaves_the_registry_and_is_answered_when_it_is_back(
+    job_harness: JobHarness,
+):
+    await job_harness.start(PlainWorker("local"))
+    sent: list[BusWorkerRegistryMessage] = []
+    publish = job_harness.bus.publish
+
+    async def keep(message: BusMessage) -> None:
+        if isinstance(message, BusWorkerRegistryMessage) and message.runner != "other":
+            sent.append(message)
+        await publish(message)
+
+    job_harness.bus.publish = keep
+    entry = WorkerRegistryEntry("remote")
+    announcement = BusWorkerRegistryMessage(source="other", runner="other", workers=[entry])
+    for answers in (1, 2):
+        await job_harness.bus.send(announcement)
+        await job_harness.settle()
+        assert "remote" in job_harness.registry
+        assert len(sent) == answers
+        forget_runner(job_harness.runner, "other")
+        assert "remote" not in job_harness.registry
+        assert "local" in job_harness.registry

@@ -1,0 +1,355 @@
+"""Plain Pipecat workers and ours answer each other on one bus: results, failures, names."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from pipecat.bus.messages import BusJobRequestMessage
+from pipecat.pipeline.job_context import JobError as PipecatJobError
+from pipecat.pipeline.job_context import JobGroupError as PipecatJobGroupError
+from pipecat.pipeline.job_context import JobGroupParams, JobParams
+from pipecat.pipeline.job_context import JobStatus as PipecatJobStatus
+from support import peers
+from support.peers import PAIRS, OurPeer, PlainPeer
+from support.workers import Answerer, Asker
+
+import pipecat_jobs
+from pipecat_jobs import JobError, JobGroupError, JobTimeoutError, NoJobHandlerError, OutcomeStatus
+from pipecat_jobs.testing import JobHarness
+
+harness = peers.harness
+
+
+# -- both ways alike -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asks", "answers"), PAIRS)
+async def test_a_job_is_answered(harness: JobHarness, asks: type, answers: type):
+    asker = asks("asker")
+    await harness.start(asker, answers("answerer"))
+
+    response = await asker.ask("answerer", "echo", payload={"q": 1})
+
+    assert response == {"from": "answerer", "payload": {"q": 1}}
+
+
+@pytest.mark.parametrize("asks", [OurPeer, PlainPeer])
+async def test_a_group_mixes_plain_workers_and_ours(harness: JobHarness, asks: type):
+    asker = asks("asker")
+    await harness.start(asker, PlainPeer("plain"), OurPeer("ours"))
+
+    responses = await asker.ask_group("plain", "ours", name="echo", payload={"q": 1})
+
+    assert responses == {
+        "plain": {"from": "plain", "payload": {"q": 1}},
+        "ours": {"from": "ours", "payload": {"q": 1}},
+    }
+
+
+@pytest.mark.parametrize(("asks", "answers"), PAIRS)
+async def test_an_urgent_answer_is_an_answer(harness: JobHarness, asks: type, answers: type):
+    asker = asks("asker")
+    await harness.start(asker, answers("answerer"))
+
+    assert await asker.ask("answerer", "urgent") == {"urgent": True}
+
+
+async def test_updates_of_a_plain_worker_arrive_before_its_answer(harness: JobHarness):
+    asker = OurPeer("asker")
+    await harness.start(asker, PlainPeer("answerer"))
+
+    events, response = await asker.events("answerer", "update")
+
+    assert events == [("update", {"step": 1}), ("update", {"step": 2})]
+    assert response == {"steps": 2}
+
+
+async def test_a_stream_of_a_plain_worker_arrives_whole(harness: JobHarness):
+    asker = OurPeer("asker")
+    await harness.start(asker, PlainPeer("answerer"))
+
+    events, response = await asker.events("answerer", "stream")
+
+    assert events == [
+        ("stream_start", {"kind": "text"}),
+        ("stream_data", {"text": "Hello"}),
+        ("stream_data", {"text": "there"}),
+        ("stream_end", {"chunks": 2}),
+    ]
+    assert response == {"chunks": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "heard"),
+    [
+        ("update", ["on_job_update", "on_job_update", "on_job_response", "on_job_completed"]),
+        (
+            "stream",
+            [
+                "on_job_stream_start",
+                "on_job_stream_data",
+                "on_job_stream_data",
+                "on_job_stream_end",
+                "on_job_completed",
+            ],
+        ),
+    ],
+)
+async def test_hooks_of_a_plain_requester_hear_our_updates_and_chunks(
+    harness: JobHarness, name: str, heard: list[str]
+):
+    """By hooks, since Pipecat's ``async for`` may miss what a quick worker says."""
+    asker = PlainPeer("asker")
+    fired: list[str] = []
+    completed = asyncio.Event()
+    for event in {*heard}:
+
+        async def keep(_: Any, __: Any, event: str = event) -> None:
+            fired.append(event)
+
+        asker.add_event_handler(event, keep)
+
+    async def on_completed(_: Any, __: Any) -> None:
+        completed.set()
+
+    asker.add_event_handler("on_job_completed", on_completed)
+    await harness.start(asker, OurPeer("answerer"))
+
+    await asker.request_job("answerer", params=JobParams(name=name))
+    await completed.wait()
+    await harness.settle()
+
+    assert sorted(fired) == sorted(heard)
+
+
+async def test_a_plain_requester_iterates_over_what_our_worker_says(harness: JobHarness):
+    class Patient(OurPeer):
+        """Speaks once its requester listens: Pipecat attaches its queue after sending."""
+
+        @pipecat_jobs.job(name="count")
+        async def count(self, message: BusJobRequestMessage):
+            await self.release.wait()
+            yield {"number": 1}
+            yield {"number": 2}
+
+    asker, answerer = PlainPeer("asker"), Patient("answerer")
+    await harness.start(asker, answerer)
+
+    async with asker.job("answerer", params=JobParams(name="count")) as j:
+        answerer.release.set()
+        events = [(event.type, event.data) async for event in j]
+
+    assert events == [
+        ("stream_start", None),
+        ("stream_data", {"number": 1}),
+        ("stream_data", {"number": 2}),
+        ("stream_end", None),
+    ]
+    assert j.response == {}
+
+
+@pytest.mark.parametrize(("asks", "answers"), PAIRS)
+async def test_a_requester_asks_for_an_update_and_gets_it(
+    harness: JobHarness, asks: type, answers: type
+):
+    class Reporting(answers):
+        async def on_job_update_requested(self, message: Any) -> None:
+            await self.send_job_update(message.job_id, {"progress": 0.5})
+
+    asker, answerer = asks("asker"), Reporting("answerer")
+    updates: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def keep(_: Any, message: Any) -> None:
+        updates.put_nowait(message)
+
+    asker.add_event_handler("on_job_update", keep)
+    await harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    job_id = await answerer.started.get()
+
+    await asker.request_job_update(job_id, "answerer")
+    update = await updates.get()
+    answerer.release.set()
+
+    assert (update.job_id, update.source, update.update) == (job_id, "answerer", {"progress": 0.5})
+    assert await caller == {"from": "answerer"}
+
+
+# -- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "payload"),
+    [
+        ("fail", OutcomeStatus.FAILED, {"error": "no such city"}),
+        ("error", OutcomeStatus.ERROR, {"code": 7}),
+    ],
+)
+async def test_a_plain_worker_that_fails_says_how_and_why(
+    harness: JobHarness, name: str, status: OutcomeStatus, payload: dict
+):
+    asker = OurPeer("asker")
+    await harness.start(asker, PlainPeer("answerer"))
+
+    with pytest.raises(JobError) as failed:
+        await asker.ask("answerer", name)
+
+    outcome = failed.value.outcomes["answerer"]
+    assert (outcome.status, outcome.response) == (status, payload)
+    assert str(next(iter(payload.values()))) in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "payload"),
+    [
+        ("fail", PipecatJobStatus.FAILED, {"error": "no such city"}),
+        ("error", PipecatJobStatus.ERROR, {"code": 7}),
+    ],
+)
+async def test_a_plain_requester_hears_how_our_worker_failed(
+    harness: JobHarness, name: str, status: PipecatJobStatus, payload: dict
+):
+    asker = PlainPeer("asker")
+    await harness.start(asker, OurPeer("answerer"))
+
+    with pytest.raises(PipecatJobError):
+        await asker.ask("answerer", name)
+
+    message = await asker.errors.get()
+    assert (message.source, message.status, message.response) == ("answerer", status, payload)
+
+
+async def test_a_handler_of_ours_that_raises_answers_a_plain_requester(harness: JobHarness):
+    asker = PlainPeer("asker")
+    await harness.start(asker, Answerer())
+
+    with pytest.raises(PipecatJobError):
+        await asker.ask("answerer", "raise")
+
+    message = await asker.errors.get()
+    assert message.status == PipecatJobStatus.ERROR
+    assert message.response["error"] == "no such topic"
+    assert message.response["error_type"] == "ValueError"
+    assert "raise_error" in message.response["traceback"]
+
+
+async def test_a_job_name_our_worker_does_not_know_answers_a_plain_requester(harness: JobHarness):
+    asker = PlainPeer("asker")
+    await harness.start(asker, Answerer())
+
+    with pytest.raises(PipecatJobError):
+        await asker.ask("answerer", "sing")
+
+    message = await asker.errors.get()
+    assert message.status == PipecatJobStatus.ERROR
+    assert message.response["error_type"] == NoJobHandlerError.__name__
+    assert "'sing'" in message.response["error"]
+
+
+async def test_our_worker_refuses_a_plain_requester_when_it_takes_no_jobs(harness: JobHarness):
+    class Busy(OurPeer):
+        takes_jobs_when_inactive = False
+
+    asker = PlainPeer("asker")
+    await harness.start(asker, Busy("answerer", active=False))
+
+    with pytest.raises(PipecatJobError):
+        await asker.ask("answerer", "echo")
+
+    message = await asker.errors.get()
+    assert message.status == PipecatJobStatus.FAILED
+    assert "inactive" in message.response["error"]
+
+
+@pytest.mark.parametrize("asks", [OurPeer, PlainPeer])
+@pytest.mark.parametrize(("fails", "waits"), [("plain", "ours"), ("ours", "plain")])
+async def test_the_first_failure_stops_the_rest_of_a_mixed_group(
+    harness: JobHarness, asks: type, fails: str, waits: str
+):
+    asker, plain, ours = asks("asker"), PlainPeer("plain"), OurPeer("ours")
+    await harness.start(asker, plain, ours)
+    waiting = {"plain": plain, "ours": ours}[waits]
+
+    # The one that waits is asked first: Pipecat drops a cancel that overtakes its request.
+    with pytest.raises(PipecatJobGroupError):
+        await asker.ask_group(waits, fails, name="fail or wait", payload={"fails": fails})
+    await harness.settle()
+
+    if not waiting.started.empty():
+        assert waiting.cancelled == [waiting.started.get_nowait()]
+    assert not waiting.active_jobs
+
+
+async def test_a_mixed_group_goes_on_past_a_failure_when_told_to(harness: JobHarness):
+    asker, plain, ours = OurPeer("asker"), PlainPeer("plain"), OurPeer("ours")
+    await harness.start(asker, plain, ours)
+    ours.release.set()
+
+    params = JobGroupParams(name="fail or wait", payload={"fails": "plain"}, cancel_on_error=False)
+    async with asker.job_group("plain", "ours", params=params) as jg:
+        pass
+
+    assert jg.outcomes["plain"].status is OutcomeStatus.FAILED
+    assert jg.outcomes["plain"].error.message == "no such city"
+    assert jg.responses["ours"] == {"from": "ours"}
+
+
+# -- inactive workers ----------------------------------------------------------------------------
+
+
+async def test_our_inactive_worker_answers_a_plain_requester(harness: JobHarness):
+    asker = PlainPeer("asker")
+    await harness.start(asker, OurPeer("answerer", active=False))
+
+    assert (await asker.ask("answerer", "echo"))["from"] == "answerer"
+
+
+async def test_a_plain_workers_answer_reaches_our_inactive_requester(harness: JobHarness):
+    asker = OurPeer("asker", active=False)
+    await harness.start(asker, PlainPeer("answerer"))
+
+    events, response = await asker.events("answerer", "update")
+
+    assert events == [("update", {"step": 1}), ("update", {"step": 2})]
+    assert response == {"steps": 2}
+
+
+async def test_a_plain_worker_that_is_inactive_is_waited_for_until_the_deadline(
+    harness: JobHarness,
+):
+    """Pipecat drops the request before anybody of it could answer; the deadline decides."""
+    asker = OurPeer("asker")
+    await harness.start(asker, PlainPeer("answerer", active=False))
+
+    with pytest.raises(JobTimeoutError, match="'answerer'"):
+        await asker.ask("answerer", "echo", timeout=0.05)
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+
+async def test_pipecats_exceptions_catch_ours(harness: JobHarness):
+    asker = Asker()
+    await harness.start(asker, PlainPeer("answerer"))
+
+    with pytest.raises(PipecatJobError) as single:
+        await asker.ask("answerer", "fail")
+    with pytest.raises(PipecatJobGroupError) as group:
+        async with asker.job_group("answerer", name="fail"):
+            pass
+
+    assert isinstance(single.value, JobError)
+    assert isinstance(group.value, JobGroupError)
+
+
+@pytest.mark.parametrize(
+    "error", ["JobCancelledError", "JobTimeoutError", "WorkerLostError", "NoJobHandlerError"]
+)
+def test_every_way_a_job_ends_is_caught_as_either_of_pipecats_exceptions(error: str):
+    assert issubclass(getattr(pipecat_jobs, error), PipecatJobError)
+    assert issubclass(getattr(pipecat_jobs, error), PipecatJobGroupError)
+
+
+def test_job_status_is_pipecats():
+    assert pipecat_jobs.JobStatus is PipecatJobStatus
+    assert {status.value for status in PipecatJobStatus} <= {s.value for s in OutcomeStatus}

@@ -1,0 +1,346 @@
+"""Plain Pipecat workers and ours on one bus: jobs that are called off, stuck or left behind."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pipecat.bus.messages import (
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusJobUpdateMessage,
+)
+from pipecat.pipeline.job_context import JobError as PipecatJobError
+from pipecat.pipeline.job_context import JobGroupParams, JobParams
+from pipecat.pipeline.job_context import JobStatus as PipecatJobStatus
+from pipecat.registry.types import WorkerReadyData
+from support import peers
+from support.peers import PAIRS, OurPeer, PlainPeer, cancel
+
+from pipecat_jobs import JobCancelledError, JobTimeoutError, OutcomeStatus, WorkerLostError
+from pipecat_jobs.testing import ChaosBus, JobHarness
+
+harness = peers.harness
+
+
+@pytest.fixture
+async def blocking_bus() -> ChaosBus:
+    return ChaosBus()
+
+
+@pytest.fixture
+async def blocking_harness(blocking_bus: ChaosBus) -> AsyncIterator[JobHarness]:
+    async with JobHarness(blocking_bus, check_watches=False) as harness:
+        yield harness
+
+
+# -- calling off ---------------------------------------------------------------------------------
+
+
+async def test_cancelling_our_caller_stops_a_plain_handler(harness: JobHarness):
+    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
+    await harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    job_id = await answerer.started.get()
+
+    await cancel(caller)
+
+    assert await answerer.stopped.get() == job_id
+    await harness.settle()
+    assert not answerer.active_jobs
+
+
+async def test_a_plain_requester_that_cancels_its_group_stops_our_handler(harness: JobHarness):
+    asker, answerer = PlainPeer("asker"), OurPeer("answerer")
+    await harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    job_id = await answerer.started.get()
+
+    await asker.cancel_job_group(job_id, reason="changed my mind")
+
+    assert await answerer.stopped.get() == job_id
+    with pytest.raises(PipecatJobError, match="changed my mind"):
+        await caller
+
+
+async def test_a_plain_requester_whose_body_is_cancelled_stops_our_handler(harness: JobHarness):
+    asker, answerer = PlainPeer("asker"), OurPeer("answerer")
+    await harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.events("answerer", "wait"))
+    job_id = await answerer.started.get()
+
+    # Pipecat's own leaves the job to itself when it is cancelled while it sends the request.
+    await harness.settle()
+    await cancel(caller)
+
+    assert await answerer.stopped.get() == job_id
+
+
+async def test_a_plain_requesters_timeout_stops_our_handler(harness: JobHarness):
+    asker, answerer = PlainPeer("asker"), OurPeer("answerer")
+    await harness.start(asker, answerer)
+
+    with pytest.raises(PipecatJobError, match="timeout"):
+        await asker.ask("answerer", "wait", timeout=0.3)
+
+    assert await answerer.stopped.get() == await answerer.started.get()
+
+
+async def test_our_timeout_stops_a_plain_handler(harness: JobHarness):
+    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
+    await harness.start(asker, answerer)
+
+    with pytest.raises(JobTimeoutError, match="'answerer'"):
+        await asker.ask("answerer", "wait", timeout=0.3)
+
+    assert await answerer.stopped.get() == await answerer.started.get()
+
+
+async def test_a_plain_requesters_cancel_that_overtakes_its_request_wins(
+    blocking_harness: JobHarness, blocking_bus: ChaosBus
+):
+    asker, answerer = PlainPeer("asker"), OurPeer("answerer")
+    await blocking_harness.start(asker, answerer)
+    held = blocking_bus.hold(BusJobRequestMessage)
+
+    job_id = await asker.request_job("answerer", params=JobParams(name="wait"))
+    await asker.cancel_job_group(job_id)
+    await blocking_harness.settle()
+    held.release()
+    answer = await blocking_bus.wait_for(BusJobResponseMessage)
+
+    assert answer.status == PipecatJobStatus.CANCELLED
+    assert answerer.started.empty()
+
+
+# -- a bus that makes publishers wait ------------------------------------------------------------
+
+
+async def test_what_a_plain_worker_says_while_others_are_still_being_asked_is_not_missed(
+    blocking_harness: JobHarness, blocking_bus: ChaosBus
+):
+    asker, quick, slow = OurPeer("asker"), PlainPeer("quick"), PlainPeer("slow")
+    await blocking_harness.start(asker, quick, slow)
+    blocked = blocking_bus.block_publish(
+        lambda m: isinstance(m, BusJobRequestMessage) and m.target == "slow"
+    )
+
+    async def call() -> list[tuple[str, Any]]:
+        params = JobGroupParams(name="update")
+        async with asker.job_group("quick", "slow", params=params) as jg:
+            return [(event.worker_name, event.data) async for event in jg]
+
+    caller = asyncio.create_task(call())
+    await blocking_bus.wait_for(
+        lambda m: isinstance(m, BusJobResponseMessage) and m.source == "quick"
+    )
+    await blocking_harness.settle()
+    blocked.release()
+
+    assert await caller == [
+        ("quick", {"step": 1}),
+        ("quick", {"step": 2}),
+        ("slow", {"step": 1}),
+        ("slow", {"step": 2}),
+    ]
+
+
+async def test_cancelling_our_caller_while_requests_are_sent_stops_the_plain_ones_already_asked(
+    blocking_harness: JobHarness, blocking_bus: ChaosBus
+):
+    asker, first, second = OurPeer("asker"), PlainPeer("first"), PlainPeer("second")
+    await blocking_harness.start(asker, first, second)
+    blocking_bus.block_publish(
+        lambda m: isinstance(m, BusJobRequestMessage) and m.target == "second"
+    )
+    caller = asyncio.create_task(asker.ask_group("first", "second", name="wait"))
+    job_id = await first.started.get()
+
+    await cancel(caller)
+    await blocking_harness.settle()
+
+    assert first.cancelled == [job_id]
+    assert second.started.empty()
+    assert not asker.job_groups
+
+
+@pytest.mark.parametrize(("asks", "answers"), PAIRS)
+async def test_a_cancel_reaches_a_worker_whose_update_is_stuck_in_the_bus(
+    blocking_harness: JobHarness, blocking_bus: ChaosBus, asks: type, answers: type
+):
+    asker, answerer = asks("asker"), answers("answerer")
+    await blocking_harness.start(asker, answerer)
+    stuck = blocking_bus.block_publish(BusJobUpdateMessage)
+    job_id = await asker.request_job("answerer", params=JobParams(name="update"))
+    await stuck.wait()
+
+    await asker.cancel_job_group(job_id, reason="enough")
+
+    answer = await blocking_bus.wait_for(BusJobResponseMessage)
+    assert answer.status == PipecatJobStatus.CANCELLED
+    assert stuck.messages == []
+
+
+async def test_the_deadline_holds_while_a_plain_workers_answer_is_stuck_in_the_bus(
+    blocking_harness: JobHarness, blocking_bus: ChaosBus
+):
+    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
+    await blocking_harness.start(asker, answerer)
+    stuck = blocking_bus.block_publish(BusJobResponseMessage)
+
+    with pytest.raises(JobTimeoutError):
+        await asker.ask("answerer", "echo", timeout=0.05)
+
+    assert await blocking_bus.wait_for(BusJobCancelMessage)
+    stuck.release()
+    await blocking_harness.settle()
+    assert not asker.job_groups
+
+
+# -- workers that go away ------------------------------------------------------------------------
+
+
+async def test_a_plain_worker_that_ends_with_a_job_open_cancels_it(harness: JobHarness):
+    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
+    await harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "silent"))
+    await answerer.started.get()
+
+    await harness.end(answerer)
+
+    with pytest.raises(JobCancelledError) as cancelled:
+        await caller
+    assert cancelled.value.outcomes["answerer"].status is OutcomeStatus.CANCELLED
+
+
+async def test_our_worker_that_ends_with_a_job_open_answers_a_plain_requester(
+    harness: JobHarness,
+):
+    asker, answerer = PlainPeer("asker"), OurPeer("answerer")
+    answers: asyncio.Queue[BusJobResponseMessage] = asyncio.Queue()
+
+    async def keep(_: Any, message: BusJobResponseMessage) -> None:
+        answers.put_nowait(message)
+
+    asker.add_event_handler("on_job_response", keep)
+    await harness.start(asker, answerer)
+    job_id = await asker.request_job("answerer", params=JobParams(name="wait"))
+    await answerer.started.get()
+
+    await harness.end(answerer)
+
+    answer = await answers.get()
+    assert (answer.job_id, answer.status) == (job_id, PipecatJobStatus.CANCELLED)
+    assert "stopped" in answer.response["reason"]
+    assert answerer.cancelled == [job_id]
+
+
+async def test_our_requester_that_ends_stops_a_plain_handler(harness: JobHarness):
+    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
+    await harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    job_id = await answerer.started.get()
+
+    await harness.end(asker)
+
+    with pytest.raises(JobCancelledError):
+        await caller
+    assert await answerer.stopped.get() == job_id
+
+
+async def test_a_plain_worker_that_has_ended_is_lost_at_once(harness: JobHarness):
+    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
+    await harness.start(asker, answerer)
+    await harness.end(answerer)
+
+    with pytest.raises(WorkerLostError, match="'answerer'"):
+        await asker.ask("answerer", "echo")
+
+
+class Mute(PlainPeer):
+    """Ends without a word for the jobs it holds, as a worker that crashed does."""
+
+    async def stop(self) -> None:
+        self.active_jobs.clear()
+        await super().stop()
+
+
+async def test_a_plain_worker_that_finished_without_answering_is_lost(harness: JobHarness):
+    asker, answerer = OurPeer("asker"), Mute("answerer")
+    await harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "silent"))
+    await answerer.started.get()
+
+    await harness.end(answerer)
+
+    with pytest.raises(WorkerLostError, match="'answerer'") as lost:
+        await caller
+    assert lost.value.outcomes["answerer"].status is OutcomeStatus.LOST
+
+
+async def test_a_worker_of_ours_whose_last_answer_never_left_is_lost(
+    blocking_harness: JobHarness, blocking_bus: ChaosBus
+):
+    class Hasty(OurPeer):
+        job_cancel_grace = 0.02
+
+    asker, answerer = OurPeer("asker"), Hasty("answerer")
+    await blocking_harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "wait", timeout=1))
+    await answerer.started.get()
+    blocking_bus.block_publish(BusJobResponseMessage)
+
+    await blocking_harness.end(answerer)
+
+    with pytest.raises(WorkerLostError, match="'answerer'"):
+        await caller
+
+
+async def test_a_group_that_loses_one_plain_worker_stops_the_others(harness: JobHarness):
+    asker, mute, other = OurPeer("asker"), Mute("mute"), PlainPeer("other")
+    await harness.start(asker, mute, other)
+
+    async def call() -> None:
+        await asker.ask_group("mute", "other", name="wait")
+
+    mute.release.set()
+    mute.send_job_response = _say_nothing
+    caller = asyncio.create_task(call())
+    await mute.started.get()
+    job_id = await other.started.get()
+    await harness.end(mute)
+
+    with pytest.raises(WorkerLostError):
+        await caller
+    assert await other.stopped.get() == job_id
+
+
+async def _say_nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+async def test_a_worker_known_to_be_gone_is_lost_when_somebody_says_so(harness: JobHarness):
+    asker = OurPeer("asker")
+    await harness.start(asker)
+    # A worker of another process: nothing here can notice its end.
+    await harness.registry.register(WorkerReadyData(worker_name="far", runner="elsewhere"))
+    caller = asyncio.create_task(asker.ask("far", "echo"))
+    await asker.group_id
+
+    await asker.worker_lost("far", reason="its host is being rebooted")
+
+    with pytest.raises(WorkerLostError, match="its host is being rebooted"):
+        await caller
+
+
+async def test_worker_lost_leaves_other_workers_jobs_alone(harness: JobHarness):
+    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
+    await harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    await answerer.started.get()
+
+    await asker.worker_lost("another", reason="gone")
+    answerer.release.set()
+
+    assert await caller == {"from": "answerer"}

@@ -1,0 +1,113 @@
+"""The jobs that Pipecat's ``UIWorker`` brings along, with the mixin on: respond and screen."""
+
+import asyncio
+
+import pytest
+from pipecat.frames.frames import InterruptionFrame
+from pipecat.workers.ui import UIWorker
+from support import peers_ui
+from support.peers import OurPeer, PlainPeer, cancel
+from support.peers_ui import SNAPSHOT, MakeUI, client_sends
+
+from pipecat_jobs import JobError
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, Stall, ToolCall
+
+make = peers_ui.make
+
+
+@pytest.mark.parametrize("asks", [OurPeer, PlainPeer])
+async def test_its_respond_job_responses_what_a_tool_says(make: MakeUI, asks: type):
+    asker = asks("asker")
+    async with JobHarness(check_watches=False) as harness, ScriptedLLMServer() as llm:
+        llm.on("where", ToolCall("answer", {"text": "on the left"}))
+        await harness.start(asker, make(base_url=llm.base_url))
+
+        response = await asker.ask("ui", "respond", payload={"query": "where is it"})
+
+    assert response == {"answer": "on the left"}
+
+
+async def test_its_respond_jobs_run_one_at_a_time(
+    make: MakeUI, job_harness: JobHarness, scripted_llm: ScriptedLLMServer
+):
+    asker, ui = OurPeer("asker"), make(base_url=scripted_llm.base_url)
+    for word in ("alpha", "beta", "gamma"):
+        scripted_llm.on(word, ToolCall("answer", {"text": word.upper()}))
+    await job_harness.start(asker, ui)
+
+    answers = await asyncio.gather(
+        *(
+            asker.ask("ui", "respond", payload={"query": word})
+            for word in ("alpha", "beta", "gamma")
+        )
+    )
+
+    assert answers == [{"answer": "ALPHA"}, {"answer": "BETA"}, {"answer": "GAMMA"}]
+    assert ui.current_job is None
+
+
+async def test_a_cancelled_respond_job_makes_room_for_the_next(
+    make: MakeUI, job_harness: JobHarness, scripted_llm: ScriptedLLMServer
+):
+    asker, ui = OurPeer("asker"), make(base_url=scripted_llm.base_url)
+    scripted_llm.on("slow", Stall())
+    scripted_llm.on("quick", ToolCall("answer", {"text": "done"}))
+    await job_harness.start(asker, ui)
+    caller = asyncio.create_task(asker.ask("ui", "respond", payload={"query": "slow"}))
+    await scripted_llm.wait_for_requests(1)
+
+    await cancel(caller)
+    await job_harness.settle()
+
+    assert ui.current_job is None
+    assert not ui.active_jobs
+    # The stalled turn holds the pipeline; nothing of this package may hold the job.
+    await ui.queue_frame(InterruptionFrame())
+    response = await asker.ask("ui", "respond", payload={"query": "quick"})
+    assert response == {"answer": "done"}
+
+
+needs_screen = pytest.mark.skipif(
+    not hasattr(UIWorker, "snapshot"), reason="this Pipecat's UIWorker has no screen job"
+)
+
+
+@needs_screen
+async def test_its_respond_job_responses_with_the_reply_the_model_writes(
+    make: MakeUI, job_harness: JobHarness, scripted_llm: ScriptedLLMServer
+):
+    asker = OurPeer("asker")
+    scripted_llm.reply("It is on the left.")
+    await job_harness.start(asker, make(base_url=scripted_llm.base_url))
+
+    response = await asker.ask("ui", "respond", payload={"query": "where is it"})
+
+    assert response == {"answer": "It is on the left."}
+
+
+@needs_screen
+async def test_its_screen_job_reads_the_snapshot(make: MakeUI, job_harness: JobHarness):
+    asker, ui = OurPeer("asker"), make()
+    await job_harness.start(asker, ui)
+    page = {
+        "ref": "e0",
+        "role": "page",
+        "children": [{"ref": "e1", "role": "button", "name": "Buy"}],
+    }
+    await client_sends(ui, SNAPSHOT, {"root": page})
+    await job_harness.settle()
+
+    response = await asker.ask("ui", "screen", payload={"action": "list"})
+
+    assert [element["name"] for element in response["elements"]] == ["Buy"]
+
+
+@needs_screen
+async def test_its_screen_job_says_what_it_cannot_do(make: MakeUI, job_harness: JobHarness):
+    asker = OurPeer("asker")
+    await job_harness.start(asker, make())
+
+    with pytest.raises(JobError) as failed:
+        await asker.ask("ui", "screen", payload={"action": "dance", "target": "x"})
+
+    assert failed.value.outcomes["ui"].error is not None

@@ -1,0 +1,422 @@
+"""The terminal demo: plain, interrupted, at a terminal, and with a provider that fails."""
+
+import asyncio
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from pipecat.bus.messages import (
+    BusJobResponseMessage,
+    BusJobResponseUrgentMessage,
+    BusJobStreamDataMessage,
+    BusMessage,
+)
+from pipecat.workers import runner
+from rich.console import Console
+from support.terminal import Terminal
+
+from examples.debate.board import Board, Speaker, State
+from examples.debate.picture import take_picture
+from examples.debate.plain import play
+from examples.debate.screen import Screen
+from examples.debate.script import write_script
+from examples.debate.stage import Provider, debate, find_provider
+from examples.debate.workers import DEBATERS, Moderator
+from pipecat_jobs import JobStatus
+from pipecat_jobs.testing import (
+    ChaosBus,
+    Disconnect,
+    Failure,
+    LLMRequest,
+    Reply,
+    ScriptedLLMServer,
+    Stall,
+    Text,
+    ToolCall,
+)
+
+ROOT = Path(__file__).parents[2]
+DEMO = [sys.executable, "-m", "examples.debate"]
+
+STREAM = BusJobStreamDataMessage
+RESPONSE = BusJobResponseMessage | BusJobResponseUrgentMessage
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    # The scripted server is not to be looked for behind a proxy; undone after the test.
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedLLMServer]:
+    async with ScriptedLLMServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def stage(server: ScriptedLLMServer) -> AsyncIterator[tuple[Moderator, Board]]:
+    async with debate(Provider("scripted", "scripted", "none", server.base_url)) as stage:
+        yield stage
+
+
+def script_debaters(server: ScriptedLLMServer, reply: Reply, *names: str) -> None:
+    """Have some of the debaters, or all, answer this."""
+    for name in names or DEBATERS:
+        server.on(DEBATERS[name], reply)
+
+
+def of_debaters(server: ScriptedLLMServer) -> list[LLMRequest]:
+    return [request for request in server.requests if not request.tools]
+
+
+def states(board: Board) -> dict[str, State]:
+    return {speaker.name: speaker.state for speaker in board.speakers}
+
+
+def without_nltk(stderr: str) -> str:
+    # Pipecat 1.8 downloads data for NLTK, which says so when there is no network.
+    lines = stderr.splitlines()
+    return "\n".join(line for line in lines if not line.startswith("[nltk_data]"))
+
+
+# Plain
+
+
+def test_without_a_terminal_it_plays_one_debate_and_exits():
+    result = subprocess.run(
+        DEMO, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=50
+    )
+
+    assert result.returncode == 0
+    assert without_nltk(result.stderr) == ""
+    notice, _, topic, *_ = result.stdout.splitlines()
+    assert notice == "No OPENAI_API_KEY: a scripted model answers."
+    assert topic == "Topic: Should AI be regulated?"
+    for role in ("ADVOCATE", "CRITIC", "ANALYST", "MODERATOR"):
+        assert re.search(rf"^{role} \(done, \d+\.\d s\)$", result.stdout, re.MULTILINE)
+    _, summary = result.stdout.split("MODERATOR")
+    assert "On “Should AI be regulated?” here is what I heard." in summary
+
+
+async def test_a_key_is_used_with_its_url_and_model(
+    server: ScriptedLLMServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    write_script(server, tempo=0)
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    monkeypatch.setenv("OPENAI_MODEL", "a model")
+
+    assert await play("May cats vote?") == 0
+
+    assert capsys.readouterr().out.startswith("a model at 127.0.0.1:")
+    assert [request.model for request in server.requests] == ["a model"] * 5
+
+
+async def test_without_a_url_the_key_is_for_openai(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+
+    async with find_provider() as provider:
+        assert provider.base_url is None
+        assert provider.notice.endswith(" at api.openai.com")
+
+
+async def test_a_debater_that_fails_is_named_and_the_others_go_on(
+    server: ScriptedLLMServer, stage: tuple[Moderator, Board]
+):
+    moderator, board = stage
+    script_debaters(server, Failure(500, "out of order"), "critic")
+    write_script(server, tempo=0)
+
+    await moderator.hear("May cats vote?")
+    await board.until(lambda: board.moderator.ended)
+
+    assert states(board) == {
+        "advocate": State.DONE,
+        "critic": State.FAILED,
+        "analyst": State.DONE,
+        "moderator": State.DONE,
+    }
+    assert "out of order" in board.debaters["critic"].problem
+    assert "The critic had no answer." in board.moderator.text
+
+
+async def test_a_connection_that_breaks_fails_the_debater(
+    server: ScriptedLLMServer, stage: tuple[Moderator, Board]
+):
+    moderator, board = stage
+    script_debaters(server, Disconnect(after="I hold that"), "analyst")
+    write_script(server, tempo=0)
+
+    await moderator.hear("May cats vote?")
+    await board.until(lambda: board.moderator.ended)
+
+    analyst = board.debaters["analyst"]
+    assert (analyst.state, analyst.text) == (State.FAILED, "I hold that")
+
+
+@pytest.mark.parametrize("failing", ["critic", "moderator"])
+async def test_plain_mode_tells_of_a_failure_and_exits_with_1(
+    failing: str,
+    server: ScriptedLLMServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    server.on(DEBATERS.get(failing, "You moderate"), Failure(401, "wrong key"))
+    write_script(server, tempo=0)
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+
+    assert await play("May cats vote?") == 1
+
+    printed = capsys.readouterr()
+    assert f"\n{failing.upper()} (failed, " in printed.out
+    assert re.search(rf"^The {failing} failed: .*wrong key", printed.err, re.MULTILINE)
+
+
+# Interrupted
+
+
+async def test_an_interruption_hangs_up_on_all_three_and_the_next_debate_is_its_own(
+    server: ScriptedLLMServer, stage: tuple[Moderator, Board]
+):
+    moderator, board = stage
+    endless = Text("word " * 10_000, pace=0.002)
+
+    def argue(request: LLMRequest) -> Reply:
+        return endless if "cats" in request.last_user_text else Text(request.last_user_text)
+
+    script_debaters(server, argue)
+    write_script(server, tempo=0)
+
+    await moderator.hear("May cats vote?")
+    await board.until(lambda: all(who.tokens > 5 for who in board.debaters.values()))
+    await moderator.interrupt()
+    interrupted = of_debaters(server)
+    async with asyncio.timeout(5):
+        for request in interrupted:
+            await request.wait_hung_up()
+    await board.until(lambda: board.quiet)
+
+    assert set(states(board).values()) == {State.STOPPED}
+    sent = [len(request.sent) for request in interrupted]
+    said = {name: who.text for name, who in board.debaters.items()}
+    assert all(endless.text.startswith(text) for text in said.values())
+
+    await moderator.hear("May dogs vote?")
+    await board.until(lambda: board.moderator.ended)
+
+    assert set(states(board).values()) == {State.DONE}
+    assert {who.text for who in board.debaters.values()} == {"Topic: May dogs vote?"}
+    assert [len(request.sent) for request in interrupted] == sent
+    assert len(of_debaters(server)) == 6
+
+
+async def test_topics_in_a_row_never_answer_for_each_other(
+    server: ScriptedLLMServer, stage: tuple[Moderator, Board]
+):
+    moderator, board = stage
+    script_debaters(server, lambda request: Text(f"{request.last_user_text}; " * 20, pace=0.0005))
+    write_script(server, tempo=0)
+
+    for number in range(20):
+        topic = f"Number {number}"
+        await moderator.hear(topic)
+        if number % 2:
+            # Each is interrupted a little later than the one before.
+            await board.until(
+                lambda topic=topic, reached=number * 3: (
+                    board.topic == topic
+                    and sum(who.tokens for who in board.debaters.values()) >= reached
+                )
+            )
+    await moderator.hear("The last")
+    await board.until(lambda: board.topic == "The last" and board.moderator.ended)
+
+    assert {who.text for who in board.debaters.values()} == {"Topic: The last; " * 20}
+    assert set(states(board).values()) == {State.DONE}
+    assert "On “The last” here is what I heard." in board.moderator.text
+
+
+async def test_what_a_stopped_debater_still_sends_is_not_of_the_next_topic(
+    server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
+):
+    bus = ChaosBus()
+    monkeypatch.setattr(runner, "AsyncQueueBus", lambda: bus)
+    endless = Text("cats " * 10_000, pace=0.002)
+    script_debaters(
+        server, lambda request: endless if "cats" in request.last_user_text else Text("Dogs.")
+    )
+    write_script(server, tempo=0)
+
+    async with debate(Provider("scripted", "scripted", "none", server.base_url)) as stage:
+        moderator, board = stage
+        await moderator.hear("May cats vote?")
+        await board.until(lambda: all(who.tokens for who in board.debaters.values()))
+        [stopped] = moderator.job_groups
+
+        def is_late(message: BusMessage) -> bool:
+            return isinstance(message, STREAM | RESPONSE) and message.job_id == stopped
+
+        def is_answer(message: BusMessage) -> bool:
+            return isinstance(message, RESPONSE) and message.status == JobStatus.COMPLETED
+
+        late, answers = bus.hold(is_late), bus.hold(is_answer)
+        await late.wait()
+        await moderator.hear("May dogs vote?")
+        await bus.wait_for(lambda message: is_late(message) and isinstance(message, RESPONSE), 3)
+        await board.until(lambda: board.topic == "May dogs vote?")
+        late.release()
+        # The answers come after all of it, so that the end of the debate is the end of the test.
+        await answers.wait(3)
+        answers.release()
+        await board.until(lambda: board.moderator.ended)
+
+        assert {who.text for who in board.debaters.values()} == {"Dogs."}
+        assert set(states(board).values()) == {State.DONE}
+
+
+@pytest.mark.parametrize("typed", ["in the summary", "before the first word"])
+async def test_the_moderator_stops_wherever_it_is(
+    typed: str, server: ScriptedLLMServer, stage: tuple[Moderator, Board]
+):
+    moderator, board = stage
+    if typed == "before the first word":
+        server.on("You moderate", Stall())
+        await moderator.hear("May cats vote?")
+        await server.wait_for_requests(1)
+    else:
+        server.on("You moderate", ToolCall("debate", {"topic": "Cats"}), Stall("On the whole"))
+        script_debaters(server, Text("Well."))
+        await moderator.hear("May cats vote?")
+        await board.until(lambda: "whole" in board.moderator.text)
+
+    await moderator.interrupt()
+    async with asyncio.timeout(5):
+        await server.requests[-1].wait_hung_up()
+
+    assert board.quiet
+    assert board.moderator.state is State.STOPPED
+
+
+async def test_the_moderators_llm_is_told_what_each_debater_said(
+    server: ScriptedLLMServer, stage: tuple[Moderator, Board]
+):
+    moderator, board = stage
+    for name in DEBATERS:
+        script_debaters(server, Text(f"I am the {name}."), name)
+    write_script(server, tempo=0)
+
+    await moderator.hear("Please debate whether cats may vote")
+    await board.until(lambda: board.moderator.ended)
+
+    assert board.topic == "Cats may vote"
+    (result,) = [m["content"] for m in server.requests[-1].messages if m["role"] == "tool"]
+    assert json.loads(result) == {
+        "answers": {name: {"text": f"I am the {name}."} for name in DEBATERS}
+    }
+
+
+async def test_leaving_in_mid_debate_leaves_nothing_behind(server: ScriptedLLMServer):
+    script_debaters(server, Stall("I hold"))
+    write_script(server, tempo=0)
+    before = asyncio.all_tasks()
+
+    provider = Provider("scripted", "scripted", "none", server.base_url)
+    async with debate(provider) as (moderator, board):
+        await moderator.hear("May cats vote?")
+        await board.until(lambda: all(who.tokens for who in board.debaters.values()))
+
+    async with asyncio.timeout(5):
+        for request in of_debaters(server):
+            await request.wait_hung_up()
+    await server.stop()
+    assert asyncio.all_tasks() <= before
+
+
+# On the screen
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize(("width", "height"), [(20, 8), (80, 24), (110, 36), (200, 50)])
+async def test_the_screen_fits_its_terminal(state: State, width: int, height: int):
+    board = Board(DEBATERS)
+    board.open("Is a topic that is longer than the whole terminal is wide still a topic? " * 4)
+    board.moderator = Speaker("moderator")
+    for speaker in board.speakers:
+        speaker.text, speaker.problem, speaker.state = "lorem ipsum " * 99 + "END", "why", state
+    screen = Screen(board, "a notice " * 20)
+    screen.typed = "typing and typing " * 20
+    console = Console(width=width, height=height, file=io.StringIO(), color_system=None)
+
+    console.print(screen)
+
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == height
+    assert {len(line) for line in lines} <= {width}
+    if height >= 24:
+        assert sum(line.count("END") for line in lines) == 4
+
+
+async def test_the_picture_shows_every_debater():
+    picture = await take_picture(tempo=0)
+
+    assert picture.startswith("<svg")
+    for text in ("ADVOCATE", "CRITIC", "ANALYST", "MODERATOR", "done", "speaking"):
+        assert text in picture
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    pytest.importorskip("termios", reason="there are no such terminals on Windows")
+    terminal = Terminal(*DEMO)
+    yield terminal
+    terminal.close()
+
+
+def test_at_a_terminal_typing_stops_the_debate_and_enter_starts_the_next(terminal: Terminal):
+    terminal.wait_for("No OPENAI_API_KEY: a scripted model answers", "Should AI be regulated?")
+    terminal.wait_for("─ ADVOCATE ─", "─ CRITIC ─", "─ ANALYST ─", "─ MODERATOR ─")
+    terminal.wait_for("● arguing", "● arguing", "● arguing", "○ listening")
+
+    terminal.type("May catz\x7fs \x1b[Avote?")
+    terminal.wait_for("■ stopped", "■ stopped", "■ stopped", "■ stopped by you")
+    terminal.wait_for("› May cats vote?▌")
+
+    terminal.type("\r")
+    terminal.wait_for(" May cats vote? ", "● arguing", "● arguing", "● arguing")
+    terminal.wait_for("✓ done", "✓ done", "✓ done", "On “May cats vote?”", "✓ done")
+
+    terminal.type("\x03")
+    assert terminal.wait_exit() == 0
+    assert terminal.is_as_before
+
+
+@pytest.mark.parametrize("way", ["\x03", "\x04", "q\r", signal.SIGTERM])
+def test_every_way_out_gives_the_terminal_back(way: str | signal.Signals, terminal: Terminal):
+    terminal.wait_for("● arguing")
+    assert not terminal.is_as_before
+
+    if isinstance(way, str):
+        terminal.type(way)
+        expected = 0
+    else:
+        terminal.process.send_signal(way)
+        expected = 128 + way
+
+    assert terminal.wait_exit() == expected
+    assert terminal.is_as_before
+    assert "\x1b[?25h" in terminal.unread  # The cursor is shown.
+    assert "\x1b[?1049l" in terminal.unread  # The shell's own screen is back.
+    assert "Traceback" not in terminal.unread

@@ -1,0 +1,140 @@
+"""The debate in four processes, some of which are killed."""
+
+import asyncio
+import re
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from support.bot_process import bot_environment
+from support.terminal import Terminal
+
+from examples.debate.stage import find_provider
+from examples.distributed import debaters, loading, stage
+from pipecat_jobs.bus import redis as bus_module
+
+ROOT = Path(__file__).parents[2]
+
+A_DEBATE = """
+import asyncio, contextlib, sys
+from examples.debate.stage import debate, find_provider
+from examples.distributed.loading import load_ahead
+from pipecat.utils.string import match_endofsentence
+
+async def play():
+    load_ahead()
+    before = set(sys.modules)
+    async with find_provider(tempo=0.1) as provider, debate(provider) as (moderator, board):
+        await moderator.hear("Should AI be regulated?")
+        await board.until(lambda: board.moderator.ended)
+        with contextlib.suppress(LookupError):
+            match_endofsentence("One. Two.")
+        print(*{name.partition(".")[0] for name in set(sys.modules) - before})
+
+asyncio.run(play())
+"""
+
+
+async def play(*arguments: str) -> str:
+    """Play it with a lease that outlasts what a busy machine may take from a process."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "examples.distributed", "--plain", "--lease", "5", *arguments),
+        cwd=ROOT,
+        env=bot_environment(),
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=STDOUT,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()
+    return " ".join(out.decode().split())
+
+
+async def test_a_debate_goes_on_when_the_process_of_a_debater_is_killed():
+    said = await play()
+    [killed] = re.findall(r"SIGKILL to process (\d+), in the middle of the (\w+)'s", said)
+    assert re.search(r"\(Process \d+ takes over\.\)", said)
+    for name in ("ADVOCATE", "CRITIC", "ANALYST", "MODERATOR"):
+        assert f"{name} (done" in said, killed
+    assert "had no answer" not in said
+
+
+@pytest.mark.timeout(90)
+async def test_the_moderator_names_who_is_missing_when_nobody_is_left_to_take_over():
+    said = await play("--kills", "3")
+    assert len(re.findall("SIGKILL to process", said)) == 3
+    assert "MODERATOR (done" in said
+    assert "had no answer" in said
+
+
+async def test_nothing_heavy_is_loaded_once_there_may_be_jobs():
+    """On a busy machine that takes longer than a lease, and the process would count as dead."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", A_DEBATE),
+        cwd=ROOT,
+        env=bot_environment(),
+        stdout=PIPE,
+        stderr=DEVNULL,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    loaded = set(out.decode().split())
+    assert not loaded & {"nltk", "sklearn", "openai"}
+
+
+class _NoBus(Exception):
+    """Raised instead of making a bus."""
+
+
+@pytest.mark.parametrize("process", ["moderator", "debaters"])
+async def test_a_process_loads_ahead_before_it_can_be_given_jobs(
+    monkeypatch: pytest.MonkeyPatch, process: str
+):
+    steps: list[str] = []
+
+    def no_bus(*_: object, **__: object) -> None:
+        steps.append("bus")
+        raise _NoBus
+
+    for module in (stage, loading):
+        monkeypatch.setattr(module, "load_ahead", lambda: steps.append("load ahead"))
+    for module in (stage, bus_module):
+        monkeypatch.setattr(module, "RedisStreamsBus", no_bus)
+    async with find_provider() as provider:
+        monkeypatch.setenv("OPENAI_API_KEY", provider.api_key)
+        with pytest.raises(_NoBus):
+            if process == "moderator":
+                await stage.distributed(provider, 1.5).__aenter__()
+            else:
+                await debaters.run("redis://nowhere", 1.5)
+    assert steps == ["load ahead", "bus"]
+
+
+async def test_every_process_keeps_the_lease_that_the_command_names():
+    async with (
+        find_provider() as provider,
+        stage.distributed(provider, 60.0) as shown,
+        Redis.from_url(shown.moderator.bus.url) as redis,
+    ):
+        [members] = [key async for key in redis.scan_iter("*:members")]
+        ends = [end for _, end in await redis.zrange(members, 0, -1, withscores=True)]
+        seconds, _ = await redis.time()
+    assert len(ends) == 4
+    assert min(ends) / 1000 - seconds > 30
+
+
+def test_a_key_kills_a_process_in_mid_sentence_and_another_takes_over():
+    pytest.importorskip("termios", reason="there are no such terminals on Windows")
+    terminal = Terminal(sys.executable, "-m", "examples.distributed", "--lease", "3")
+    try:
+        # The ninth word of the critic, who is the one to be killed.
+        terminal.wait_for("giant")
+        terminal.type("\x0b")
+        terminal.wait_for("SIGKILL to process", "(Process", "✓ done", "✓ done", "✓ done")
+        terminal.type("\x04")
+        assert terminal.wait_exit() == 0
+        assert terminal.is_as_before
+    finally:
+        terminal.close()

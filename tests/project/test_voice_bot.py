@@ -1,0 +1,327 @@
+"""The voice bot: typed to over WebRTC, with a voice, and started without what it needs."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import aiohttp
+import pytest
+from pipecat.frames.frames import Frame, LLMTextFrame
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.runner.types import SmallWebRTCRunnerArguments
+from pipecat.services.cartesia.tts import CartesiaTTSService
+from pipecat.services.deepgram.stt import DeepgramSTTService
+from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
+from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
+from support.bot_process import BOT, KEYS, PIPECAT, ROOT, BotProcess, bot_environment
+from support.typing_client import TypingClient
+
+from examples.debate.bot import bot, main, transport_params
+from examples.debate.script import write_script
+from examples.debate.stage import Provider
+from examples.debate.voice import Speech, converse, find_speech
+from examples.debate.workers import DEBATERS
+from pipecat_jobs.testing import LLMRequest, ScriptedLLMServer, Stall
+
+GREETING = "Hello! Which topic shall we debate?"
+LAST_WORDS = "Settle that, and the rest is detail."
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "*")
+
+
+@pytest.fixture(autouse=True)
+def no_rules_of_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pipecat 1.8 downloads NLTK's rules of sentences; a set without any needs no network."""
+    rules = tmp_path / "tokenizers" / "punkt_tab" / "english"
+    rules.mkdir(parents=True)
+    for part in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
+        (rules / part).touch()
+    monkeypatch.setenv("NLTK_DATA", str(tmp_path))
+    if find_spec("nltk"):
+        monkeypatch.setattr(import_module("nltk").data, "path", [str(tmp_path)])
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedLLMServer]:
+    async with ScriptedLLMServer() as server:
+        yield server
+
+
+@asynccontextmanager
+async def conversation(
+    server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[TypingClient]:
+    """Call the bot as the runner does, for a client in this process."""
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    connection = SmallWebRTCConnection()
+    async with asyncio.TaskGroup() as tasks:
+
+        async def answer(offer: dict[str, str]) -> dict[str, str]:
+            await connection.initialize(**offer)
+            tasks.create_task(bot(SmallWebRTCRunnerArguments(webrtc_connection=connection)))
+            return connection.get_answer()
+
+        async with TypingClient(answer) as client:
+            yield client
+
+
+def of_debaters(server: ScriptedLLMServer) -> list[LLMRequest]:
+    return [request for request in server.requests if not request.tools]
+
+
+# Typed
+
+
+async def test_a_typed_topic_is_debated_and_the_summary_can_be_read(
+    server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
+):
+    write_script(server, tempo=0)
+    async with conversation(server, monkeypatch) as client:
+        await client.until(lambda: client.read == GREETING)
+        client.type("Please debate whether cats may vote.")
+        await client.until(lambda: client.read.endswith(LAST_WORDS))
+
+    assert "On “Cats may vote.” here is what I heard." in client.read
+    for name in DEBATERS:
+        assert f"The {name}: “" in client.read
+    assert {request.last_user_text for request in of_debaters(server)} == {"Topic: Cats may vote."}
+
+
+@pytest.mark.skipif(
+    PIPECAT < (1, 14),
+    reason="Pipecat 1.8 has its page show only what is spoken",
+)
+async def test_pipecats_own_page_is_given_the_sentences_that_nobody_speaks(
+    server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
+):
+    write_script(server, tempo=0)
+    async with conversation(server, monkeypatch) as client:
+        await client.until(lambda: client.shown == GREETING)
+        client.type("May cats vote?")
+        await client.until(lambda: client.shown.endswith(LAST_WORDS))
+
+    assert client.shown == client.read.replace("debate?Let", "debate? Let").replace(".On", ". On")
+
+
+@pytest.mark.skipif(
+    PIPECAT < (1, 14),
+    reason="Pipecat 1.8 has its page show only what is spoken",
+)
+async def test_when_they_argue_for_long_the_moderator_says_so(
+    server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
+):
+    server.on("Topic: May dogs vote?", Stall("I hold"))
+    write_script(server, tempo=0)
+    async with conversation(server, monkeypatch) as client:
+        await client.until(lambda: client.shown == GREETING)
+        client.type("May dogs vote?")
+        await client.until(lambda: client.shown.endswith("They are still arguing."))
+
+
+async def test_typing_while_they_argue_hangs_up_on_all_three(
+    server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
+):
+    server.on("Topic: May dogs vote?", Stall("I hold"))
+    write_script(server, tempo=0)
+    async with conversation(server, monkeypatch) as client:
+        await client.until(lambda: client.read == GREETING)
+        client.type("May dogs vote?")
+        await server.wait_for_requests(5)
+        interrupted = of_debaters(server)
+        for request in interrupted:
+            await request.wait_started()
+
+        client.type("May cats vote?")
+        async with asyncio.timeout(10):
+            for request in interrupted:
+                await request.wait_hung_up()
+        await client.until(lambda: client.read.endswith(LAST_WORDS))
+
+    assert len(interrupted) == 3
+    assert "On “May dogs vote?”" not in client.read
+    assert "On “May cats vote?” here is what I heard." in client.read
+    ends = [data["cancelled"] for data in client.of_type("llm-function-call-stopped")]
+    assert ends == [True, False]
+
+
+async def test_a_debater_whose_llm_fails_is_missed_in_the_summary(
+    server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
+):
+    write_script(server, tempo=0)
+    async with conversation(server, monkeypatch) as client:
+        await client.until(lambda: client.read == GREETING)
+        client.type("May cats vote without the critic?")
+        await client.until(lambda: client.read.endswith(LAST_WORDS))
+
+    assert "The advocate: “Yes, because" in client.read
+    assert "The critic had no answer." in client.read
+
+
+async def test_a_client_that_leaves_in_mid_debate_leaves_nothing_behind(
+    server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
+):
+    server.on("Topic: May dogs vote?", Stall("I hold"))
+    write_script(server, tempo=0)
+    before = asyncio.all_tasks()
+    async with asyncio.timeout(30), conversation(server, monkeypatch) as client:
+        await client.until(lambda: client.read == GREETING)
+        client.type("May dogs vote?")
+        await server.wait_for_requests(5)
+        for request in of_debaters(server):
+            await request.wait_started()
+
+    for request in of_debaters(server):
+        await request.wait_hung_up()
+    await server.stop()
+    assert asyncio.all_tasks() <= before
+
+
+async def test_a_conversation_that_the_client_ends_ends_every_worker(
+    server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
+):
+    write_script(server, tempo=0)
+    before = asyncio.all_tasks()
+    async with asyncio.timeout(30), conversation(server, monkeypatch) as client:
+        await client.until(lambda: client.read == GREETING)
+        client.tell("disconnect-bot", {})
+        await client.until(lambda: client.left)
+
+    await server.stop()
+    assert asyncio.all_tasks() <= before
+
+
+# With a voice
+
+
+class Heard(FrameProcessor):
+    """Stands in for a service that needs a key, and notes the words that pass it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = ""
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        if isinstance(frame, LLMTextFrame):
+            self.words += frame.text
+        await self.push_frame(frame, direction)
+
+
+async def test_with_keys_the_moderators_words_go_to_the_service_that_speaks(
+    server: ScriptedLLMServer,
+):
+    write_script(server, tempo=0)
+    ears, mouth = Heard(), Heard()
+
+    class StandIn(Speech):
+        def stt(self) -> FrameProcessor:
+            return ears
+
+        def tts(self) -> FrameProcessor:
+            return mouth
+
+    speech, connection = StandIn("a key", "a key"), SmallWebRTCConnection()
+    provider = Provider("scripted", "scripted", "none", server.base_url)
+    async with asyncio.TaskGroup() as tasks:
+
+        async def answer(offer: dict[str, str]) -> dict[str, str]:
+            await connection.initialize(**offer)
+            transport = SmallWebRTCTransport(connection, transport_params(speech)["webrtc"]())
+            tasks.create_task(converse(transport, provider, speech))
+            return connection.get_answer()
+
+        async with TypingClient(answer) as client:
+            await client.until(lambda: client.read == GREETING)
+
+    assert mouth.words == GREETING
+    assert ears.words == ""
+
+
+def test_both_keys_are_for_deepgram_and_cartesia(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DEEPGRAM_API_KEY", "one")
+    monkeypatch.setenv("CARTESIA_API_KEY", "another")
+
+    speech = find_speech()
+
+    assert speech == Speech("one", "another")
+    assert isinstance(speech.stt(), DeepgramSTTService)
+    assert isinstance(speech.tts(), CartesiaTTSService)
+
+
+@pytest.mark.parametrize("speech", [None, Speech("one", "another")])
+def test_every_transport_has_sound_only_with_keys(speech: Speech | None):
+    transports = transport_params(speech)
+
+    assert set(transports) == {"webrtc", "daily", "eval"}
+    for params in (make() for make in transports.values()):
+        assert params.audio_in_enabled == params.audio_out_enabled == (speech is not None)
+
+
+# Started
+
+
+async def test_without_keys_it_says_so_and_serves_a_page_to_type_in():
+    async with BotProcess(DEBATE_TEMPO="0") as process, aiohttp.ClientSession() as http:
+        assert "No OPENAI_API_KEY: a scripted model answers." in process.log
+        assert "No DEEPGRAM_API_KEY and no CARTESIA_API_KEY: you type, and read" in process.log
+        assert f"Open: http://{process.host}\n" in process.log
+
+        async with http.get(f"http://{process.host}/") as page:
+            assert "<title>The debate, typed</title>" in await page.text()
+
+        async def answer(offer: dict[str, str]) -> dict[str, str]:
+            async with http.post(f"http://{process.host}/api/offer", json=offer) as response:
+                return await response.json()
+
+        async with TypingClient(answer) as client:
+            await client.until(lambda: client.read == GREETING)
+            client.type("Please debate whether cats may vote.")
+            await client.until(lambda: "On “Cats may vote.” here is what" in client.read)
+
+
+def start(**variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        BOT,
+        cwd=ROOT,
+        env=bot_environment(**variables),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=50,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"DEEPGRAM_API_KEY": "one"}, "DEEPGRAM_API_KEY is set, but CARTESIA_API_KEY is not: set"),
+        ({"CARTESIA_API_KEY": "one"}, "CARTESIA_API_KEY is set, but DEEPGRAM_API_KEY is not: set"),
+        ({"DEBATE_TEMPO": "fast"}, "DEBATE_TEMPO is a number from 0 to 100, not 'fast'"),
+        ({"DEBATE_TEMPO": "-1"}, "DEBATE_TEMPO is a number from 0 to 100, not '-1'"),
+    ],
+)
+def test_what_is_set_wrongly_is_told_in_one_line(variables: dict[str, str], problem: str):
+    result = start(**variables)
+
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(problem)
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("module", ["aiortc", "deepgram", "fastapi", "uvicorn"])
+def test_what_is_not_installed_is_told_in_one_line(module: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, module, None)
+
+    assert main() == 'The voice bot needs more than is installed: pip install ".[voice]"'

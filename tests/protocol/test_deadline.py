@@ -1,0 +1,226 @@
+"""One deadline for readiness, queueing and work, exact because the clock is virtual."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+from pipecat.bus import AsyncQueueBus, WorkerBus
+from pipecat.bus.messages import BusJobRequestMessage
+from support.workers import Answerer, Asker, until
+
+from pipecat_jobs import (
+    CancelReason,
+    JobGroupError,
+    JobTimeoutError,
+    OutcomeStatus,
+    RoutedBus,
+    WorkerNotReadyError,
+    job,
+)
+from pipecat_jobs.testing import JobHarness, run_virtual
+
+
+def in_virtual_time(test: Callable[[JobHarness], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with JobHarness() as harness:
+            await test(harness)
+
+    run_virtual(main())
+
+
+def test_timeout_ends_the_job_exactly_then_and_stops_the_handler():
+    async def test(harness: JobHarness) -> None:
+        asker, answerer = Asker(), Answerer()
+        await harness.start(asker, answerer)
+        start = asyncio.get_running_loop().time()
+        with pytest.raises(JobTimeoutError, match=r"'answerer' within 30 s") as caught:
+            await asker.ask("answerer", "wait", timeout=30)
+        assert asyncio.get_running_loop().time() - start == pytest.approx(30)
+        await harness.settle()
+        assert len(answerer.cancelled) == 1
+        assert answerer.hook_calls[0].reason == "timeout"
+        outcome = caught.value.outcomes["answerer"]
+        assert (outcome.status, outcome.reason) == (OutcomeStatus.TIMED_OUT, "timeout")
+        assert isinstance(caught.value, TimeoutError)
+
+    in_virtual_time(test)
+
+
+def test_waiting_in_a_workers_queue_spends_the_same_budget():
+    async def test(harness: JobHarness) -> None:
+        class Single(Answerer):
+            job_request_concurrency = 1
+
+            async def on_job_request(self, message) -> None:
+                await asyncio.sleep(6)
+                await self.send_job_response(message.job_id, {})
+
+        asker, single = Asker(), Single("single")
+        await harness.start(asker, single)
+        start = asyncio.get_running_loop().time()
+        first = asyncio.create_task(asker.ask("single", timeout=10))
+        second = asyncio.create_task(asker.ask("single", timeout=10))
+        assert await first == {}
+        with pytest.raises(JobTimeoutError):
+            await second
+        assert asyncio.get_running_loop().time() - start == pytest.approx(10)
+
+    in_virtual_time(test)
+
+
+def test_a_group_that_times_out_tells_who_answered_and_who_did_not():
+    async def test(harness: JobHarness) -> None:
+        asker = Asker()
+        quick = Answerer("quick")
+        quick.release.set()
+        await harness.start(asker, quick, Answerer("slow"))
+        with pytest.raises(JobGroupError, match=r"no answer from 'slow' within 5 s") as caught:
+            async with asker.job_group("quick", "slow", name="wait", timeout=5) as group:
+                pass
+        assert {n: o.status for n, o in caught.value.outcomes.items()} == {
+            "quick": OutcomeStatus.COMPLETED,
+            "slow": OutcomeStatus.TIMED_OUT,
+        }
+        assert group.responses == {"quick": {"from": "quick"}}
+
+    in_virtual_time(test)
+
+
+def test_one_worker_of_a_group_that_is_not_ready_keeps_the_others_from_being_asked():
+    async def test(harness: JobHarness) -> None:
+        asker, there = Asker(), Answerer("there")
+        await harness.start(asker, there)
+        with pytest.raises(WorkerNotReadyError) as caught:
+            async with asker.job_group("there", "absent", name="wait", timeout=3):
+                pass
+        assert there.ran == []
+        assert {o.status for o in caught.value.outcomes.values()} == {OutcomeStatus.TIMED_OUT}
+
+    in_virtual_time(test)
+
+
+def test_fire_and_forget_job_that_times_out_is_cancelled_at_its_worker():
+    async def test(harness: JobHarness) -> None:
+        asker, answerer = Asker(), Answerer()
+        await harness.start(asker, answerer)
+        await asker.request_job("answerer", name="wait", timeout=2)
+        await asyncio.sleep(2.5)
+        await harness.settle()
+        assert len(answerer.cancelled) == 1
+        assert not asker.job_groups
+
+    in_virtual_time(test)
+
+
+def test_timeout_counts_from_the_call_of_a_context_that_is_entered_later():
+    """The budget starts when the job does: on entry, not when the context was made."""
+
+    async def test(harness: JobHarness) -> None:
+        asker, answerer = Asker(), Answerer()
+        await harness.start(asker, answerer)
+        context = asker.job("answerer", name="wait", timeout=1)
+        await asyncio.sleep(5)
+        start = asyncio.get_running_loop().time()
+        with pytest.raises(JobTimeoutError):
+            async with context:
+                pass
+        assert asyncio.get_running_loop().time() - start == pytest.approx(1)
+
+    in_virtual_time(test)
+
+
+def test_a_body_that_outlasts_the_deadline_meets_it_at_exit():
+    async def test(harness: JobHarness) -> None:
+        asker, answerer = Asker(), Answerer()
+        await harness.start(asker, answerer)
+        with pytest.raises(JobTimeoutError):
+            async with asker.job("answerer", name="wait", timeout=1) as j:
+                assert [event async for event in j] == []
+                await asyncio.sleep(10)
+        await harness.settle()
+        assert len(answerer.cancelled) == 1
+
+    in_virtual_time(test)
+
+
+def test_zero_is_a_deadline_and_infinity_is_none():
+    async def test(harness: JobHarness) -> None:
+        asker, answerer = Asker(), Answerer()
+        await harness.start(asker, answerer)
+        with pytest.raises(TimeoutError):
+            await asker.ask("answerer", "wait", timeout=0)
+        answerer.release.set()
+        assert await asker.ask("answerer", "wait", timeout=float("inf")) == {"from": "answerer"}
+
+    in_virtual_time(test)
+
+
+def test_a_hook_that_never_returns_does_not_outlast_the_deadline():
+    async def test(harness: JobHarness) -> None:
+        class Hanging(Asker):
+            async def on_job_response(self, message) -> None:
+                await asyncio.Event().wait()
+
+        asker = Hanging()
+        await harness.start(asker, Answerer())
+        assert (await asker.ask("answerer", "echo", timeout=2))["from"] == "answerer"
+        assert asyncio.get_running_loop().time() >= 2
+        for task in harness.runner.task_manager.current_tasks():
+            if task.get_name().endswith("job_hooks"):
+                task.cancel()
+
+    in_virtual_time(test)
+
+
+class Blocking(Answerer):
+    @job(name="block and answer")
+    async def block(self, message: BusJobRequestMessage) -> dict:
+        time.sleep(0.6)  # noqa: ASYNC251
+        return {}
+
+    @job(name="block and wait")
+    async def block_and_wait(self, message: BusJobRequestMessage) -> dict:
+        time.sleep(0.6)  # noqa: ASYNC251
+        await self.release.wait()
+        return {}
+
+
+@pytest.mark.parametrize("bus", [AsyncQueueBus, RoutedBus])
+@pytest.mark.parametrize("name", ["block and answer", "block and wait"])
+async def test_a_blocked_event_loop_is_named_with_how_long_it_was(bus: type[WorkerBus], name: str):
+    async with JobHarness(bus()) as harness:
+        asker, blocking = Asker(), Blocking()
+        await harness.start(asker, blocking)
+        with pytest.raises(JobTimeoutError) as caught:
+            await asker.ask("answerer", name, timeout=0.1)
+        # It blocks for 0.6 s, and not before the job has been asked.
+        blocked = caught.value.loop_blocked
+        assert blocked > 0.45
+        whose = "event loop of 'answerer' and the requester"
+        assert f"{whose} was blocked for at least {blocked:.1f} s" in str(caught.value)
+        assert caught.value.outcomes["answerer"].cancel_reason is CancelReason.DEADLINE
+        assert not asker.job_groups
+
+
+async def test_a_blocked_loop_of_the_requester_names_no_worker_elsewhere(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker)
+    waiting = asyncio.create_task(asker.ask("elsewhere", timeout=0.1))
+    await until(lambda: asker.job_groups)
+    time.sleep(0.6)  # noqa: ASYNC251
+    with pytest.raises(WorkerNotReadyError, match="event loop of the requester was") as caught:
+        await waiting
+    assert caught.value.loop_blocked > 0.3
+
+
+def test_an_event_loop_that_runs_is_not_called_blocked():
+    async def test(harness: JobHarness) -> None:
+        asker = Asker()
+        await harness.start(asker, Answerer())
+        with pytest.raises(JobTimeoutError) as caught:
+            await asker.ask("answerer", "wait", timeout=5)
+        assert caught.value.loop_blocked == 0.0
+        assert "blocked" not in str(caught.value)
+
+    in_virtual_time(test)

@@ -1,0 +1,162 @@
+"""What travels beside a request, and which buses carry it."""
+
+import copy
+
+import pytest
+from pipecat.bus import AsyncQueueBus, WorkerBus
+from pipecat.bus.messages import BusJobRequestMessage
+from pipecat.bus.serializers import JSONMessageSerializer
+from support.redis.processes import Member, redis, redis_server
+from support.redis.router_without_server import CODEC, Desk
+from support.workers import Asker
+
+from pipecat_jobs import BaseWorker, JobHeaders, RoutedBus, job, job_attempt, job_headers, job_moved
+from pipecat_jobs._protocol.flow import StreamWindow
+from pipecat_jobs._protocol.headers import (
+    decode_headers,
+    encode_headers,
+    find_window,
+    set_headers,
+)
+from pipecat_jobs.bus._distributed.engine import Command, EntryKind
+from pipecat_jobs.bus.redis import EmbeddedRedis
+from pipecat_jobs.testing import ChaosBus, JobHarness
+
+__all__ = ["redis", "redis_server"]
+
+TRACE = {"traceparent": "00-1-2-01"}
+
+
+class Reader(BaseWorker):
+    """Keeps the headers of its jobs."""
+
+    def __init__(self) -> None:
+        super().__init__("reader")
+        self.seen: list[JobHeaders] = []
+
+    @job(name="read")
+    async def read(self, message: BusJobRequestMessage) -> dict:
+        self.seen.append(job_headers(message))
+        return {}
+
+
+def request() -> BusJobRequestMessage:
+    return BusJobRequestMessage(source="asker", target="reader", job_id="1", job_name="read")
+
+
+@pytest.mark.parametrize("bus", [AsyncQueueBus, RoutedBus, ChaosBus])
+async def test_a_bus_within_one_process_carries_the_headers_whole(bus: type[WorkerBus]):
+    asker, reader = Asker(), Reader()
+    async with JobHarness(bus=bus()) as harness:
+        await harness.start(asker, reader)
+        await asker.ask("reader", "read", affinity="a", run_once=True)
+        await asker.ask("reader", "read")
+    assert reader.seen == [JobHeaders(affinity="a", run_once=True), JobHeaders()]
+
+
+async def test_the_redis_bus_carries_what_the_requester_set(redis_server: EmbeddedRedis):
+    asker, reader = Asker(), Reader()
+    async with Member(redis_server.url, asker) as member, Member(redis_server.url, reader):
+        await member.knows("reader")
+        await asker.ask("reader", "read", affinity="a", run_once=True)
+        await asker.ask("reader", "read")
+    assert reader.seen == [JobHeaders(affinity="a", run_once=True), JobHeaders()]
+
+
+@pytest.mark.parametrize("bus", [AsyncQueueBus, RoutedBus])
+async def test_the_headers_say_how_much_time_is_left_of_the_timeout(bus: type[WorkerBus]):
+    asker, reader = Asker(), Reader()
+    async with JobHarness(bus=bus()) as harness:
+        await harness.start(asker, reader)
+        await asker.ask("reader", "read", timeout=1000)
+        await asker.ask("reader", "read")
+    assert reader.seen[0].time_left is not None
+    assert 0 < reader.seen[0].time_left <= 1000
+    assert reader.seen[1].time_left is None
+
+
+def test_the_time_left_is_carried_over_the_wire():
+    assert decode_headers(encode_headers(JobHeaders(time_left=1.5))).time_left == 1.5
+
+
+def test_a_request_without_headers_has_the_defaults():
+    assert job_headers(request()) == JobHeaders()
+    assert (job_attempt(request()), job_moved(request())) == (1, False)
+
+
+def test_what_is_not_headers_is_not_read():
+    message = request()
+    set_headers(message, "made up")  # pyright: ignore[reportArgumentType]
+    assert job_headers(message) == JobHeaders()
+
+
+def test_a_copy_of_a_request_has_its_headers_and_its_window():
+    message, window = request(), StreamWindow(1)
+    set_headers(message, JobHeaders(attempt=2, moved=True, find_window=lambda _: window))
+    copied = copy.deepcopy(message)
+    assert (job_attempt(copied), job_moved(copied)) == (2, True)
+    assert find_window(copied) is window
+
+
+def test_the_window_is_not_part_of_what_the_headers_say():
+    headers = JobHeaders(attempt=2, find_window=lambda _: None)
+    assert headers == JobHeaders(attempt=2)
+    assert "window" not in repr(headers)
+    assert len({headers, JobHeaders(attempt=2, trace_context=TRACE)}) == 2
+
+
+def test_pipecats_serializer_writes_its_own_fields_alone():
+    message, serializer = request(), JSONMessageSerializer()
+    plain = serializer.serialize(message)
+    set_headers(message, JobHeaders(attempt=2, affinity="a"))
+    assert serializer.serialize(message) == plain
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        JobHeaders(),
+        JobHeaders(run_once=True),
+        JobHeaders(affinity="a\n\u2028b", trace_context=TRACE),
+    ],
+)
+def test_encoded_headers_are_one_line_and_decode_to_themselves(headers: JobHeaders):
+    line = encode_headers(headers)
+    assert line.index(b"\n") == len(line) - 1
+    assert decode_headers(line) == headers
+
+
+def test_what_the_process_of_the_worker_sets_is_not_encoded():
+    headers = JobHeaders(attempt=2, moved=True, find_window=lambda _: None)
+    assert decode_headers(encode_headers(headers)) == JobHeaders()
+
+
+def test_headers_of_a_later_release_are_ignored():
+    assert decode_headers(b'{"run_once":true,"priority":3}') == JobHeaders(run_once=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"0",
+        b"\xff",
+        b"[]",
+        b'{"affinity":1}',
+        b'{"time_left":"1"}',
+        b'{"time_left":true}',
+        b'{"trace_context":[]}',
+        b'{"trace_context":{"a":1}}',
+    ],
+)
+def test_malformed_headers_are_refused(line: bytes):
+    with pytest.raises(ValueError):  # noqa: PT011
+        decode_headers(line)
+
+
+async def test_a_request_whose_headers_cannot_be_read_is_refused():
+    desk = Desk()
+    body = b"[]\n" + CODEC.encode(request())
+    desk.get(EntryKind.REQUEST, desk.others.seal("job", "other", 1, body), "other:1")
+    assert (desk.ours.delivered, desk.stats.garbage) == ([], 1)
+    assert [call.name for call in await desk.calls()] == [Command.REJECT]

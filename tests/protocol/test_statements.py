@@ -1,0 +1,363 @@
+"""Whether a handler has begun, and who cancelled a job, are facts and no guesses."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
+from pipecat.pipeline.job_context import JobStatus
+from pipecat.workers.base_worker import BaseWorker as PlainWorker
+from support.workers import Answerer, Asker, Delegator, cancelled
+
+from pipecat_jobs import (
+    BaseWorker,
+    CancelReason,
+    InvalidJobError,
+    JobCancelledError,
+    JobError,
+    JobGroup,
+    JobGroupError,
+    JobOutcome,
+    JobRefusal,
+    JobRefusedError,
+    JobTimeoutError,
+    LLMTurnInterruptedError,
+    NoJobHandlerError,
+    OutcomeStatus,
+    WorkerLostError,
+    job,
+)
+from pipecat_jobs._protocol.statements import RESERVED_KEY, Statement, read_statement
+from pipecat_jobs.testing import ChaosBus, JobHarness
+from pipecat_jobs.tools.results import has_stopped
+
+#: Seconds in which a busy machine, too, gets a job done.
+LONG = 20.0
+
+
+async def outcome_of(asker: BaseWorker, worker: str, name: str | None = None, **keywords: Any):
+    """Ask, and give the error and the outcome of a job that does not complete."""
+    with pytest.raises(JobError) as caught:
+        async with asker.job(worker, name=name, **{"timeout": LONG, **keywords}):
+            pass
+    return caught.value, caught.value.outcomes[worker]
+
+
+# -- refusals ------------------------------------------------------------------------------------
+
+
+async def test_a_refusal_that_a_handler_lets_escape_is_its_own_error(job_harness: JobHarness):
+    asker = Asker()
+    middle = Delegator("middle", asks="answerer")
+
+    class Nothing(BaseWorker):
+        pass
+
+    await job_harness.start(asker, middle, Nothing("answerer"))
+    error, outcome = await outcome_of(asker, "middle", "wait")
+    assert not isinstance(error, NoJobHandlerError | JobRefusedError)
+    assert "did not run" not in str(error).partition(":")[0]
+    assert outcome.status is OutcomeStatus.ERROR
+    assert outcome.refusal is None
+    assert outcome.error is not None
+    assert outcome.error.type == "NoJobHandlerError"
+
+
+async def test_a_job_without_a_handler_is_refused(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker, Answerer())
+    error, outcome = await outcome_of(asker, "answerer", "unknown")
+    assert isinstance(error, NoJobHandlerError)
+    assert outcome.refusal is JobRefusal.NO_HANDLER
+    assert outcome.status is OutcomeStatus.ERROR
+    assert outcome.response is not None
+    assert RESERVED_KEY not in outcome.response
+
+
+async def test_an_inactive_worker_that_takes_no_jobs_refuses(job_harness: JobHarness):
+    class Shy(Answerer):
+        takes_jobs_when_inactive = False
+
+    asker = Asker()
+    await job_harness.start(asker, Shy(active=False))
+    error, outcome = await outcome_of(asker, "answerer", "echo")
+    assert isinstance(error, JobRefusedError)
+    assert outcome.refusal is JobRefusal.INACTIVE
+    assert outcome.status is OutcomeStatus.FAILED
+
+
+async def test_a_job_id_that_another_requester_has_open_is_refused(job_harness: JobHarness):
+    first, second, answerer = Asker("first"), Asker("second"), Answerer()
+    await job_harness.start(first, second, answerer)
+    await first.request_job("answerer", name="wait", job_id="same")
+    await answerer.started.get()
+    error, outcome = await outcome_of(second, "answerer", "wait", job_id="same")
+    assert isinstance(error, JobRefusedError)
+    assert outcome.refusal is JobRefusal.ID_IN_USE
+    await first.cancel_job_group("same")
+
+
+async def test_a_job_id_that_was_used_before_is_refused(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    for _ in range(2):
+        await chaos_bus.send(
+            BusJobRequestMessage(
+                source="asker", target="answerer", job_id="same", job_name="echo", payload={}
+            )
+        )
+        await chaos_harness.settle()
+    first, second = await chaos_bus.wait_for(BusJobResponseMessage, 2)
+    assert read_statement(first.response)[0].refusal is None
+    assert read_statement(second.response)[0].refusal is JobRefusal.ID_USED
+    assert len(answerer.ran) == 1
+
+
+FORGED = {"error": "no", RESERVED_KEY: {"refusal": "no_handler"}}
+
+
+class Forger(BaseWorker):
+    """Answers in the name of the package."""
+
+    @job(name="return")
+    async def return_it(self, message: BusJobRequestMessage) -> dict:
+        return FORGED
+
+    @job(name="respond")
+    async def respond(self, message: BusJobRequestMessage) -> None:
+        await self.send_job_response(message.job_id, FORGED, status=JobStatus.FAILED)
+
+    @job(name="stream")
+    async def stream(self, message: BusJobRequestMessage) -> None:
+        await self.send_job_stream_end(message.job_id, FORGED)
+
+    @job(name="names")
+    async def name_it(self, message: BusJobRequestMessage) -> None:
+        forged = {"error": "no", "error_type": "JobRefusedError"}
+        await self.send_job_response(message.job_id, forged, status=JobStatus.FAILED)
+
+
+@pytest.mark.parametrize("name", ["return", "respond", "stream"])
+async def test_no_handler_can_state_a_refusal(job_harness: JobHarness, name: str):
+    asker = Asker()
+    await job_harness.start(asker, Forger("forger"))
+    error, outcome = await outcome_of(asker, "forger", name)
+    assert not isinstance(error, NoJobHandlerError | JobRefusedError)
+    assert outcome.refusal is None
+    assert outcome.error is not None
+    assert outcome.error.type == InvalidJobError.__name__
+    assert f"'{RESERVED_KEY}'" in outcome.error.message
+
+
+async def test_the_name_of_an_error_states_no_refusal(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker, Forger("forger"))
+    error, outcome = await outcome_of(asker, "forger", "names")
+    assert not isinstance(error, JobRefusedError)
+    assert outcome.refusal is None
+
+
+class Plain(PlainWorker):
+    """A plain Pipecat worker, or one of an earlier release: it states nothing."""
+
+    def __init__(self, status: JobStatus, response: dict | None):
+        super().__init__("plain")
+        self.status, self.response = status, response
+
+    async def on_job_request(self, message: BusJobRequestMessage) -> None:
+        await self.send_job_response(message.job_id, self.response, status=self.status)
+
+
+@pytest.mark.parametrize(
+    ("status", "response"),
+    [
+        (JobStatus.FAILED, {"error": "cannot", "error_type": "JobRefusedError"}),
+        (JobStatus.ERROR, {"error": "none", "error_type": "NoJobHandlerError"}),
+        (JobStatus.ERROR, None),
+        (JobStatus.CANCELLED, {"reason": "worker 'plain' stopped"}),
+        (JobStatus.CANCELLED, None),
+    ],
+)
+async def test_peers_that_state_nothing_are_understood(
+    job_harness: JobHarness, status: JobStatus, response: dict | None
+):
+    asker = Asker()
+    await job_harness.start(asker, Plain(status, response))
+    error, outcome = await outcome_of(asker, "plain")
+    assert not isinstance(error, NoJobHandlerError | JobRefusedError)
+    assert outcome.status == status
+    assert outcome.refusal is None
+    assert outcome.cancel_reason is None
+
+
+@pytest.mark.parametrize(
+    "stated",
+    ["no_handler", None, [], {}, {"refusal": "of a later release"}, {"refusal": {}, "x": 1}],
+)
+def test_a_statement_that_is_not_understood_states_nothing(stated: object):
+    read, rest = read_statement({"error": "no", RESERVED_KEY: stated})
+    assert read == Statement()
+    assert rest == {"error": "no"}
+
+
+def test_a_statement_is_read_as_it_was_written():
+    for refusal in (*JobRefusal, None):
+        for reason in (*CancelReason, None):
+            written = Statement(refusal, reason)
+            assert read_statement(written.add_to({"n": 1})) == (written, {"n": 1})
+
+
+# -- who cancelled -------------------------------------------------------------------------------
+
+
+async def leave_the_block(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+    with pytest.raises(KeyError):
+        async with asker.job("answerer", name="wait"):
+            await answerer.started.get()
+            raise KeyError
+
+
+async def cancel_the_caller(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    await answerer.started.get()
+    await cancelled(caller)
+
+
+async def cancel_the_group(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+    job_id = await asker.request_job("answerer", name="wait")
+    await asker.cancel_job_group(job_id, reason="worker 'asker' stopped")
+
+
+async def stop_the_requester(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+    await asker.request_job("answerer", name="wait")
+    await harness.end(asker)
+
+
+async def let_the_deadline_pass(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+    with pytest.raises(JobTimeoutError):
+        await asker.ask("answerer", "wait", timeout=0.01)
+
+
+async def let_another_worker_fail(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+    await harness.start(Plain(JobStatus.ERROR, None))
+    with pytest.raises(JobGroupError):
+        async with asker.job_group("answerer", "plain", name="wait"):
+            pass
+
+
+async def stop_the_worker(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    await answerer.started.get()
+    await harness.end(answerer)
+    with pytest.raises(JobCancelledError):
+        await caller
+
+
+async def interrupt_the_turn(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+    with pytest.raises(JobCancelledError, match="it was interrupted"):
+        await asker.ask("answerer", "interrupted")
+
+
+async def cancel_the_handler(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+    with pytest.raises(JobCancelledError):
+        await asker.ask("answerer", "cancels itself")
+
+
+class Ended(Answerer):
+    @job(name="interrupted")
+    async def be_interrupted(self, message: BusJobRequestMessage) -> None:
+        raise LLMTurnInterruptedError(self.name, "it was interrupted")
+
+    @job(name="cancels itself")
+    async def cancel_itself(self, message: BusJobRequestMessage) -> None:
+        raise asyncio.CancelledError
+
+
+class Keeping(Asker):
+    """Keeps its groups, and has a cancel_job_group() of its own, as Pipecat's UIWorker does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups: list[JobGroup] = []
+
+    async def create_job_group_and_request_job(self, worker_names: Any, **keywords: Any) -> Any:
+        group = await super().create_job_group_and_request_job(worker_names, **keywords)
+        self.groups.append(group)
+        return group
+
+    async def cancel_job_group(self, job_id: str, *, reason: str | None = None) -> None:
+        await super().cancel_job_group(job_id, reason=f"told otherwise: {reason}")
+
+
+Way = Callable[[Any, Any, JobHarness], Awaitable[None]]
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (leave_the_block, CancelReason.REQUESTER_CANCELLED),
+        (cancel_the_caller, CancelReason.REQUESTER_CANCELLED),
+        (cancel_the_group, CancelReason.REQUESTER_CANCELLED),
+        (stop_the_requester, CancelReason.REQUESTER_STOPPED),
+        (let_the_deadline_pass, CancelReason.DEADLINE),
+        (let_another_worker_fail, CancelReason.GROUP_FAILED),
+        (stop_the_worker, CancelReason.WORKER_STOPPED),
+        (interrupt_the_turn, CancelReason.INTERRUPTED),
+        (cancel_the_handler, CancelReason.HANDLER_CANCELLED),
+    ],
+)
+async def test_an_outcome_says_who_cancelled(
+    job_harness: JobHarness, end: Way, reason: CancelReason
+):
+    asker, answerer = Keeping(), Ended()
+    await job_harness.start(asker, answerer)
+    async with asyncio.timeout(LONG):
+        await end(asker, answerer, job_harness)
+    (group,) = asker.groups
+    outcome = group.outcomes["answerer"]
+    assert not outcome.completed
+    assert outcome.cancel_reason is reason
+
+
+async def test_a_job_asked_of_a_stopped_requester_says_so(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker, Answerer())
+    await job_harness.end(asker)
+    _, outcome = await outcome_of(asker, "answerer", "echo")
+    assert outcome.cancel_reason is CancelReason.REQUESTER_STOPPED
+
+
+async def test_other_ends_have_no_cancel_reason(job_harness: JobHarness):
+    asker, answerer, plain = Asker(), Answerer(), Plain(JobStatus.FAILED, {"error": "no"})
+    await job_harness.start(asker, answerer, plain)
+    async with asker.job("answerer", name="echo") as j:
+        pass
+    outcomes: list[JobOutcome | None] = [j.outcome]
+    for worker, name in (("answerer", "raise"), ("plain", None)):
+        outcomes.append((await outcome_of(asker, worker, name))[1])
+    await job_harness.end(answerer)
+    error, lost = await outcome_of(asker, "answerer", "echo")
+    assert isinstance(error, WorkerLostError)
+    for outcome in (*outcomes, lost):
+        assert outcome is not None
+        assert outcome.cancel_reason is None
+
+
+@pytest.mark.parametrize(
+    ("cancel_reason", "stopped"),
+    [(CancelReason.REQUESTER_STOPPED, True), (CancelReason.REQUESTER_CANCELLED, False)],
+)
+def test_a_tool_tells_the_end_of_its_session_by_the_cancel_reason(
+    cancel_reason: CancelReason, stopped: bool
+):
+    outcome = JobOutcome(
+        "answerer",
+        OutcomeStatus.CANCELLED,
+        reason="worker 'asker' stopped",
+        cancel_reason=cancel_reason,
+    )
+    error = JobCancelledError("cancelled", job_id="1", outcomes={"answerer": outcome})
+    assert has_stopped(error) is stopped

@@ -1,0 +1,467 @@
+"""Cancel anywhere, cancel everywhere: the caller at every point, and what it had started."""
+
+import asyncio
+import contextlib
+
+import pytest
+from pipecat.bus.messages import (
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+)
+from pipecat.pipeline.job_context import JobStatus
+from pipecat.workers.base_worker import BaseWorker as PlainWorker
+from support.workers import Answerer, Asker, Delegator, cancelled, until
+
+from pipecat_jobs import JobCancelledError, JobGroupError, OutcomeStatus, WorkerLostError, job
+from pipecat_jobs.testing import ChaosBus, JobHarness, run_virtual
+
+
+async def test_while_waiting_for_readiness_nothing_is_sent_and_nothing_is_left(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker = Asker()
+    await chaos_harness.start(asker)
+    caller = asyncio.create_task(asker.ask("late", "wait", job_id="j"))
+    await chaos_harness.settle()
+    assert "j" in asker.job_groups
+
+    await cancelled(caller)
+    assert chaos_harness.left_behind() == []
+    late = Answerer("late")
+    await chaos_harness.start(late)
+    await chaos_harness.settle()
+    assert late.ran == []
+
+
+async def test_while_sending_the_request_that_may_have_left_is_cancelled_too(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    blocked = chaos_bus.block_publish(BusJobRequestMessage)
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    await blocked.wait()
+    await cancelled(caller)
+    cancel = await chaos_bus.wait_for(BusJobCancelMessage)
+    assert cancel.target == "answerer"
+
+
+async def test_while_a_group_is_dispatched_by_hand_nothing_is_left_either(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    for names in (["answerer"], ["answerer", "late"]):
+        blocked = chaos_bus.block_publish(BusJobRequestMessage)
+        caller = asyncio.create_task(asker.create_job_group_and_request_job(names, name="wait"))
+        await chaos_harness.settle()
+        await cancelled(caller)
+        blocked.release()
+        await chaos_harness.settle()
+        assert chaos_harness.left_behind() == []
+
+
+@pytest.mark.parametrize("error", [KeyError("body"), asyncio.CancelledError()])
+async def test_an_exception_in_the_body_stops_every_worker(job_harness: JobHarness, error):
+    asker, first, second = Asker(), Answerer("first"), Answerer("second")
+    await job_harness.start(asker, first, second)
+
+    async def call() -> None:
+        async with asker.job_group("first", "second", name="wait"):
+            await first.started.get()
+            await second.started.get()
+            raise error
+
+    with pytest.raises(type(error)):
+        await call()
+    await job_harness.settle()
+    assert len(first.cancelled) == len(second.cancelled) == 1
+    assert {m.reason for m in first.hook_calls + second.hook_calls} == {"context exited with error"}
+
+
+async def test_while_iterating_events_the_handler_stops(job_harness: JobHarness):
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+
+    async def call() -> None:
+        async with asker.job("answerer", name="wait") as j:
+            async for _ in j:
+                pass
+
+    caller = asyncio.create_task(call())
+    job_id = await answerer.started.get()
+    await cancelled(caller)
+    await job_harness.settle()
+    assert answerer.cancelled == [job_id]
+
+
+async def test_the_callers_own_timeout_cancels_the_job(job_harness: JobHarness):
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await asker.ask("answerer", "wait")
+    await job_harness.settle()
+    assert answerer.cancelled == answerer.ran
+
+
+async def test_a_task_group_that_fails_cancels_the_jobs_of_its_tasks(job_harness: JobHarness):
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+
+    async def fail() -> None:
+        await answerer.started.get()
+        raise KeyError("sibling")
+
+    with pytest.raises(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asker.ask("answerer", "wait"))
+            group.create_task(fail())
+    await job_harness.settle()
+    assert len(answerer.cancelled) == 1
+
+
+async def test_a_second_cancellation_during_the_clean_up_still_cancels_the_workers(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    await answerer.started.get()
+    blocked = chaos_bus.block_publish(BusJobCancelMessage)
+    caller.cancel()
+    await blocked.wait()
+    await cancelled(caller)
+    blocked.release()
+    await chaos_harness.settle()
+    assert len(answerer.cancelled) == 1
+
+
+async def test_a_bus_that_does_not_take_the_cancel_holds_the_caller_for_a_bounded_time(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus, monkeypatch, job_log
+):
+    monkeypatch.setattr("pipecat_jobs._requester.cancellation.CANCEL_GRACE", 0.01)
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    await answerer.started.get()
+    blocked = chaos_bus.block_publish(BusJobCancelMessage)
+    await cancelled(caller)
+    assert any("has not taken the cancel" in record.message for record in job_log)
+    blocked.release()
+    await chaos_harness.settle()
+
+
+async def test_a_handler_may_clean_up_and_its_hook_runs_after_it(job_harness: JobHarness):
+    order: list[str] = []
+
+    class Careful(Answerer):
+        @job(name="careful")
+        async def careful(self, message: BusJobRequestMessage) -> dict:
+            self.started.put_nowait(message.job_id)
+            try:
+                await self.release.wait()
+            finally:
+                await asyncio.sleep(0)
+                order.append("cleaned up")
+            return {}
+
+        async def on_job_cancelled(self, message: BusJobCancelMessage) -> None:
+            assert message.job_id in self.active_jobs
+            order.append(f"hook: {message.reason}")
+
+    asker, worker = Asker(), Careful("careful")
+    await job_harness.start(asker, worker)
+    with pytest.raises(JobCancelledError, match="manual"):
+        async with asker.job("careful", name="careful") as j:
+            await worker.started.get()
+            await asker.cancel_job_group(j.job_id, reason="manual")
+    await job_harness.settle()
+    assert order == ["cleaned up", "hook: manual"]
+
+
+async def test_a_handler_that_swallows_its_cancellation_does_not_answer(job_harness: JobHarness):
+    class Swallowing(Answerer):
+        @job(name="swallow")
+        async def swallow(self, message: BusJobRequestMessage) -> dict:
+            self.started.put_nowait(message.job_id)
+            try:
+                await self.release.wait()
+            except asyncio.CancelledError:
+                return {"as if": "nothing happened"}
+            return {}
+
+    asker, worker = Asker(), Swallowing("swallowing")
+    await job_harness.start(asker, worker)
+    job_id = await asker.request_job("swallowing", name="swallow")
+    await worker.started.get()
+    await asker.cancel_job_group(job_id)
+    await job_harness.settle()
+    assert [m.status for event, m in asker.hooks if event == "on_job_response"] == ["cancelled"]
+
+
+async def test_cancelling_one_of_two_levels_leaves_the_other_branch_alone(
+    job_harness: JobHarness,
+):
+    asker, leaf, other = Asker(), Answerer("leaf"), Answerer("other")
+    await job_harness.start(asker, Delegator("a", asks="leaf"), Delegator("b", asks="other"))
+    await job_harness.start(leaf, other)
+    first = asyncio.create_task(asker.ask("a", "wait"))
+    second = asyncio.create_task(asker.ask("b", "wait"))
+    await leaf.started.get()
+    await other.started.get()
+    await cancelled(first)
+    await job_harness.settle()
+    assert (len(leaf.cancelled), len(other.cancelled)) == (1, 0)
+    other.release.set()
+    assert await second == {"from": "other"}
+
+
+async def test_a_timeout_stops_nested_jobs(job_harness: JobHarness):
+    asker, leaf = Asker(), Answerer("leaf")
+    await job_harness.start(asker, Delegator("a", asks="leaf"), leaf)
+    with pytest.raises(TimeoutError):
+        await asker.ask("a", "wait", timeout=0.02)
+    await job_harness.settle()
+    assert leaf.cancelled == leaf.ran
+
+
+async def test_cancelling_an_unknown_or_ended_job_does_nothing(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker, Answerer())
+    await asker.cancel_job_group("unknown")
+    async with asker.job("answerer", name="echo") as j:
+        pass
+    await asker.cancel_job_group(j.job_id)
+    assert j.outcome is not None
+    assert j.outcome.completed
+
+
+async def test_a_worker_that_was_given_up_is_told_to_stop(job_harness: JobHarness):
+    """It may only be out of reach."""
+    asker, answerer = Asker(), Answerer()
+    await job_harness.start(asker, answerer)
+    caller = asyncio.create_task(asker.ask("answerer", "wait"))
+    await answerer.started.get()
+    await asker.worker_lost("answerer", reason="its host does not answer")
+    with pytest.raises(WorkerLostError, match="its host does not answer"):
+        await caller
+    await job_harness.settle()
+    assert len(answerer.cancelled) == 1
+
+
+async def test_a_manual_cancel_during_readiness_ends_the_call(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker)
+    caller = asyncio.create_task(asker.ask("late", job_id="j"))
+    await job_harness.settle()
+    await asker.cancel_job_group("j", reason="never mind")
+    with pytest.raises(JobCancelledError, match="never mind") as caught:
+        await caller
+    assert caught.value.outcomes["late"].status is OutcomeStatus.CANCELLED
+
+
+async def test_a_handler_hears_its_cancel_whatever_cancels_of_its_own_it_has_got_over(
+    job_harness: JobHarness,
+):
+    """As client libraries leave them behind, whose timeouts are cancels."""
+
+    class Busy(Answerer):
+        @job(name="get over")
+        async def get_over(self, message: BusJobRequestMessage) -> dict:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            assert task.cancelling()
+            return await self.wait_for_release(message)
+
+    asker, worker = Asker(), Busy()
+    await job_harness.start(asker, worker)
+    caller = asyncio.create_task(asker.ask("answerer", "get over"))
+    job_id = await worker.started.get()
+    await cancelled(caller)
+    await job_harness.settle()
+    assert worker.cancelled == [job_id]
+
+
+MANY = 1_500
+
+
+async def test_any_number_of_cancels_may_overtake_their_requests(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    held = chaos_bus.hold(BusJobRequestMessage)
+    for _ in range(MANY):
+        await asker.cancel_job_group(await asker.request_job("answerer", name="wait"))
+    await chaos_harness.settle()
+    held.release()
+    await chaos_bus.wait_for(BusJobResponseMessage, MANY)
+    await chaos_harness.settle()
+    assert answerer.ran == []
+    assert len(answerer._job_responses.early_cancels) == 0
+
+
+async def test_the_answers_to_any_number_of_cancels_reach_the_hook(chaos_harness: JobHarness):
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    jobs = [await asker.request_job("answerer", name="wait") for _ in range(MANY)]
+    for _ in jobs:
+        await answerer.started.get()
+    await asyncio.gather(*(asker.cancel_job_group(job_id) for job_id in jobs))
+    await until(lambda: len(asker.hooks) >= MANY)
+    assert {(event, m.status) for event, m in asker.hooks} == {
+        ("on_job_response", JobStatus.CANCELLED)
+    }
+    assert len(asker.hooks) == MANY
+
+
+def test_cancels_that_belong_to_no_request_are_forgotten():
+    async def test() -> None:
+        async with JobHarness() as harness:
+            asker, answerer = Asker(), Answerer()
+            await harness.start(asker, answerer)
+            for number in range(MANY):
+                await asker.send_bus_message(
+                    BusJobCancelMessage(source="asker", target="answerer", job_id=str(number))
+                )
+            await harness.settle()
+            assert len(answerer._job_responses.early_cancels) == MANY
+            await asyncio.sleep(3_600)
+            await asker.ask("answerer", "echo")
+            assert len(answerer._job_responses.early_cancels) == 0
+
+    run_virtual(test())
+
+
+class TestShutdown:
+    async def test_of_the_requester_cancels_what_it_asked(self, job_harness: JobHarness):
+        asker, answerer = Asker(), Answerer()
+        await job_harness.start(asker, answerer)
+        caller = asyncio.create_task(asker.ask("answerer", "wait"))
+        waiting = asyncio.create_task(asker.ask("late", "wait"))
+        await answerer.started.get()
+        await job_harness.end(asker)
+        for call in (caller, waiting):
+            with pytest.raises(JobCancelledError, match="worker 'asker' stopped"):
+                await call
+        await job_harness.settle()
+        assert len(answerer.cancelled) == 1
+
+    async def test_of_a_worker_in_the_middle_ends_both_its_sides(self, job_harness: JobHarness):
+        asker, leaf, middle = Asker(), Answerer("leaf"), Delegator("middle", asks="leaf")
+        await job_harness.start(asker, middle, leaf)
+        caller = asyncio.create_task(asker.ask("middle", "wait"))
+        await leaf.started.get()
+        await job_harness.end(middle)
+        with pytest.raises(JobCancelledError, match="worker 'middle' stopped"):
+            await caller
+        await job_harness.settle()
+        assert len(leaf.cancelled) == 1
+
+    @pytest.mark.parametrize("how", ["cancel", "end"])
+    async def test_of_the_runner_ends_every_call(self, how: str):
+        async with JobHarness() as harness:
+            asker, answerer, plain = Asker(), Answerer(), PlainWorker("plain")
+            await harness.start(asker, answerer, plain)
+            calls = [
+                asyncio.create_task(asker.ask("answerer", "wait")),
+                asyncio.create_task(asker.ask("plain")),
+                asyncio.create_task(asker.ask("never there")),
+            ]
+            await answerer.started.get()
+            await getattr(harness.runner, how)()
+            for call in calls:
+                with pytest.raises((JobCancelledError, JobGroupError)):
+                    await call
+            await harness.settle()
+            assert not asker.job_groups
+            assert not answerer.active_jobs
+
+    async def test_of_a_worker_does_not_cut_off_a_handler_that_cleans_up(
+        self, job_harness: JobHarness
+    ):
+        class Tidy(Answerer):
+            tidying, tidy, tidied = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+            @job(name="tidy")
+            async def clean_up(self, message: BusJobRequestMessage) -> dict:
+                self.started.put_nowait(message.job_id)
+                try:
+                    await self.release.wait()
+                finally:
+                    self.tidying.set()
+                    await self.tidy.wait()
+                    self.tidied.set()
+                return {}
+
+        asker, worker = Asker(), Tidy()
+        await job_harness.start(asker, worker)
+        caller = asyncio.create_task(asker.ask("answerer", "tidy"))
+        await worker.started.get()
+        await cancelled(caller)
+        await worker.tidying.wait()
+        ending = asyncio.create_task(job_harness.end(worker))
+        await job_harness.settle()
+        worker.tidy.set()
+        await ending
+        assert worker.tidied.is_set()
+
+    async def test_of_a_worker_cancels_a_handler_again_that_went_on_after_a_cancel(
+        self, job_harness: JobHarness
+    ):
+        class Deaf(Answerer):
+            job_cancel_grace = 1.0
+            went_on, stopped = asyncio.Event(), asyncio.Event()
+
+            @job(name="go on")
+            async def go_on(self, message: BusJobRequestMessage) -> dict:
+                self.started.put_nowait(message.job_id)
+                try:
+                    await self.release.wait()
+                except asyncio.CancelledError:
+                    self.went_on.set()
+                try:
+                    await self.release.wait()
+                finally:
+                    self.stopped.set()
+                return {}
+
+        asker, worker = Asker(), Deaf()
+        await job_harness.start(asker, worker)
+        caller = asyncio.create_task(asker.ask("answerer", "go on"))
+        await worker.started.get()
+        await cancelled(caller)
+        await worker.went_on.wait()
+        await job_harness.end(worker)
+        await job_harness.settle()
+        assert worker.stopped.is_set()
+
+    async def test_with_a_handler_that_resists_is_bounded(self, job_harness: JobHarness, job_log):
+        class Resisting(Answerer):
+            job_cancel_grace = 0.01
+
+            @job(name="resist")
+            async def resist(self, message: BusJobRequestMessage) -> dict:
+                self.started.put_nowait(message.job_id)
+                while not self.release.is_set():
+                    try:
+                        await self.release.wait()
+                    except asyncio.CancelledError:
+                        continue
+                return {}
+
+        asker, worker = Asker(), Resisting("resisting")
+        await job_harness.start(asker, worker)
+        caller = asyncio.create_task(asker.ask("resisting", "resist"))
+        await worker.started.get()
+        await job_harness.end(worker)
+        with pytest.raises(JobCancelledError, match="'resisting' stopped"):
+            await caller
+        assert any("resists cancellation" in record.message for record in job_log)
+        worker.release.set()
+        await job_harness.settle()

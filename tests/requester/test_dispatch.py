@@ -1,0 +1,100 @@
+"""Sending the requests of a job, and what may come in between."""
+
+import asyncio
+
+import pytest
+from pipecat.bus.messages import BusJobRequestMessage
+from support.workers import Answerer, Asker, cancelled
+
+from pipecat_jobs import BaseWorker, JobCancelledError, JobGroupError, WorkerLostError
+from pipecat_jobs.testing import ChaosBus, JobHarness
+
+
+async def test_a_bus_that_refuses_a_request_ends_the_job_as_error(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus, monkeypatch
+):
+    asker, first = Asker(), Answerer("first")
+    await chaos_harness.start(asker, first, Answerer("second"))
+    send = chaos_bus.send
+
+    async def refuse_second(message) -> None:
+        if isinstance(message, BusJobRequestMessage) and message.target == "second":
+            raise ConnectionError("bus is down")
+        await send(message)
+
+    monkeypatch.setattr(chaos_bus, "send", refuse_second)
+    with pytest.raises(JobGroupError, match="bus is down") as caught:
+        async with asker.job_group("first", "second", name="wait"):
+            pass
+    await chaos_harness.settle()
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert first.ran == first.cancelled
+
+
+async def test_deadline_and_cancel_reach_a_caller_whose_request_the_bus_does_not_take(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker, answerer = Asker(), Answerer()
+    await chaos_harness.start(asker, answerer)
+    blocked = chaos_bus.block_publish(BusJobRequestMessage)
+    with pytest.raises(TimeoutError):
+        await asker.ask("answerer", "wait", timeout=0.01)
+    caller = asyncio.create_task(asker.ask("answerer", "wait", job_id="j"))
+    await chaos_harness.settle()
+    await asker.cancel_job_group("j", reason="enough")
+    with pytest.raises(JobCancelledError, match="enough"):
+        await caller
+    blocked.release()
+    await chaos_harness.settle()
+    assert answerer.ran == answerer.cancelled
+
+
+async def test_an_answer_that_comes_before_the_bus_has_taken_its_request_counts(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus, monkeypatch
+):
+    asker = Asker()
+    await chaos_harness.start(asker, Answerer())
+    send, taken = chaos_bus.send, asyncio.Event()
+
+    async def deliver_and_linger(message) -> None:
+        await send(message)
+        if isinstance(message, BusJobRequestMessage):
+            await taken.wait()
+
+    monkeypatch.setattr(chaos_bus, "send", deliver_and_linger)
+    assert (await asker.ask("answerer", "echo", timeout=0.02))["from"] == "answerer"
+    taken.set()
+
+
+async def test_cancelling_the_caller_wins_over_an_end_that_comes_at_the_same_time(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    asker = Asker()
+    await chaos_harness.start(asker, Answerer())
+    blocked = chaos_bus.block_publish(BusJobRequestMessage)
+    caller = asyncio.create_task(asker.ask("answerer", "wait", job_id="j"))
+    await blocked.wait()
+    calling_off = asyncio.create_task(asker.cancel_job_group("j"))
+    await asyncio.sleep(0)
+    await cancelled(caller)
+    await calling_off
+    blocked.release()
+
+
+async def test_a_requester_without_hooks_hears_at_once_that_a_worker_has_ended(
+    job_harness: JobHarness,
+):
+    asker, answerer = BaseWorker("asker"), Answerer()
+    await job_harness.start(asker, answerer)
+    await job_harness.end(answerer)
+    with pytest.raises(WorkerLostError, match="has ended"):
+        async with asker.job("answerer", name="echo"):
+            pass
+
+
+async def test_asking_after_the_worker_has_stopped_says_so(job_harness: JobHarness):
+    asker = Asker()
+    await job_harness.start(asker, Answerer())
+    await job_harness.end(asker)
+    with pytest.raises(JobCancelledError, match="worker 'asker' has stopped"):
+        await asker.ask("answerer", "echo")

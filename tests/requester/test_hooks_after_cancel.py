@@ -1,0 +1,146 @@
+"""What a worker says while it cleans up after a cancel reaches the hooks of its requester."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage, BusJobUpdateMessage
+from pipecat.pipeline.job_context import JobError, JobGroupParams, JobParams, JobStatus
+from pipecat.workers.base_worker import BaseWorker as PlainWorker
+from support import parity
+
+from pipecat_jobs import BaseWorker, job
+from pipecat_jobs.testing import JobHarness
+
+
+class Cleaner(BaseWorker):
+    """Reports progress from its handler's clean-up and from ``on_job_cancelled()``."""
+
+    def __init__(self, name: str = "cleaner"):
+        super().__init__(name)
+        self.started = asyncio.Event()
+
+    @job(name="work")
+    async def work(self, message: BusJobRequestMessage) -> None:
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.send_job_update(message.job_id, {"saved": 1})
+            await self.send_job_stream_data(message.job_id, {"rest": "of the text"})
+
+    async def on_job_cancelled(self, message: BusJobCancelMessage) -> None:
+        await self.send_job_update(message.job_id, {"closed": 2})
+
+
+class Failing(BaseWorker):
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.fails = asyncio.Event()
+
+    @job(name="work")
+    async def work(self, message: BusJobRequestMessage) -> None:
+        await self.fails.wait()
+        await self.send_job_response(message.job_id, {"error": "no"}, status=JobStatus.FAILED)
+
+
+class Hearing(BaseWorker):
+    """Keeps what its hooks hear, in order, until the CANCELLED answer."""
+
+    def __init__(self, name: str = "asker"):
+        super().__init__(name)
+        self.heard: list[Any] = []
+        self.acknowledged = asyncio.Event()
+
+    async def on_job_update(self, message: Any) -> None:
+        # Hooks that take their time must not change the order.
+        await asyncio.sleep(0)
+        self.heard.append(message.update)
+
+    async def on_job_stream_data(self, message: Any) -> None:
+        self.heard.append(message.data)
+
+    async def on_job_response(self, message: Any) -> None:
+        if message.status == JobStatus.CANCELLED:
+            self.heard.append("cancelled")
+            self.acknowledged.set()
+
+
+ALL = [{"saved": 1}, {"rest": "of the text"}, {"closed": 2}, "cancelled"]
+
+
+@pytest.mark.parametrize("how", ["cancel_job_group", "leaving the block", "timeout"])
+async def test_overrides_hear_all_of_it_in_order(job_harness: JobHarness, how: str):
+    asker, cleaner = Hearing(), Cleaner()
+    await job_harness.start(asker, cleaner)
+
+    if how == "cancel_job_group":
+        job_id = await asker.request_job("cleaner", params=JobParams(name="work"))
+        await cleaner.started.wait()
+        await asker.cancel_job_group(job_id)
+    elif how == "leaving the block":
+        with pytest.raises(KeyError):
+            async with asker.job("cleaner", params=JobParams(name="work")):
+                await cleaner.started.wait()
+                raise KeyError
+    else:
+        with pytest.raises(JobError, match="timeout"):
+            async with asker.job("cleaner", params=JobParams(name="work", timeout=0.3)):
+                pass
+    async with asyncio.timeout(10):
+        await asker.acknowledged.wait()
+
+    assert asker.heard == ALL
+
+
+async def test_the_other_workers_of_a_group_that_failed_are_heard(job_harness: JobHarness):
+    asker, cleaner = Hearing(), Cleaner()
+    failing = Failing("failing")
+    await job_harness.start(asker, cleaner, failing)
+    params = JobGroupParams(name="work", cancel_on_error=True)
+    await asker.request_job_group("cleaner", "failing", params=params)
+    await cleaner.started.wait()
+    failing.fails.set()
+    async with asyncio.timeout(10):
+        await asker.acknowledged.wait()
+
+    assert asker.heard == ALL
+
+
+async def test_event_handlers_hear_it(job_harness: JobHarness):
+    asker, cleaner = BaseWorker("asker"), Cleaner()
+    updates, answered = parity.listen(asker, "on_job_update"), asyncio.Event()
+
+    @asker.event_handler("on_job_response")
+    async def on_job_response(_: PlainWorker, message: Any) -> None:
+        answered.set()
+
+    await job_harness.start(asker, cleaner)
+    job_id = await asker.request_job("cleaner", params=JobParams(name="work"))
+    await cleaner.started.wait()
+    await asker.cancel_job_group(job_id)
+    async with asyncio.timeout(10):
+        await answered.wait()
+
+    assert [message.update for message in updates] == [{"saved": 1}, {"closed": 2}]
+
+
+async def test_nothing_is_heard_of_a_worker_that_was_not_asked_or_has_answered(
+    job_harness: JobHarness,
+):
+    asker = Hearing()
+    cleaner = Cleaner()
+    await job_harness.start(asker, cleaner)
+    job_id = await asker.request_job("cleaner", params=JobParams(name="work"))
+    await cleaner.started.wait()
+    await asker.cancel_job_group(job_id)
+    async with asyncio.timeout(10):
+        await asker.acknowledged.wait()
+
+    for source in ("stranger", "cleaner"):
+        await asker.on_bus_message(
+            BusJobUpdateMessage(source=source, target="asker", job_id=job_id, update={"late": True})
+        )
+    await job_harness.settle()
+
+    assert asker.heard == ALL

@@ -1,0 +1,322 @@
+"""What the LLM is told of a job tool's call."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from pipecat.bus.messages import BusJobRequestMessage
+from support.tools_stage import (
+    WORKERS,
+    Colleague,
+    NewLLM,
+    calls_debate,
+    new_llm,
+    raise_stage,
+    tool_results,
+)
+
+from pipecat_jobs import JobOutcome, JobToolError, LLMContextWorker, job, job_headers, job_tool
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
+from pipecat_jobs.testing.fixtures import LogRecord
+
+__all__ = ["new_llm"]
+
+
+def moderator(llm: Any, *workers: str, **options: Any) -> LLMContextWorker:
+    options = {"job": "argue", "timeout": 30} | options
+
+    class Moderator(LLMContextWorker):
+        @job_tool(*workers, **options)
+        async def debate(self, topic: str):
+            """Analyze a topic."""
+            return {"topic": topic}
+
+    return Moderator("moderator", llm=llm, active=True)
+
+
+async def result_of(
+    harness: JobHarness,
+    server: ScriptedLLMServer,
+    worker: LLMContextWorker,
+    *others: Colleague,
+) -> Any:
+    """What the provider is sent as the tool's result, which it has to comment on."""
+    calls_debate(server)
+    stage = await raise_stage(harness, worker, *others)
+    await stage.say()
+    _, second = await server.wait_for_requests(2)
+    await worker.flush_pipeline()
+    assert len(stage.settled) == 1
+    (result,) = tool_results(second)
+    return result
+
+
+async def test_one_workers_answer_is_the_result(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    advocate = Colleague("advocate")
+    worker = moderator(new_llm(), "advocate")
+
+    result = await result_of(job_harness, scripted_llm, worker, advocate)
+
+    assert result == {"text": "advocate says"}
+    assert advocate.payloads == [{"topic": "AI"}]
+
+
+@pytest.mark.parametrize("once", [True, False])
+async def test_run_once_jobs_of_a_tool_are_never_started_twice(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM, once: bool
+):
+    seen: list[bool] = []
+
+    class Cashier(Colleague):
+        @job(name="pay")
+        async def pay(self, message: BusJobRequestMessage) -> dict[str, Any]:
+            seen.append(job_headers(message).run_once)
+            return {}
+
+    options: dict[str, Any] = {"run_once": True} if once else {}
+    worker = moderator(new_llm(), "cashier", job="pay", **options)
+    await result_of(job_harness, scripted_llm, worker, Cashier("cashier"))
+    assert seen == [once]
+
+
+async def test_a_groups_answers_are_given_by_worker(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    worker = moderator(new_llm(), *WORKERS)
+
+    result = await result_of(job_harness, scripted_llm, worker, *map(Colleague, WORKERS))
+
+    assert result == {"answers": {name: {"text": f"{name} says"} for name in WORKERS}}
+
+
+async def test_the_responses_are_reported_with_the_missing_workers_and_why(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    worker = moderator(new_llm(), "advocate", "critic", "analyst", "late", timeout=0.3)
+    others = (
+        Colleague("advocate"),
+        Colleague("critic", answer=ValueError("no such topic")),
+        Colleague("analyst", answer="the source is offline"),
+        Colleague("late", holds=True),
+    )
+
+    result = await result_of(job_harness, scripted_llm, worker, *others)
+
+    assert result == {
+        "answers": {"advocate": {"text": "advocate says"}},
+        "missing": {
+            "critic": "had an internal error (ValueError)",
+            "analyst": "the source is offline",
+            "late": "did not answer in time",
+        },
+    }
+
+
+async def test_one_worker_that_is_not_there_is_reported_without_its_name(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    worker = moderator(new_llm(), "nobody", timeout=0.05)
+
+    result = await result_of(job_harness, scripted_llm, worker)
+
+    assert result == {"error": "debate did not answer in time"}
+
+
+async def test_a_lost_worker_is_reported_as_missing_and_the_others_with_their_answers(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    gone = Colleague("critic", holds=True)
+    worker = moderator(new_llm(), "advocate", "critic")
+    calls_debate(scripted_llm)
+    stage = await raise_stage(job_harness, worker, Colleague("advocate"), gone)
+    await stage.say()
+    await gone.started.get()
+
+    await worker.worker_lost("critic", reason="its host is down")
+
+    _, second = await scripted_llm.wait_for_requests(2)
+    assert tool_results(second) == [
+        {
+            "answers": {"advocate": {"text": "advocate says"}},
+            "missing": {"critic": "went away without an answer"},
+        }
+    ]
+
+
+async def test_fail_cancels_all_at_the_first_failure_and_names_the_worker_and_why(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    slow = Colleague("advocate", holds=True)
+    worker = moderator(new_llm(), "advocate", "critic", on_failure="fail")
+    critic = Colleague("critic", answer=ValueError("no such topic"))
+
+    result = await result_of(job_harness, scripted_llm, worker, slow, critic)
+
+    assert result == {"error": "critic had an internal error (ValueError)"}
+    await slow.stopped.get()
+
+
+async def test_fail_reports_responses_as_usual_when_no_worker_fails(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    worker = moderator(new_llm(), "advocate", on_failure="fail")
+
+    result = await result_of(job_harness, scripted_llm, worker, Colleague("advocate"))
+
+    assert result == {"text": "advocate says"}
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [
+        (("advocate",), {"status": "debate finished, and had nothing to add"}),
+        (
+            ("advocate", "critic"),
+            {
+                "answers": {
+                    "advocate": "finished, and had nothing to add",
+                    "critic": {"text": "critic says"},
+                }
+            },
+        ),
+    ],
+)
+async def test_gap_27_an_empty_answer_does_not_silence_the_bot(
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    workers: tuple[str, ...],
+    expected: object,
+):
+    worker = moderator(new_llm(), *workers)
+    others = (Colleague("advocate", answer={}), Colleague("critic"))
+
+    assert await result_of(job_harness, scripted_llm, worker, *others) == expected
+
+
+@dataclass
+class Opaque:
+    """Nothing that JSON knows."""
+
+    words: set[str]
+
+
+async def test_a_response_that_is_not_json_is_written_as_the_values_it_holds(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    answer = {"opaque": Opaque({"one"}), "kind": KeyError}
+    worker = moderator(new_llm(), "advocate")
+
+    result = await result_of(
+        job_harness, scripted_llm, worker, Colleague("advocate", answer=answer)
+    )
+
+    assert result == {"opaque": {"words": ["one"]}, "kind": "<class 'KeyError'>"}
+
+
+async def test_no_traceback_reaches_the_llm(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    told = f"it broke\nTraceback (most recent call last):\n  File x\n{'y' * 2000}"
+    worker = moderator(new_llm(), "advocate", "critic")
+    others = (
+        Colleague("advocate", answer=told),
+        Colleague("critic", answer="x" * 2000),
+    )
+
+    result = await result_of(job_harness, scripted_llm, worker, *others)
+
+    assert result["missing"]["advocate"] == "it broke"
+    assert len(result["missing"]["critic"]) < 350
+
+
+# render
+
+
+async def in_order(outcomes: Mapping[str, JobOutcome]) -> str:
+    return "; ".join(f"{name} {outcome.status}" for name, outcome in outcomes.items())
+
+
+def lengths(outcomes: Mapping[str, JobOutcome]) -> dict[str, int]:
+    return {name: len(o.response["text"]) for name, o in outcomes.items() if o.completed}
+
+
+@pytest.mark.parametrize(
+    ("render", "expected"),
+    [(in_order, "critic completed; advocate error"), (lengths, {"critic": 11})],
+)
+async def test_render_makes_the_result_of_the_outcomes_in_the_order_they_were_asked(
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    render: Any,
+    expected: object,
+):
+    worker = moderator(new_llm(), "critic", "advocate", render=render)
+    others = (Colleague("critic"), Colleague("advocate", answer=ValueError("no")))
+
+    assert await result_of(job_harness, scripted_llm, worker, *others) == expected
+
+
+def broken(outcomes: Mapping[str, JobOutcome]) -> str:
+    raise LookupError("no words")
+
+
+@pytest.mark.parametrize("render", [broken, lambda _: "", lambda _: None])
+async def test_a_render_without_a_usable_result_is_logged_and_replaced(
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    job_log: list[LogRecord],
+    render: Any,
+):
+    worker = moderator(new_llm(), "critic", render=render)
+
+    result = await result_of(job_harness, scripted_llm, worker, Colleague("critic"))
+
+    assert result == {"text": "critic says"}
+    assert [r.level for r in job_log if r.message.startswith("render ")] == ["ERROR"]
+
+
+# the method
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (ValueError("no such topic"), "debate had an internal error (ValueError)."),
+        (JobToolError("no such topic"), "no such topic"),
+        (JobToolError(), "debate could not do it"),
+        ("a text", "debate is not set up correctly and cannot be used."),
+        (None, "debate is not set up correctly and cannot be used."),
+    ],
+)
+async def test_a_method_that_returns_no_payload_is_logged_and_reported_to_the_llm(
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    job_log: list[LogRecord],
+    made: object,
+    told: str,
+):
+    class Moderator(LLMContextWorker):
+        @job_tool("advocate", job="argue")
+        async def debate(self, topic: str):
+            """Analyze a topic."""
+            if isinstance(made, Exception):
+                raise made
+            return made
+
+    advocate = Colleague("advocate")
+    worker = Moderator("moderator", llm=new_llm(), active=True)
+
+    assert await result_of(job_harness, scripted_llm, worker, advocate) == {"error": told}
+
+    assert advocate.payloads == []
+    (record,) = [r for r in job_log if r.message.startswith("tool debate ")]
+    refused = isinstance(made, JobToolError)
+    assert record.level == ("INFO" if refused else "ERROR")
+    assert (record.exception is None) is refused

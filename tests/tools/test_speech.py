@@ -1,0 +1,218 @@
+"""What the bot says while a tool waits: in silence only, and never after the result."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from pipecat.frames.frames import (
+    BotSpeakingFrame,
+    BotStartedSpeakingFrame,
+    BotStoppedSpeakingFrame,
+    UserSpeakingFrame,
+    UserStartedSpeakingFrame,
+    UserStoppedSpeakingFrame,
+)
+from pipecat.processors.frame_processor import FrameDirection
+from support.tools_stage import Colleague, Stage, calls_debate, raise_stage, scripted_service
+
+from pipecat_jobs import JobToolProgress, LLMContextWorker, job_tool
+from pipecat_jobs._llm.watch import LLMWatch
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, run_virtual
+from pipecat_jobs.testing.fixtures import LogRecord
+
+WAIT = "One moment."
+
+
+class Scene:
+    """A call whose job takes until it is released, on the virtual clock."""
+
+    def __init__(self, stage: Stage, advocate: Colleague):
+        self.stage = stage
+        self.advocate = advocate
+        self._clock = asyncio.get_running_loop().time
+        self._began = self._clock()
+
+    async def at(self, seconds: float) -> None:
+        """Go on when this many seconds have passed since the call."""
+        await asyncio.sleep(self._began + seconds - self._clock())
+
+    async def hears(self, frame: Any, direction: Any = FrameDirection.DOWNSTREAM) -> None:
+        await self.stage.worker.queue_frame(frame, direction)
+        await self.stage.until(lambda: frame.id in self.stage.heard)
+
+
+def play(story: Callable[[Scene], Awaitable[None]], **options: Any) -> Scene:
+    """Run a story with a tool that has these options; return what came of it."""
+
+    class Moderator(LLMContextWorker):
+        @job_tool("advocate", job="argue", timeout=300, **options)
+        async def debate(self, topic: str):
+            """Analyze a topic."""
+            return {"topic": topic}
+
+    async def main() -> Scene:
+        async with JobHarness(timeout=500) as harness, ScriptedLLMServer() as server:
+            llm = scripted_service(server)
+            calls_debate(server)
+            advocate = Colleague("advocate", holds=True)
+            worker = Moderator("moderator", llm=llm, active=True)
+            stage = await raise_stage(harness, worker, advocate)
+            await stage.say()
+            await advocate.started.get()
+            scene = Scene(stage, advocate)
+            await story(scene)
+            advocate.release.set()
+            await stage.until_settled()
+            await server.wait_for_requests(2)
+            said = list(stage.spoken)
+            await scene.at(200)
+            assert stage.spoken == said
+            await worker.flush_pipeline()
+            await llm._client.close()
+            await harness.cancel(worker)
+            return scene
+
+    return run_virtual(main())
+
+
+def test_it_speaks_once_after_the_silence():
+    async def story(scene: Scene) -> None:
+        await scene.at(4.9)
+        assert scene.stage.spoken == []
+        await scene.at(5.1)
+        assert scene.stage.spoken == [WAIT]
+        await scene.at(100)
+
+    assert play(story, say_after=5, say=WAIT).stage.spoken == [WAIT]
+
+
+def test_it_speaks_again_at_an_interval():
+    async def story(scene: Scene) -> None:
+        await scene.at(25.9)
+
+    assert play(story, say_after=5, say=WAIT, say_every=10).stage.spoken == [WAIT] * 3
+
+
+def test_it_says_nothing_when_the_result_comes_first():
+    async def story(scene: Scene) -> None:
+        await scene.at(4.9)
+
+    assert play(story, say_after=5, say=WAIT).stage.spoken == []
+
+
+def test_it_has_words_of_its_own():
+    async def story(scene: Scene) -> None:
+        await scene.at(6)
+
+    (text,) = play(story, say_after=5).stage.spoken
+    assert "waiting for the result" in text
+
+
+USER = (UserStartedSpeakingFrame, UserStoppedSpeakingFrame, FrameDirection.DOWNSTREAM)
+BOT = (BotStartedSpeakingFrame, BotStoppedSpeakingFrame, FrameDirection.UPSTREAM)
+
+
+@pytest.mark.parametrize(("starts", "stops", "direction"), [USER, BOT], ids=["user", "bot"])
+def test_it_waits_until_all_speech_ends_and_for_the_whole_silence_after(
+    starts: Any, stops: Any, direction: FrameDirection
+):
+    async def story(scene: Scene) -> None:
+        await scene.at(4)
+        await scene.hears(starts(), direction)
+        await scene.at(30)
+        assert scene.stage.spoken == []
+        await scene.hears(stops(), direction)
+        await scene.at(34.9)
+        assert scene.stage.spoken == []
+        await scene.at(35.1)
+        assert scene.stage.spoken == [WAIT]
+
+    play(story, say_after=5, say=WAIT)
+
+
+@pytest.mark.parametrize(("starts", "stops", "direction"), [USER, BOT], ids=["user", "bot"])
+def test_short_speech_restarts_the_silence(starts: Any, stops: Any, direction: FrameDirection):
+    async def story(scene: Scene) -> None:
+        await scene.at(4)
+        await scene.hears(starts(), direction)
+        await scene.hears(stops(), direction)
+        await scene.at(8.9)
+        assert scene.stage.spoken == []
+        await scene.at(9.1)
+        assert scene.stage.spoken == [WAIT]
+
+    play(story, say_after=5, say=WAIT)
+
+
+def test_silence_means_that_neither_user_nor_bot_speaks():
+    async def story(scene: Scene) -> None:
+        await scene.hears(UserStartedSpeakingFrame())
+        await scene.hears(BotStartedSpeakingFrame(), FrameDirection.UPSTREAM)
+        await scene.hears(UserStoppedSpeakingFrame())
+        await scene.at(20)
+        assert scene.stage.spoken == []
+        await scene.hears(BotStoppedSpeakingFrame(), FrameDirection.UPSTREAM)
+        await scene.at(26)
+        assert scene.stage.spoken == [WAIT]
+
+    play(story, say_after=5, say=WAIT)
+
+
+@pytest.mark.parametrize("frame", [UserSpeakingFrame, BotSpeakingFrame])
+def test_speech_that_began_before_the_watch_is_noticed(frame: Any):
+    async def story(scene: Scene) -> None:
+        await scene.at(1)
+        await scene.hears(frame())
+        await scene.at(20)
+        assert scene.stage.spoken == []
+
+    play(story, say_after=5, say=WAIT)
+
+
+def test_speech_at_the_last_moment_counts():
+    async def main() -> float:
+        watch, loop = LLMWatch(), asyncio.get_running_loop()
+
+        def speak(frame: Any) -> None:
+            loop.create_task(watch.on_frame(None, frame))
+
+        loop.call_at(5, watch._starts, "user")
+        loop.call_at(7, speak, UserStoppedSpeakingFrame())
+        await watch.until_silent_for(5)
+        return loop.time()
+
+    assert run_virtual(main()) == 12
+
+
+def test_a_function_sees_the_progress_and_may_keep_silent():
+    seen: list[JobToolProgress] = []
+
+    def words(progress: JobToolProgress) -> str | None:
+        seen.append(progress)
+        percent = progress.updates.get("advocate", {}).get("percent")
+        return f"{percent} percent." if percent else None
+
+    async def story(scene: Scene) -> None:
+        await scene.at(6)
+        (job_id,) = scene.stage.worker.job_groups
+        await scene.advocate.send_job_update(job_id, {"percent": 40})
+        await scene.at(11)
+
+    scene = play(story, say_after=5, say=words, say_every=5)
+
+    assert scene.stage.spoken == ["40 percent."]
+    assert [round(progress.seconds) for progress in seen] == [5, 10]
+    assert [progress.answers for progress in seen] == [{}, {}]
+
+
+@pytest.mark.parametrize("words", [lambda _: 7, lambda progress: progress.nonsense])
+def test_a_function_that_fails_is_logged_and_the_tool_goes_on(job_log: list[LogRecord], words: Any):
+    async def story(scene: Scene) -> None:
+        await scene.at(6)
+
+    scene = play(story, say_after=5, say=words)
+
+    assert scene.stage.spoken == []
+    assert scene.stage.results == [{"text": "advocate says"}]
+    assert [r.level for r in job_log if r.message.startswith("say of tool debate")] == ["ERROR"]

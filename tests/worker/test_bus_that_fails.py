@@ -1,0 +1,155 @@
+"""What a worker does when the bus does not take what it says, as on a network that is down."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from pipecat.bus import AsyncQueueBus
+from pipecat.bus.messages import (
+    BusJobCancelMessage,
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusMessage,
+)
+from support.workers import Answerer, Asker, cancelled
+
+from pipecat_jobs import BaseWorker, JobError, JobTimeoutError, OutcomeStatus, job
+from pipecat_jobs.outcomes import ErrorDetails
+from pipecat_jobs.testing import JobHarness
+
+
+class FailingBus(AsyncQueueBus):
+    """Raises for the messages that a test names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refuses: dict[type[BusMessage], set[str]] = {}
+        """By class of message: to whom they cannot be sent."""
+        self.refused = asyncio.Event()
+        self.largest = 10_000_000
+        """Characters that an answer may take."""
+
+    async def publish(self, message: BusMessage) -> None:
+        if message.target in self.refuses.get(type(message), ()):
+            self.refused.set()
+            raise ConnectionError("bus is down")
+        if isinstance(message, BusJobResponseMessage) and len(str(message.response)) > self.largest:
+            raise ValueError("too large")
+        await super().publish(message)
+
+
+class Single(BaseWorker):
+    """Does one job at a time."""
+
+    def __init__(self) -> None:
+        super().__init__("single")
+        self.started: asyncio.Queue[str] = asyncio.Queue()
+
+    @job(name="answer", max_concurrency=1)
+    async def answer(self, message: BusJobRequestMessage) -> dict:
+        return {"done": True}
+
+    @job(name="wait", max_concurrency=1)
+    async def wait_for_ever(self, message: BusJobRequestMessage) -> dict:
+        self.started.put_nowait(message.job_id)
+        await asyncio.Event().wait()
+        return {}
+
+
+@pytest.fixture
+async def bus() -> FailingBus:
+    return FailingBus()
+
+
+@pytest.fixture
+async def harness(bus: FailingBus) -> AsyncIterator[JobHarness]:
+    async with JobHarness(bus) as harness:
+        yield harness
+
+
+async def test_a_job_whose_answer_is_not_taken_is_closed_and_makes_room(
+    harness: JobHarness, bus: FailingBus
+):
+    asker, single = Asker(), Single()
+    await harness.start(asker, single)
+    bus.refuses = {BusJobResponseMessage: {"asker"}, BusJobCancelMessage: {"single"}}
+    with pytest.raises(JobTimeoutError):
+        await asker.ask("single", "answer", timeout=0.05)
+    await harness.settle()
+    assert not single.active_jobs
+
+    bus.refuses = {}
+    assert await asker.ask("single", "answer", timeout=5) == {"done": True}
+
+
+async def test_a_cancel_whose_answer_is_not_taken_closes_the_job_and_makes_room(
+    harness: JobHarness, bus: FailingBus
+):
+    asker, single = Asker(), Single()
+    await harness.start(asker, single)
+    bus.refuses = {BusJobResponseMessage: {"asker"}}
+    first = asyncio.create_task(asker.ask("single", "wait"))
+    await single.started.get()
+    await cancelled(first)
+    await bus.refused.wait()
+    await harness.settle()
+    assert not single.active_jobs
+
+    bus.refuses = {}
+    second = asyncio.create_task(asker.ask("single", "wait"))
+    await asyncio.wait_for(single.started.get(), 5)
+    await cancelled(second)
+
+
+async def test_a_cancel_that_cannot_be_sent_to_one_worker_reaches_the_others(
+    harness: JobHarness, bus: FailingBus
+):
+    asker, first, second = Asker(), Answerer("first"), Answerer("second")
+    await harness.start(asker, first, second)
+    bus.refuses = {BusJobCancelMessage: {"first"}}
+
+    async def ask() -> None:
+        async with asker.job_group("first", "second", name="wait"):
+            pass
+
+    call = asyncio.create_task(ask())
+    await first.started.get()
+    job_id = await second.started.get()
+    await cancelled(call)
+    await harness.settle()
+    assert second.cancelled == [job_id]
+    first.release.set()
+
+
+async def test_an_error_that_is_too_large_for_the_bus_is_told_in_short(
+    harness: JobHarness, bus: FailingBus
+):
+    class Wordy(BaseWorker):
+        @job(name="fail", max_concurrency=1)
+        async def fail(self, message: BusJobRequestMessage) -> dict:
+            raise ValueError("no such row: " + "x" * 500)
+
+    asker = Asker()
+    bus.largest = 200
+    await harness.start(asker, Wordy("wordy"))
+    for _ in range(2):
+        with pytest.raises(JobError) as caught:
+            await asker.ask("wordy", "fail", timeout=5)
+        outcome = caught.value.outcomes["wordy"]
+        assert outcome.status is OutcomeStatus.ERROR
+        assert str(outcome.error) == "the response could not be sent: ValueError"
+
+
+def test_of_an_error_with_much_to_say_the_middle_is_left_out():
+    def fail() -> None:
+        raise ValueError("begin" + "x" * 1_000_000 + "end")
+
+    with pytest.raises(ValueError, match="begin") as caught:
+        fail()
+    details = ErrorDetails.from_exception(caught.value)
+    assert details.traceback
+    for text, most in ((details.message, 5_000), (details.traceback, 17_000)):
+        assert "characters left out" in text
+        assert text.strip().endswith("end")
+        assert len(text) < most
+    assert "in fail" in details.traceback

@@ -1,0 +1,86 @@
+"""Two workers of one name: the second is told, wherever this package can tell."""
+
+import pytest
+from pipecat.utils.asyncio.task_manager import TaskManager
+from pipecat.workers.base_worker import BaseWorker as PlainWorker
+from support.workers import Answerer, Asker
+
+from pipecat_jobs import BaseWorker, DuplicateWorkerError, NoJobHandlerError, WorkerNotAddedError
+from pipecat_jobs.bus import RoutedBus
+from pipecat_jobs.bus.redis import RedisStreamsBus
+from pipecat_jobs.testing import JobHarness
+
+
+class Parent(BaseWorker):
+    pass
+
+
+class Other(BaseWorker):
+    pass
+
+
+@pytest.mark.parametrize("worker_class", [Other, PlainWorker])
+async def test_a_child_of_the_name_of_another_worker_is_refused(
+    job_harness: JobHarness, worker_class: type[PlainWorker]
+):
+    parent, asker = Parent("parent"), Asker()
+    await job_harness.start(parent, asker)
+    with pytest.raises(DuplicateWorkerError, match="another worker named 'asker'") as caught:
+        await parent.add_workers(Other("child"), worker_class("asker"))
+    assert caught.value.worker == "asker"
+    assert parent.children == []
+
+
+async def test_two_children_of_one_name_are_refused(job_harness: JobHarness):
+    parent = Parent("parent")
+    await job_harness.start(parent)
+    with pytest.raises(DuplicateWorkerError):
+        await parent.add_workers(Other("child"), Other("child"))
+    child = Other("child")
+    await parent.add_workers(child)
+    with pytest.raises(DuplicateWorkerError):
+        await parent.add_workers(Other("child"))
+    assert parent.children == [child]
+
+
+async def test_a_parent_that_no_runner_has_may_add_children():
+    parent, child = Parent("parent"), Other("child")
+    await parent.add_workers(child)
+    assert parent.children == [child]
+
+
+async def test_the_second_worker_of_a_runner_cannot_ask_and_says_why(
+    job_harness: JobHarness, job_log
+):
+    await job_harness.start(Asker(), Answerer())
+    second = Asker()
+    await job_harness.runner.add_workers(second)
+    # Pipecat's runner takes no second worker of a name, and says so.
+    assert any("'asker' already exists" in r.message for r in job_log if r.level == "ERROR")
+    with pytest.raises(WorkerNotAddedError, match="skips the second of a name"):
+        await second.ask("answerer", "echo", timeout=20)
+
+
+async def test_a_job_that_only_the_second_could_do_names_the_class_of_the_first(
+    job_harness: JobHarness,
+):
+    asker = Asker()
+    await job_harness.start(asker, Other("answerer"))
+    await job_harness.runner.add_workers(Answerer())
+    with pytest.raises(NoJobHandlerError, match=r"'answerer' \(Other\) has no handler"):
+        await asker.ask("answerer", "echo", timeout=20)
+
+
+@pytest.mark.parametrize("bus_class", [RoutedBus, RedisStreamsBus])
+async def test_the_second_subscriber_of_a_name_on_a_bus_is_logged_as_an_error(
+    bus_class: type[RoutedBus], job_log
+):
+    bus, first = bus_class(), Asker()
+    await bus.setup(TaskManager())
+    await bus.subscribe(first)
+    await bus.subscribe(first)
+    assert [r.message for r in job_log if r.level == "ERROR"] == []
+    await bus.subscribe(Asker())
+    [error] = [r.message for r in job_log if r.level == "ERROR"]
+    assert "'asker' is subscribed already" in error
+    assert "give each worker a name of its own" in error

@@ -1,0 +1,203 @@
+"""Hooks and events: each fires once per occurrence, in order, and changes no outcome."""
+
+import asyncio
+from typing import ClassVar
+
+import pytest
+from pipecat.bus.messages import BusJobRequestMessage
+from support.workers import Answerer, Asker
+
+from pipecat_jobs import BaseWorker, JobError, job
+from pipecat_jobs._protocol.hooks import JOB_EVENTS
+from pipecat_jobs.testing import JobHarness
+
+
+def recording(base: type[BaseWorker]) -> type[BaseWorker]:
+    """A worker class that overrides every hook and keeps the order of the calls."""
+
+    def override(event: str):
+        async def hook(self, message) -> None:
+            self.calls.append(event)
+            await getattr(super(cls, self), event)(message)
+
+        return hook
+
+    cls = type("Recording", (base,), {})
+    for event in JOB_EVENTS:
+        if event != "on_job_request":
+            setattr(cls, event, override(event))
+    return cls
+
+
+class Everything(Answerer):
+    @job(name="everything")
+    async def everything(self, message: BusJobRequestMessage) -> None:
+        await self.send_job_update(message.job_id, {"n": 1})
+        await self.send_job_stream_start(message.job_id)
+        await self.send_job_stream_data(message.job_id, {"n": 2})
+        await self.send_job_stream_end(message.job_id, {"n": 3})
+
+
+REQUESTER_ORDER = [
+    "on_job_update",
+    "on_job_stream_start",
+    "on_job_stream_data",
+    "on_job_stream_end",
+    "on_job_completed",
+]
+
+
+async def test_overrides_fire_once_each_in_order(job_harness: JobHarness):
+    asker = recording(Asker)("asker")
+    asker.calls = []
+    await job_harness.start(asker, Everything())
+    assert await asker.ask("answerer", "everything") == {"n": 3}
+    assert asker.calls == REQUESTER_ORDER
+    await job_harness.settle()
+    assert asker.fired() == REQUESTER_ORDER
+
+
+async def test_executor_hooks_fire_once_each(job_harness: JobHarness):
+    asker, answerer = Asker(), recording(Answerer)("answerer")
+    answerer.calls = []
+    events: list[str] = []
+    for event in ("on_job_request", "on_job_update_requested", "on_job_cancelled"):
+        answerer.add_event_handler(event, lambda worker, m, event=event: events.append(event))
+    await job_harness.start(asker, answerer)
+    job_id = await asker.request_job("answerer", name="wait")
+    await answerer.started.get()
+    await asker.request_job_update(job_id, "answerer")
+    await job_harness.settle()
+    await asker.cancel_job_group(job_id)
+    await job_harness.settle()
+    assert answerer.calls == ["on_job_update_requested", "on_job_cancelled"]
+    assert events == ["on_job_request", "on_job_update_requested", "on_job_cancelled"]
+
+
+async def test_error_hook_gets_the_answer_and_completed_does_not_fire(job_harness: JobHarness):
+    asker = recording(Asker)("asker")
+    asker.calls = []
+    await job_harness.start(asker, Answerer())
+    with pytest.raises(JobError):
+        await asker.ask("answerer", "raise")
+    assert asker.calls == ["on_job_response", "on_job_error"]
+
+
+@pytest.mark.parametrize("event", REQUESTER_ORDER)
+@pytest.mark.parametrize("error", [ValueError("clumsy"), asyncio.CancelledError()])
+async def test_override_that_raises_is_logged_and_changes_nothing(
+    job_harness: JobHarness, job_log, event: str, error: BaseException
+):
+    async def clumsy(self, message) -> None:
+        raise error
+
+    asker = type("Clumsy", (Asker,), {event: clumsy})("asker")
+    await job_harness.start(asker, Everything())
+    async with asker.job("answerer", name="everything") as j:
+        assert len([e async for e in j]) == 4
+    assert j.response == {"n": 3}
+    (record,) = [r for r in job_log if r.exception is not None]
+    assert record.exception is error
+    assert f"{event}() of worker 'asker'" in record.message
+    assert record.exception.__traceback__ is not None
+
+
+@pytest.mark.parametrize("event", [e for e in JOB_EVENTS if e != "on_job_error"])
+async def test_event_handler_that_raises_is_logged_with_its_traceback(
+    job_harness: JobHarness, job_log, event: str
+):
+    asker, answerer = Asker(), Everything()
+    for worker in (asker, answerer):
+
+        @worker.event_handler(event)
+        async def clumsy(worker: BaseWorker, message: object) -> None:
+            raise ValueError("clumsy")
+
+    await job_harness.start(asker, answerer)
+    assert await asker.ask("answerer", "everything") == {"n": 3}
+    assert (await asker.ask("answerer", "echo"))["from"] == "answerer"
+    job_id = await asker.request_job("answerer", name="wait")
+    await answerer.started.get()
+    await asker.request_job_update(job_id, "answerer")
+    # A cancel may overtake it.
+    await job_harness.settle()
+    await asker.cancel_job_group(job_id)
+    await job_harness.settle()
+    errors = [r for r in job_log if isinstance(r.exception, ValueError)]
+    assert errors
+    assert all("clumsy" in r.message and event in r.message for r in errors)
+
+
+async def test_event_handler_can_be_removed(job_harness: JobHarness):
+    asker = Asker()
+    calls: list[object] = []
+
+    def handler(worker: BaseWorker, message: object) -> None:
+        calls.append(message)
+
+    asker.add_event_handler("on_job_response", handler)
+    asker.remove_event_handler("on_job_response", handler)
+    await job_harness.start(asker, Answerer())
+    await asker.ask("answerer", "echo")
+    await job_harness.settle()
+    assert calls == []
+
+
+async def test_hook_that_asks_for_another_job_does_not_block_its_answer(job_harness: JobHarness):
+    class Chaining(Asker):
+        async def on_job_completed(self, result) -> None:
+            if result.job_id == "first":
+                async with self.job("answerer", name="echo", job_id="second") as j:
+                    pass
+                self.chained = j.response
+
+    asker = Chaining()
+    await job_harness.start(asker, Answerer())
+    await asker.ask("answerer", "echo", job_id="first")
+    assert asker.chained["from"] == "answerer"
+
+
+async def test_slow_hook_of_one_job_does_not_hold_up_another(job_harness: JobHarness):
+    class Slow(Asker):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = asyncio.Event()
+
+        async def on_job_response(self, message) -> None:
+            if message.job_id == "slow":
+                await self.gate.wait()
+
+    asker = Slow()
+    await job_harness.start(asker, Answerer())
+    slow = asyncio.create_task(asker.ask("answerer", "echo", job_id="slow"))
+    await job_harness.settle()
+    await asker.ask("answerer", "echo", job_id="quick")
+    assert not slow.done()
+    asker.gate.set()
+    await slow
+
+
+async def test_all_that_arrived_is_heard_before_the_job_ends(job_harness: JobHarness):
+    class Slow(Asker):
+        heard: ClassVar[list[object]] = []
+        gate = asyncio.Semaphore(0)
+
+        async def on_job_update(self, message) -> None:
+            await self.gate.acquire()
+            self.heard.append(message.update)
+
+    asker, answerer = Slow(), Answerer()
+    await job_harness.start(asker, answerer)
+    group = await asker.create_job_group_and_request_job(["answerer"], name="wait")
+    await answerer.started.get()
+    for number in range(3):
+        await answerer.send_job_update(group.job_id, {"n": number})
+    answerer.release.set()
+    await job_harness.settle()
+    asker.gate.release()
+    await job_harness.settle()
+    assert (len(asker.heard), group.is_done) == (1, False)
+    asker.gate.release()
+    asker.gate.release()
+    await group.wait()
+    assert asker.heard == [{"n": 0}, {"n": 1}, {"n": 2}]

@@ -1,0 +1,308 @@
+"""A job always ends, also when it is asked before its worker's runner runs, or while it starts."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from pipecat.bus import AsyncQueueBus, WorkerBus
+from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
+from pipecat.registry.types import WorkerReadyData
+from pipecat.workers.runner import WorkerRunner
+from support.workers import Answerer, Asker, cancelled, until
+
+from pipecat_jobs import (
+    BaseWorker,
+    JobCancelledError,
+    JobGroupError,
+    RoutedBus,
+    WorkerNotAddedError,
+    WorkerNotReadyError,
+    job,
+)
+
+#: Seconds in which a busy machine, too, gets a job done.
+LONG = 20.0
+
+
+class HeldBus(AsyncQueueBus):
+    """Does not start before it is released, as a bus does whose server is late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starting, self.release = asyncio.Event(), asyncio.Event()
+
+    async def start(self) -> None:
+        self.starting.set()
+        await self.release.wait()
+        await super().start()
+
+
+@pytest.fixture
+async def loop_errors() -> AsyncIterator[list[dict[str, Any]]]:
+    """What callbacks and tasks of the event loop raised with no code to catch it."""
+    errors: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    yield errors
+    loop.set_exception_handler(None)
+
+
+@pytest.fixture(params=[AsyncQueueBus, RoutedBus])
+async def runner(request: pytest.FixtureRequest) -> WorkerRunner:
+    return WorkerRunner(bus=request.param(), handle_sigint=False)
+
+
+async def ask_one(asker: BaseWorker, **keywords: Any) -> None:
+    async with asker.job("answerer", name="echo", **keywords):
+        pass
+
+
+async def ask_group(asker: BaseWorker, **keywords: Any) -> None:
+    async with asker.job_group("answerer", "nowhere", name="echo", **keywords):
+        pass
+
+
+async def ask_and_read(asker: BaseWorker, **keywords: Any) -> None:
+    async with asker.job("answerer", name="count", **keywords) as j:
+        async for _ in j:
+            pass
+
+
+async def ask_and_go_on(asker: BaseWorker, **keywords: Any) -> None:
+    await asker.request_job("answerer", name="echo", **keywords)
+
+
+WAYS = [ask_one, ask_group, ask_and_read, ask_and_go_on]
+Way = Callable[..., Awaitable[None]]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_deadline_ends_a_job_asked_before_the_runner_runs(
+    runner: WorkerRunner, loop_errors: list[dict[str, Any]], way: Way
+):
+    asker = Asker()
+    await runner.add_workers(asker, Answerer())
+    with pytest.raises(WorkerNotReadyError, match=r"not ready within 0\.01 s"):
+        async with asyncio.timeout(LONG):
+            await way(asker, timeout=0.01)
+    assert not asker.job_groups
+    assert loop_errors == []
+
+
+async def test_deadline_ends_a_job_asked_while_the_bus_starts(loop_errors: list[dict[str, Any]]):
+    bus = HeldBus()
+    runner = WorkerRunner(bus=bus, handle_sigint=False)
+    asker, answerer = Asker(), Answerer()
+    await runner.add_workers(asker, answerer)
+    running = asyncio.create_task(runner.run(auto_end=False))
+    await bus.starting.wait()
+    try:
+        with pytest.raises(WorkerNotReadyError):
+            async with asyncio.timeout(LONG):
+                await ask_one(asker, timeout=0.01)
+        waits = asyncio.create_task(ask_one(asker, timeout=LONG))
+        bus.release.set()
+        await waits
+        assert len(answerer.ran) == 1
+    finally:
+        bus.release.set()
+        await runner.end()
+        await running
+    assert loop_errors == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_cancelling_the_caller_before_the_runner_runs_ends_its_job(
+    runner: WorkerRunner, way: Way
+):
+    asker = Asker()
+    await runner.add_workers(asker, Answerer())
+    caller = asyncio.ensure_future(way(asker))
+    await until(lambda: asker.job_groups)
+    await cancelled(caller)
+    assert not asker.job_groups
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_cancel_job_group_before_the_runner_runs_ends_the_job(
+    runner: WorkerRunner, loop_errors: list[dict[str, Any]], way: Way
+):
+    asker = Asker()
+    await runner.add_workers(asker, Answerer())
+    caller = asyncio.ensure_future(way(asker, job_id="early"))
+    await until(lambda: asker.job_groups)
+    await asker.cancel_job_group("early", reason="not wanted")
+    with pytest.raises(JobCancelledError, match="not wanted"):
+        async with asyncio.timeout(LONG):
+            await caller
+    assert loop_errors == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_stopping_the_worker_before_the_runner_runs_ends_its_jobs(
+    runner: WorkerRunner, way: Way
+):
+    asker = Asker()
+    await runner.add_workers(asker, Answerer())
+    caller = asyncio.ensure_future(way(asker))
+    await until(lambda: asker.job_groups)
+    await asker.stop()
+    with pytest.raises(JobCancelledError, match="worker 'asker' stopped"):
+        async with asyncio.timeout(LONG):
+            await caller
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_worker_that_no_runner_has_says_what_to_do(way: Way):
+    with pytest.raises(WorkerNotAddedError, match=r"add_workers") as caught:
+        await way(Asker(), timeout=LONG)
+    assert caught.value.worker == "asker"
+
+
+class Heard(Asker):
+    """Has every hook overridden, so that each of them needs a task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.overrides: list[str] = []
+
+    async def on_job_response(self, message: Any) -> None:
+        self.overrides.append("response")
+
+    async def on_job_completed(self, result: Any) -> None:
+        self.overrides.append("completed")
+
+    async def on_job_error(self, message: Any) -> None:
+        self.overrides.append("error")
+
+
+async def ready(runner: WorkerRunner, *workers: BaseWorker) -> WorkerBus:
+    """Make workers known and their bus deliver, while nothing has set the workers up."""
+    await runner.add_workers(*workers)
+    await runner.bus.setup(runner.task_manager)
+    await runner.bus.start()
+    for worker in workers:
+        name = runner.registry.runner_name
+        await runner.registry.register(WorkerReadyData(worker_name=worker.name, runner=name))
+    return runner.bus
+
+
+async def test_workers_that_are_not_set_up_ask_and_answer(
+    runner: WorkerRunner, loop_errors: list[dict[str, Any]]
+):
+    """As when a bus delivers requests to a process whose workers are about to start."""
+    asker, answerer = Heard(), Answerer()
+    bus = await ready(runner, asker, answerer)
+    async with asyncio.timeout(LONG):
+        async with asker.job("answerer", name="echo", payload={"n": 1}, timeout=LONG) as j:
+            pass
+        assert j.response == {"from": "answerer", "payload": {"n": 1}}
+        assert asker.overrides == ["response", "completed"]
+        with pytest.raises(JobGroupError):
+            async with asker.job_group("answerer", name="raise", timeout=LONG):
+                pass
+        assert "error" in asker.overrides
+        caller = asyncio.create_task(asker.ask("answerer", "wait", timeout=LONG))
+        await answerer.started.get()
+        await cancelled(caller)
+        await until(lambda: answerer.hook_calls)
+        assert len(answerer.cancelled) == 1
+    await bus.stop()
+    assert loop_errors == []
+
+
+async def test_a_task_without_a_manager_logs_what_it_raises(runner: WorkerRunner, job_log):
+    class Broken(Asker):
+        async def send_bus_message(self, message: Any) -> None:
+            if isinstance(message, BusJobResponseMessage):
+                raise ConnectionError("no bus")
+            await super().send_bus_message(message)
+
+    broken = Broken()
+    await runner.add_workers(broken)
+    # No handler has this job: the refusal is sent by a task.
+    await broken.on_bus_message(
+        BusJobRequestMessage(source="x", target="asker", job_id="1", job_name="unknown")
+    )
+    await until(lambda: any("ConnectionError" in record.message for record in job_log))
+
+
+@pytest.mark.parametrize("how", ["end", "cancel"])
+async def test_jobs_asked_while_and_after_the_runner_stops_end(runner: WorkerRunner, how: str):
+    class Late(Answerer):
+        """Asks once more when its job is cut off, as clean-up code does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.late: list[BaseException | None] = []
+
+        @job(name="late")
+        async def ask_at_the_end(self, message: BusJobRequestMessage) -> None:
+            self.started.put_nowait(message.job_id)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                try:
+                    async with self.job("asker", name="echo"):
+                        pass
+                    self.late.append(None)
+                except BaseException as error:
+                    self.late.append(error)
+
+    asker, late = Asker(), Late()
+    await runner.add_workers(asker, late)
+    running = asyncio.create_task(runner.run(auto_end=False))
+    caller = asyncio.create_task(asker.ask("answerer", "late"))
+    await late.started.get()
+    async with asyncio.timeout(LONG):
+        await getattr(runner, how)()
+        with pytest.raises(JobGroupError):
+            await caller
+        await running
+        for worker in (asker, late):
+            for way in WAYS:
+                with pytest.raises(JobCancelledError, match="has stopped"):
+                    await way(worker)
+    assert isinstance(late.late[0], JobGroupError)
+
+
+async def test_a_stop_that_is_cut_off_still_ends_what_the_worker_asked(runner: WorkerRunner):
+    """The task that stops a worker may be cancelled while it waits for a handler that cleans up."""
+
+    class Slow(Answerer):
+        job_cancel_grace = LONG
+        cleaning = asyncio.Event()
+
+        @job(name="slow")
+        async def clean_up_slowly(self, message: BusJobRequestMessage) -> None:
+            self.started.put_nowait(message.job_id)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cleaning.set()
+                await self.release.wait()
+
+    asker, slow = Asker(), Slow()
+    bus = await ready(runner, asker, slow)
+    asked = asyncio.create_task(asker.ask("answerer", "slow"))
+    await slow.started.get()
+    asks = asyncio.create_task(ask_of(slow))
+    await until(lambda: slow.job_groups)
+    stopping = asyncio.create_task(slow.stop())
+    await slow.cleaning.wait()
+    await cancelled(stopping)
+    async with asyncio.timeout(LONG):
+        with pytest.raises(JobCancelledError, match="worker 'answerer' stopped"):
+            await asks
+        with pytest.raises(JobCancelledError, match="has stopped"):
+            await ask_of(slow)
+        slow.release.set()
+        with pytest.raises(JobGroupError):
+            await asked
+    await bus.stop()
+
+
+async def ask_of(worker: BaseWorker) -> None:
+    async with worker.job("nowhere"):
+        pass
