@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from peers import OurPeer, PlainPeer
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.workers import llm
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.llm import LLMContextWorker, LLMWorker
 from pipecat.workers.ui import UIWorker
+from support.peers import OurPeer, PlainPeer
 
 import pipecat_jobs
 from pipecat_jobs import InvalidJobTypeError, JobsMixin, MixinOrderError, job

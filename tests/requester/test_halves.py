@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from half_runtime import Network, Worker
 from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
-from snippets import ROOT
+from support.half_runtime import Network, Worker
+from support.snippets import ROOT
 
 from pipecat_jobs import CancelReason, InvalidJobError, JobGroup, JobGroupError, OutcomeStatus
 from pipecat_jobs._requester.call import Call
