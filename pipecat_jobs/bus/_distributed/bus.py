@@ -19,6 +19,7 @@ from pipecat.workers.runner import WorkerRunner
 from pipecat_jobs._pipecat import forget_runner
 from pipecat_jobs._protocol.deadline import check_timeout
 from pipecat_jobs.bus._distributed.engine import (
+    BusStats,
     Call,
     Command,
     Engine,
@@ -26,12 +27,10 @@ from pipecat_jobs.bus._distributed.engine import (
     Lane,
     UnreachableError,
 )
-from pipecat_jobs.bus._distributed.local import HearsOfLoss
 from pipecat_jobs.bus._distributed.offers import Offer, find_offers
 from pipecat_jobs.bus._distributed.open_jobs import JobKey
 from pipecat_jobs.bus._distributed.outbox import Outbox
-from pipecat_jobs.bus._distributed.router import Router
-from pipecat_jobs.bus._distributed.stats import BusStats
+from pipecat_jobs.bus._distributed.router import HearsOfLoss, Router
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.routed import RoutedBus
 from pipecat_jobs.bus.wire import WireCodec

@@ -1,7 +1,9 @@
 """Where each message goes, and what is done with each entry that arrives."""
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 from loguru import logger
 from pipecat.bus.messages import (
@@ -13,6 +15,7 @@ from pipecat.bus.messages import (
     BusSystemMessage,
     BusWorkerRegistryMessage,
 )
+from pipecat.bus.subscriber import BusSubscriber
 from pipecat.pipeline.job_context import JobStatus
 
 from pipecat_jobs._protocol.flow import StreamWindow
@@ -25,9 +28,16 @@ from pipecat_jobs._protocol.headers import (
 )
 from pipecat_jobs._protocol.messages import find_problem
 from pipecat_jobs._protocol.text import describe, shorten
-from pipecat_jobs.bus._distributed.engine import Argument, Call, Command, Entry, EntryKind, Lane
+from pipecat_jobs.bus._distributed.engine import (
+    Argument,
+    BusStats,
+    Call,
+    Command,
+    Entry,
+    EntryKind,
+    Lane,
+)
 from pipecat_jobs.bus._distributed.flow import Flow
-from pipecat_jobs.bus._distributed.local import HearsOfLoss, LocalSide
 from pipecat_jobs.bus._distributed.open_jobs import (
     FINAL_MESSAGES,
     REQUESTER_MESSAGES,
@@ -38,7 +48,6 @@ from pipecat_jobs.bus._distributed.open_jobs import (
     RequestedJob,
 )
 from pipecat_jobs.bus._distributed.outbox import Outbox
-from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.wire import WireCodec
 from pipecat_jobs.errors import MessageTypeError, UnreadableMessageError
@@ -48,6 +57,49 @@ from pipecat_jobs.outcomes import ErrorDetails
 _REQUEST = "job"
 #: The most jobs that one audit asks about.
 _AUDITED = 1000
+
+
+@runtime_checkable
+class HearsOfLoss(Protocol):
+    """A requester that can be told that a worker is gone."""
+
+    async def worker_lost(
+        self, worker_name: str, *, reason: str, job_id: str | None = None
+    ) -> None:
+        """End the jobs at a worker, or one of them, as lost."""
+        ...
+
+
+class LocalSide(Protocol):
+    """The subscribers of this process."""
+
+    def subscriber(self, name: str) -> BusSubscriber | None:
+        """Look up a subscriber."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Return whether a message for a name is delivered in this process."""
+        ...
+
+    def takes_requests(self, worker: str) -> bool:
+        """Return whether requests for a worker are taken now."""
+        ...
+
+    def on_message_received(self, message: BusMessage) -> None:
+        """Deliver a message to subscribers of this process."""
+        ...
+
+    def introduced(self, runner: str, process: str) -> None:
+        """Record in which process a runner is."""
+        ...
+
+    def process_gone(self, process: str, runners: Iterable[str]) -> None:
+        """Remove the workers of a process that has left or is dead."""
+        ...
+
+    def report_lost(self, requester: HearsOfLoss, key: JobKey, reason: str) -> None:
+        """Tell a requester that one of its jobs is lost."""
+        ...
 
 
 class Router:

@@ -3,7 +3,7 @@
 from pipecat_jobs._extras import name_extra
 
 try:
-    from pipecat_jobs.bus._distributed.stats import BusStats
+    from pipecat_jobs.bus._distributed.engine import BusStats
     from pipecat_jobs.bus.redis.embedded import EmbeddedRedis
     from pipecat_jobs.bus.redis.sigterm import drain_on_sigterm
     from pipecat_jobs.bus.redis.streams import RedisStreamsBus

@@ -11,9 +11,14 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from pipecat_jobs._protocol.text import shorten
-from pipecat_jobs.bus._distributed.engine import Call, EngineListener, Entry, UnreachableError
+from pipecat_jobs.bus._distributed.engine import (
+    BusStats,
+    Call,
+    EngineListener,
+    Entry,
+    UnreachableError,
+)
 from pipecat_jobs.bus._distributed.outbox import Outbox
-from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.redis.inbox import Inbox
 from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply
 from pipecat_jobs.bus.redis.refusals import code_of, explain, is_of_cluster

@@ -1,24 +1,25 @@
 """A bus whose workers may be in any process and on any machine, on Redis Streams."""
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 from pipecat.bus.adapters import TypeAdapter
 from redis.asyncio import Redis
 
-from pipecat_jobs._protocol.checks import check_flag
+from pipecat_jobs._protocol.checks import (
+    check_count,
+    check_encodable,
+    check_flag,
+    check_seconds,
+)
 from pipecat_jobs.bus._distributed.bus import DistributedBus
 from pipecat_jobs.bus._distributed.engine import Engine
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.redis.embedded import EmbeddedRedis
-from pipecat_jobs.bus.redis.options import (
-    check_all_seconds,
-    check_channel,
-    check_counts,
-    check_server,
-)
 from pipecat_jobs.bus.redis.process import Process
 from pipecat_jobs.bus.redis.script import Channel, Limits
 from pipecat_jobs.bus.wire import WireCodec
+from pipecat_jobs.errors import InvalidJobTypeError
 
 
 class RedisStreamsBus(DistributedBus):
@@ -85,16 +86,21 @@ class RedisStreamsBus(DistributedBus):
         through_server: bool = False,
         start_timeout: float = 10.0,
     ):
-        check_server(url_or_client)
-        check_channel(channel)
-        check_all_seconds(lease=lease, takeover=takeover, start_timeout=start_timeout)
+        if not isinstance(cast(object, url_or_client), str | Redis | None):
+            given = type(url_or_client)
+            raise InvalidJobTypeError(
+                f"the server is a {given.__module__}.{given.__qualname__}; give a URL, a "
+                "redis.asyncio.Redis, or None for a server of the bus's own"
+            )
+        check_encodable("channel", channel, "a name that all processes of the channel have")
+        check_seconds("lease", lease)
+        check_seconds("takeover", takeover)
+        check_seconds("start_timeout", start_timeout)
         check_flag("through_server", through_server)
-        check_counts(
-            max_attempts=max_attempts,
-            room=room,
-            max_message_bytes=max_message_bytes,
-            outbox_limit=outbox_limit,
-        )
+        check_count("max_attempts", max_attempts)
+        check_count("room", room)
+        check_count("max_message_bytes", max_message_bytes)
+        check_count("outbox_limit", outbox_limit)
         super().__init__(
             WireCodec(types, adapters=adapters, max_bytes=max_message_bytes),
             Envelopes(channel, secret=secret),

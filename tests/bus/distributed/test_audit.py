@@ -8,12 +8,10 @@ from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage, Bu
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.pipeline.job_context import JobStatus
 
-from pipecat_jobs.bus._distributed.engine import Call, Entry, EntryKind, Lane
-from pipecat_jobs.bus._distributed.local import HearsOfLoss
+from pipecat_jobs.bus._distributed.engine import BusStats, Call, Entry, EntryKind, Lane
 from pipecat_jobs.bus._distributed.open_jobs import HeldJob, JobKey
 from pipecat_jobs.bus._distributed.outbox import Outbox
-from pipecat_jobs.bus._distributed.router import Router
-from pipecat_jobs.bus._distributed.stats import BusStats
+from pipecat_jobs.bus._distributed.router import HearsOfLoss, Router
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.wire import WireCodec
 

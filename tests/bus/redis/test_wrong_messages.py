@@ -9,9 +9,8 @@ from support.redis.processes import CALM, Process, redis, redis_server
 from support.redis.router_without_server import Desk
 from support.workers import RAISED, Answerer, Asker
 
-from pipecat_jobs.bus._distributed.engine import Entry, Lane
+from pipecat_jobs.bus._distributed.engine import BusStats, Entry, Lane
 from pipecat_jobs.bus._distributed.outbox import Outbox
-from pipecat_jobs.bus._distributed.stats import BusStats
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
 from pipecat_jobs.bus.redis.process import Process as OnChannel
 from pipecat_jobs.bus.redis.script import Channel, Limits
