@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from loguru import logger
 from pipecat.bus.messages import (
@@ -205,8 +206,8 @@ class DistributedBus(RoutedBus):
 
     async def _take_no_more(self) -> None:
         self._draining = True
-        for name in [offer.name for offers in self._offers.values() for offer in offers]:
-            self._call(Command.WITHDRAW, name)
+        for offer in self._all_offers():
+            self._call(Command.WITHDRAW, offer.name)
         # Requests that the server sent here before that are reassigned as they arrive.
         await self._router.caught_up()
         await self._outbox.empty()
@@ -324,7 +325,7 @@ class DistributedBus(RoutedBus):
 
         It is if a subscriber has the name, or is a proxy of a worker that has it.
         """
-        return name in self._subscribers or self._offered(name)
+        return name in self._subscribers or any(offer.name == name for offer in self._all_offers())
 
     def takes_requests(self, worker: str) -> bool:
         """Return whether requests from other processes are taken for a worker.
@@ -341,14 +342,14 @@ class DistributedBus(RoutedBus):
             for offer in offers
         )
 
-    def _offered(self, name: str) -> bool:
-        return any(each.name == name for offers in self._offers.values() for each in offers)
+    def _all_offers(self) -> Iterator[Offer]:
+        return itertools.chain.from_iterable(self._offers.values())
 
     # -- what the engine calls --------------------------------------------------------------
 
     def offers(self) -> list[Offer]:
         """List the names of this process and the requests it takes."""
-        return [self._current(offer) for offers in self._offers.values() for offer in offers]
+        return [self._current(offer) for offer in self._all_offers()]
 
     def runner_name(self) -> str:
         """Name the runners of this process, one a line."""
@@ -372,8 +373,7 @@ class DistributedBus(RoutedBus):
     def audit(self) -> None:
         """Find out which jobs the server has lost, and repeat which requests are taken."""
         self._router.audit()
-        for offers in self._offers.values():
-            self._host(offers)
+        self._host(self._all_offers())
 
     def introduced(self, runner: str, process: str) -> None:
         """Record in which process a runner is, and send a new one our workers."""
