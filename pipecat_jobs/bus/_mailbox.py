@@ -140,7 +140,7 @@ class Mailbox:
     def start(self) -> None:
         """Start delivering."""
         self.open = True
-        for lane in self._lanes():
+        for lane in self._list_lanes():
             if lane.messages:
                 lane.wake()
 
@@ -150,10 +150,10 @@ class Mailbox:
         Returns the tasks to cancel, without the one that calls this, which ends by itself.
         """
         self.open = False
-        tasks = [lane.task for lane in self._lanes() if lane.task is not None]
-        for lane in self._lanes():
+        tasks = [lane.task for lane in self._list_lanes() if lane.task is not None]
+        for lane in self._list_lanes():
             lane.task = None
         return [task for task in tasks if task is not asyncio.current_task()]
 
-    def _lanes(self) -> list[_Lane]:
+    def _list_lanes(self) -> list[_Lane]:
         return [lane for lane in (self._system, self._data) if lane is not None]

@@ -127,27 +127,27 @@ class WireCodec:
         self._decoders: dict[str, _Decode] = {
             "bytes": base64.b64decode,
             "tuple": tuple,
-            "set": lambda items: set(_without_flood(items)),
-            "frozenset": lambda items: frozenset(_without_flood(items)),
+            "set": lambda items: set(_refuse_flood(items)),
+            "frozenset": lambda items: frozenset(_refuse_flood(items)),
             "dict": _build_dict,
             "NOT_GIVEN": lambda _: NOT_GIVEN,
         }
         self._encoders.update(
             {
-                bytes: _tagged("bytes", lambda value, _: base64.b64encode(value).decode("ascii")),
-                tuple: _tagged("tuple", self._encode_items),
-                set: _tagged("set", self._encode_items),
-                frozenset: _tagged("frozenset", self._encode_items),
-                _NOT_GIVEN: _tagged("NOT_GIVEN", lambda _, __: None),
+                bytes: _add_tag("bytes", lambda value, _: base64.b64encode(value).decode("ascii")),
+                tuple: _add_tag("tuple", self._encode_items),
+                set: _add_tag("set", self._encode_items),
+                frozenset: _add_tag("frozenset", self._encode_items),
+                _NOT_GIVEN: _add_tag("NOT_GIVEN", lambda _, __: None),
                 dict: self._encode_dict,
                 list: self._encode_items,
             }
         )
         self._fields: dict[type, dict[str, Check]] = {}
         adapted = {LLMContext: LLMContextAdapter(), _ToolsSchema: ToolsSchemaAdapter()}
-        for kind, adapter in {**adapted, **_checked_adapters(adapters)}.items():
+        for kind, adapter in {**adapted, **_check_adapters(adapters)}.items():
             self._add_adapter(kind, adapter)
-        for kind in (*_pipecats_types(), *_checked_types(types)):
+        for kind in (*_find_pipecats_types(), *_check_types(types)):
             self._add(kind)
         self._checks = FieldChecks(
             self._encoders.keys(),
@@ -267,7 +267,7 @@ class WireCodec:
         self._register(
             kind,
             lambda value, path: self._encode(adapter.serialize(value, lambda part: part), path),
-            lambda data: _checked_context(
+            lambda data: _check_context(
                 adapter.deserialize(data, lambda part: part, target_type=kind)
             ),
         )
@@ -281,7 +281,7 @@ class WireCodec:
         checks = self._field_checks(kind)
         for name, check in checks.items():
             if not check(fields[name]):
-                raise _wrong_type(kind, name, fields[name], path)
+                raise _make_type_error(kind, name, fields[name], path)
         return self._encode_fields(fields, path)
 
     def _encode_frame(self, kind: type, fields: Mapping[str, Any], path: str) -> dict[str, object]:
@@ -298,13 +298,13 @@ class WireCodec:
                 encoded[name] = None
             else:
                 if check is not None and not check(value):
-                    raise _wrong_type(kind, name, value, path)
+                    raise _make_type_error(kind, name, value, path)
         return encoded
 
     def _field_checks(self, kind: type) -> dict[str, Check]:
         checks = self._fields.get(kind)
         if checks is None:
-            checks = self._fields[kind] = self._checks.of(kind)
+            checks = self._fields[kind] = self._checks.make_checks(kind)
         return checks
 
     def _build(self, kind: type, init: set[str], later: set[str], data: dict[str, Any]) -> object:
@@ -325,22 +325,22 @@ class WireCodec:
             return
         if name in self._decoders:
             raise InvalidJobError(f"two types are named '{name}'; rename one")
-        self._encoders[kind] = _tagged(name, encode)
+        self._encoders[kind] = _add_tag(name, encode)
         self._decoders[name] = decode
 
 
-def _tagged(name: str, encode: _Encode) -> _Encode:
+def _add_tag(name: str, encode: _Encode) -> _Encode:
     return lambda value, path: {_TAG: name, _VALUE: encode(value, path)}
 
 
-def _wrong_type(kind: type, name: str, value: object, path: str) -> MessageTypeError:
+def _make_type_error(kind: type, name: str, value: object, path: str) -> MessageTypeError:
     field = f"{path}.{name}".lstrip(".")
     declared = {each.name: cast(object, each.type) for each in dataclasses.fields(kind)}[name]
     wanted = declared if isinstance(declared, str) else getattr(declared, "__name__", declared)
     return MessageTypeError(type(value).__qualname__, field, wanted=str(wanted))
 
 
-def _without_flood(items: Iterable[Any]) -> Iterable[Any]:
+def _refuse_flood(items: Iterable[Any]) -> Iterable[Any]:
     hashes = [hash(item) for item in items]
     if len(hashes) - len(set(hashes)) > _MOST_COLLISIONS:
         raise UnreadableMessageError("a set or dict whose items have too many equal hashes")
@@ -349,10 +349,10 @@ def _without_flood(items: Iterable[Any]) -> Iterable[Any]:
 
 def _build_dict(pairs: Iterable[Any]) -> dict[Any, Any]:
     keys, values = zip(*pairs, strict=True) if pairs else ((), ())
-    return dict(zip(_without_flood(keys), values, strict=True))
+    return dict(zip(_refuse_flood(keys), values, strict=True))
 
 
-def _checked_context(adapted: object) -> object:
+def _check_context(adapted: object) -> object:
     """Refuse an LLM context with an item that is not a message. Returns its argument."""
     if isinstance(adapted, LLMContext) and not all(
         isinstance(cast(object, each), dict | LLMSpecificMessage) for each in adapted.get_messages()
@@ -361,13 +361,13 @@ def _checked_context(adapted: object) -> object:
     return adapted
 
 
-def _checked_types(types: object) -> list[type]:
+def _check_types(types: object) -> list[type]:
     wanted = "a list of dataclasses, enums and pydantic models"
     kinds = list(cast("Iterable[object]", check_instance("types", types, Iterable, wanted)))
     return [check_instance("types", kind, type, wanted) for kind in kinds]
 
 
-def _checked_adapters(adapters: object) -> Mapping[type, TypeAdapter]:
+def _check_adapters(adapters: object) -> Mapping[type, TypeAdapter]:
     wanted = "a dict of Pipecat's TypeAdapter objects by type"
     given = check_instance("adapters", {} if adapters is None else adapters, Mapping, wanted)
     for kind, adapter in given.items():
@@ -376,21 +376,21 @@ def _checked_adapters(adapters: object) -> Mapping[type, TypeAdapter]:
     return given
 
 
-def _pipecats_types() -> Iterator[type]:
+def _find_pipecats_types() -> Iterator[type]:
     yield from (FrameDirection, JobStatus, WorkerRegistryEntry)
     for module in (bus_messages, ui_messages):
-        for kind in _types_in(module):
+        for kind in _find_types(module):
             if issubclass(kind, BusMessage) and not issubclass(kind, BusLocalMessage):
                 yield kind
     for module in (frames, metrics):
-        for kind in _types_in(module):
+        for kind in _find_types(module):
             if kind not in _LIFECYCLE and (
                 dataclasses.is_dataclass(kind) or issubclass(kind, Enum | BaseModel)
             ):
                 yield kind
 
 
-def _types_in(module: ModuleType) -> Iterator[type]:
+def _find_types(module: ModuleType) -> Iterator[type]:
     for value in vars(module).values():
         if isinstance(value, type):
             yield value

@@ -458,7 +458,7 @@ def test_every_name_in_the_annotations_of_what_pipecat_carries_is_known():
     checks = FieldChecks(CODEC._encoders.keys(), Names(CODEC._checks._names))
     for kind in CODEC._encoders:
         if dataclasses.is_dataclass(kind):
-            checks.of(kind)
+            checks.make_checks(kind)
     assert unknown == set()
 
 

@@ -31,7 +31,7 @@ from pipecat_jobs.bus._distributed.engine import (
 from pipecat_jobs.bus._distributed.offers import Offer, find_offers
 from pipecat_jobs.bus._distributed.open_jobs import JobKey
 from pipecat_jobs.bus._distributed.outbox import Outbox
-from pipecat_jobs.bus._distributed.router import HearsOfLoss, Router
+from pipecat_jobs.bus._distributed.router import LossListener, Router
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.routed import RoutedBus
 from pipecat_jobs.bus.wire import WireCodec
@@ -160,7 +160,7 @@ class DistributedBus(RoutedBus):
         if self._process is not None:
             try:
                 async with asyncio.timeout(2 * self._lease):
-                    await self._take_no_more()
+                    await self._stop_requests()
             except TimeoutError:
                 logger.warning(f"{self}: the server is away while the bus stops")
         process, self._process = self._process, None
@@ -195,7 +195,7 @@ class DistributedBus(RoutedBus):
         open_jobs = self._router.open_jobs
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await self._take_no_more()
+                await self._stop_requests()
                 await open_jobs.until_none_held()
         for held in open_jobs.all_held():
             self._router.revoke(held, f"process of worker '{held.key.worker}' is drained")
@@ -204,9 +204,9 @@ class DistributedBus(RoutedBus):
             async with asyncio.timeout(2 * self._lease):
                 await self._outbox.empty()
 
-    async def _take_no_more(self) -> None:
+    async def _stop_requests(self) -> None:
         self._draining = True
-        for offer in self._all_offers():
+        for offer in self._iterate_offers():
             self._call(Command.WITHDRAW, offer.name)
         # Requests that the server sent here before that are reassigned as they arrive.
         await self._router.caught_up()
@@ -241,20 +241,20 @@ class DistributedBus(RoutedBus):
         if watch is not None:
             await self.cancel_task(watch)
         if self._subscribers.pop(subscriber.name, None) is not None:
-            self._take_none_for(subscriber.name, Command.UNHOST)
+            self._stop_requests_for(subscriber.name, Command.UNHOST)
             del self._offers[subscriber.name]
         await super().unsubscribe(subscriber)
 
     def _host(self, offers: Iterable[Offer]) -> None:
         if self._process is not None:
             for offer in offers:
-                current = self._current(offer)
+                current = self._adjust(offer)
                 self._call(Command.HOST, current.name, current.to_json(self._process.uid))
 
-    def _current(self, offer: Offer) -> Offer:
+    def _adjust(self, offer: Offer) -> Offer:
         return offer if self.takes_requests(offer.name) else Offer(offer.name)
 
-    def _take_none_for(self, subscriber: str, command: Command) -> None:
+    def _stop_requests_for(self, subscriber: str, command: Command) -> None:
         for offer in self._offers[subscriber]:
             self._ended.add(offer.name)
             self._call(command, offer.name)
@@ -270,7 +270,7 @@ class DistributedBus(RoutedBus):
             async def watch() -> None:
                 await subscriber.wait()
                 # It still gets messages, as a worker that has ended does on any bus.
-                self._take_none_for(name, Command.WITHDRAW)
+                self._stop_requests_for(name, Command.WITHDRAW)
 
             self._watches[name] = self.create_task(watch(), f"bus_watch_{name}")
 
@@ -296,7 +296,8 @@ class DistributedBus(RoutedBus):
             before = self._announced.get(message.source)
             self._announced[message.source] = message
             if before is not None and before.workers == message.workers:
-                # A runner repeats it to all for each new runner, which `introduced` has sent it to.
+                # A runner repeats its workers to all when a new runner comes. `record_runner` has
+                # already sent them to the new one.
                 return
         if isinstance(message, BusWorkerReadyMessage):
             self._host(self._offers.get(message.source, ()))
@@ -316,16 +317,18 @@ class DistributedBus(RoutedBus):
         if request.target not in names or not self._router.reassign_undelivered(request):
             super().on_undelivered_request(subscriber, request, error)
 
-    def subscriber(self, name: str) -> BusSubscriber | None:
+    def find_subscriber(self, name: str) -> BusSubscriber | None:
         """Look up a subscriber of this process by its name."""
         return self._subscribers.get(name)
 
-    def has(self, name: str) -> bool:
+    def has_subscriber(self, name: str) -> bool:
         """Return whether a message for a name is delivered in this process.
 
         It is if a subscriber has the name, or is a proxy of a worker that has it.
         """
-        return name in self._subscribers or any(offer.name == name for offer in self._all_offers())
+        return name in self._subscribers or any(
+            offer.name == name for offer in self._iterate_offers()
+        )
 
     def takes_requests(self, worker: str) -> bool:
         """Return whether requests from other processes are taken for a worker.
@@ -342,28 +345,28 @@ class DistributedBus(RoutedBus):
             for offer in offers
         )
 
-    def _all_offers(self) -> Iterator[Offer]:
+    def _iterate_offers(self) -> Iterator[Offer]:
         return itertools.chain.from_iterable(self._offers.values())
 
     # -- what the engine calls --------------------------------------------------------------
 
-    def offers(self) -> list[Offer]:
+    def list_offers(self) -> list[Offer]:
         """List the names of this process and the requests it takes."""
-        return [self._current(offer) for offer in self._all_offers()]
+        return [self._adjust(offer) for offer in self._iterate_offers()]
 
-    def runner_name(self) -> str:
+    def name_runners(self) -> str:
         """Name the runners of this process, one a line."""
-        return "\n".join(runner.name for runner in self._runners())
+        return "\n".join(runner.name for runner in self._find_runners())
 
     def read(self, entry: Entry) -> None:
         """Take an entry from the inbox."""
         self._router.read(entry)
 
-    def evicted(self) -> None:
+    def on_evicted(self) -> None:
         """Stop all jobs of this process: the server has given them away."""
-        self._router.evicted()
+        self._router.on_evicted()
 
-    def rejoined(self) -> None:
+    def on_rejoined(self) -> None:
         """Announce this process's workers again after an eviction."""
         for message in self._announced.values():
             self._router.publish(message)
@@ -373,9 +376,9 @@ class DistributedBus(RoutedBus):
     def audit(self) -> None:
         """Find out which jobs the server has lost, and repeat which requests are taken."""
         self._router.audit()
-        self._host(self._all_offers())
+        self._host(self._iterate_offers())
 
-    def introduced(self, runner: str, process: str) -> None:
+    def record_runner(self, runner: str, process: str) -> None:
         """Record in which process a runner is, and send a new one our workers."""
         if self._process_of.get(runner) != process:
             self._process_of[runner] = process
@@ -384,7 +387,7 @@ class DistributedBus(RoutedBus):
             for message in self._announced.values():
                 self._router.route(message, runner)
 
-    def process_gone(self, process: str, runners: Iterable[str]) -> None:
+    def remove_process(self, process: str, runners: Iterable[str]) -> None:
         """Remove the workers of a process that has left or is dead from the registry."""
         for gone in runners:
             if self._process_of.get(gone, process) != process:
@@ -392,10 +395,10 @@ class DistributedBus(RoutedBus):
                 continue
             logger.info(f"{self}: the process of runner '{gone}' is gone")
             self._process_of.pop(gone, None)
-            for runner in self._runners():
+            for runner in self._find_runners():
                 forget_runner(runner, gone)
 
-    def report_lost(self, requester: HearsOfLoss, key: JobKey, reason: str) -> None:
+    def report_lost(self, requester: LossListener, key: JobKey, reason: str) -> None:
         """Tell a requester that one of its jobs is lost."""
         self.create_task(
             requester.worker_lost(key.worker, reason=reason, job_id=key.job_id), "bus_lost"
@@ -407,17 +410,17 @@ class DistributedBus(RoutedBus):
         if self._process is None:
             return
         try:
-            alive = await self._process.roster()
+            alive = await self._process.fetch_roster()
         except UnreachableError as error:
             logger.debug(f"{self}: cannot ask who is on the channel: {error}")
             return
         known = {name for names in alive for name in names.split("\n")}
-        for runner in self._runners():
+        for runner in self._find_runners():
             entries = [runner.registry.get(name) for name in runner.registry.remote_workers]
             for gone in {entry.runner for entry in entries if entry} - known:
-                self.process_gone(self._process_of.get(gone, ""), [gone])
+                self.remove_process(self._process_of.get(gone, ""), [gone])
 
-    def _runners(self) -> list[WorkerRunner]:
+    def _find_runners(self) -> list[WorkerRunner]:
         return [each for each in self._subscribers.values() if isinstance(each, WorkerRunner)]
 
 

@@ -26,7 +26,7 @@ class Lane(IntEnum):
     DATA = 2
 
     @property
-    def letter(self) -> str:
+    def stream(self) -> str:
         """The name of the inbox stream that this lane's messages go to."""
         return "d" if self is Lane.DATA else "u"
 
@@ -173,7 +173,7 @@ class Engine(Protocol):
         """Send what waits, for at most so many seconds, and leave the channel."""
         ...
 
-    async def roster(self) -> set[str]:
+    async def fetch_roster(self) -> set[str]:
         """Ask for the runners on the channel, or raise :class:`UnreachableError`."""
         ...
 
@@ -181,11 +181,11 @@ class Engine(Protocol):
 class EngineListener(Protocol):
     """The bus, as its engine sees it."""
 
-    def offers(self) -> Iterable[Offer]:
+    def list_offers(self) -> Iterable[Offer]:
         """List the names of this process and the requests it takes."""
         ...
 
-    def runner_name(self) -> str:
+    def name_runners(self) -> str:
         """Name the runners of this process, one a line."""
         ...
 
@@ -193,11 +193,11 @@ class EngineListener(Protocol):
         """Take an entry from the inbox."""
         ...
 
-    def evicted(self) -> None:
+    def on_evicted(self) -> None:
         """Stop all jobs of this process: the server has given them away."""
         ...
 
-    def rejoined(self) -> None:
+    def on_rejoined(self) -> None:
         """Announce this process again after an eviction."""
         ...
 

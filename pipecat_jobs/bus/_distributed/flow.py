@@ -18,7 +18,7 @@ class Flow:
         self._outbox = outbox
         self._envelopes = envelopes
 
-    def chunk_arrived(self, job: RequestedJob, attempt: int) -> None:
+    def pause_if_full(self, job: RequestedJob, attempt: int) -> None:
         """Make the stream wait if its reader has enough to read."""
         window = job.window()
         if window is None or not window.full or job.paused_attempt == attempt:
@@ -27,7 +27,7 @@ class Flow:
         self._send(job, _WAIT)
 
         def resume(_: object) -> None:
-            if job.paused_attempt == attempt and self._open_jobs.requested(job.key) is job:
+            if job.paused_attempt == attempt and self._open_jobs.find_requested(job.key) is job:
                 job.paused_attempt = 0
                 self._send(job, _CONTINUE)
 
@@ -36,13 +36,13 @@ class Flow:
     def _send(self, job: RequestedJob, instruction: bytes) -> None:
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             sealed = self._envelopes.seal(_PURPOSE, process, number, instruction)
-            return job.request.number, Lane.URGENT.letter, EntryKind.FLOW, "0", sealed
+            return job.request.number, Lane.URGENT.stream, EntryKind.FLOW, "0", sealed
 
         self._outbox.put(Call(Lane.URGENT, Command.NOTIFY_WORKER, arguments))
 
     def read(self, entry: Entry) -> None:
         """Pause or resume a stream of this process, as its reader in another process needs."""
         opened = self._envelopes.open(_PURPOSE, entry.body)
-        held = self._open_jobs.held_by_ref(entry.ref)
+        held = self._open_jobs.find_held_by_ref(entry.ref)
         if held is not None:
             held.window.set_held(opened.body == _WAIT)

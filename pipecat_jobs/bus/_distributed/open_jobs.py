@@ -137,7 +137,7 @@ class OpenJobs:
         """Add a job that this process requests."""
         self._requested[job.key] = job
 
-    def requested(self, key: JobKey) -> RequestedJob | None:
+    def find_requested(self, key: JobKey) -> RequestedJob | None:
         """Look up an open job that this process has requested."""
         return self._requested.get(key)
 
@@ -149,7 +149,7 @@ class OpenJobs:
         """List the open jobs that this process has requested."""
         return list(self._requested.values())
 
-    def numbered(self, numbers: Iterable[str]) -> list[RequestedJob]:
+    def find_numbered(self, numbers: Iterable[str]) -> list[RequestedJob]:
         """Find open requested jobs by the numbers of their calls, given as text."""
         wanted = {int(number) for number in numbers}
         return [job for job in self._requested.values() if job.request.number in wanted]
@@ -193,11 +193,11 @@ class OpenJobs:
         """Return whether this process has taken a job before, under any ref."""
         return key in self._was_held
 
-    def held(self, key: JobKey) -> HeldJob | None:
+    def find_held(self, key: JobKey) -> HeldJob | None:
         """Look up an open job that this process does."""
         return self._held.get(key)
 
-    def held_by_ref(self, ref: str) -> HeldJob | None:
+    def find_held_by_ref(self, ref: str) -> HeldJob | None:
         """Look up an open job that this process does, by the server's name for it."""
         return self._by_ref.get(ref)
 

@@ -60,7 +60,7 @@ _AUDITED = 1000
 
 
 @runtime_checkable
-class HearsOfLoss(Protocol):
+class LossListener(Protocol):
     """A requester that can be told that a worker is gone."""
 
     async def worker_lost(
@@ -73,11 +73,11 @@ class HearsOfLoss(Protocol):
 class LocalSide(Protocol):
     """The subscribers of this process."""
 
-    def subscriber(self, name: str) -> BusSubscriber | None:
+    def find_subscriber(self, name: str) -> BusSubscriber | None:
         """Look up a subscriber."""
         ...
 
-    def has(self, name: str) -> bool:
+    def has_subscriber(self, name: str) -> bool:
         """Return whether a message for a name is delivered in this process."""
         ...
 
@@ -89,15 +89,15 @@ class LocalSide(Protocol):
         """Deliver a message to subscribers of this process."""
         ...
 
-    def introduced(self, runner: str, process: str) -> None:
+    def record_runner(self, runner: str, process: str) -> None:
         """Record in which process a runner is."""
         ...
 
-    def process_gone(self, process: str, runners: Iterable[str]) -> None:
+    def remove_process(self, process: str, runners: Iterable[str]) -> None:
         """Remove the workers of a process that has left or is dead."""
         ...
 
-    def report_lost(self, requester: HearsOfLoss, key: JobKey, reason: str) -> None:
+    def report_lost(self, requester: LossListener, key: JobKey, reason: str) -> None:
         """Tell a requester that one of its jobs is lost."""
         ...
 
@@ -152,14 +152,16 @@ class Router:
         """
         target, key = message.target, JobKey.of(message)
         _check_text("target", target or "")
-        stays = bool(target) and not self._through_server and self._local.has(target or "")
+        stays = (
+            bool(target) and not self._through_server and self._local.has_subscriber(target or "")
+        )
         if key is not None and isinstance(message, REQUESTER_MESSAGES):
-            job = self.open_jobs.requested(key)
+            job = self.open_jobs.find_requested(key)
             if job is not None:
                 self._notify_worker(job, message)
                 return
         if key is not None and isinstance(message, WORKER_MESSAGES):
-            held = self.open_jobs.held(key)
+            held = self.open_jobs.find_held(key)
             if held is not None:
                 self._notify_requester(held, message)
                 return
@@ -179,7 +181,7 @@ class Router:
 
     def _request(self, message: BusJobRequestMessage, target: str) -> None:
         key = JobKey(message.source, target, message.job_id)
-        if self.open_jobs.requested(key) is not None:
+        if self.open_jobs.find_requested(key) is not None:
             logger.warning(f"{self._local}: not sending {describe(message)}: it has been sent")
             return
         headers, job_name = job_headers(message), message.job_name or ""
@@ -204,7 +206,7 @@ class Router:
 
     def _notify_worker(self, job: RequestedJob, message: BusMessage) -> None:
         cancels = isinstance(message, BusJobCancelMessage)
-        body, lane = self._codec.encode(message), _lane(message)
+        body, lane = self._codec.encode(message), _find_lane(message)
         if cancels:
             job.cancelled = True
             # Requested again after an eviction, it would be begun by a worker that never gets the
@@ -215,9 +217,9 @@ class Router:
                 return
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
-            sealed = self._envelopes.seal(lane.letter, process, number, body)
+            sealed = self._envelopes.seal(lane.stream, process, number, body)
             flag = "1" if cancels else "0"
-            return job.request.number, lane.letter, EntryKind.MESSAGE, flag, sealed
+            return job.request.number, lane.stream, EntryKind.MESSAGE, flag, sealed
 
         def replied(reply: str) -> None:
             if reply == "untaken":
@@ -226,14 +228,14 @@ class Router:
         self._outbox.put(Call(lane, Command.NOTIFY_WORKER, arguments, replied))
 
     def _notify_requester(self, held: HeldJob, message: BusMessage) -> None:
-        body, lane = self._codec.encode(message), _lane(message)
+        body, lane = self._codec.encode(message), _find_lane(message)
         final = isinstance(message, FINAL_MESSAGES)
         streams = isinstance(message, BusJobStreamDataMessage)
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
-            sealed = self._envelopes.seal(lane.letter, process, number, body)
+            sealed = self._envelopes.seal(lane.stream, process, number, body)
             flag = "1" if final else "0"
-            return held.ref, held.attempt, lane.letter, EntryKind.MESSAGE, flag, sealed
+            return held.ref, held.attempt, lane.stream, EntryKind.MESSAGE, flag, sealed
 
         def replied(reply: str) -> None:
             if streams:
@@ -275,12 +277,12 @@ class Router:
             self._local.on_message_received(message)
         if body is None:
             return
-        to_seal, lane = body, _lane(message)
+        to_seal, lane = body, _find_lane(message)
         to_self = "1" if self._through_server else "0"
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
-            sealed = self._envelopes.seal(lane.letter, process, number, to_seal)
-            return lane.letter, target, sealed, to_self
+            sealed = self._envelopes.seal(lane.stream, process, number, to_seal)
+            return lane.stream, target, sealed, to_self
 
         urgent = lane is Lane.URGENT
         self._outbox.put(Call(lane, Command.ROUTE, arguments, outlives=True, essential=urgent))
@@ -302,10 +304,10 @@ class Router:
     def _read(self, entry: Entry) -> None:
         match entry.kind:
             case EntryKind.MESSAGE:
-                opened = self._envelopes.open(entry.lane.letter, entry.body)
+                opened = self._envelopes.open(entry.lane.stream, entry.body)
                 message = self._codec.decode(opened.body)
                 if isinstance(message, BusWorkerRegistryMessage):
-                    self._local.introduced(message.runner, opened.sender)
+                    self._local.record_runner(message.runner, opened.sender)
                 if not (isinstance(message, BusJobCancelMessage) and self._is_unread(entry)):
                     self._deliver(message, entry)
             case EntryKind.REQUEST:
@@ -313,19 +315,19 @@ class Router:
             case EntryKind.FLOW:
                 self._flow.read(entry)
             case EntryKind.ABANDONED:
-                held = self.open_jobs.held_by_ref(entry.ref)
+                held = self.open_jobs.find_held_by_ref(entry.ref)
                 # It overtakes a request that has not been read yet.
                 self.open_jobs.abandon(entry.ref, entry.attempt)
                 if held is not None:
                     self.revoke(held, f"requester '{held.key.requester}' no longer waits for it")
             case EntryKind.LOST:
                 number = entry.ref.rpartition(":")[2]
-                for job in self.open_jobs.numbered([number]):
-                    self._settle_lost(job, _text(entry))
+                for job in self.open_jobs.find_numbered([number]):
+                    self._settle_lost(job, _decode_text(entry))
             case EntryKind.PROCESS_GONE:
-                self._local.process_gone(entry.ref, _text(entry).split("\n"))
+                self._local.remove_process(entry.ref, _decode_text(entry).split("\n"))
             case EntryKind.AUDIT:
-                lost, _, held = _text(entry).partition("|")
+                lost, _, held = _decode_text(entry).partition("|")
                 self._compare(lost.split(" ") if lost else [], set(held.split()))
             case EntryKind.MARK:
                 self._reach_mark(entry)
@@ -343,13 +345,13 @@ class Router:
                 self.open_jobs.settle(key)
         self._local.on_message_received(message)
         if key is not None and isinstance(message, BusJobStreamDataMessage):
-            job = self.open_jobs.requested(key)
+            job = self.open_jobs.find_requested(key)
             if job is not None:
-                self._flow.chunk_arrived(job, entry.attempt)
+                self._flow.pause_if_full(job, entry.attempt)
 
     def _is_unread(self, entry: Entry) -> bool:
         # The worker would ignore a cancel that arrives before its request, and then do the job.
-        if not entry.ref or self.open_jobs.held_by_ref(entry.ref) is not None:
+        if not entry.ref or self.open_jobs.find_held_by_ref(entry.ref) is not None:
             return False
         return self.open_jobs.cancel_unread(entry.ref, entry.attempt)
 
@@ -386,7 +388,7 @@ class Router:
             return
         key = JobKey(message.source, target, message.job_id)
         again = entry.attempt > 1 and self.open_jobs.was_held(key)
-        if again or self.open_jobs.held(key):
+        if again or self.open_jobs.find_held(key):
             # Requested again by a requester that does not know who had it before, or by another
             # requester of the same name. The worker would ignore it as a repeated request.
             self.reassign(entry.ref, entry.attempt, started=True)
@@ -410,7 +412,7 @@ class Router:
         self._local.on_message_received(message)
 
     def _compare(self, lost: list[str], held: set[str]) -> None:
-        for job in self.open_jobs.numbered(lost):
+        for job in self.open_jobs.find_numbered(lost):
             if job.sent:
                 self._settle_lost(job, "unknown")
         for ref in held:
@@ -433,8 +435,8 @@ class Router:
         key = job.key
         # Never text from the stream, which another program may have written: an LLM may read it.
         reason = self._reasons.get(why, self._reasons["unknown"])
-        requester = self._local.subscriber(key.requester)
-        if isinstance(requester, HearsOfLoss):
+        requester = self._local.find_subscriber(key.requester)
+        if isinstance(requester, LossListener):
             self._local.report_lost(requester, key, reason)
         else:
             error = ErrorDetails("WorkerLostError", f"worker '{key.worker}': {reason}")
@@ -466,7 +468,9 @@ class Router:
 
         Returns whether the request came through the server.
         """
-        held = self.open_jobs.held(JobKey(request.source, request.target or "", request.job_id))
+        held = self.open_jobs.find_held(
+            JobKey(request.source, request.target or "", request.job_id)
+        )
         if held is None:
             return False
         # The worker may have begun before it raised.
@@ -474,7 +478,7 @@ class Router:
         self.reassign(held.ref, held.attempt, started=True)
         return True
 
-    def evicted(self) -> None:
+    def on_evicted(self) -> None:
         """Stop the jobs of this process, and end those it has requested, after an eviction."""
         for held in self.open_jobs.all_held():
             self.revoke(held, self._reasons["evicted"])
@@ -532,12 +536,12 @@ def _check_text(field: str, value: object) -> None:
         raise MessageTypeError(type(value).__name__, field)
 
 
-def _text(entry: Entry) -> str:
+def _decode_text(entry: Entry) -> str:
     try:
         return entry.body.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:
         raise UnreadableMessageError(f"an entry of kind {entry.kind.name}: {error}") from error
 
 
-def _lane(message: BusMessage) -> Lane:
+def _find_lane(message: BusMessage) -> Lane:
     return Lane.URGENT if isinstance(message, BusSystemMessage) else Lane.DATA

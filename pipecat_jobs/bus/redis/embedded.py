@@ -108,9 +108,9 @@ class EmbeddedRedis:
             return
         executable = self._executable or find_server()
         folder = self._folder or Path(tempfile.mkdtemp(prefix="pipecat-jobs-"))
-        url, where = self._address(folder)
+        url, where = self._configure_address(folder)
         (folder / "redis.conf").touch(mode=0o600)
-        (folder / "redis.conf").write_text("\n".join([*where, *self._storage(folder)]))
+        (folder / "redis.conf").write_text("\n".join([*where, *self._configure_storage(folder)]))
         keep = "keep" if self._folder is not None else "remove"
         loop = asyncio.get_running_loop()
         transport, self._process = await loop.subprocess_exec(
@@ -132,7 +132,7 @@ class EmbeddedRedis:
             raise
         self._url = url
 
-    def _address(self, folder: Path) -> tuple[str, list[str]]:
+    def _configure_address(self, folder: Path) -> tuple[str, list[str]]:
         if self._port is None:
             socket = folder / "redis.sock"
             return f"unix://{socket}", ["port 0", f'unixsocket "{socket}"', "unixsocketperm 700"]
@@ -140,7 +140,7 @@ class EmbeddedRedis:
         url = f"redis://:{password}@127.0.0.1:{self._port}"
         return url, ["bind 127.0.0.1", f"port {self._port}", f"requirepass {password}"]
 
-    def _storage(self, folder: Path) -> list[str]:
+    def _configure_storage(self, folder: Path) -> list[str]:
         files = [f'dir "{folder}"', 'save ""']
         if self._persistent:
             return [*files, "appendonly yes", "appendfsync always"]

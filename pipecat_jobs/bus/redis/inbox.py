@@ -31,7 +31,7 @@ class Inbox:
     async def check(self) -> None:
         """Raise :class:`RefusedError` if the server does not let this process read and trim."""
         read: Command = ("XREAD", "COUNT", 1, "STREAMS", *self._streams.values(), "$", "$")
-        await self._link.demand(*map(self._trim, _LANES), read)
+        await self._link.demand(*map(self._make_trim, _LANES), read)
 
     async def read(self, take: Callable[[Entry], None]) -> None:
         """Wait for entries, and call ``take`` with each: with all urgent ones first.
@@ -58,12 +58,12 @@ class Inbox:
         for identifier, fields in entries:
             self._last[lane] = cast(bytes, identifier)
             self._read_lanes.add(lane)
-            take(_entry(lane, cast(list[bytes], fields)))
+            take(_parse_entry(lane, cast(list[bytes], fields)))
 
     async def _fetch(
         self, lanes: tuple[Lane, ...], wait: float = 0
     ) -> dict[Lane, list[list[Reply]]]:
-        trims = [self._trim(lane) for lane in self._read_lanes]
+        trims = [self._make_trim(lane) for lane in self._read_lanes]
         block: Command = ("BLOCK", round(wait * 1000)) if wait else ()
         read: Command = (
             *("XREAD", "COUNT", self._most, *block, "STREAMS"),
@@ -84,12 +84,12 @@ class Inbox:
         found = cast(list[tuple[bytes, list[list[Reply]]]], reply or [])
         return {self._lanes[stream]: entries for stream, entries in found}
 
-    def _trim(self, lane: Lane) -> Command:
+    def _make_trim(self, lane: Lane) -> Command:
         milliseconds, _, sequence = self._last[lane].partition(b"-")
         return ("XTRIM", self._streams[lane], "MINID", b"%s-%d" % (milliseconds, int(sequence) + 1))
 
 
-def _entry(lane: Lane, fields: list[bytes]) -> Entry:
+def _parse_entry(lane: Lane, fields: list[bytes]) -> Entry:
     # Another program may have written anything there.
     try:
         named = dict(zip(fields[::2], fields[1::2], strict=True))

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from pipecat_jobs.bus._distributed.engine import UnreachableError
-from pipecat_jobs.bus.redis.refusals import code_of, explain
+from pipecat_jobs.bus.redis.refusals import explain, find_code
 
 #: One command: its name and its arguments.
 Command: TypeAlias = tuple[bytes | str | int, ...]
@@ -55,7 +55,7 @@ class Link:
         async with self._lock:
             try:
                 async with asyncio.timeout(self._timeout + wait):
-                    connection = await self._connected()
+                    connection = await self._connect()
                     # The connection's own packing is pure Python.
                     packed = b"".join(map(_pack, commands))
                     await connection.send_packed_command(packed)
@@ -66,7 +66,7 @@ class Link:
                 # Replies that are still unread would be read as those of the next commands.
                 await self.drop()
                 if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
-                    raise UnreachableError(_reason(error)) from error
+                    raise UnreachableError(_explain_failure(error)) from error
                 raise
 
     async def demand(self, *commands: Command) -> list[Reply]:
@@ -92,7 +92,7 @@ class Link:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    async def _connected(self) -> AbstractConnection:
+    async def _connect(self) -> AbstractConnection:
         connection = self._connection
         if connection is None:
             pool = self._client.connection_pool
@@ -128,11 +128,11 @@ class Link:
 def _check_primary(replies: list[Reply]) -> None:
     # After a fail-over the old server keeps its connections; a new one reaches the new primary.
     for reply in replies:
-        if isinstance(reply, ResponseError) and code_of(reply) == "READONLY":
+        if isinstance(reply, ResponseError) and find_code(reply) == "READONLY":
             raise RedisConnectionError(str(reply)) from reply
 
 
-def _reason(error: Exception) -> str:
+def _explain_failure(error: Exception) -> str:
     said, cause = explain(error), error.__context__
     # Older releases of redis-py pass on only the number of a TLS error.
     if isinstance(cause, OSError) and cause.strerror and cause.strerror not in said:

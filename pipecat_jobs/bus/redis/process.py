@@ -21,7 +21,7 @@ from pipecat_jobs.bus._distributed.engine import (
 from pipecat_jobs.bus._distributed.outbox import Outbox
 from pipecat_jobs.bus.redis.inbox import Inbox
 from pipecat_jobs.bus.redis.link import Command, Link, RefusedError, Reply
-from pipecat_jobs.bus.redis.refusals import code_of, explain, is_of_cluster
+from pipecat_jobs.bus.redis.refusals import explain, find_code, is_of_cluster
 from pipecat_jobs.bus.redis.script import LOAD, Channel
 from pipecat_jobs.errors import BusUnavailableError, RedisModeError
 
@@ -40,7 +40,7 @@ _LONGEST_BACKOFF = 1.0
 _LOG_REFUSAL_EVERY = 60.0
 
 
-def _new_id() -> str:
+def _make_id() -> str:
     return uuid.uuid4().hex[:16]
 
 
@@ -62,7 +62,7 @@ class _RefusalLog:
         self._quiet_until: dict[str, float] = {}
 
     def log(self, listener: EngineListener, error: ResponseError) -> None:
-        now, kind = asyncio.get_running_loop().time(), code_of(error) or ""
+        now, kind = asyncio.get_running_loop().time(), find_code(error) or ""
         if now >= self._quiet_until.get(kind, 0):
             self._quiet_until[kind] = now + _LOG_REFUSAL_EVERY
             logger.error(f"{listener}: the server refuses calls: {explain(error)}")
@@ -95,9 +95,9 @@ class Process:
         # Half a lease, which leaves time to try again over another connection.
         self._renewing = Link(client, timeout=lease / 2)
         #: Identifies this process for as long as it lives; ``id`` changes with each eviction.
-        self.uid = _new_id()
+        self.uid = _make_id()
         self.id = ""
-        self._joins_as = _new_id()
+        self._joins_as = _make_id()
         self._number = 0
         #: Why calls do not reach the server.
         self._cannot_send: str | None = None
@@ -144,8 +144,8 @@ class Process:
             raise
         self._cannot_send = None
         self._tasks = [
-            self._listener.create_task(self._for_ever(self._send), "redis_send"),
-            self._listener.create_task(self._for_ever(self._renew), "redis_lease"),
+            self._listener.create_task(self._run_for_ever(self._send), "redis_send"),
+            self._listener.create_task(self._run_for_ever(self._renew), "redis_lease"),
         ]
 
     async def stop(self, timeout: float) -> None:
@@ -170,7 +170,7 @@ class Process:
             logger.warning(f"{self._listener}: did not leave, the server is away: {error}")
         await self._close()
 
-    async def roster(self) -> set[str]:
+    async def fetch_roster(self) -> set[str]:
         """Return the names of the runners on the channel."""
         names = await self._call_once(self._renewing, "roster")
         return {name.decode("utf-8", "surrogatepass") for name in cast(list[bytes], names)}
@@ -185,7 +185,7 @@ class Process:
         for link in (self._sending, self._renewing, self._reading):
             await link.close()
 
-    async def _for_ever(self, loop: Callable[[], Awaitable[None]]) -> None:
+    async def _run_for_ever(self, loop: Callable[[], Awaitable[None]]) -> None:
         delays = _Delays()
         while True:
             # A process that is on the channel and does not read would keep its requesters waiting.
@@ -213,22 +213,22 @@ class Process:
         # this process would be on the channel twice, and one of the two would be considered dead.
         name = self._joins_as
         await self._sending.demand(
-            *LOAD, self._channel.call("join", name, 0, self.uid, self._listener.runner_name())
+            *LOAD, self._channel.call("join", name, 0, self.uid, self._listener.name_runners())
         )
-        inbox = Inbox(self._channel.inbox(name), self._reading)
+        inbox = Inbox(self._channel.name_inbox(name), self._reading)
         # A process that offers its workers and cannot read would keep their requesters waiting.
         await inbox.check()
         await self._sending.demand(
             *(
                 self._channel.call("host", name, 0, offer.name, offer.to_json(self.uid))
-                for offer in self._listener.offers()
+                for offer in self._listener.list_offers()
             )
         )
         # Publish the new id only once joining succeeded: a renewal under it before that would be
         # answered 'fenced'.
         self.id = name
         self._reader = self._listener.create_task(
-            self._for_ever(lambda: self._read(inbox)), "redis_read"
+            self._run_for_ever(lambda: self._read(inbox)), "redis_read"
         )
 
     async def _rejoin(self, evicted: str) -> None:
@@ -244,18 +244,18 @@ class Process:
             if self._reader is not None:
                 await self._listener.cancel_task(self._reader)
             self._refused_at = None
-            self._listener.evicted()
+            self._listener.on_evicted()
             self._outbox.sent([call for call in self._outbox.tried() if not call.outlives])
             for call in self._outbox.tried():
                 call.number = 0
-            self._joins_as, delays = _new_id(), _Delays()
+            self._joins_as, delays = _make_id(), _Delays()
             while True:
                 try:
                     await self._join()
                     break
                 except UnreachableError as error:
                     await self._wait_out(delays, error)
-            self._listener.rejoined()
+            self._listener.on_rejoined()
 
     async def _renew(self) -> None:
         renewal, loop = self._lease / _RENEWALS, asyncio.get_running_loop()
@@ -294,7 +294,7 @@ class Process:
         while True:
             calls = await self._outbox.take(_BATCH)
             process, first_new = self.id, self._number + 1
-            commands, size = self._commands(calls)
+            commands, size = self._make_commands(calls)
             del calls[len(commands) :]
             try:
                 replies = await self._sending.call(*commands, wait=size / _SLOWEST)
@@ -302,7 +302,7 @@ class Process:
                 await self._wait_out(delays, error)
                 continue
             if self._cannot_send is not None:
-                self._reconnected()
+                self._on_reconnected()
                 # What broke this connection may make that one hang.
                 await self._reading.drop()
             problem = self._remove_sent(calls, replies, first_new)
@@ -317,7 +317,7 @@ class Process:
                 self._refusal_log.log(self._listener, problem)
                 await asyncio.sleep(next(delays))
 
-    def _commands(self, calls: list[Call]) -> tuple[list[Command], int]:
+    def _make_commands(self, calls: list[Call]) -> tuple[list[Command], int]:
         """Make the commands of as many calls as are sent at once, and count their bytes."""
         # A call is not done if the call before it could not be done.
         after, size, commands = 0, 0, list[Command]()
@@ -368,7 +368,7 @@ class Process:
         self._cannot_send = str(error)
         await asyncio.sleep(next(delays))
 
-    def _reconnected(self) -> None:
+    def _on_reconnected(self) -> None:
         self._cannot_send = None
         self._stats.reconnects += 1
         logger.info(f"{self._listener}: the server is back")

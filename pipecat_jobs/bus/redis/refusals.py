@@ -66,7 +66,7 @@ _SAID = {
 }
 
 
-def code_of(error: Exception) -> str | None:
+def find_code(error: Exception) -> str | None:
     """Return the word that the server's error began with, or None if it is not a known one."""
     for kind, code in _CODES.items():
         if isinstance(error, kind):
@@ -78,7 +78,7 @@ def code_of(error: Exception) -> str | None:
 
 def explain(error: Exception) -> str:
     """Explain an error of the server in a sentence, followed by the server's own words."""
-    code, said = code_of(error), str(error) or type(error).__name__
+    code, said = find_code(error), str(error) or type(error).__name__
     if code is None:
         return said
     return f"{_MEANINGS[code]} ({said if code in said else f'{code} {said}'})"
@@ -86,4 +86,4 @@ def explain(error: Exception) -> str:
 
 def is_of_cluster(error: BaseException | None) -> bool:
     """Return whether an error is one that only a node of a Redis Cluster answers with."""
-    return isinstance(error, Exception) and _MEANINGS.get(code_of(error) or "") is _CLUSTER
+    return isinstance(error, Exception) and _MEANINGS.get(find_code(error) or "") is _CLUSTER

@@ -12,21 +12,21 @@ _FOLDER = files("pipecat_jobs.bus.redis").joinpath("lua")
 _COMMANDS = re.compile(rb"^(?:function )?commands\.(\w+)", re.MULTILINE)
 
 
-def _script(part: str) -> bytes:
+def _read_script(part: str) -> bytes:
     names = ("state", "placing", "foreign", part, "run")
     return b"\n".join(_FOLDER.joinpath(f"{name}.lua").read_bytes() for name in names)
 
 
 # The server runs a script from its top each time, so the script for messages leaves out the part
 # about membership.
-_SCRIPTS = (_script("traffic"), _script("membership"))
+_SCRIPTS = (_read_script("traffic"), _read_script("membership"))
 _SHAS = {
     command.decode(): hashlib.sha1(script, usedforsecurity=False).hexdigest()
     for script in _SCRIPTS
     for command in _COMMANDS.findall(script)
 }
 
-_encoded = methodcaller("encode", "utf-8", "surrogatepass")
+_encode_text = methodcaller("encode", "utf-8", "surrogatepass")
 
 #: What makes the server know the scripts.
 LOAD: tuple[Command, ...] = tuple(("SCRIPT", "LOAD", script) for script in _SCRIPTS)
@@ -76,10 +76,10 @@ class Channel:
         repeated; ``after`` the number of the call that must have been done before, or 0.
         """
         # A name may hold half of a surrogate pair, and must not block the calls behind it.
-        sent = [_encoded(each) if isinstance(each, str) else each for each in arguments]
+        sent = [_encode_text(each) if isinstance(each, str) else each for each in arguments]
         head = ("EVALSHA", _SHAS[name], 1, self.prefix, name, process, self._limits, number, after)
         return (*head, *sent)
 
-    def inbox(self, process: str) -> tuple[str, str]:
+    def name_inbox(self, process: str) -> tuple[str, str]:
         """Name the urgent and the data stream that a process reads."""
         return f"{self.prefix}:in:{process}:u", f"{self.prefix}:in:{process}:d"

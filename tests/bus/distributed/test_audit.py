@@ -11,7 +11,7 @@ from pipecat.pipeline.job_context import JobStatus
 from pipecat_jobs.bus._distributed.engine import BusStats, Call, Entry, EntryKind, Lane
 from pipecat_jobs.bus._distributed.open_jobs import HeldJob, JobKey
 from pipecat_jobs.bus._distributed.outbox import Outbox
-from pipecat_jobs.bus._distributed.router import HearsOfLoss, Router
+from pipecat_jobs.bus._distributed.router import LossListener, Router
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.wire import WireCodec
 
@@ -23,10 +23,10 @@ class Nobody:
 
     drained = False
 
-    def subscriber(self, name: str) -> BusSubscriber | None:
+    def find_subscriber(self, name: str) -> BusSubscriber | None:
         return None
 
-    def has(self, name: str) -> bool:
+    def has_subscriber(self, name: str) -> bool:
         return False
 
     def takes_requests(self, worker: str) -> bool:
@@ -34,11 +34,11 @@ class Nobody:
 
     def on_message_received(self, message: BusMessage) -> None: ...
 
-    def introduced(self, runner: str, process: str) -> None: ...
+    def record_runner(self, runner: str, process: str) -> None: ...
 
-    def process_gone(self, process: str, runners: Iterable[str]) -> None: ...
+    def remove_process(self, process: str, runners: Iterable[str]) -> None: ...
 
-    def report_lost(self, requester: HearsOfLoss, key: JobKey, reason: str) -> None: ...
+    def report_lost(self, requester: LossListener, key: JobKey, reason: str) -> None: ...
 
 
 class Desk:
@@ -112,7 +112,7 @@ async def test_a_job_that_a_server_has_forgotten_the_end_of_is_given_away(way: s
     if way != "the process was declared dead":
         call.replied("ok")
     else:
-        desk.router.evicted()
+        desk.router.on_evicted()
     desk.server_says_it_is_held()
     desk.server_says_it_is_held()
     assert await names(desk) == ["disown"]
@@ -153,5 +153,5 @@ async def test_who_waits_for_what_is_on_its_way_waits_no_more_when_it_is_dropped
     desk = Desk()
     waiting = asyncio.create_task(desk.router.caught_up())
     await asyncio.sleep(0)
-    desk.router.evicted()
+    desk.router.on_evicted()
     await asyncio.wait_for(waiting, timeout=5)

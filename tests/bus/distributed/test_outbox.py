@@ -38,7 +38,7 @@ async def test_what_is_more_urgent_is_taken_first_and_the_rest_in_order():
 
 
 async def test_the_lane_says_which_stream_it_is():
-    assert {lane: lane.letter for lane in Lane} == {
+    assert {lane: lane.stream for lane in Lane} == {
         Lane.CONTROL: "u",
         Lane.URGENT: "u",
         Lane.DATA: "d",
@@ -118,10 +118,10 @@ async def test_a_job_that_is_let_go_stays_held_by_a_later_attempt():
     open_jobs.hold(second)
     free = asyncio.ensure_future(open_jobs.until_none_held())
     open_jobs.release(first)
-    assert open_jobs.held(key) is second
-    assert (open_jobs.held_by_ref("x:1"), open_jobs.held_by_ref("y:1")) == (None, second)
+    assert open_jobs.find_held(key) is second
+    assert (open_jobs.find_held_by_ref("x:1"), open_jobs.find_held_by_ref("y:1")) == (None, second)
     await asyncio.sleep(0)
     assert not free.done()
     open_jobs.release(second)
-    assert open_jobs.held(key) is None
+    assert open_jobs.find_held(key) is None
     await free

@@ -341,7 +341,7 @@ async def test_a_cancel_stops_no_other_than_its_own(which: str):
     if which == "another attempt":
         desk.get_request(attempt=2)
     else:
-        desk.router.evicted()
+        desk.router.on_evicted()
         desk.get_request()
     assert len(desk.ours.delivered) == 1
 
@@ -465,7 +465,7 @@ async def test_who_was_declared_dead_gives_up_what_it_had_and_sends_what_it_had_
     desk.router.publish(activate("there"))
     assert [call.outlives for call in await desk.calls()] == [True, False, True]
     desk.router.publish(request("waits"))
-    desk.router.evicted()
+    desk.router.on_evicted()
     [_, stop] = [m for m in desk.ours.delivered if not isinstance(m, BusJobResponseMessage)]
     assert isinstance(stop, BusJobCancelMessage)
     assert desk.router.open_jobs.all_held() == []

@@ -85,7 +85,7 @@ async def test_who_missed_that_a_process_is_back_hears_of_its_workers_all_the_sa
         await pair.working.knows("asker")
         proxy.block()
         gone = pair.working.bus._process.id
-        pair.asking.bus.process_gone(gone, [pair.working.runner.name])
+        pair.asking.bus.remove_process(gone, [pair.working.runner.name])
         await redis.flushall()
         # It says that it is back while nobody else is on the channel.
         await until(lambda: pair.working.bus._roster is not None)
@@ -105,7 +105,7 @@ async def test_a_process_that_joins_anew_is_answered_by_who_takes_it_for_known(
         await pair.asking.bus._router.caught_up()
         await pair.asking.knows("answerer")
         gone = pair.working.bus._process.id
-        pair.asking.bus.process_gone(gone, [pair.working.runner.name])
+        pair.asking.bus.remove_process(gone, [pair.working.runner.name])
         process, known = pair.asking.bus._process, pair.working.runner._known_runners
         assert process is not None
         await redis.execute_command(*process._channel.call("leave", process.id, 0))
@@ -166,7 +166,7 @@ async def test_a_process_leaves_nothing_though_the_server_has_forgotten_the_scri
         process, member.bus._process = member.bus._process, None
         assert process is not None
         await redis.script_flush()
-        assert await process.roster() == {member.runner.name}
+        assert await process.fetch_roster() == {member.runner.name}
         await redis.script_flush()
         await process.stop(timeout=5)
         await nothing_remains(redis)

@@ -149,7 +149,7 @@ class Stage:
                 actor = self._actor(step.process)
                 if actor is not None and actor.read:
                     entry = actor.read[-1 - step.back % len(actor.read)]
-                    await self._put(actor, entry.lane.letter, *_fields(entry))
+                    await self._put(actor, entry.lane.stream, *_fields(entry))
             case Garble():
                 actor = self._actor(step.process)
                 if actor is not None:

@@ -17,7 +17,7 @@ from pipecat_jobs._protocol.headers import JobHeaders, encode_headers
 from pipecat_jobs.bus._distributed.engine import BusStats, Call, Entry, EntryKind, Lane
 from pipecat_jobs.bus._distributed.open_jobs import JobKey
 from pipecat_jobs.bus._distributed.outbox import Outbox
-from pipecat_jobs.bus._distributed.router import HearsOfLoss, Router
+from pipecat_jobs.bus._distributed.router import LossListener, Router
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.wire import WireCodec
 
@@ -34,10 +34,10 @@ class Ours:
         self.gone: list[str] = []
         self.lost: list[tuple[JobKey, str]] = []
 
-    def subscriber(self, name: str) -> Any:
+    def find_subscriber(self, name: str) -> Any:
         return self.hearing
 
-    def has(self, name: str) -> bool:
+    def has_subscriber(self, name: str) -> bool:
         return name == "here"
 
     def takes_requests(self, worker: str) -> bool:
@@ -46,10 +46,10 @@ class Ours:
     def on_message_received(self, message: BusMessage) -> None:
         self.delivered.append(message)
 
-    def process_gone(self, process: str, runners: Iterable[str]) -> None:
+    def remove_process(self, process: str, runners: Iterable[str]) -> None:
         self.gone += [process, *runners]
 
-    def report_lost(self, requester: HearsOfLoss, key: JobKey, reason: str) -> None:
+    def report_lost(self, requester: LossListener, key: JobKey, reason: str) -> None:
         self.lost.append((key, reason))
 
 
