@@ -19,11 +19,7 @@ OnFailure = Callable[[BusSubscriber, BusMessage, BaseException], None]
 
 
 class _Lane:
-    """Messages of one priority, delivered one by one in a task.
-
-    The task starts with the first message, so that a subscriber without messages has no task.
-    Messages of the ``urgent`` lane go first.
-    """
+    """Messages of one priority, delivered one by one in a task that starts with the first one."""
 
     __slots__ = ("_mailbox", "_name", "_urgent", "_wakes", "busy", "messages", "task")
 
@@ -56,7 +52,7 @@ class _Lane:
         while self.task is own_task:
             while self.messages and self.task is own_task:
                 if self._urgent is not None and self._urgent.messages:
-                    # Let its task, which was woken as well, go first.
+                    # The task of the urgent lane was woken as well: let it run first.
                     await asyncio.sleep(0)
                 if self.messages:
                     await self._deliver(self.messages.popleft())
@@ -67,7 +63,7 @@ class _Lane:
 
     async def _deliver(self, message: BusMessage) -> None:
         subscriber, task = self._mailbox.subscriber, RunningTask()
-        # A subscriber that raises still gets the next message, which may be a cancel.
+        # The next message may be a cancel, so it is delivered even if the subscriber raises here.
         try:
             if subscriber.accepts_bus_message(message):
                 await subscriber.on_bus_message(message)
@@ -104,10 +100,10 @@ class Mailbox:
         self._data: _Lane | None = None
 
     def put(self, message: BusMessage) -> None:
-        """Deliver a message at once if the subscriber can handle it without a task, or add it."""
+        """Let the subscriber handle a message at once if it can, or add it to a lane."""
         urgent, take = isinstance(message, BusSystemMessage), self.take
         if take is not None and self.open and not self._would_overtake(urgent):
-            # A message sent to the subscriber by its own handling waits in a lane.
+            # Handling a message may send the subscriber another one, which must wait in a lane.
             self.take = None
             try:
                 if self._context.run(take, message):
@@ -128,7 +124,7 @@ class Mailbox:
         self._data.add(message)
 
     def _would_overtake(self, urgent: bool) -> bool:
-        """Whether a message handled now would overtake one that has to come before it."""
+        """Return whether an earlier message must be handled before one that arrives now."""
         if self._system is None:
             return False
         return self._system.busy or (not urgent and self._data is not None and self._data.busy)
@@ -145,14 +141,12 @@ class Mailbox:
                 lane.wake()
 
     def stop(self) -> list[asyncio.Task[None]]:
-        """Stop delivering and keep messages from now on.
-
-        Returns the tasks to cancel, without the one that calls this, which ends by itself.
-        """
+        """Stop delivering, keep the messages, and return the tasks to cancel."""
         self.open = False
         tasks = [lane.task for lane in self._list_lanes() if lane.task is not None]
         for lane in self._list_lanes():
             lane.task = None
+        # A task that calls this itself ends by itself.
         return [task for task in tasks if task is not asyncio.current_task()]
 
     def _list_lanes(self) -> list[_Lane]:

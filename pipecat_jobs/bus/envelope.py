@@ -1,9 +1,9 @@
 """Envelopes of messages on the wire: sender, number and signature.
 
-With a secret, only a process that knows it can write a message that others read. The signature
-covers the channel, the purpose of the message, its sender, its number and its body. It does not
-keep a recorded message from being repeated to a process that has not read it: TLS and ACLs keep
-others from the server.
+With a secret, a process reads only messages of processes that know the secret. The signature covers
+the channel, the purpose of the message, its sender, its number and its body. A recorded message can
+still be sent again to a process that has not read it; TLS and ACLs prevent that, because they keep
+other programs away from the server.
 """
 
 import hashlib
@@ -15,35 +15,24 @@ from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError, Unreadable
 
 _VERSION = b"2"
 _UNSIGNED = b"-"
-#: How many senders' last numbers are kept. Beyond that, those not heard of for longest are dropped.
+#: The most senders whose last numbers are kept. Beyond that, the least recent ones are dropped.
 _MOST_SENDERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedMessage:
-    """A message from an envelope.
+    """A message from an envelope."""
 
-    Parameters:
-        sender: The id of the process that sent it.
-        number: Its number among that process's messages, above that of each earlier one.
-        body: The encoded message.
-    """
-
+    #: The id of the process that sent it.
     sender: str
+    #: Its number among the messages of that process, larger than that of each earlier one.
     number: int
+    #: The encoded message.
     body: bytes
 
 
 class Envelopes:
     """Seals messages into envelopes, and opens the envelopes of this channel.
-
-    Args:
-        channel: The channel, which the signature covers.
-        secret: The secret that all processes of the channel share, or None to sign nothing.
-
-    Raises:
-        InvalidJobTypeError: If the secret is neither a str nor bytes.
-        InvalidJobError: If the secret is empty, or cannot be written as UTF-8.
 
     Example::
 
@@ -60,35 +49,14 @@ class Envelopes:
         self._places: Recent[tuple[str, str], int] = Recent(_MOST_SENDERS)
 
     def seal(self, purpose: str, sender: str, number: int, body: bytes) -> bytes:
-        """Seal a message into an envelope.
-
-        Args:
-            purpose: What the message is for. :meth:`open` needs the same.
-            sender: The id of this process.
-            number: The message's number among those of this process.
-            body: The encoded message.
-
-        Returns:
-            The envelope as bytes.
-        """
+        """Seal a message into an envelope, which :meth:`open` opens for the same purpose only."""
         head = b"%s %s %d" % (_VERSION, sender.encode(), number)
         return b"%s %s\n%s" % (head, self._signature(purpose, head, body), body)
 
     def open(self, purpose: str, sealed: bytes, *, in_order: bool = True) -> OpenedMessage:
-        """Open an envelope.
+        """Open an envelope, or raise :class:`UnreadableMessageError` if it was not sealed for this.
 
-        Args:
-            purpose: What the message is for.
-            sealed: What :meth:`seal` returned. Any other bytes are refused.
-            in_order: Whether to refuse a number that is not above the last one of its sender and
-                purpose.
-
-        Returns:
-            The message with its sender and number.
-
-        Raises:
-            UnreadableMessageError: If it is not an envelope, is not signed with the secret, or has
-                been read before.
+        With ``in_order``, a number must be larger than the last one of its sender and purpose.
         """
         line, newline, body = sealed.partition(b"\n")
         head, _, signature = line.rpartition(b" ")
@@ -104,7 +72,7 @@ class Envelopes:
         if in_order:
             last = self._places.get((sender, purpose))
             if last is not None and number <= last:
-                raise UnreadableMessageError(f"number {number} of '{sender}' has been here before")
+                raise UnreadableMessageError(f"number {number} of '{sender}' was read before")
             self._places.remember((sender, purpose), number)
         return OpenedMessage(sender, number, body)
 
@@ -116,7 +84,7 @@ class Envelopes:
 
 
 def _check_secret(secret: object) -> bytes | None:
-    # Errors are logged, so they must not have the value.
+    # Errors are logged, so they must not contain the secret.
     wanted = "give a long random string or bytes, or None to sign nothing"
     if secret is None:
         return None

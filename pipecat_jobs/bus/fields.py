@@ -16,19 +16,17 @@ _SEQUENCES = (list, tuple)
 
 
 class FieldChecks:
-    """Makes checks of dataclass fields from their annotations.
-
-    ``carried`` are the classes whose instances can arrive. A field declared as another class, such
-    as a callback, arrives as None. ``names`` resolves names in annotations that are imported for
-    type checkers only.
-    """
+    """Makes checks of dataclass fields from their annotations."""
 
     def __init__(self, carried: Collection[type], names: Mapping[str, object]):
+        #: The classes whose instances can arrive. A field that is declared as another class, such
+        #: as a callback, arrives as None.
         self._carried = carried
+        #: The values of names that a module of Pipecat imports for type checkers only.
         self._names = names
 
     def make_checks(self, kind: type) -> dict[str, Check]:
-        """Make the checks of a dataclass by field, without the fields that take any value."""
+        """Make the checks of a dataclass, by field; a field that takes any value has none."""
         declared = self._read_annotations(kind)
         checks: dict[str, Check] = {}
         for field in dataclasses.fields(kind):
@@ -41,7 +39,7 @@ class FieldChecks:
     def _read_annotations(self, kind: type) -> dict[str, Any]:
         known: dict[str, object] = {}
         while True:
-            # An annotation may be any code of the user's, and raise anything.
+            # Resolving an annotation runs code of the user, which may raise anything.
             try:
                 return typing.get_type_hints(kind, localns=known)
             except Exception as error:

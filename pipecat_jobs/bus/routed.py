@@ -31,8 +31,8 @@ from pipecat_jobs._protocol.text import describe
 from pipecat_jobs.bus._mailbox import Mailbox
 from pipecat_jobs.outcomes import ErrorDetails
 
-#: Messages for all subscribers that Pipecat's workers ignore: they are for runners, bridges and
-#: event handlers. Each worker that starts sends two of them.
+#: Messages without a target that Pipecat's workers ignore: only runners, bridges and event handlers
+#: use them. Each worker that starts sends two of them.
 _NOT_FOR_WORKERS = (
     BusAddWorkerMessage,
     BusCancelMessage,
@@ -41,33 +41,53 @@ _NOT_FOR_WORKERS = (
     BusWorkerRegistryMessage,
 )
 
-#: Pipecat's classes whose methods are known to ignore messages for others.
+#: Pipecat's classes whose methods are known to ignore messages for other subscribers.
 _PASS_OVER = (BaseWorker, PipelineWorker, BusSubscriber)
 
 
 @runtime_checkable
 class BusTap(Protocol):
-    """A subscriber that declares whether it gets messages for others.
+    """A subscriber that declares whether it gets the messages for other subscribers.
 
-    A worker class with its own ``on_bus_message()`` gets every message, since the bus cannot know
-    which ones it needs. A class that needs only the messages for itself declares so::
+    A worker class with its own ``on_bus_message()`` gets every message, because the bus cannot know
+    which messages it needs. A class that needs only the messages for itself declares that.
+
+    Example::
+
+        from pipecat_jobs.bus import BusTap
 
         class Quiet(BaseWorker):
             sees_all_bus_messages = False
 
             async def on_bus_message(self, message):
-                ...
+                await super().on_bus_message(message)
+
+        assert isinstance(Quiet("quiet"), BusTap)
     """
 
     sees_all_bus_messages: bool
+    """Whether the subscriber gets every message, or only the messages for itself."""
 
 
 @runtime_checkable
 class BusTaker(Protocol):
     """A subscriber that handles some messages in the call that sends them, without a task.
 
-    A message that it has handled does not reach its ``on_bus_message()``. It is offered a message
-    only when no earlier one waits for it, and never while it handles another.
+    The bus calls ``take_bus_message()`` only when no earlier message waits for the subscriber, and
+    never while the subscriber handles another message.
+
+    Example::
+
+        from pipecat_jobs.bus.routed import BusTaker
+
+        class Counter(BaseWorker):
+            count = 0
+
+            def take_bus_message(self, message):
+                self.count += 1
+                return True
+
+        assert isinstance(Counter("counter"), BusTaker)
     """
 
     def take_bus_message(self, message: BusMessage) -> bool:
@@ -77,7 +97,7 @@ class BusTaker(Protocol):
             message: A message for this subscriber.
 
         Returns:
-            Whether it was handled. If not, ``on_bus_message()`` gets it.
+            True if the message was handled. After False, ``on_bus_message()`` gets it.
         """
         ...
 
@@ -86,18 +106,19 @@ class RoutedBus(WorkerBus):
     """A drop-in for Pipecat's in-process bus whose cost does not grow with the number of workers.
 
     Pipecat's :class:`~pipecat.bus.AsyncQueueBus` delivers every message to every subscriber. This
-    bus delivers a message with a target to the subscriber of that name, and to those that get every
-    message: the runner (except messages about jobs, which it ignores), bridge processors, WebSocket
-    proxies, workers with their own ``on_bus_message()``, and subscribers with
-    ``sees_all_bus_messages = True``. A message without a target goes to all that may need it.
+    bus delivers a message with a target to the subscriber of that name, and to the subscribers that
+    get every message: the runner (except messages about jobs, which it ignores), bridge processors,
+    WebSocket proxies, workers with their own ``on_bus_message()``, and subscribers with
+    ``sees_all_bus_messages = True``. A message without a target goes to every subscriber that may
+    need it.
 
-    A worker of this package handles a job message in the call that sends it. That never waits,
-    since handlers and hooks run in their own tasks, and makes a job cheap.
+    A worker of this package handles a job message in the call that sends it. That call never waits,
+    because handlers and hooks run in their own tasks.
 
     As on Pipecat's bus, messages of one sender reach a subscriber in order, system messages
-    overtake the others, a subscriber that raises does not affect the others and a slow one delays
-    only itself. A slow handler of a system message delays the next system messages, but not the
-    other messages behind it.
+    overtake the others, a subscriber that raises does not affect other subscribers, and a slow
+    subscriber delays only itself. A slow handler of a system message delays the next system
+    messages, but not the other messages behind it.
 
     Example::
 
@@ -125,17 +146,17 @@ class RoutedBus(WorkerBus):
 
         Args:
             coroutine: The coroutine to run.
-            name: The task's name; None for the coroutine's.
-            context: The context to run it in; None for a copy of the current one.
+            name: The name of the task; None takes the name of the coroutine.
+            context: The context to run it in; None takes a copy of the current context.
 
         Returns:
-            The task.
+            The new task.
         """
         name = name or getattr(coroutine, "__name__", None)
         return super().create_task(deferred(coroutine), name, context)
 
     async def start(self) -> None:
-        """Start delivering, the messages that wait first."""
+        """Start delivering, beginning with the messages that wait."""
         self._started.set()
         for mailbox in list(self._mailboxes.values()):
             mailbox.start()
@@ -152,7 +173,15 @@ class RoutedBus(WorkerBus):
         await self._started.wait()
 
     def problem(self) -> str | None:
-        """Return why the bus delivers nothing now, or None if it delivers."""
+        """Return why the bus delivers nothing now.
+
+        Returns:
+            A sentence for an error, or None if the bus delivers.
+
+        Example::
+
+            assert "has not started" in RoutedBus().problem()
+        """
         return (
             None
             if self._started.is_set()
@@ -160,10 +189,10 @@ class RoutedBus(WorkerBus):
         )
 
     async def subscribe(self, subscriber: BusSubscriber) -> None:
-        """Deliver to a subscriber. If another one has its name, log an error instead.
+        """Deliver to a subscriber, or log an error if another subscriber has its name.
 
         Args:
-            subscriber: The subscriber.
+            subscriber: The subscriber, which gets the messages from now on.
         """
         name = subscriber.name
         if (known := self._mailboxes.get(name)) is not None:
@@ -192,7 +221,7 @@ class RoutedBus(WorkerBus):
         """Stop delivering to a subscriber, and drop the messages that wait for it.
 
         Args:
-            subscriber: The subscriber.
+            subscriber: The subscriber; nothing happens if it is not subscribed.
         """
         mailbox = self._mailboxes.pop(subscriber.name, None)
         if mailbox is not None:
@@ -202,10 +231,10 @@ class RoutedBus(WorkerBus):
             await self._cancel(mailbox)
 
     async def publish(self, message: BusMessage) -> None:
-        """Deliver a message.
+        """Deliver a message to the subscribers it is for.
 
         Args:
-            message: The message.
+            message: The message, with a target or for all.
         """
         self.on_message_received(message)
 
@@ -213,7 +242,7 @@ class RoutedBus(WorkerBus):
         """Put a message into the mailboxes of the subscribers it is for.
 
         Args:
-            message: The message.
+            message: The message, with a target or for all.
         """
         if not message.target:
             passed_over = isinstance(message, _NOT_FOR_WORKERS)
@@ -232,12 +261,12 @@ class RoutedBus(WorkerBus):
     def on_delivery_failure(
         self, subscriber: BusSubscriber, message: BusMessage, error: BaseException
     ) -> None:
-        """Log that a subscriber raised at a message. It still gets the next one.
+        """Log that a subscriber raised when it got a message. It still gets the next message.
 
         Args:
-            subscriber: The subscriber.
-            message: The message.
-            error: The exception.
+            subscriber: The subscriber that raised.
+            message: The message that it got.
+            error: The exception that it raised.
         """
         log_raised(f"subscriber '{subscriber.name}' raised at {describe(message)}; going on", error)
         if isinstance(message, BusJobRequestMessage):
@@ -246,12 +275,12 @@ class RoutedBus(WorkerBus):
     def on_undelivered_request(
         self, subscriber: BusSubscriber, request: BusJobRequestMessage, error: BaseException
     ) -> None:
-        """End a job whose worker raised at the request and has not begun it, with that error.
+        """Send an error response for a job that its worker has not begun, because it raised.
 
         Args:
             subscriber: The subscriber that raised.
-            request: The request.
-            error: The exception.
+            request: The request that it got.
+            error: The exception that it raised, which the response names.
         """
         if not _has_begun(subscriber, request):
             self.on_message_received(
@@ -265,7 +294,7 @@ class RoutedBus(WorkerBus):
             )
 
     def _is_plain(self, name: str) -> bool:
-        """Whether a worker handles messages as Pipecat's do, without an event handler for them."""
+        """Return whether a worker handles messages as Pipecat's workers do, and in no other way."""
         worker = self._workers.get(name)
         return worker is not None and not has_event_handlers(worker, "on_bus_message")
 
@@ -275,10 +304,22 @@ class RoutedBus(WorkerBus):
 
 
 def sees_all(subscriber: BusSubscriber) -> bool:
-    """Return whether a subscriber gets messages for others.
+    """Return whether a subscriber gets the messages for other subscribers.
 
-    It does if it declares so. Without a declaration, only a worker whose ``on_bus_message()`` and
-    ``accepts_bus_message()`` are known to ignore them does not.
+    A subscriber can declare that: see :class:`BusTap`. Without a declaration it gets them, except a
+    worker whose ``on_bus_message()`` and ``accepts_bus_message()`` are known to ignore them.
+
+    Args:
+        subscriber: The subscriber to ask about.
+
+    Returns:
+        True if it gets every message, False if it gets only the messages for itself.
+
+    Example::
+
+        from pipecat_jobs.bus.routed import sees_all
+
+        assert not sees_all(BaseWorker("researcher"))
     """
     if isinstance(subscriber, BusTap):
         return subscriber.sees_all_bus_messages
@@ -286,14 +327,14 @@ def sees_all(subscriber: BusSubscriber) -> bool:
 
 
 def _has_begun(subscriber: BusSubscriber, request: BusJobRequestMessage) -> bool:
-    """Whether a subscriber may still answer a request that it raised at, or is not its target."""
+    """Return whether a subscriber may still send the response, or is not the request's target."""
     if request.target != subscriber.name or not isinstance(subscriber, BaseWorker):
         return True
     return request.job_id in subscriber.active_jobs
 
 
 def _has_own_delivery(subscriber: BusSubscriber) -> bool:
-    """Whether a subscriber has its own ``on_bus_message()`` or ``accepts_bus_message()``."""
+    """Return whether it has its own ``on_bus_message()`` or ``accepts_bus_message()``."""
     methods = ("on_bus_message", "accepts_bus_message")
     own = vars(subscriber)
     return any(method in own for method in methods) or any(
@@ -304,5 +345,5 @@ def _has_own_delivery(subscriber: BusSubscriber) -> bool:
 
 
 def _passes_over_jobs(subscriber: BusSubscriber) -> bool:
-    """Whether it is Pipecat's runner, which ignores messages about jobs."""
+    """Return whether it is Pipecat's runner, which ignores messages about jobs."""
     return type(subscriber) is WorkerRunner and "on_bus_message" not in vars(subscriber)

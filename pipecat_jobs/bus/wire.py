@@ -1,7 +1,7 @@
 """Bus messages as bytes, and back.
 
-Only types that are registered beforehand are built from bytes. A type's name is looked up in a
-table and never imported, so that a message cannot choose which code runs here.
+Only types that are registered beforehand are built from bytes. The name of a type is looked up in a
+table and never imported, so that a message cannot choose which code runs in this process.
 """
 
 import base64
@@ -46,7 +46,7 @@ _TAG = "$"
 _VALUE = "v"
 _NOT_GIVEN = type(NOT_GIVEN)
 
-#: Not carried: they start and end one pipeline.
+#: Frames that are not carried, because they start and end one pipeline.
 _LIFECYCLE = (frames.StartFrame, frames.EndFrame, frames.CancelFrame, frames.StopFrame)
 
 
@@ -54,7 +54,7 @@ class _NotCarried:
     """Stands for a class whose instances are never carried."""
 
 
-#: Names that Pipecat imports for type checkers only, with the type of what can arrive.
+#: Names that Pipecat imports for type checkers only, with the type of the values that can arrive.
 _PIPECATS_NAMES: dict[str, object] = {
     **dict.fromkeys(
         (
@@ -73,7 +73,7 @@ _PIPECATS_NAMES: dict[str, object] = {
 }
 
 #: The most items of a set, or keys of a dict, that may have the same hash as an earlier one. Python
-#: compares each with all of them, so that many would block the event loop for minutes.
+#: compares a new item with all items of the same hash, which can block the event loop for minutes.
 _MOST_COLLISIONS = 16
 
 #: Makes JSON data from a value, and a value from JSON data.
@@ -89,14 +89,14 @@ class WireCodec:
     processor that pushed it, arrive as None.
 
     Args:
-        types: Further types: dataclasses (messages and frames among them), enums and pydantic
+        types: Further types to carry: dataclasses (also messages and frames), enums and pydantic
             models. Every process of a channel needs the same ones.
-        adapters: Pipecat's adapters for other types.
-        max_bytes: The most bytes that an encoded message may take.
+        adapters: Pipecat's adapters for other types, by type.
+        max_bytes: The most bytes that an encoded message may have, at least 1.
 
     Raises:
         InvalidJobTypeError: If a type can be neither encoded nor decoded, or is not a type.
-        InvalidJobError: If two types have the same name, or ``max_bytes`` is below one.
+        InvalidJobError: If two types have the same name, or ``max_bytes`` is below 1.
 
     Example::
 
@@ -155,18 +155,29 @@ class WireCodec:
         )
 
     def encode(self, message: BusMessage) -> bytes:
-        """Turn a message into bytes that :meth:`decode` reads.
+        """Turn a message into JSON in UTF-8, which :meth:`decode` reads.
 
         Args:
-            message: The message.
+            message: The message to encode.
 
         Returns:
-            JSON in UTF-8.
+            The encoded message, of at most ``max_bytes``.
 
         Raises:
             MessageTypeError: If the message or a value in it is of a type that is not carried, or
                 not of the type that its field declares.
-            MessageTooLargeError: If it takes more than ``max_bytes``.
+            MessageTooLargeError: If the encoded message has more than ``max_bytes``.
+
+        Example::
+
+            from pipecat_jobs import MessageTypeError
+            from pipecat_jobs.bus.wire import WireCodec
+
+            request = BusJobRequestMessage(
+                source="host", target="guide", job_id="1", payload={"when": asyncio.Event()}
+            )
+            with pytest.raises(MessageTypeError, match="Event"):
+                WireCodec().encode(request)
         """
         try:
             value = self._encode(message, "")
@@ -183,17 +194,25 @@ class WireCodec:
         return data
 
     def decode(self, data: bytes) -> BusMessage:
-        """Build a message from bytes.
+        """Build a message from bytes that may come from anywhere.
 
         Args:
-            data: What :meth:`encode` returned. Any other bytes are refused.
+            data: The bytes that :meth:`encode` returned in some process of the channel.
 
         Returns:
             The message.
 
         Raises:
-            UnreadableMessageError: If the bytes are not a message, name an unknown type, have a
-                field whose value is not of its declared type, or would take long to decode.
+            UnreadableMessageError: If the bytes are not a message, name an unknown type, hold a
+                field whose value is not of its declared type, or would block the event loop.
+
+        Example::
+
+            from pipecat_jobs.bus.wire import WireCodec
+            from pipecat_jobs.errors import UnreadableMessageError
+
+            with pytest.raises(UnreadableMessageError, match="unknown type"):
+                WireCodec().decode(b'{"$": "os.system", "v": "ls"}')
         """
         if len(data) > self._max_bytes:
             raise UnreadableMessageError(f"{len(data):,} bytes, more than {self._max_bytes:,}")
@@ -201,7 +220,7 @@ class WireCodec:
             message = json.loads(data.decode("utf-8", "surrogatepass"), object_hook=self._decode)
         except UnreadableMessageError:
             raise
-        # A type of the user's may raise anything at wrong data.
+        # A type of the user may raise anything when its data is wrong.
         except Exception as error:
             raise UnreadableMessageError(f"not a message: {error}") from error
         if not isinstance(message, BusMessage):
@@ -292,7 +311,7 @@ class WireCodec:
             try:
                 encoded[name] = self._encode(value, f"{path}.{name}")
             except MessageTypeError:
-                # Callbacks and processors are of use only in the pipeline that the frame leaves.
+                # A callback or a processor is useful only in the pipeline that the frame leaves.
                 if check is not None and not check(None):
                     raise
                 encoded[name] = None
@@ -313,7 +332,7 @@ class WireCodec:
                 raise UnreadableMessageError(
                     f"{kind.__qualname__}.{name} has a value of another type: {shorten(data[name])}"
                 )
-        # A newer peer may know more fields than this process does.
+        # A process with a newer release may send fields that this release does not have.
         built = kind(**{name: value for name, value in data.items() if name in init})
         for name in later & data.keys():
             setattr(built, name, data[name])
@@ -353,7 +372,7 @@ def _build_dict(pairs: Iterable[Any]) -> dict[Any, Any]:
 
 
 def _check_context(adapted: object) -> object:
-    """Refuse an LLM context with an item that is not a message. Returns its argument."""
+    """Return an adapted value, or refuse an LLM context with an item that is not a message."""
     if isinstance(adapted, LLMContext) and not all(
         isinstance(cast(object, each), dict | LLMSpecificMessage) for each in adapted.get_messages()
     ):

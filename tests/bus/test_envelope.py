@@ -55,7 +55,7 @@ def test_a_recorded_message_is_refused_where_it_has_been():
     reader.open("data", first)
     reader.open("data", second)
     for recorded in (first, second):
-        with pytest.raises(UnreadableMessageError, match="has been here before"):
+        with pytest.raises(UnreadableMessageError, match="was read before"):
             reader.open("data", recorded)
     # Each sender and each purpose counts for itself.
     assert reader.open("urgent", signed().seal("urgent", "p1", 1, b"body"))

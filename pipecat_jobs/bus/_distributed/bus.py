@@ -1,4 +1,4 @@
-"""A bus whose workers may be in any process and on any machine, on any engine."""
+"""A bus between processes that works with any engine."""
 
 import asyncio
 import contextlib
@@ -38,10 +38,7 @@ from pipecat_jobs.bus.wire import WireCodec
 
 
 class DistributedBus(RoutedBus):
-    """Connects the subscribers of this process to those of others, through an engine.
-
-    The parameters are those of :class:`RedisStreamsBus`. A subclass makes the engine.
-    """
+    """Connects the subscribers of this process to those of other processes, through an engine."""
 
     def __init__(
         self,
@@ -73,7 +70,7 @@ class DistributedBus(RoutedBus):
         self._process: Engine | None = None
         self._subscribers: dict[str, BusSubscriber] = {}
         self._offers: dict[str, list[Offer]] = {}
-        #: Names of workers that have ended, or are no longer subscribed.
+        #: Names of workers that have ended or have unsubscribed.
         self._ended: set[str] = set()
         #: The process of each runner of other processes.
         self._process_of: dict[str, str] = {}
@@ -87,26 +84,26 @@ class DistributedBus(RoutedBus):
 
     @abstractmethod
     async def _open_engine(self) -> Engine:
-        """Make the engine, and start the server if it is the bus's own."""
+        """Make the engine, and start the server if it is private to this bus."""
 
     @abstractmethod
     async def _close_server(self) -> None:
-        """Stop the server if it is the bus's own."""
+        """Stop the server if it is private to this bus."""
 
     @property
     def stats(self) -> BusStats:
-        """What this bus has counted since it was made."""
+        """The counters of this bus, which start at 0 when the bus is made."""
         return self._stats
 
     # -- from start to stop ------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Join the channel and start delivering.
+        """Join the channel and start delivering. Pipecat's runner calls this.
 
         Raises:
-            BusUnavailableError: If the server could not be reached.
-            RedisModeError: If it is a node of a cluster, or a Sentinel.
-            RedisStartError: If a private server could not be started.
+            BusUnavailableError: If the server cannot be reached within ``start_timeout``.
+            RedisModeError: If the server is a node of a cluster, or a Sentinel.
+            RedisStartError: If a private server does not start.
         """
         if self._process is not None:
             return
@@ -115,7 +112,7 @@ class DistributedBus(RoutedBus):
         try:
             await self._join()
         except Exception as error:
-            # Logged as well, since the task of the runner may not be awaited.
+            # Logged as well, because a bot may never await the task of its runner.
             logger.error(f"{self} has not started: {error}")
             self._start_failure = error
             raise
@@ -142,21 +139,28 @@ class DistributedBus(RoutedBus):
         """Wait until the bus delivers.
 
         Raises:
-            BusUnavailableError: If the server could not be reached.
-            RedisModeError: If it is a node of a cluster, or a Sentinel.
-            RedisStartError: If a private server could not be started.
+            BusUnavailableError: If the server cannot be reached within ``start_timeout``.
+            RedisModeError: If the server is a node of a cluster, or a Sentinel.
+            RedisStartError: If a private server does not start.
         """
         await self._start_ended.wait()
         if self._start_failure is not None:
             raise self._start_failure
 
     def problem(self) -> str | None:
-        """Return why nothing can be sent now, or None if the server takes messages."""
+        """Return why nothing reaches other processes now.
+
+        Returns:
+            A sentence for an error, or None if the server takes messages.
+        """
         trouble = self._process.trouble if self._process is not None else None
         return trouble or super().problem()
 
     async def stop(self) -> None:
-        """Send what waits, leave the channel, and stop delivering."""
+        """Send the messages that wait, leave the channel, and stop delivering.
+
+        A server that does not answer delays this by a few times ``lease``, not longer.
+        """
         if self._process is not None:
             try:
                 async with asyncio.timeout(2 * self._lease):
@@ -175,19 +179,32 @@ class DistributedBus(RoutedBus):
         await self._close_server()
 
     async def drain(self, timeout: float | None = None) -> None:
-        """Take no more jobs from other processes, and wait until those of this process have ended.
+        """Take no more jobs from other processes, and wait until the jobs taken before have ended.
 
         Call it before the runner ends, for example on SIGTERM: :func:`drain_on_sigterm`. New
-        requests go to other processes meanwhile. Jobs that both sides of are in this process are
-        not waited for.
+        requests go to other processes meanwhile. It does not wait for jobs between two workers of
+        this process.
 
         Args:
-            timeout: Seconds to wait. Jobs that are then still open are stopped here and go to
-                another process as a further attempt. None waits for as long as they take.
+            timeout: Seconds to wait. Jobs that are still open then are stopped in this process, and
+                another process gets them as a further attempt. None waits until all have ended.
 
         Raises:
             InvalidJobTypeError: If the timeout is not a number.
             InvalidJobError: If the timeout is negative, NaN or too large.
+
+        Example::
+
+            from pipecat_jobs.bus.redis import RedisStreamsBus
+
+            bus = RedisStreamsBus()
+            runner = WorkerRunner(bus=bus, handle_sigint=False)
+            await runner.add_workers(BaseWorker("researcher"))
+            running = asyncio.create_task(runner.run())
+            await bus.until_started()
+            await bus.drain(timeout=30)
+            await runner.end()
+            await running
         """
         timeout = check_timeout(timeout)
         if self._process is None:
@@ -208,19 +225,22 @@ class DistributedBus(RoutedBus):
         self._draining = True
         for offer in self._iterate_offers():
             self._call(Command.WITHDRAW, offer.name)
-        # Requests that the server sent here before that are reassigned as they arrive.
+        # Requests that the server sent to this process before that are reassigned as they arrive.
         await self._router.caught_up()
         await self._outbox.empty()
 
     # -- subscribers -------------------------------------------------------------------------
 
     async def subscribe(self, subscriber: BusSubscriber) -> None:
-        """Deliver to a subscriber, unless another has its name, also from other processes.
+        """Deliver to a subscriber, also from other processes, unless another one has its name.
 
-        It gets messages from now on, and requests once it has started.
+        It gets messages from now on, and requests from other processes once it has started.
 
         Args:
-            subscriber: The subscriber.
+            subscriber: The subscriber, whose ``job_affinity`` is read if it is a worker.
+
+        Raises:
+            InvalidJobError: If its ``job_affinity`` is wrong.
         """
         if subscriber.name not in self._subscribers:
             offers = self._offers[subscriber.name] = list(find_offers(subscriber, self._room))
@@ -232,10 +252,10 @@ class DistributedBus(RoutedBus):
         await super().subscribe(subscriber)
 
     async def unsubscribe(self, subscriber: BusSubscriber) -> None:
-        """Stop delivering to a subscriber.
+        """Stop delivering to a subscriber. Its open jobs from other processes are reassigned.
 
         Args:
-            subscriber: The subscriber.
+            subscriber: The subscriber; nothing happens if it is not subscribed.
         """
         watch = self._watches.pop(subscriber.name, None)
         if watch is not None:
@@ -269,7 +289,7 @@ class DistributedBus(RoutedBus):
 
             async def watch() -> None:
                 await subscriber.wait()
-                # It still gets messages, as a worker that has ended does on any bus.
+                # Only requests stop: on any bus, a worker that has ended still gets messages.
                 self._stop_requests_for(name, Command.WITHDRAW)
 
             self._watches[name] = self.create_task(watch(), f"bus_watch_{name}")
@@ -281,14 +301,16 @@ class DistributedBus(RoutedBus):
     # -- messages ----------------------------------------------------------------------------
 
     async def publish(self, message: BusMessage) -> None:
-        """Send a message to its target, or to every subscriber when it has none.
+        """Send a message to its target, or to every subscriber if it has no target.
+
+        It returns at once; the message waits in this process until the server takes it.
 
         Args:
-            message: The message.
+            message: The message to send.
 
         Raises:
             MessageTypeError: If it has a value that cannot be carried to another process.
-            MessageTooLargeError: If it takes more bytes than ``max_message_bytes``.
+            MessageTooLargeError: If it is encoded in more bytes than ``max_message_bytes``.
             BusFullError: If the server is away and ``outbox_limit`` messages wait for it.
         """
         logger.trace("{}: sending {}", self, message)
@@ -306,12 +328,14 @@ class DistributedBus(RoutedBus):
     def on_undelivered_request(
         self, subscriber: BusSubscriber, request: BusJobRequestMessage, error: BaseException
     ) -> None:
-        """Reassign a job whose worker raised when it got the request, or end it with an error.
+        """Reassign a job whose worker raised when it got the request.
+
+        A job of a requester in this process gets an error response instead.
 
         Args:
             subscriber: The subscriber that raised.
-            request: The request.
-            error: The exception.
+            request: The request that it got.
+            error: The exception that it raised.
         """
         names = [offer.name for offer in self._offers.get(subscriber.name, ())]
         if request.target not in names or not self._router.reassign_undelivered(request):
@@ -322,19 +346,13 @@ class DistributedBus(RoutedBus):
         return self._subscribers.get(name)
 
     def has_subscriber(self, name: str) -> bool:
-        """Return whether a message for a name is delivered in this process.
-
-        It is if a subscriber has the name, or is a proxy of a worker that has it.
-        """
+        """Return whether a subscriber has a name, or is a proxy of a worker that has it."""
         return name in self._subscribers or any(
             offer.name == name for offer in self._iterate_offers()
         )
 
     def takes_requests(self, worker: str) -> bool:
-        """Return whether requests from other processes are taken for a worker.
-
-        They are not before it has started, once it has ended, or while this process is drained.
-        """
+        """Return whether a worker has started, has not ended, and this process is not drained."""
         return not self._draining and worker not in self._ended and self._has_started(worker)
 
     def _has_started(self, worker: str) -> bool:
@@ -355,7 +373,7 @@ class DistributedBus(RoutedBus):
         return [self._adjust(offer) for offer in self._iterate_offers()]
 
     def name_runners(self) -> str:
-        """Name the runners of this process, one a line."""
+        """Return the names of the runners of this process, one per line."""
         return "\n".join(runner.name for runner in self._find_runners())
 
     def read(self, entry: Entry) -> None:
@@ -363,7 +381,7 @@ class DistributedBus(RoutedBus):
         self._router.read(entry)
 
     def on_evicted(self) -> None:
-        """Stop all jobs of this process: the server has given them away."""
+        """Stop all jobs of this process, because the server has reassigned them."""
         self._router.on_evicted()
 
     def on_rejoined(self) -> None:
@@ -374,16 +392,16 @@ class DistributedBus(RoutedBus):
             self._roster = self.create_task(self._compare_rosters(), "bus_roster")
 
     def audit(self) -> None:
-        """Find out which jobs the server has lost, and repeat which requests are taken."""
+        """Ask the server which jobs it has lost, and repeat which requests this process takes."""
         self._router.audit()
         self._host(self._iterate_offers())
 
     def record_runner(self, runner: str, process: str) -> None:
-        """Record in which process a runner is, and send a new one our workers."""
+        """Record the process of a runner, and send the workers of this process to a new runner."""
         if self._process_of.get(runner) != process:
             self._process_of[runner] = process
-            # Not left to our runners: they answer only a runner that they do not know, and the
-            # name may be known from an earlier process.
+            # The runners of this process would not do it if they know the name of the new runner
+            # from an earlier process.
             for message in self._announced.values():
                 self._router.route(message, runner)
 
@@ -391,7 +409,7 @@ class DistributedBus(RoutedBus):
         """Remove the workers of a process that has left or is dead from the registry."""
         for gone in runners:
             if self._process_of.get(gone, process) != process:
-                # A new process has the name already.
+                # A new process has a runner of the same name.
                 continue
             logger.info(f"{self}: the process of runner '{gone}' is gone")
             self._process_of.pop(gone, None)
@@ -399,20 +417,20 @@ class DistributedBus(RoutedBus):
                 forget_runner(runner, gone)
 
     def report_lost(self, requester: LossListener, key: JobKey, reason: str) -> None:
-        """Tell a requester that one of its jobs is lost."""
+        """Have a requester settle one of its jobs as lost."""
         self.create_task(
             requester.worker_lost(key.worker, reason=reason, job_id=key.job_id), "bus_lost"
         )
 
     async def _compare_rosters(self) -> None:
-        # By then every living process has joined again, if the server had lost its data.
+        # If the server lost its data, every living process has joined again by then.
         await asyncio.sleep(2 * self._lease)
         if self._process is None:
             return
         try:
             alive = await self._process.fetch_roster()
         except UnreachableError as error:
-            logger.debug(f"{self}: cannot ask who is on the channel: {error}")
+            logger.debug(f"{self}: cannot ask which runners are on the channel: {error}")
             return
         known = {name for names in alive for name in names.split("\n")}
         for runner in self._find_runners():

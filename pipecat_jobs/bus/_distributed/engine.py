@@ -1,8 +1,8 @@
 """What an engine does for a bus between processes, and what the bus does for its engine.
 
-An engine carries calls from an outbox to a server, which keeps the state of a channel, and reads
-the entries that the server puts into the inbox of this process. A second engine is a folder beside
-``redis/`` that implements :class:`Engine`; nothing in this package knows which one it is.
+An engine sends calls from an outbox to a server, which keeps the state of a channel, and reads the
+entries that the server puts into the inbox of this process. A second engine is a folder beside
+``redis/`` that implements :class:`Engine`. No module of this package depends on one engine.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ Arguments: TypeAlias = Callable[[str, int], tuple[Argument, ...]]
 
 
 class Lane(IntEnum):
-    """Priorities of calls and entries, the highest first."""
+    """Priorities of calls and entries, beginning with the highest."""
 
     CONTROL = 0
     URGENT = 1
@@ -27,59 +27,62 @@ class Lane(IntEnum):
 
     @property
     def stream(self) -> str:
-        """The name of the inbox stream that this lane's messages go to."""
+        """The inbox stream of this lane: "u" for urgent messages, "d" for the others."""
         return "d" if self is Lane.DATA else "u"
 
 
 class Command(StrEnum):
-    """What a process asks the server to do. Each is done completely or not at all."""
+    """A command to the server, which does it completely or not at all.
 
-    #: worker, job name, run once, attempt, request, source, affinity: give a job to a process.
+    The comment of each one has its arguments, and what the server does.
+    """
+
+    #: worker, job name, run once, attempt, request, source, affinity: assign a job to a process.
     REQUEST = "request"
-    #: number, lane, entry kind, whether it cancels, body: send to the process that has a job.
+    #: number, lane, entry kind, whether it cancels, body: send to the process that does a job.
     NOTIFY_WORKER = "notify_worker"
     #: ref, attempt, lane, entry kind, whether it ends the job, body: send to the requester.
     NOTIFY_REQUESTER = "notify_requester"
     #: lane, target, body, whether to include this process: send to a name, or to all processes.
     ROUTE = "route"
-    #: ref, attempt, whether it was started: give a job of this process to another.
+    #: ref, attempt, whether it was started: reassign a job of this process.
     REASSIGN = "reassign"
-    #: ref, attempt: a request that cannot be read ends as lost.
+    #: ref, attempt: settle a job as lost, because this process cannot read its request.
     REJECT = "reject"
-    #: ref, attempt: this process does not know a job that the server says it has.
+    #: ref, attempt: reassign a job that this process does not know, or free its slot.
     DISOWN = "disown"
-    #: name, offer: take messages for a name, and requests as the offer says.
+    #: name, offer: send messages for a name to this process, and requests according to the offer.
     HOST = "host"
-    #: name: take no more requests for a name.
+    #: name: assign no more requests for a name to this process.
     WITHDRAW = "withdraw"
-    #: name: take no more requests and messages for a name.
+    #: name: send no more requests and messages for a name to this process.
     UNHOST = "unhost"
-    #: numbers of requests: find out which of these jobs the server has lost.
+    #: numbers of requests: find which of these jobs the server has lost.
     AUDIT = "audit"
-    #: number: put an entry behind everything that is in the inbox of this process.
+    #: number: put an entry behind all other entries in the inbox of this process.
     MARK = "mark"
 
 
 class EntryKind(StrEnum):
-    """What an entry in an inbox is. The head of ``redis/lua/state.lua`` has the same list."""
+    """The kind of an inbox entry. The head of ``redis/lua/state.lua`` has the same list."""
 
-    #: A message, sealed. With a ref, it is about that job.
+    #: A sealed message. If the entry has a ref, the message is about that job.
     MESSAGE = "m"
-    #: A request that this process is to do, sealed.
+    #: A sealed request for a worker of this process.
     REQUEST = "j"
-    #: Whether the stream of a job has to wait for its reader, sealed.
+    #: A sealed instruction to the stream of a job: wait for the reader, or continue.
     FLOW = "f"
     #: The requester of a job no longer waits for it.
     ABANDONED = "c"
-    #: A job of this process is lost; the body says why.
+    #: A job that this process requested is lost; the body has the reason.
     LOST = "l"
-    #: The process named by the ref has left or is dead; the body names its runners.
+    #: The process with the ref as its id has left or is dead; the body names its runners.
     PROCESS_GONE = "g"
-    #: The reply to an audit: numbers of lost jobs, "|", refs of jobs that this process has.
+    #: The reply to an audit: numbers of lost jobs, "|", refs of jobs that this process does.
     AUDIT = "x"
     #: A mark that this process has set; the body is its number.
     MARK = "e"
-    #: Something else, which another program has written.
+    #: An entry that another program has written.
     UNREADABLE = "?"
 
 
@@ -89,12 +92,12 @@ class Call:
 
     Parameters:
         lane: Its priority.
-        name: What to do.
-        arguments: Makes the arguments of the command.
-        replied: Called with the server's reply, unless this process was evicted meanwhile.
+        name: The command.
+        arguments: Makes the arguments of the command when it is sent.
+        replied: Called with the reply of the server, unless this process was evicted before.
         outlives: Whether to send it again after this process was evicted and has joined again.
-        essential: Whether it may go over the outbox's limit, since other calls depend on it.
-        number: Its number among this process's calls; 0 until it has been tried.
+        essential: Whether it may exceed the limit of the outbox, because other calls depend on it.
+        number: Its number among the calls of this process, from 1; 0 until it was tried.
     """
 
     lane: Lane
@@ -108,14 +111,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of this process's inbox.
+    """One entry of the inbox of this process.
 
     Parameters:
-        lane: Which of the two streams it was in.
-        kind: What it is.
-        ref: The server's name for the job it is about, or "".
-        attempt: The attempt at that job.
-        body: The rest.
+        lane: The lane of the stream that it was in.
+        kind: Its kind, which says what the other fields hold.
+        ref: The name that the server has for the job it is about, or "".
+        attempt: The attempt at that job, from 1; 0 if it is about no attempt.
+        body: Its content.
         moved: Whether it is a request that its affinity would have sent to another process.
     """
 
@@ -129,17 +132,23 @@ class Entry:
 
 @dataclass(slots=True)
 class BusStats:
-    """Counters of one process since it was started.
+    """Counters of a bus in one process, since the bus was made. All only grow.
 
     Parameters:
         sent: Calls that the server has taken.
         received: Messages that came from the server.
         garbage: Messages that could not be read or were not signed with the secret.
-        late_answers: Messages of this process about jobs that were no longer its own.
+        late_answers: Messages of workers of this process about jobs that were no longer theirs.
         reconnects: How often the server was away and came back.
         expulsions: How often this process was evicted and joined again.
-        taken_over: Jobs that were begun here after another process was lost with them.
-        lost: Jobs of this process that ended as lost.
+        taken_over: Jobs that began in this process after an earlier attempt in another process.
+        lost: Jobs of requesters in this process that ended as lost.
+
+    Example::
+
+        from pipecat_jobs.bus.redis import RedisStreamsBus
+
+        assert RedisStreamsBus().stats.lost == 0
     """
 
     sent: int = 0
@@ -157,7 +166,7 @@ class Engine(Protocol):
 
     @property
     def uid(self) -> str:
-        """An id that this process keeps for as long as it lives."""
+        """An id that stays the same as long as this process lives, also after an eviction."""
         ...
 
     @property
@@ -166,15 +175,15 @@ class Engine(Protocol):
         ...
 
     async def start(self, timeout: float) -> None:
-        """Join the channel, trying for so many seconds."""
+        """Join the channel, or raise if the server cannot be reached for ``timeout`` seconds."""
         ...
 
     async def stop(self, timeout: float) -> None:
-        """Send what waits, for at most so many seconds, and leave the channel."""
+        """Send the calls that wait, for at most ``timeout`` seconds, and leave the channel."""
         ...
 
     async def fetch_roster(self) -> set[str]:
-        """Ask for the runners on the channel, or raise :class:`UnreachableError`."""
+        """Return the names of all runners on the channel, or raise :class:`UnreachableError`."""
         ...
 
 
@@ -186,7 +195,7 @@ class EngineListener(Protocol):
         ...
 
     def name_runners(self) -> str:
-        """Name the runners of this process, one a line."""
+        """Return the names of the runners of this process, one per line."""
         ...
 
     def read(self, entry: Entry) -> None:
@@ -194,11 +203,11 @@ class EngineListener(Protocol):
         ...
 
     def on_evicted(self) -> None:
-        """Stop all jobs of this process: the server has given them away."""
+        """Stop all jobs of this process, because the server has reassigned them."""
         ...
 
     def on_rejoined(self) -> None:
-        """Announce this process again after an eviction."""
+        """Announce the workers of this process again after an eviction."""
         ...
 
     def audit(self) -> None:

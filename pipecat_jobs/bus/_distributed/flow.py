@@ -11,7 +11,7 @@ _WAIT, _CONTINUE = b"wait", b"go on"
 
 
 class Flow:
-    """Makes the worker in another process wait while its stream is not read in this one."""
+    """Makes a worker in another process wait while its stream is not read in this process."""
 
     def __init__(self, open_jobs: OpenJobs, outbox: Outbox, envelopes: Envelopes):
         self._open_jobs = open_jobs
@@ -19,7 +19,7 @@ class Flow:
         self._envelopes = envelopes
 
     def pause_if_full(self, job: RequestedJob, attempt: int) -> None:
-        """Make the stream wait if its reader has enough to read."""
+        """Make a stream wait if its window is full; called when a chunk of it has arrived."""
         window = job.window()
         if window is None or not window.full or job.paused_attempt == attempt:
             return
@@ -41,7 +41,7 @@ class Flow:
         self._outbox.put(Call(Lane.URGENT, Command.NOTIFY_WORKER, arguments))
 
     def read(self, entry: Entry) -> None:
-        """Pause or resume a stream of this process, as its reader in another process needs."""
+        """Pause or resume a stream of this process, as the entry from its reader instructs."""
         opened = self._envelopes.open(_PURPOSE, entry.body)
         held = self._open_jobs.find_held_by_ref(entry.ref)
         if held is not None:

@@ -1,4 +1,4 @@
-"""What a process offers to a channel: its names, and the requests that each worker takes."""
+"""The offers of a process to a channel: its names, and the requests that each worker takes."""
 
 import json
 from collections.abc import Iterator
@@ -14,32 +14,26 @@ from pipecat_jobs._protocol.handlers import collect_handlers, find_limits
 
 # Not in every supported release of Pipecat.
 _BACKEND: type | None = getattr(llm, "BackendLLMWorker", None)
-#: The job of such a worker that is one conversation for as long as it is open.
+#: The job of a backend worker that lasts as long as a conversation, and so must not run twice.
 _SESSION_JOB = "attach"
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A name, and the requests that are taken for it.
+    """A name, and the requests that this process takes for it."""
 
-    Parameters:
-        name: The subscriber's name.
-        slots: How many jobs may be open at once, by job name; under "" for all other names. None
-            if it takes no requests.
-        once: Names of the jobs that are never run twice.
-        affinity: How firmly the jobs of one requester stay in one process.
-    """
-
+    #: The name of the subscriber.
     name: str
+    #: How many jobs may be open at once, by job name, with "" for all other names. None: it takes
+    #: no requests.
     slots: dict[str, int] | None = None
+    #: Names of the jobs that are never run twice.
     once: tuple[str, ...] = ()
+    #: How firmly the jobs of one requester stay in one process.
     affinity: Affinity | None = None
 
     def to_json(self, uid: str) -> str:
-        """Write it as the server reads it, or as "" if no requests are taken.
-
-        ``uid`` is the id that this process keeps for as long as it lives.
-        """
+        """Write it as the server reads it; ``uid`` identifies this process as long as it lives."""
         if self.slots is None:
             return ""
         spec = {"uid": uid, "slots": self.slots, "once": dict.fromkeys(self.once, True)}
@@ -49,10 +43,10 @@ class Offer:
 
 
 def find_offers(subscriber: BusSubscriber, room: int) -> Iterator[Offer]:
-    """Yield the offer of a subscriber and, if it is a proxy, that of the worker behind it.
+    """Yield the offer of a subscriber and, if it is a proxy, the offer of its worker.
 
-    ``room`` is how many jobs without a ``max_concurrency`` it takes at once. A wrong
-    ``job_affinity`` raises :class:`InvalidJobError`.
+    ``room`` is the number of slots for jobs without a ``max_concurrency``. A wrong ``job_affinity``
+    raises :class:`InvalidJobError`.
     """
     if not isinstance(subscriber, BaseWorker):
         yield Offer(subscriber.name)

@@ -1,4 +1,4 @@
-"""The open jobs of this process: those it has requested, and those it does for others."""
+"""The open jobs of this process: those that it requested, and those that it does."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -23,15 +23,15 @@ from pipecat_jobs._protocol.recent import Expiring, Recent
 from pipecat_jobs.bus._distributed.engine import Call
 from pipecat_jobs.outcomes import JobData
 
-#: How many chunks of one stream wait here to be sent, before the worker has to wait.
+#: How many chunks of one stream may wait to be sent. A worker that has more must wait.
 _UNSENT = 64
-#: How many jobs of others are remembered, so that a repeated request is recognized.
+#: How many jobs are remembered after they have ended, so that a repeated request is recognized.
 _MOST_SEEN = 4096
-#: What a requester sends to the worker of a job.
+#: Messages from a requester to the worker of a job.
 REQUESTER_MESSAGES = (BusJobCancelMessage, BusJobUpdateRequestMessage)
-#: What a worker ends a job with.
+#: Messages with which a worker ends a job.
 FINAL_MESSAGES = (BusJobResponseMessage, BusJobResponseUrgentMessage, BusJobStreamEndMessage)
-#: What a worker sends to the requester of a job.
+#: Messages from the worker of a job to its requester.
 WORKER_MESSAGES = (
     *FINAL_MESSAGES,
     BusJobUpdateMessage,
@@ -43,7 +43,7 @@ WORKER_MESSAGES = (
 
 @dataclass(frozen=True, slots=True)
 class JobKey:
-    """One job at one worker, as both sides know it."""
+    """Identifies one job at one worker, on both sides."""
 
     requester: str
     worker: str
@@ -51,7 +51,7 @@ class JobKey:
 
     @classmethod
     def of(cls, message: BusMessage) -> "JobKey | None":
-        """Read which job a message is about, or None when it is about none or has no target."""
+        """Return the key of the job that a message is about, or None if it is about no job."""
         # A peer may have sent anything as the id.
         if not message.target or not isinstance(getattr(message, "job_id", None), str):
             return None
@@ -62,7 +62,7 @@ class JobKey:
         return None
 
     def make_response(self, status: JobStatus, response: JobData | None) -> BusJobResponseMessage:
-        """Make a response that ends the job, in the worker's name."""
+        """Make a response that ends the job, with the worker as its source."""
         return BusJobResponseMessage(
             source=self.worker,
             target=self.requester,
@@ -74,41 +74,33 @@ class JobKey:
 
 @dataclass(slots=True, eq=False)
 class RequestedJob:
-    """A job that this process has requested.
-
-    Parameters:
-        key: Which job.
-        request: The call that requests it.
-        sent: Whether the server has the request.
-        cancelled: Whether the requester has cancelled it.
-        attempt: How often it was requested without knowing whether the server had the request.
-        window: Finds the flow control of its stream.
-        paused_attempt: The attempt whose stream was told to wait, or 0.
-    """
+    """A job that this process has requested."""
 
     key: JobKey
+    #: The call that requests it.
     request: Call
+    #: Whether the server has taken the request.
     sent: bool = False
+    #: Whether the requester has cancelled it.
     cancelled: bool = False
+    #: Grows when it is requested again because the server may not have taken the request.
     attempt: int = 1
+    #: Finds the flow control of its stream.
     window: Callable[[], StreamWindow | None] = lambda: None
+    #: The attempt whose stream was instructed to wait, or 0.
     paused_attempt: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class HeldJob:
-    """A job that this process does for another.
-
-    Parameters:
-        key: Which job.
-        ref: The server's name for it.
-        attempt: The attempt that this process makes.
-        window: Flow control of its stream.
-    """
+    """A job that this process does for a requester in another process."""
 
     key: JobKey
+    #: The name that the server has for it.
     ref: str
+    #: The attempt that this process makes.
     attempt: int
+    #: The flow control of its stream.
     window: StreamWindow = field(default_factory=lambda: StreamWindow(_UNSENT))
 
 
@@ -120,11 +112,11 @@ class OpenJobs:
         self._held: dict[JobKey, HeldJob] = {}
         self._by_ref: dict[str, HeldJob] = {}
         self._seen: Recent[tuple[str, int], None] = Recent(_MOST_SEEN)
-        #: Ref and attempt of jobs whose requests must not be taken. Each of them decides whether a
-        #: job runs, so their number is not bounded.
+        #: Ref and attempt of jobs whose requests must be ignored. Their number is not bounded,
+        #: because a job would run if one were dropped.
         self._abandoned: Expiring[tuple[str, int], bool] = Expiring()
         self._was_held: Recent[JobKey, None] = Recent(_MOST_SEEN)
-        #: Refs of jobs that have ended here, which the server has not been told yet.
+        #: Refs of jobs that have ended in this process, while the server has not confirmed it.
         self._leaving: set[str] = set()
         #: Ref and attempt of cancelled jobs whose requests have not been read yet.
         self._cancelled_unread: set[tuple[str, int]] = set()
@@ -165,19 +157,16 @@ class OpenJobs:
         self._free.clear()
 
     def abandon(self, ref: str, attempt: int) -> None:
-        """Have a job ignored if its request still arrives: its requester is gone."""
+        """Ignore the request of a job if it still arrives, because its requester is gone."""
         self._abandoned.remember((ref, attempt), True)
 
     def has_seen(self, ref: str, attempt: int) -> bool:
-        """Return whether this process has taken an attempt before, or it was abandoned."""
+        """Return whether this process has taken an attempt, or its requester abandoned it."""
         attempted = (ref, attempt)
         return attempted in self._seen or self._abandoned.get(attempted) is not None
 
     def cancel_unread(self, ref: str, attempt: int) -> bool:
-        """Remember the cancel of a job whose request has not been read.
-
-        Returns whether its request may still arrive.
-        """
+        """Remember the cancel of a job, and return whether its request may still arrive."""
         if self.has_seen(ref, attempt):
             return False
         self._cancelled_unread.add((ref, attempt))
@@ -198,28 +187,28 @@ class OpenJobs:
         return self._held.get(key)
 
     def find_held_by_ref(self, ref: str) -> HeldJob | None:
-        """Look up an open job that this process does, by the server's name for it."""
+        """Look up an open job that this process does, by the ref that the server has for it."""
         return self._by_ref.get(ref)
 
     def all_held(self) -> list[HeldJob]:
-        """List the open jobs that this process does for others."""
+        """List the open jobs that this process does."""
         return list(self._by_ref.values())
 
     def start_leaving(self, ref: str) -> None:
-        """Remember that the server is about to be told that a job has ended here."""
+        """Note that the server does not know yet that a job has ended in this process."""
         self._leaving.add(ref)
 
     def finish_leaving(self, ref: str) -> None:
-        """Note that the server has been told."""
+        """Note that the server knows that a job has ended in this process."""
         self._leaving.discard(ref)
 
     def forget_server(self) -> None:
-        """Forget what the server was to be told, and what it was about to send: it evicted us."""
+        """Forget the messages to and from the server that an eviction has made void."""
         self._leaving.clear()
         self._cancelled_unread.clear()
 
     def is_known(self, ref: str) -> bool:
-        """Return whether a job is open here, or the server is about to be told that it is not."""
+        """Return whether a job is open, or has ended while the server does not know it yet."""
         return ref in self._by_ref or ref in self._leaving
 
     def release(self, held: HeldJob) -> None:
@@ -231,5 +220,5 @@ class OpenJobs:
             self._free.set()
 
     async def until_none_held(self) -> None:
-        """Wait until this process does no job for others."""
+        """Wait until this process does no job."""
         await self._free.wait()

@@ -8,12 +8,10 @@ from pipecat_jobs.errors import BusFullError
 
 
 class Outbox:
-    """Keeps calls, in order and by priority, until the server has taken them.
-
-    ``limit`` is how many calls that are not essential may wait.
-    """
+    """Keeps calls, in order and by priority, until the server has taken them."""
 
     def __init__(self, limit: int):
+        #: How many calls may wait before a call that is not essential is refused.
         self._limit = limit
         self._lanes: dict[Lane, deque[Call]] = {lane: deque() for lane in Lane}
         self._taken: list[Call] = []
@@ -33,7 +31,7 @@ class Outbox:
         self._emptied.clear()
 
     def withdraw(self, call: Call) -> bool:
-        """Remove a call that has not been tried. Returns whether it was still there."""
+        """Remove a call that was not tried, and return whether it was still there."""
         lane = self._lanes[call.lane]
         if call not in lane:
             return False
@@ -42,7 +40,7 @@ class Outbox:
         return True
 
     async def take(self, most: int) -> list[Call]:
-        """Wait for calls and take the next ones. They count as waiting until :meth:`sent`."""
+        """Wait for calls and return the next ones, which stay in the outbox until :meth:`sent`."""
         await self._filled.wait()
         for lane in self._lanes.values():
             while lane and len(self._taken) < most:
@@ -50,17 +48,17 @@ class Outbox:
         return list(self._taken)
 
     def sent(self, calls: list[Call]) -> None:
-        """Remove calls that :meth:`take` returned."""
+        """Remove calls that the server has taken."""
         done = set(calls)
         self._taken = [call for call in self._taken if call not in done]
         self._note()
 
     def tried(self) -> list[Call]:
-        """List the calls that :meth:`take` returned and that are not sent, in order."""
+        """List the calls that :meth:`take` returned and the server has not taken, in order."""
         return list(self._taken)
 
     async def empty(self) -> None:
-        """Wait until no call waits."""
+        """Wait until the server has taken all calls."""
         await self._emptied.wait()
 
     def _note(self) -> None:

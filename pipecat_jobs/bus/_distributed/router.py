@@ -1,4 +1,4 @@
-"""Where each message goes, and what is done with each entry that arrives."""
+"""Sends each message to where it belongs, and acts on each entry that arrives."""
 
 import asyncio
 from collections.abc import Iterable
@@ -53,60 +53,60 @@ from pipecat_jobs.bus.wire import WireCodec
 from pipecat_jobs.errors import MessageTypeError, UnreadableMessageError
 from pipecat_jobs.outcomes import ErrorDetails
 
-#: The purpose that requests are signed for. Other messages are signed for the lane they take.
+#: The purpose that requests are signed for. Other messages are signed for the stream they go to.
 _REQUEST = "job"
-#: The most jobs that one audit asks about.
+#: The most jobs in one call of an audit.
 _AUDITED = 1000
 
 
 @runtime_checkable
 class LossListener(Protocol):
-    """A requester that can be told that a worker is gone."""
+    """A requester that settles its jobs when their worker is lost."""
 
     async def worker_lost(
         self, worker_name: str, *, reason: str, job_id: str | None = None
     ) -> None:
-        """End the jobs at a worker, or one of them, as lost."""
+        """Settle the jobs at a worker, or one of them, as lost."""
         ...
 
 
 class LocalSide(Protocol):
-    """The subscribers of this process."""
+    """The subscribers of this process, as the router sees them."""
 
     def find_subscriber(self, name: str) -> BusSubscriber | None:
-        """Look up a subscriber."""
+        """Look up a subscriber by its name."""
         ...
 
     def has_subscriber(self, name: str) -> bool:
-        """Return whether a message for a name is delivered in this process."""
+        """Return whether a subscriber has a name, or is a proxy of a worker that has it."""
         ...
 
     def takes_requests(self, worker: str) -> bool:
-        """Return whether requests for a worker are taken now."""
+        """Return whether a worker takes requests from other processes now."""
         ...
 
     def on_message_received(self, message: BusMessage) -> None:
-        """Deliver a message to subscribers of this process."""
+        """Deliver a message to the subscribers of this process."""
         ...
 
     def record_runner(self, runner: str, process: str) -> None:
-        """Record in which process a runner is."""
+        """Record the process of a runner."""
         ...
 
     def remove_process(self, process: str, runners: Iterable[str]) -> None:
-        """Remove the workers of a process that has left or is dead."""
+        """Remove the workers of a process that has left or is dead from the registry."""
         ...
 
     def report_lost(self, requester: LossListener, key: JobKey, reason: str) -> None:
-        """Tell a requester that one of its jobs is lost."""
+        """Have a requester settle one of its jobs as lost."""
         ...
 
 
 class Router:
-    """Sends the messages of this process, and delivers those that arrive.
+    """Sends the messages of this process, and delivers the messages that arrive.
 
-    ``takeover`` is how many seconds a request waits for a process, for the error's text;
-    ``through_server`` whether messages for this process cross the server too.
+    With ``through_server``, messages for this process cross the server too. ``takeover`` is used in
+    the text of an error only.
     """
 
     def __init__(
@@ -143,13 +143,7 @@ class Router:
     # -- sending -----------------------------------------------------------------------------
 
     def publish(self, message: BusMessage) -> None:
-        """Send a message to its target, or to every process when it has none.
-
-        Raises:
-            MessageTypeError: If it holds what cannot be carried, or its target is not a string.
-            MessageTooLargeError: If it is too large.
-            BusFullError: If the server is away and too many messages wait for it.
-        """
+        """Send a message to its target, or to every process if it has no target."""
         target, key = message.target, JobKey.of(message)
         _check_text("target", target or "")
         stays = (
@@ -166,7 +160,7 @@ class Router:
                 self._notify_requester(held, message)
                 return
             if not stays:
-                # The job has ended, or is another process's by now.
+                # The job has ended, or was reassigned to another process.
                 self._stats.late_answers += 1
                 logger.debug(
                     f"{self._local}: not sending {describe(message)}: not this process's job"
@@ -209,8 +203,8 @@ class Router:
         body, lane = self._codec.encode(message), _find_lane(message)
         if cancels:
             job.cancelled = True
-            # Requested again after an eviction, it would be begun by a worker that never gets the
-            # cancel.
+            # If it were requested again after an eviction, its worker would begin it and never get
+            # the cancel.
             job.request.outlives = False
             if self._outbox.withdraw(job.request):
                 self._settle_untaken(job)
@@ -248,7 +242,7 @@ class Router:
                     f"{self._local}: {describe(message)} came too late: not this process's job"
                 )
 
-        # A stream that waits until its chunks are sent limits itself.
+        # The window of a stream bounds its unsent chunks, so these may exceed the outbox's limit.
         essential = final or (streams and held.window.under_way > 0)
         self._outbox.put(
             Call(lane, Command.NOTIFY_REQUESTER, arguments, replied, essential=essential)
@@ -258,17 +252,13 @@ class Router:
             self.open_jobs.start_leaving(held.ref)
 
     def route(self, message: BusMessage, target: str) -> None:
-        """Send a message that is about no job of this process, to all processes if target is "".
-
-        Raises:
-            MessageTypeError: If it holds what cannot be carried.
-        """
+        """Send a message that is about no job of this process; with target "", to all."""
         try:
             body = self._codec.encode(message)
         except MessageTypeError as error:
             if not isinstance(message, BusFrameMessage):
                 raise
-            # A bridge sends every frame of its pipeline, also those that only this process needs.
+            # A bridge sends every frame of its pipeline, also frames that only this process needs.
             body = None
             if error.type_name not in self._warned:
                 self._warned.add(error.type_name)
@@ -290,7 +280,7 @@ class Router:
     # -- reading -----------------------------------------------------------------------------
 
     def read(self, entry: Entry) -> None:
-        """Act on an entry of the inbox, or count and skip one that cannot be read."""
+        """Act on an entry of the inbox, or count and skip an entry that cannot be read."""
         try:
             self._read(entry)
         except UnreadableMessageError as error:
@@ -316,7 +306,7 @@ class Router:
                 self._flow.read(entry)
             case EntryKind.ABANDONED:
                 held = self.open_jobs.find_held_by_ref(entry.ref)
-                # It overtakes a request that has not been read yet.
+                # This entry may overtake the request of the job.
                 self.open_jobs.abandon(entry.ref, entry.attempt)
                 if held is not None:
                     self.revoke(held, f"requester '{held.key.requester}' no longer waits for it")
@@ -350,13 +340,14 @@ class Router:
                 self._flow.pause_if_full(job, entry.attempt)
 
     def _is_unread(self, entry: Entry) -> bool:
-        # The worker would ignore a cancel that arrives before its request, and then do the job.
+        # A worker ignores a cancel that arrives before its request, and would then do the job.
         if not entry.ref or self.open_jobs.find_held_by_ref(entry.ref) is not None:
             return False
         return self.open_jobs.cancel_unread(entry.ref, entry.attempt)
 
     def _open_request(self, entry: Entry) -> BusJobRequestMessage:
-        # A request that waited or was reassigned arrives behind messages that were sent after it.
+        # Messages that were sent after a request can arrive before it, if it waited for a slot or
+        # was reassigned.
         opened = self._envelopes.open(_REQUEST, entry.body, in_order=False)
         if entry.ref != f"{opened.sender}:{opened.number}":
             raise UnreadableMessageError(
@@ -389,8 +380,8 @@ class Router:
         key = JobKey(message.source, target, message.job_id)
         again = entry.attempt > 1 and self.open_jobs.was_held(key)
         if again or self.open_jobs.find_held(key):
-            # Requested again by a requester that does not know who had it before, or by another
-            # requester of the same name. The worker would ignore it as a repeated request.
+            # A requester that does not know that this process had the job has requested it again,
+            # or another requester of the same name did. The worker would ignore it as repeated.
             self.reassign(entry.ref, entry.attempt, started=True)
             return
         held = HeldJob(key, entry.ref, entry.attempt)
@@ -417,10 +408,10 @@ class Router:
                 self._settle_lost(job, "unknown")
         for ref in held:
             if not self.open_jobs.is_known(ref):
-                # The server was restored to a state from before the job ended here.
+                # The server was restored to a state in which the job had not ended.
                 self._leave(Command.DISOWN, ref, 0)
 
-    # -- ends that this process has to report ------------------------------------------------
+    # -- outcomes that no worker sends -------------------------------------------------------
 
     def _settle_untaken(self, job: RequestedJob) -> None:
         self.open_jobs.settle(job.key)
@@ -433,7 +424,7 @@ class Router:
             return
         self._stats.lost += 1
         key = job.key
-        # Never text from the stream, which another program may have written: an LLM may read it.
+        # Not the text of the entry: another program may have written it, and an LLM may read this.
         reason = self._reasons.get(why, self._reasons["unknown"])
         requester = self._local.find_subscriber(key.requester)
         if isinstance(requester, LossListener):
@@ -450,7 +441,7 @@ class Router:
     # -- jobs that move to another process ---------------------------------------------------
 
     def revoke(self, held: HeldJob, reason: str) -> None:
-        """Stop a job that is no longer this process's; ``reason`` is for the worker."""
+        """Cancel a job that this process must no longer do, with a reason for its worker."""
         self.open_jobs.release(held)
         key = held.key
         self._local.on_message_received(
@@ -460,30 +451,27 @@ class Router:
         )
 
     def reassign(self, ref: str, attempt: int, *, started: bool) -> None:
-        """Have the server give a job to another process; ``started`` if a worker has got it."""
+        """Have the server reassign a job; ``started`` if a worker has got its request."""
         self._leave(Command.REASSIGN, ref, attempt, "1" if started else "0")
 
     def reassign_undelivered(self, request: BusJobRequestMessage) -> bool:
-        """Reassign a job whose worker raised when it got the request.
-
-        Returns whether the request came through the server.
-        """
+        """Reassign a job whose worker raised, and return whether its request crossed the server."""
         held = self.open_jobs.find_held(
             JobKey(request.source, request.target or "", request.job_id)
         )
         if held is None:
             return False
-        # The worker may have begun before it raised.
+        # The worker may have begun the job before it raised.
         self.revoke(held, f"worker '{held.key.worker}' raised at the request")
         self.reassign(held.ref, held.attempt, started=True)
         return True
 
     def on_evicted(self) -> None:
-        """Stop the jobs of this process, and end those it has requested, after an eviction."""
+        """Cancel the jobs that this process does, and settle those it requested, as lost."""
         for held in self.open_jobs.all_held():
             self.revoke(held, self._reasons["evicted"])
         self.open_jobs.forget_server()
-        # The marks went with the inbox.
+        # The eviction has deleted the inbox, and the marks in it.
         self._reach_marks()
         for job in self.open_jobs.all_requested():
             if job.sent or (job.request.number and not job.request.outlives):
@@ -492,18 +480,18 @@ class Router:
                 job.attempt += 1
 
     def audit(self) -> None:
-        """Ask the server what it knows of this process's jobs."""
+        """Ask the server which jobs of this process it has lost."""
         sent = [job.request.number for job in self.open_jobs.all_requested() if job.sent]
         for start in range(0, max(len(sent), 1), _AUDITED):
             numbers = tuple(sent[start : start + _AUDITED])
             self._outbox.put(Call(Lane.CONTROL, Command.AUDIT, lambda _, __, n=numbers: n))
 
     async def caught_up(self) -> None:
-        """Wait until all calls are sent and everything the server then had for us is read."""
+        """Wait until all calls are sent and all entries that the server then had are read."""
         self._last_mark += 1
         number, mark = self._last_mark, asyncio.Event()
         self._marks[number] = mark
-        # In the last lane, so that everything that waits is sent before it.
+        # The mark takes the last lane, so that all calls that wait are sent before it.
         self._outbox.put(Call(Lane.DATA, Command.MARK, lambda _, __: (number,), outlives=True))
         await mark.wait()
 
@@ -531,7 +519,7 @@ class Router:
 
 
 def _check_text(field: str, value: object) -> None:
-    # The outbox sends in order: a call that can never be sent would block all calls behind it.
+    # The outbox sends in order, so a call that can never be sent would block all calls behind it.
     if not isinstance(value, str):
         raise MessageTypeError(type(value).__name__, field)
 

@@ -1,4 +1,4 @@
-"""A private Redis server that lives as long as this process."""
+"""A private Redis server that ends with this process."""
 
 import asyncio
 import secrets
@@ -20,8 +20,8 @@ from pipecat_jobs._protocol.checks import (
 )
 from pipecat_jobs.errors import RedisStartError
 
-#: Kills the server when this process ends, however it ends: the pipe closes then. A server that is
-#: still starting ignores a SIGTERM, and there is nothing to save, so it is SIGKILL.
+#: Kills the server when the pipe from this process closes, which also happens if this process is
+#: killed. A server that is starting ignores SIGTERM, and has nothing to save, so it gets SIGKILL.
 _KEEPER = """
 trap '' INT TERM
 "$1" "$2/redis.conf" </dev/null & server=$!
@@ -42,10 +42,10 @@ class EmbeddedRedis:
     only this user can enter, or on a port of this machine with a password.
 
     Args:
-        port: The port to listen on, at 127.0.0.1; None for a unix socket.
+        port: The port to listen on, at 127.0.0.1, from 1 to 65535; None for a unix socket.
         folder: The folder for its files; None for a temporary one that is removed when it stops.
-        persistent: Whether every change is on disk before it is answered, so that a server started
-            in the same folder later has it.
+        persistent: Whether the server writes every change to disk before it replies, so that a
+            server that is started later in the same folder has it.
         executable: The path of the server to run; None to find one.
         start_timeout: Seconds that starting may take.
 
@@ -92,17 +92,26 @@ class EmbeddedRedis:
         """The URL of the server, with its password.
 
         Raises:
-            RuntimeError: If it is not running.
+            RuntimeError: If the server is not running.
         """
         if self._url is None:
             raise RuntimeError("the server has no URL before it is started: await start()")
         return self._url
 
     async def start(self) -> None:
-        """Start the server and wait until it answers. Does nothing if it is running.
+        """Start the server and wait until it is ready. If it is running, nothing happens.
 
         Raises:
-            RedisStartError: If no server is found, or it does not start.
+            RedisStartError: If no server is found, or it does not start in time.
+
+        Example::
+
+            from pipecat_jobs.bus.redis import EmbeddedRedis
+
+            server = EmbeddedRedis()
+            await server.start()
+            assert server.url.startswith("unix://")
+            await server.stop()
         """
         if self._url is not None:
             return
@@ -147,17 +156,13 @@ class EmbeddedRedis:
         return [*files, "appendonly no"]
 
     async def stop(self) -> None:
-        """Stop the server and remove its temporary folder. May be called more than once."""
+        """Stop the server, if it is running, and remove its temporary folder."""
         process, self._process, self._url = self._process, None, None
         if process is not None:
             await process.end()
 
     async def __aenter__(self) -> Self:
-        """Start the server.
-
-        Returns:
-            The server, started.
-        """
+        """Start the server, and return it."""
         await self.start()
         return self
 
@@ -183,17 +188,16 @@ class _ServerProcess(asyncio.SubprocessProtocol):
 
     @property
     def output(self) -> str:
-        """The last part of what it printed."""
+        """The last lines that the server printed."""
         return b"".join(self._output).decode(errors="replace")
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self._output.append(data)
-        said = b"".join(self._output)
-        if not self.started.done() and _READY in said:
+        if not self.started.done() and _READY in b"".join(self._output):
             self.started.set_result(True)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        # Only the server has the other end of this pipe.
+        # Only the server has the other end of this pipe, so the server has ended.
         if fd == 1 and not self.started.done():
             self.started.set_result(False)
 

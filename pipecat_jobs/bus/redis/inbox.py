@@ -29,17 +29,12 @@ class Inbox:
         self._most = self._requested = BATCH
 
     async def check(self) -> None:
-        """Raise :class:`RefusedError` if the server does not let this process read and trim."""
+        """Raise :class:`RefusedError` if this process may not read and trim its streams."""
         read: Command = ("XREAD", "COUNT", 1, "STREAMS", *self._streams.values(), "$", "$")
         await self._link.demand(*map(self._make_trim, _LANES), read)
 
     async def read(self, take: Callable[[Entry], None]) -> None:
-        """Wait for entries, and call ``take`` with each: with all urgent ones first.
-
-        Raises:
-            UnreachableError: If the server is away.
-            RefusedError: If the server does not let this process read.
-        """
+        """Wait for entries, and call ``take`` with each of them, with all urgent ones first."""
         found = await self._fetch(tuple(self._streams), wait=_READ_WAIT)
         urgent = found.pop(Lane.URGENT, [])
         while urgent:
@@ -48,7 +43,8 @@ class Inbox:
             urgent = (await self._fetch((Lane.URGENT,))).get(Lane.URGENT, []) if full else []
         for lane, entries in found.items():
             self._take_all(lane, entries, take)
-        # What is answered at once is sent before the next read: one turn to answer, one to send.
+        # Responses that are made at once are sent before the next read. That takes two turns of the
+        # event loop: one to make them, one to send them.
         for _ in range(2):
             await asyncio.sleep(0)
 
@@ -74,7 +70,7 @@ class Inbox:
         try:
             *_, reply = await self._link.call(*trims, read, wait=wait)
         except UnreachableError:
-            # Perhaps the reply is too large for a slow network.
+            # The reply may be too large for a slow network, so the next one is made smaller.
             self._most = max(self._most // 4, 1)
             raise
         self._most = min(self._most * 2, BATCH)
@@ -90,7 +86,7 @@ class Inbox:
 
 
 def _parse_entry(lane: Lane, fields: list[bytes]) -> Entry:
-    # Another program may have written anything there.
+    # Another program may have written any fields to the stream.
     try:
         named = dict(zip(fields[::2], fields[1::2], strict=True))
         return Entry(

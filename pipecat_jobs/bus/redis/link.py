@@ -1,4 +1,4 @@
-"""One connection to the server, which is opened again after it broke."""
+"""A connection to the server that reconnects after an error."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from pipecat_jobs.bus.redis.refusals import explain, find_code
 
 #: One command: its name and its arguments.
 Command: TypeAlias = tuple[bytes | str | int, ...]
-#: The server's reply to a command; an error reply is returned, not raised.
+#: The reply of the server to a command. An error reply is returned, not raised.
 Reply: TypeAlias = "bytes | int | list[Reply] | ResponseError | None"
 
 # Its type stub takes one argument; the function takes any number.
@@ -27,30 +27,25 @@ _pack = cast(Callable[[Command], bytes], pack_command)
 
 
 class RefusedError(UnreachableError):
-    """The server answers, and refuses the command."""
+    """The server is reachable, and refuses the command."""
 
 
 class Link:
-    """Sends commands over a connection of its own, several at once.
-
-    ``client`` has the settings of the connection; ``timeout`` is how many seconds connecting, and a
-    reply, may each take.
-    """
+    """Sends commands over a connection of its own, several in one batch."""
 
     def __init__(self, client: Redis, *, timeout: float):
+        #: Only the settings of its connections are used.
         self._client = client
+        #: Seconds that connecting and one batch may take.
         self._timeout = timeout
         self._connection: AbstractConnection | None = None
         self._lock = asyncio.Lock()
 
     async def call(self, *commands: Command, wait: float = 0) -> list[Reply]:
-        """Send commands in order and return one reply for each.
+        """Send commands in order and return one reply for each, waiting ``wait`` seconds longer.
 
-        ``wait`` is how many seconds longer than usual the reply may take.
-
-        Raises:
-            UnreachableError: If the connection breaks first, or the server has become a replica.
-                Whether the commands were done is then unknown.
+        Raises :class:`UnreachableError` if the connection breaks or the server has become a
+        replica. The server may have done the commands before that.
         """
         async with self._lock:
             try:
@@ -96,8 +91,8 @@ class Link:
         connection = self._connection
         if connection is None:
             pool = self._client.connection_pool
-            # A connection of our own, so that a blocking read takes none from the user's pool. It
-            # returns bytes whatever the user's client decodes to, and leaves retries to our caller.
+            # Not a connection of the user's pool, which a blocking read would occupy. It returns
+            # bytes even if the user's client decodes replies, and does not retry by itself.
             settings: dict[str, Any] = {
                 **pool.connection_kwargs,
                 "protocol": 2,
@@ -126,7 +121,7 @@ class Link:
 
 
 def _check_primary(replies: list[Reply]) -> None:
-    # After a fail-over the old server keeps its connections; a new one reaches the new primary.
+    # After a fail-over, the old primary keeps its connections; reconnecting reaches the new one.
     for reply in replies:
         if isinstance(reply, ResponseError) and find_code(reply) == "READONLY":
             raise RedisConnectionError(str(reply)) from reply

@@ -27,11 +27,11 @@ from pipecat_jobs.errors import BusUnavailableError, RedisModeError
 
 #: The most calls that are sent at once.
 _BATCH = 64
-#: The most bytes that are sent at once, unless a single message has more.
+#: The most bytes that are sent at once, unless one message has more.
 _MOST_BYTES = 250_000
-#: Bytes a second that the network to the server has to carry.
+#: The lowest speed of the network to the server that is supported, in bytes per second.
 _SLOWEST = 250_000
-#: Renewals of a lease within its length, so that one may be late.
+#: How often a lease is renewed within its length, so that one renewal may be late.
 _RENEWALS = 4
 #: Seconds between two audits.
 _AUDIT_EVERY = 5.0
@@ -56,7 +56,7 @@ class _Delays:
 
 
 class _RefusalLog:
-    """Logs an error of the server, but not again at each retry."""
+    """Logs an error of the server once, and not again at each retry."""
 
     def __init__(self) -> None:
         self._quiet_until: dict[str, float] = {}
@@ -71,8 +71,7 @@ class _RefusalLog:
 class Process:
     """Keeps this process on its channel, also while the server is away.
 
-    ``lease`` and ``timeout`` are the seconds after which the process is considered dead without a
-    renewal, and after which a reply of the server is overdue.
+    ``lease`` is in seconds, and ``timeout`` is how many seconds a reply of the server may take.
     """
 
     def __init__(
@@ -92,18 +91,18 @@ class Process:
         self._lease = lease
         self._stats = stats
         self._sending, self._reading = (Link(client, timeout=timeout) for _ in range(2))
-        # Half a lease, which leaves time to try again over another connection.
+        # Half a lease leaves time to renew the lease over another connection.
         self._renewing = Link(client, timeout=lease / 2)
-        #: Identifies this process for as long as it lives; ``id`` changes with each eviction.
+        #: Identifies this process as long as it lives; ``id`` changes with each eviction.
         self.uid = _make_id()
         self.id = ""
         self._joins_as = _make_id()
         self._number = 0
-        #: Why calls do not reach the server.
+        #: Why calls do not reach the server, or None.
         self._cannot_send: str | None = None
-        #: Why the lease is not renewed.
+        #: Why the lease is not renewed, or None.
         self._cannot_renew: str | None = None
-        #: Since when the server has refused to let this process read.
+        #: The time since which the server has refused reads of this process, or None.
         self._refused_at: float | None = None
         self._refusal_log = _RefusalLog()
         self._joining = asyncio.Lock()
@@ -112,17 +111,12 @@ class Process:
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing reaches the server, or None."""
+        """A sentence that says why nothing reaches the server, or None."""
         cause = self._cannot_send or self._cannot_renew
         return f"the Redis server is away: {cause}" if cause is not None else None
 
     async def start(self, timeout: float) -> None:
-        """Join the channel, trying for ``timeout`` seconds.
-
-        Raises:
-            BusUnavailableError: If the server could not be reached.
-            RedisModeError: If it is a node of a cluster, or a Sentinel.
-        """
+        """Join the channel, or raise if the server cannot be reached for ``timeout`` seconds."""
         delays = _Delays()
         self._cannot_send = cause = "it does not answer"
         try:
@@ -149,7 +143,7 @@ class Process:
         ]
 
     async def stop(self, timeout: float) -> None:
-        """Send what waits, for at most ``timeout`` seconds, and leave the channel."""
+        """Send the calls that wait, for at most ``timeout`` seconds, and leave the channel."""
         try:
             async with asyncio.timeout(timeout):
                 await self._outbox.empty()
@@ -157,10 +151,11 @@ class Process:
             logger.warning(f"{self._listener}: {len(self._outbox)} messages were never sent")
         for task in self._tasks:
             await self._listener.cancel_task(task)
-        # If the bus is started again, they are the first calls that its next process sends.
+        # If the bus is started again, its next process sends them first, with its own numbers.
         for call in self._outbox.tried():
             call.number = 0
-        # Only now: until the other tasks have ended, one of them may join again with a new reader.
+        # Cancelled last, because until the other tasks have ended, one of them may start a new
+        # reader.
         if self._reader is not None:
             await self._listener.cancel_task(self._reader)
         self._tasks, self._reader = [], None
@@ -176,8 +171,8 @@ class Process:
         return {name.decode("utf-8", "surrogatepass") for name in cast(list[bytes], names)}
 
     async def _call_once(self, link: Link, name: str) -> Reply:
-        # With the scripts, since the server may have lost them; and under the id that it knows this
-        # process by, or may know it by.
+        # The server may have lost the scripts, so they are loaded first. If this process has not
+        # joined yet, the server may already know it by the id under which it is joining.
         *_, reply = await link.demand(*LOAD, self._channel.call(name, self._joins_as, 0))
         return reply
 
@@ -188,7 +183,8 @@ class Process:
     async def _run_for_ever(self, loop: Callable[[], Awaitable[None]]) -> None:
         delays = _Delays()
         while True:
-            # A process that is on the channel and does not read would keep its requesters waiting.
+            # A process that is on the channel and does not read would keep its requesters waiting,
+            # so no error ends the loop.
             try:
                 await loop()
             except Exception as error:
@@ -197,10 +193,10 @@ class Process:
                 )
                 await asyncio.sleep(next(delays))
 
-    # -- belonging to the channel ------------------------------------------------------------
+    # -- membership --------------------------------------------------------------------------
 
     async def _check_mode(self) -> None:
-        # Redis 6.2 and newer have HELLO; INFO would need a right that the bus does without.
+        # Not INFO, for which the user of the bus would need a further right.
         [reply] = await self._sending.call(("HELLO",))
         if isinstance(reply, list):
             properties = dict(zip(reply[::2], reply[1::2], strict=False))
@@ -209,14 +205,15 @@ class Process:
                 raise RedisModeError(cast(bytes, mode).decode())
 
     async def _join(self) -> None:
-        # A retry uses the same id, since the server may have done the first try. Under another id
+        # A retry uses the same id, because the server may have done the first try. With another id,
         # this process would be on the channel twice, and one of the two would be considered dead.
         name = self._joins_as
         await self._sending.demand(
             *LOAD, self._channel.call("join", name, 0, self.uid, self._listener.name_runners())
         )
         inbox = Inbox(self._channel.name_inbox(name), self._reading)
-        # A process that offers its workers and cannot read would keep their requesters waiting.
+        # Checked before the offers are made: a process that offers its workers and cannot read
+        # would keep their requesters waiting.
         await inbox.check()
         await self._sending.demand(
             *(
@@ -269,7 +266,7 @@ class Process:
                 command = self._channel.call("leave" if leaves else "renew", process, 0)
                 [reply] = await self._renewing.call(command)
             except UnreachableError as error:
-                # The sender logs this, and that the server is back.
+                # Not logged: `_send` logs that the server is away, and that it is back.
                 self._cannot_renew = str(error)
                 continue
             self._cannot_renew = None
@@ -303,13 +300,13 @@ class Process:
                 continue
             if self._cannot_send is not None:
                 self._on_reconnected()
-                # What broke this connection may make that one hang.
+                # The reading connection may hang after the error that broke this one.
                 await self._reading.drop()
             problem = self._remove_sent(calls, replies, first_new)
             if problem is None:
                 delays = _Delays()
             elif isinstance(problem, bytes):
-                # Evicted, or another program has changed the number of this process's last call.
+                # This process was evicted, or another program has changed its last number.
                 await self._rejoin(process)
             elif isinstance(problem, NoScriptError):
                 await self._load(self._sending)
@@ -318,8 +315,8 @@ class Process:
                 await asyncio.sleep(next(delays))
 
     def _make_commands(self, calls: list[Call]) -> tuple[list[Command], int]:
-        """Make the commands of as many calls as are sent at once, and count their bytes."""
-        # A call is not done if the call before it could not be done.
+        """Make the commands of the calls that fit into one batch, and count their bytes."""
+        # The server must not do a call if it could not do the call before it.
         after, size, commands = 0, 0, list[Command]()
         for call in calls:
             if not call.number:
@@ -338,16 +335,16 @@ class Process:
     def _remove_sent(
         self, calls: list[Call], replies: list[Reply], first_new: int
     ) -> bytes | ResponseError | None:
-        """Remove the calls that the server took. Returns the first reply that says it did not."""
+        """Remove the calls that the server took, and return the first reply of a refused one."""
         done: list[Call] = []
         problem: bytes | ResponseError | None = None
         for call, reply in zip(calls, replies, strict=True):
             if isinstance(reply, ResponseError):
                 problem = reply
                 break
-            said = cast(bytes, reply)
-            if said in (b"fenced", b"early") or (said == b"again" and call.number >= first_new):
-                problem = said
+            status = cast(bytes, reply)
+            if status in (b"fenced", b"early") or (status == b"again" and call.number >= first_new):
+                problem = status
                 break
             done.append(call)
         self._stats.sent += len(done)
@@ -384,7 +381,7 @@ class Process:
             except RefusedError as error:
                 if self._refused_at is None:
                     self._refused_at = asyncio.get_running_loop().time()
-                    logger.error(f"{self._listener}: the server lets nothing be read: {error}")
+                    logger.error(f"{self._listener}: the server refuses reads: {error}")
                 await asyncio.sleep(next(delays))
             except UnreachableError as error:
                 logger.debug(f"{self._listener}: reading again after an error: {error}")
@@ -394,13 +391,13 @@ class Process:
 
     def _take(self, entry: Entry) -> None:
         self._stats.received += 1
-        # An entry that raises must not keep the next ones from being read.
+        # The next entries must be read even if this one raises.
         try:
             self._listener.read(entry)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            # A library's sys.exit() must not take this process off the channel.
+            # The sys.exit() of a library must not end the task that reads.
             level = "CRITICAL" if isinstance(error, SystemExit) else "ERROR"
             logger.opt(exception=error).log(
                 level, f"{self._listener}: raised at {shorten(entry)}; continuing"

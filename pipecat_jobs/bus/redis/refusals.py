@@ -1,4 +1,4 @@
-"""What an error of the server means, and what to do about it."""
+"""Explains errors of the server, and what to do about them."""
 
 import re
 
@@ -20,7 +20,7 @@ _CLUSTER = (
     "it is a node of a Redis Cluster, which the bus does not support; give it a server without "
     "cluster mode"
 )
-#: By the word that the error begins with.
+#: Explanations, by the code that an error of Redis begins with.
 _MEANINGS = {
     "NOAUTH": "it wants a password; put it into the URL: redis://user:password@host",
     "WRONGPASS": "the user's name or the password is wrong; check the URL",
@@ -41,7 +41,7 @@ _MEANINGS = {
     "CLUSTERDOWN": _CLUSTER,
     "CROSSSLOT": _CLUSTER,
 }
-#: Types of errors from which redis-py removes that word.
+#: Types of errors from which redis-py removes the code.
 _CODES: dict[type[Exception], str] = {
     NoPermissionError: "NOPERM",
     OutOfMemoryError: "OOM",
@@ -56,10 +56,10 @@ _CODES: dict[type[Exception], str] = {
     ClusterDownError: "CLUSTERDOWN",
     ClusterCrossSlotError: "CROSSSLOT",
 }
-# Redis 6 has the word somewhere in the error when it stopped a script.
-_WORD = re.compile(rf"\b({'|'.join(_MEANINGS)})\b")
-#: Texts that redis-py has in place of a word, where it has no type for it.
-_SAID = {
+# If Redis 6 stopped a script, the code is not at the beginning of the error.
+_CODE = re.compile(rf"\b({'|'.join(_MEANINGS)})\b")
+#: Texts that redis-py has in place of a code, where it has no type for the error.
+_TEXTS = {
     "Authentication required.": "NOAUTH",
     "invalid username-password pair or user is disabled.": "WRONGPASS",
     "invalid password": "WRONGPASS",
@@ -67,23 +67,23 @@ _SAID = {
 
 
 def find_code(error: Exception) -> str | None:
-    """Return the word that the server's error began with, or None if it is not a known one."""
+    """Return the code of an error of the server, or None if the code is not known."""
     for kind, code in _CODES.items():
         if isinstance(error, kind):
             return code
-    said = str(error)
-    word = _WORD.search(said)
-    return word.group() if word else _SAID.get(said)
+    text = str(error)
+    code = _CODE.search(text)
+    return code.group() if code else _TEXTS.get(text)
 
 
 def explain(error: Exception) -> str:
-    """Explain an error of the server in a sentence, followed by the server's own words."""
-    code, said = find_code(error), str(error) or type(error).__name__
+    """Explain an error of the server in a sentence, followed by the text of the error."""
+    code, text = find_code(error), str(error) or type(error).__name__
     if code is None:
-        return said
-    return f"{_MEANINGS[code]} ({said if code in said else f'{code} {said}'})"
+        return text
+    return f"{_MEANINGS[code]} ({text if code in text else f'{code} {text}'})"
 
 
 def is_of_cluster(error: BaseException | None) -> bool:
-    """Return whether an error is one that only a node of a Redis Cluster answers with."""
+    """Return whether only a node of a Redis Cluster replies with an error like this."""
     return isinstance(error, Exception) and _MEANINGS.get(find_code(error) or "") is _CLUSTER

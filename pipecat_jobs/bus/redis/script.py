@@ -17,8 +17,8 @@ def _read_script(part: str) -> bytes:
     return b"\n".join(_FOLDER.joinpath(f"{name}.lua").read_bytes() for name in names)
 
 
-# The server runs a script from its top each time, so the script for messages leaves out the part
-# about membership.
+# The server executes a whole script for each call, so the script for messages leaves out the
+# commands of membership.
 _SCRIPTS = (_read_script("traffic"), _read_script("membership"))
 _SHAS = {
     command.decode(): hashlib.sha1(script, usedforsecurity=False).hexdigest()
@@ -28,29 +28,26 @@ _SHAS = {
 
 _encode_text = methodcaller("encode", "utf-8", "surrogatepass")
 
-#: What makes the server know the scripts.
+#: Commands that load the scripts into the server.
 LOAD: tuple[Command, ...] = tuple(("SCRIPT", "LOAD", script) for script in _SCRIPTS)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of a channel, which all of its processes need to have the same.
+    """Limits of a channel, which must be the same in all of its processes."""
 
-    Parameters:
-        lease: Seconds without a renewal after which a process is considered dead.
-        takeover: Seconds that a request waits for a process that may take it.
-        max_attempts: With how many processes a job may be lost before it ends as lost.
-        inbox: How many entries may wait for a process before it is considered dead.
-    """
-
+    #: Seconds without a renewal after which a process is considered dead.
     lease: float
+    #: Seconds that a request waits for a process that may take it.
     takeover: float
+    #: After how many attempts in processes that died a job ends as lost.
     max_attempts: int
+    #: How many entries may wait for a process before it is considered dead.
     inbox: int = 100_000
 
     @property
     def linger(self) -> float:
-        """Seconds that keys stay after the last renewal by a process that needs them."""
+        """Seconds until keys expire after the last renewal by a process that needs them."""
         return 60.0 + 2 * (self.lease + self.takeover)
 
     def __str__(self) -> str:
@@ -70,16 +67,12 @@ class Channel:
     def call(
         self, name: str, process: str, number: int, *arguments: bytes | str | int, after: int = 0
     ) -> Command:
-        """Make the command that calls the script.
-
-        ``number`` is the call's number among those of this process, or 0 for a call that may be
-        repeated; ``after`` the number of the call that must have been done before, or 0.
-        """
-        # A name may hold half of a surrogate pair, and must not block the calls behind it.
+        """Make the command of a call; ``state.lua`` describes ``number`` and ``after``."""
+        # A name may hold half of a surrogate pair, which must not block the calls behind it.
         sent = [_encode_text(each) if isinstance(each, str) else each for each in arguments]
         head = ("EVALSHA", _SHAS[name], 1, self.prefix, name, process, self._limits, number, after)
         return (*head, *sent)
 
     def name_inbox(self, process: str) -> tuple[str, str]:
-        """Name the urgent and the data stream that a process reads."""
+        """Return the names of the urgent and the data stream that a process reads."""
         return f"{self.prefix}:in:{process}:u", f"{self.prefix}:in:{process}:d"

@@ -1,4 +1,4 @@
-"""Letting a process end without losing a job."""
+"""Ends a process without losing a job."""
 
 import asyncio
 import signal
@@ -15,15 +15,15 @@ def drain_on_sigterm(runner: WorkerRunner, *, timeout: float | None = 30.0) -> N
     """End this process at SIGTERM without losing a job.
 
     The first SIGTERM drains the bus and then ends the runner: see :meth:`RedisStreamsBus.drain`. A
-    second one ends the process at once; its jobs then go to other processes, as when it dies.
+    second SIGTERM ends the process at once; its jobs are then reassigned, as when it dies.
 
-    Call this in the event loop that the runner runs in, and leave out the runner's own
-    ``handle_sigterm``, which cancels the jobs.
+    Call this in the event loop that the runner runs in. Do not set ``handle_sigterm`` of the
+    runner, which would cancel the jobs.
 
     Args:
         runner: A runner on a :class:`RedisStreamsBus`.
-        timeout: Seconds to wait for the jobs of this process to end; jobs that are then still open
-            go to another process. None waits for as long as they take.
+        timeout: Seconds to wait until the jobs of this process have ended. Jobs that are still open
+            then are reassigned to another process. None waits until all have ended.
 
     Raises:
         InvalidJobTypeError: If the runner is on another bus, or the timeout is not a number.

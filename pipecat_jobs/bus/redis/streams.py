@@ -1,4 +1,4 @@
-"""A bus whose workers may be in any process and on any machine, on Redis Streams."""
+"""A bus between processes, on Redis Streams."""
 
 from collections.abc import Iterable, Mapping
 from typing import cast
@@ -23,34 +23,33 @@ from pipecat_jobs.errors import InvalidJobTypeError
 
 
 class RedisStreamsBus(DistributedBus):
-    """A bus for workers in several processes, on which every job ends when one of them dies.
+    """A bus for workers in several processes, on which every job ends even if a process dies.
 
     Every process has its own bus on the same channel of a Redis server (6.2 or newer, or Valkey).
-    Everything that Pipecat does on a bus works across them: handoff, bridged frames, the registry,
-    proxies. A job goes to one process that hosts the worker and has a free slot. When that process
-    dies, the job goes to another, or ends as lost.
+    Handoff, bridged frames, the registry and proxies of Pipecat work across processes. A job goes
+    to one process that hosts the worker and has a free slot. If that process dies, the job is
+    reassigned to another process, or ends as lost.
 
-    A job for a worker of the same process stays in it. Everything else crosses the server.
+    A job for a worker of the same process does not cross the server; other messages do.
 
     Args:
         url_or_client: The URL of the server (``redis://``, ``rediss://`` or ``unix://``), or a
-            ``redis.asyncio.Redis``, of which only the settings are used. None starts a private
+            ``redis.asyncio.Redis``, of which the bus uses only the settings. None starts a private
             server, which ends with this process: see :class:`EmbeddedRedis`.
-        channel: Processes with the same channel see each other.
-        lease: Seconds after which a process that has not renewed its lease is considered dead. Its
-            jobs then go to others, also if it only blocks its event loop for longer than this.
+        channel: The name of the channel. Processes see only processes of the same channel.
+        lease: Seconds after which a process that has not renewed its lease is considered dead, and
+            its jobs are reassigned. A process that blocks its event loop for longer is evicted too.
         takeover: Seconds that a request waits for a process that may take it, before it is lost.
-        max_attempts: With how many processes a job may be lost before it ends as lost.
-        room: How many jobs one worker does at once in this process, for jobs without a
-            ``max_concurrency`` of their own.
-        secret: Signs every message, so that only a process that knows the secret can send one. All
-            processes of a channel need the same.
+        max_attempts: After how many attempts in processes that died a job ends as lost.
+        room: How many slots a worker has in this process for jobs without a ``max_concurrency``.
+        secret: The key that signs every message (HMAC-SHA256), so that only a process that knows it
+            can send one. All processes of a channel need the same secret. None signs nothing.
         types: Dataclasses, enums and pydantic models that messages may hold beyond Pipecat's own.
-        adapters: Pipecat's adapters for other types.
-        max_message_bytes: The most bytes that one encoded message may take.
-        outbox_limit: How many messages wait in this process while the server is away.
+        adapters: Pipecat's adapters for other types, by type.
+        max_message_bytes: The most bytes that one encoded message may have.
+        outbox_limit: How many messages may wait in this process while the server is away.
         through_server: Whether messages for workers of this process cross the server as well.
-        start_timeout: Seconds to try to reach the server at the start.
+        start_timeout: Seconds to try to reach the server when the bus starts.
 
     Raises:
         InvalidJobTypeError: If an option has the wrong type.
@@ -90,7 +89,7 @@ class RedisStreamsBus(DistributedBus):
             given = type(url_or_client)
             raise InvalidJobTypeError(
                 f"the server is a {given.__module__}.{given.__qualname__}; give a URL, a "
-                "redis.asyncio.Redis, or None for a server of the bus's own"
+                "redis.asyncio.Redis, or None for a private server"
             )
         check_encodable("channel", channel, "a name that all processes of the channel have")
         check_seconds("lease", lease)
@@ -120,10 +119,10 @@ class RedisStreamsBus(DistributedBus):
 
     @property
     def url(self) -> str:
-        """The URL of the server, for the buses of other processes.
+        """The URL of the server, to give to the buses of other processes.
 
         Raises:
-            RuntimeError: If the bus was given a client, or its own server is not started.
+            RuntimeError: If the bus was given a client, or its private server has not started.
         """
         if self._server is not None:
             return self._server.url

@@ -82,7 +82,7 @@ async def test_a_process_that_may_no_longer_read_loses_its_jobs_to_another_and_s
         await member.knows("answerer")
         assert await asker.ask("answerer", "echo", timeout=10)
     logger.remove(sink)
-    assert len([each for each in errors if "lets nothing be read" in each]) == 1
+    assert len([each for each in errors if "refuses reads" in each]) == 1
     await nothing_remains(redis)
 
 

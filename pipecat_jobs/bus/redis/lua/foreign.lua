@@ -1,5 +1,5 @@
--- Values that another program has written to the channel's keys. They are deleted, and are lost
--- state from then on.
+-- Deletes values that another program has written to the keys of the channel. The state that they
+-- replaced is lost.
 
 local function is_count(_, value) return string.match(value, '^-?%d+$') ~= nil end
 
@@ -48,7 +48,7 @@ local function is_own(key, kind, is_own_field)
   return found == kind or found == 'none'
 end
 
--- Checks the keys that a call of this process may use. Returns whether any was foreign.
+-- Checks the keys that a call of this process may use, and returns whether it has deleted any.
 local function remove_foreign()
   local removed = false
   local function check(key, kind, is_own_field)
@@ -63,7 +63,7 @@ local function remove_foreign()
   check(P .. ':turns', 'hash', is_count)
   check(HOMES, 'hash')
   check(OLD_HOMES, 'hash')
-  -- Commands that take the name of a worker or a target take it as first or second argument.
+  -- Commands take the name of a worker or a target as first or second argument.
   local workers = {[ARGV[6] or ''] = true, [ARGV[7] or ''] = true}
   local processes = redis.call('ZRANGE', MEMBERS, 0, -1)
   processes[#processes + 1] = me

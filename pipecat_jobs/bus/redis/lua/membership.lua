@@ -1,7 +1,7 @@
--- The processes on the channel, and the requests that they take.
+-- Commands for the processes on the channel, and the requests that they take.
 
--- Extend all leases and waits after the server was away or its clock was set forward: no process
--- could renew its lease meanwhile.
+-- Extends all leases and waits after the server was away or its clock was set forward, because no
+-- process could renew its lease meanwhile.
 local function extend_all(at)
   for key, length in pairs({[MEMBERS] = lease, [WAITING] = takeover}) do
     for _, name in ipairs(redis.call('ZRANGE', key, 0, -1)) do
@@ -10,8 +10,8 @@ local function extend_all(at)
   end
 end
 
--- Shorten what ends later than a lease or wait that begins now: it was stored before the server's
--- clock was set back.
+-- Shortens leases or waits that end later than one that begins now: they were stored before the
+-- clock of the server was set back.
 local function shorten(key, at, length_of)
   local shortest = length_of()
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. at + shortest, '+inf')) do
@@ -38,7 +38,7 @@ local function renew_lease()
   extend_ttl(MEMBERS)
 end
 
--- Returns whether all keys of a process are there and have the right type.
+-- Keeps the keys of a process from expiring, and returns whether all exist and have the right type.
 local function keep_alive(process)
   local whole = true
   local kinds = {
@@ -70,7 +70,7 @@ end
 
 function commands.join(uid, runner)
   redis.call('HSET', process_of(me), 'uid', uid, 'runner', runner, 'lease', lease, 'n', 0)
-  -- The streams have to exist before the first message: entries are only added to existing ones.
+  -- The streams must exist before the first message, because `push` does not create them.
   for _, lane in ipairs({'u', 'd'}) do
     local stream = stream_of(me, lane)
     redis.call('XDEL', stream, redis.call('XADD', stream, '*', 'k', 'joined'))
@@ -152,13 +152,13 @@ function commands.unhost(name)
   return 'ok'
 end
 
--- Puts an entry behind everything that is in the caller's inbox.
+-- Puts an entry behind all entries in the inbox of the calling process.
 function commands.mark(number)
   push(me, 'd', 'e', '', 0, number)
   return 'ok'
 end
 
--- Whether any process may take a job. Most jobs were not lost with any, and need no offer decoded.
+-- Returns whether any process may take a job. For a first attempt, no offer has to be decoded.
 local function has_offer(job)
   if next(job.tried) then
     return #offers_for(job) > 0
@@ -166,8 +166,8 @@ local function has_offer(job)
   return redis.call('EXISTS', P .. ':hosts:' .. job.w) == 1
 end
 
--- Whether all that ends a job is still there: an owner that holds it, or its place in a queue that
--- a process takes jobs from, or a time at which waiting ends.
+-- Returns whether something can still end a job: a process that does it, or its place in a queue
+-- from which a process takes jobs, or a time at which its wait ends.
 local function is_whole(ref, job, queues)
   if job.o ~= '' then
     return redis.call('ZSCORE', MEMBERS, job.o)
@@ -186,7 +186,7 @@ local function is_whole(ref, job, queues)
     and (redis.call('ZSCORE', WAITING, ref) or has_offer(job))
 end
 
--- Count again what a process holds, from its jobs: a wrong count would keep slots from being used.
+-- Counts the taken slots of a process again, because slots would stay unused if a count were wrong.
 local function recount(process)
   local key, counts = process_of(process), {busy = 0}
   for _, name in ipairs(fields_of(process, 'load:')) do
@@ -201,9 +201,10 @@ local function recount(process)
   end
 end
 
--- What differs between the caller's state and the server's, after the server has lost some of it:
--- jobs of the caller that are not whole here, which are lost, and jobs that the server says the
--- caller holds. The reply comes through the inbox, behind all messages about these jobs.
+-- Finds differences between the state of the calling process and this state, after this state was
+-- partly lost: jobs that the process requested and nothing here can end, which are lost, and all
+-- jobs that it does according to this state. The reply goes to the inbox, behind all messages about
+-- them.
 function commands.audit(...)
   recount(me)
   local lost, queues = {}, {}

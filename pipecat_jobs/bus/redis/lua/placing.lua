@@ -1,8 +1,8 @@
--- Which process does a job, and where the job goes when that process cannot.
+-- Assigns jobs to processes, and reassigns them.
 
 local lose
 
--- Where to start among hosts that are alike, counted from 0: they take turns.
+-- Returns which host to try first, counted from 0. Equal hosts take turns.
 local function turn_of(worker, count)
   if count == 1 then
     return 0
@@ -12,8 +12,8 @@ local function turn_of(worker, count)
   return turn
 end
 
--- The uid of the process that has the jobs of a worker and an affinity key, whether it is alive or
--- not; and whether the pair is in the older half, which is dropped next.
+-- Returns the uid of the process that has the jobs of a worker and an affinity key, also if that
+-- process is dead; and whether the pair is in the older half, which is deleted next.
 local function home_of(job)
   local field = job.w .. '\0' .. job.k
   local home = redis.call('HGET', HOMES, field)
@@ -23,7 +23,7 @@ local function home_of(job)
   return redis.call('HGET', OLD_HOMES, field), true
 end
 
--- The older half is dropped when the newer one is full: it has the pairs not used for longest.
+-- When the newer half is full, it replaces the older half, which has the least recently used pairs.
 local function keep_home(job, uid)
   if redis.call('HLEN', HOMES) >= MOST_HOMES then
     redis.call('RENAME', HOMES, OLD_HOMES)
@@ -37,7 +37,7 @@ local function affinity_of(job, spec)
   return job.k and (string.sub(job.k, 1, 1) == '=' and 'requester' or spec.affinity)
 end
 
--- Offers of the hosts that may take a job, and how firmly the job is bound to its home.
+-- Returns the offers of the hosts that may take a job, and how firmly the job is bound to its home.
 local function offers_for(job)
   local hosts, offers, affinity = redis.call('HGETALL', P .. ':hosts:' .. job.w), {}, nil
   for i = 1, #hosts, 2 do
@@ -51,7 +51,7 @@ local function offers_for(job)
   return offers, affinity
 end
 
--- The host behind an offer, if it has a free slot for the job.
+-- Returns the host that made an offer, if it has a free slot for the job.
 local function host_of(job, offer)
   local kind = offer.slots[job.j] and job.j or ''
   local load = 'load:' .. job.w .. '\0' .. kind
@@ -68,7 +68,7 @@ local function most_free_host(job, offers)
   local turn, best = turn_of(job.w, #offers), nil
   for i = 0, #offers - 1 do
     local host = host_of(job, offers[(turn + i) % #offers + 1])
-    -- Among equals, the process that has the fewest jobs of all its workers.
+    -- Of equal hosts, take the one that does the fewest jobs at all its workers together.
     if host and (not best or host.share < best.share
       or host.share == best.share and host.busy < best.busy)
     then
@@ -78,8 +78,8 @@ local function most_free_host(job, offers)
   return best
 end
 
--- Returns the host for a job: its home, or else the host with the largest share of free slots;
--- whether there is any host that may take it; and the uid of the only one that it may go to.
+-- Returns the host for a job (its home, or else the host with the largest share of free slots);
+-- whether any host may take it; and the uid of its home, if only its home may take it.
 local function choose(job)
   local offers, affinity = offers_for(job)
   if #offers == 0 then
@@ -108,7 +108,7 @@ local function choose(job)
   return host, true
 end
 
--- Gives a job to a host that was chosen in the same step; `request` is given for a new job.
+-- Assigns a job to a host that was chosen in the same step. A new job comes with its `request`.
 local function assign(ref, job, host, request)
   if host.once and job.a > 1 then
     lose(ref, job, 'once')
@@ -131,7 +131,7 @@ local function start_waiting(ref)
   extend_ttl(WAITING)
 end
 
--- Queue a job until any process has a free slot, or until its home has one.
+-- Queues a job until any process has a free slot, or until its home has one.
 local function wait_for_slot(ref, job, home, side, request)
   job.q = home and job.j .. '\0' .. home or job.j
   redis.call(side, queue_for(job), ref)
@@ -159,7 +159,7 @@ local function forget_queue_if_empty(worker, name)
   end
 end
 
--- Assign the jobs of a queue. A few at its head may have to wait for another host.
+-- Assigns the jobs of a queue. A few jobs at its head may have to wait for another host.
 local function assign_waiting(worker, name)
   local queue, passed = queue_of(worker, name), {}
   local ref = redis.call('LPOP', queue)
@@ -173,7 +173,7 @@ local function assign_waiting(worker, name)
       redis.call('ZREM', WAITING, ref)
       assign(ref, job, host)
     elseif home and name ~= job.j .. '\0' .. home then
-      -- It waits for its home alone, and must not block the jobs behind it.
+      -- The job waits for its home alone, and must not block the jobs behind it.
       wait_for_slot(ref, job, home, 'RPUSH')
     elseif job then
       passed[#passed + 1] = ref
@@ -189,7 +189,7 @@ local function assign_waiting(worker, name)
   forget_queue_if_empty(worker, name)
 end
 
--- Start with another queue each time, so that queues that share slots all make progress.
+-- Starts with another queue each time, so that all queues that share slots make progress.
 local function assign_all_waiting(worker)
   local names = redis.call('SMEMBERS', P .. ':queues:' .. worker)
   local first = #names > 1 and now() or 0
@@ -200,7 +200,7 @@ end
 
 local function free_slot(process, ref, load)
   local key = process_of(process)
-  -- Without this field, the job takes no slot.
+  -- A job without this field takes no slot.
   if redis.call('HDEL', key, 'held:' .. ref) == 0 then
     return
   end
@@ -225,11 +225,11 @@ local function finish(ref, job)
     redis.call('ZREM', WAITING, ref)
     forget_queue_if_empty(job.w, job.q or job.j)
   end
-  -- Also for a job that waited: those behind it may only have waited because it was at the head.
+  -- Also if the job waited: the jobs behind it may have waited only because it was at the head.
   assign_all_waiting(job.w)
 end
 
--- End a job that its requester no longer waits for, and stop its worker.
+-- Ends a job that its requester no longer waits for, and stops its worker.
 local function abandon(ref, job)
   if job.o ~= '' then
     push(job.o, 'u', 'c', ref, job.a, '')
@@ -237,7 +237,7 @@ local function abandon(ref, job)
   finish(ref, job)
 end
 
--- Not urgent, so that the requester reads it behind everything that the worker sent.
+-- Settles a job as lost. Not urgent, so that the requester reads it after all that the worker sent.
 function lose(ref, job, why)
   push((requester_of(ref)), 'd', 'l', ref, job.a, why)
   finish(ref, job)
@@ -266,7 +266,7 @@ local function withdraw(process, worker)
   if redis.call('EXISTS', P .. ':hosts:' .. worker) == 0 then
     redis.call('HDEL', P .. ':turns', worker)
   end
-  -- The hosts that are left may have been tried.
+  -- The other hosts may all have made an earlier attempt at these jobs.
   for _, queue in ipairs(redis.call('SMEMBERS', P .. ':queues:' .. worker)) do
     for _, ref in ipairs(redis.call('LRANGE', queue_of(worker, queue), 0, -1)) do
       start_waiting(ref)
@@ -274,7 +274,7 @@ local function withdraw(process, worker)
   end
 end
 
--- Fields of a process with a prefix, without that prefix.
+-- Returns the fields of a process that begin with a prefix, without that prefix.
 local function fields_of(process, prefix)
   local found = {}
   for _, field in ipairs(redis.call('HKEYS', process_of(process))) do
@@ -292,7 +292,7 @@ local function evict(process)
     redis.call('SREM', P .. ':names:' .. name, process)
     withdraw(process, name)
   end
-  -- All jobs are removed first, so that the slot of one is not given to the next.
+  -- All jobs are removed first, so that the slot of one job is not assigned to the next one.
   local requested = {}
   for _, n in ipairs(fields_of(process, 'job:')) do
     local ref = process .. ':' .. n

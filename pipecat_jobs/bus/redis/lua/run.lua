@@ -8,7 +8,8 @@ local function run()
     if number <= tonumber(last) then
       return 'again'
     end
-    -- A call before this one was refused. Done after this one, it would count as a repeat.
+    -- The call before this one was refused. If it were done after this one, its lower number would
+    -- make it look like a repetition.
     if tonumber(ARGV[5]) > tonumber(last) then
       return 'early'
     end
@@ -33,6 +34,6 @@ end
 if number == 0 then
   return run()
 end
--- The command may be half done, so the caller has to start again.
+-- The command may be half done, so the calling process has to join again.
 evict(me)
 return 'fenced'

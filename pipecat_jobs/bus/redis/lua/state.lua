@@ -1,10 +1,10 @@
--- The state of one channel. Redis runs a script as one step, so every process sees a whole state.
+-- The state of one channel. Redis runs a script as one step, so no process sees a half-made change.
 --
 -- KEYS[1]  prefix of the channel's keys
--- ARGV[1]  command          ARGV[2]  process that calls
+-- ARGV[1]  command          ARGV[2]  the calling process
 -- ARGV[3]  "lease takeover attempts inbox linger": milliseconds, except attempts and inbox
--- ARGV[4]  the call's number, or 0 if doing it twice changes nothing
--- ARGV[5]  number of the call that must have been done before, or 0
+-- ARGV[4]  number of the call, or 0 if doing the call twice changes nothing
+-- ARGV[5]  number of the call that must have been done before this one, or 0
 -- ARGV[6]  and on: the command's arguments
 --
 -- A job's ref is "P:N": the process that requested it, and the number of that call.
@@ -12,29 +12,29 @@
 -- Keys, after the prefix:
 --   members        processes, scored by the end of their lease
 --   proc:P         a hash with the state of a process:
---                    n uid runner   number of its last call, its uid, and its runners' names
+--                    n uid runner   number of its last call, its uid, and names of its runners
 --                    lease          length of its lease
 --                    job:N req:N    a job that it has requested, and the request as it was sent
 --                    held:R         a job that it does, with the name of its load field
---                    load:W\0K      how many jobs of one kind it does at one worker
+--                    load:W\0K      how many slots of kind K are taken at worker W
 --                    busy           how many jobs it does
 --   hosted:P       names that P has subscribers for
 --   names:N        processes that have a subscriber N
 --   hosts:W        processes that take requests for worker W, with their offers
 --   in:P:u in:P:d  the inbox of P: urgent entries and the others
 --   queues:W       names of the queues of worker W
---   queue:N:W:J    requests for job J of W that wait for a free slot, in order; N is W's length.
---                  J followed by \0 and a uid: requests that wait for that process alone
---   waiting        requests that no process can take, scored by when they end as lost
---   turns          where to start among hosts that are alike
---   beat           when a lease was last renewed
+--   queue:N:W:J    requests for job J of W that wait for a free slot, in order; N is the length of
+--                  W. J followed by \0 and a uid: requests that wait for that process alone
+--   waiting        requests that no process can take, scored by the time at which they are lost
+--   turns          by worker, which of several equal hosts gets the next job
+--   beat           the time of the last renewal of any lease
 --   homes          by worker and affinity key, the uid of the process that has such jobs
---   homes:old      the same for those that were not used since `homes` was last full
+--   homes:old      the same, for pairs that were not used since `homes` was last full
 --
--- The keys of a process are made when it joins, and stay for `linger` after its last renewal.
+-- The keys of a process are made when it joins, and expire `linger` after its last renewal.
 --
--- Entries of an inbox have k (kind), r (ref), a (attempt), b (body) and, for a request that its
--- affinity would have sent elsewhere, m. Kinds, as in `EntryKind` in Python:
+-- Entries of an inbox have the fields k (kind), r (ref), a (attempt) and b (body). A request that
+-- its affinity would have sent to another process also has m. Kinds, as in `EntryKind` in Python:
 --   m message    j request    f flow control    c requester no longer waits    l job lost
 --   g process gone    x reply to an audit    e mark
 
@@ -48,7 +48,7 @@ lease, takeover, attempts, inbox =
 local MEMBERS, WAITING = P .. ':members', P .. ':waiting'
 local HOMES, OLD_HOMES, MOST_HOMES = P .. ':homes', P .. ':homes:old', 50000
 local overflowing, commands = {}, {}
--- The uid of the process that calls, if the call has a number.
+-- The uid of the calling process, if the call has a number.
 local my_uid
 
 local function now()
@@ -86,8 +86,9 @@ local function push(process, lane, kind, ref, attempt, body, moved)
   redis.call('XADD', stream, 'NOMKSTREAM', '*', unpack(entry))
 end
 
--- Fields of a job: w worker, j job name, o owner, s kind of slot it takes there, a attempt, once,
--- c cancelled, k affinity key, q name of its queue, tried the uids of processes it was lost with.
+-- Fields of a job: w worker, j job name, o the process that does it, s kind of the slot that it
+-- takes there, a attempt, once, c cancelled, k affinity key, q name of its queue, tried the uids of
+-- the processes of earlier attempts.
 
 local function find(ref)
   local requester, n = requester_of(ref)

@@ -1,6 +1,6 @@
--- Messages: about jobs, and all others.
+-- Commands that send messages about jobs, and other messages.
 
--- Sends to the processes that have a subscriber of that name, or to all.
+-- Sends to the processes that have a subscriber with the name `target`, or to all.
 function commands.route(lane, target, body, to_self)
   local processes
   if target == '' then
@@ -16,8 +16,8 @@ function commands.route(lane, target, body, to_self)
   return 'ok'
 end
 
--- An attempt above 1 means that the requester does not know whether an earlier one was taken. Jobs
--- with the same affinity key belong together; without a key, those of the same requester do.
+-- With an attempt above 1, the requester does not know whether its earlier request was taken. Jobs
+-- with the same affinity key belong together; without a key, jobs of the same requester do.
 function commands.request(worker, job_name, once, attempt, body, source, affinity)
   local job = {w = worker, j = job_name, o = '', s = '', once = once == '1', tried = {}}
   job.a = tonumber(attempt)
@@ -30,8 +30,8 @@ function commands.request(worker, job_name, once, attempt, body, source, affinit
   return 'ok'
 end
 
--- Sends a message or flow control to the process that has a job of the caller's. A cancel ends a job
--- that no process has.
+-- Sends a message or flow control to the process that does a job of the calling process. If no
+-- process does it yet, a cancel ends it.
 function commands.notify_worker(n, lane, kind, cancels, body)
   local ref = me .. ':' .. n
   local job = find(ref)
@@ -53,7 +53,7 @@ function commands.notify_worker(n, lane, kind, cancels, body)
   return 'ok'
 end
 
--- Makes a command that only the owner of a job may use, and only for its current attempt.
+-- Makes a command that only the process that does a job may use, and only for the current attempt.
 local function for_owner(act)
   return function(ref, attempt, ...)
     local job = find(ref)
@@ -81,8 +81,8 @@ commands.reject = for_owner(function(ref, job)
   lose(ref, job, 'unreadable')
 end)
 
--- The caller does not know a job that it has by this state. If the job itself is lost, only its slot
--- is left, and becomes free.
+-- Reassigns a job that the calling process does according to this state, but does not know. If the
+-- job itself is lost, only its slot has to be freed.
 function commands.disown(ref)
   local job, load = find(ref), redis.call('HGET', process_of(me), 'held:' .. ref)
   if job and job.o == me then
