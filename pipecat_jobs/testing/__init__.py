@@ -1,8 +1,8 @@
-"""What a bot builder needs to test jobs; ``pip install "pipecat-jobs[testing]"``.
+"""Tools to test bots that use jobs: ``pip install "pipecat-jobs[testing]"``.
 
-A scripted LLM provider over real HTTP, a bus that misbehaves by rule or by seed, a clock that
-jumps, and a harness that starts workers and checks that nothing is left of their jobs. The pytest
-fixtures are in :mod:`pipecat_jobs.testing.fixtures`.
+A scripted LLM provider over real HTTP, a bus that delays or loses messages by rule or by seed, an
+event loop whose clock jumps, and a harness that starts workers and checks that nothing is left of
+their jobs. The pytest fixtures are in :mod:`pipecat_jobs.testing.fixtures`.
 """
 
 from pipecat_jobs._extras import name_extra

@@ -18,21 +18,25 @@ from pipecat_jobs._protocol.checks import (
 Predicate: TypeAlias = Callable[[BusMessage], bool]
 
 Match: TypeAlias = type[BusMessage] | tuple[type[BusMessage], ...] | Predicate
-"""Which messages are meant: a message class, several of them, or a predicate."""
+"""Selects messages: a message class, a tuple of them, or a predicate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """How often each fault strikes a message, for a `ChaosBus` driven by a seed.
+    """The probability of each fault of a `ChaosBus` with a seed.
 
-    Messages are reordered by delaying some of them: messages sent meanwhile overtake them.
+    A delayed message is also reordered, because messages that are sent later overtake it.
 
     Parameters:
-        delay: Probability that a delivery is delayed.
-        duplicate: Probability that a message is delivered twice.
-        drop: Probability that a message is lost.
-        slow_publish: Probability that ``publish`` waits before it does anything.
-        max_delay: Longest delay of a delivery or of a publish, in seconds.
+        delay: The probability, from 0 to 1, that a delivery is delayed.
+        duplicate: The probability that a message is delivered twice.
+        drop: The probability that a message is lost.
+        slow_publish: The probability that ``publish()`` waits before it does anything.
+        max_delay: The longest delay of a delivery or of ``publish()``, in seconds.
+
+    Raises:
+        InvalidJobTypeError: If a value is not a number.
+        InvalidJobError: If a probability is not between 0 and 1, or ``max_delay`` is negative.
 
     Example::
 
@@ -46,27 +50,14 @@ class Faults:
     max_delay: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            InvalidJobTypeError: If a value is not a number.
-            InvalidJobError: If a probability is not between 0 and 1, or ``max_delay`` is negative.
-        """
         for name in ("delay", "duplicate", "drop", "slow_publish"):
             check_probability(name, getattr(self, name))
         check_delay("max_delay", self.max_delay)
 
     def draw(self, source: random.Random) -> "Fate":
-        """Decide what happens to one message.
-
-        Args:
-            source: Where chance comes from.
-
-        Returns:
-            The message's fate.
-        """
-        # Always the same number of draws, so that changing one probability does not reshuffle
-        # what the seed decides about everything else.
+        """Decide what happens to one message. Called by the bus."""
+        # The number of draws is always the same, so that changing one probability does not change
+        # what the seed decides about the other faults.
         drop, duplicate, slow, first, second = (source.random() for _ in range(5))
         slow_for, first_for, second_for = (source.uniform(0, self.max_delay) for _ in range(3))
         delays = [first_for if first < self.delay else 0.0]
@@ -80,30 +71,28 @@ class Faults:
 
 @dataclass(frozen=True, kw_only=True)
 class Fate:
-    """What happens to one message.
+    """Decides what happens to one message."""
 
-    Parameters:
-        publish_delay: How long ``publish`` waits first, in seconds.
-        delays: One delay in seconds for each copy that is delivered; empty if it is lost.
-    """
-
+    #: How many seconds ``publish()`` waits first.
     publish_delay: float = 0.0
+    #: For each copy that is delivered, its delay in seconds. Empty: the message is lost.
     delays: tuple[float, ...] = (0.0,)
 
 
 class Rule:
-    """One rule of a `ChaosBus`, as returned by the method that added it.
+    """A rule of a `ChaosBus`, returned by the method that added it.
 
-    It applies until its count is used up or `remove()` is called.
+    It applies until it was applied ``count`` times, or `remove()` is called.
+
+    Example::
+
+        bus = ChaosBus()
+        rule = bus.drop(BusJobRequestMessage, count=1)
+        await bus.publish(BusJobRequestMessage(source="requester", target="worker", job_id="1"))
+        assert not rule.live and len(bus.dropped) == 1
     """
 
     def __init__(self, match: Match, count: int | None = None):
-        """Initialize the rule.
-
-        Args:
-            match: The messages it applies to.
-            count: How many messages it applies to at most; None for no limit.
-        """
         self._matches = as_predicate(match)
         if count is not None:
             check_count("count", count, "a number of messages, or None for no limit", least=0)
@@ -116,23 +105,28 @@ class Rule:
         return not self._removed and self._left != 0
 
     def applies_to(self, message: BusMessage) -> bool:
-        """Whether the rule would apply to the message if it were published now.
+        """Return whether the rule would apply to a message that is published now.
 
         Args:
-            message: The message in question.
+            message: The message to compare.
 
         Returns:
-            Whether it matches and the rule is still live.
+            True if the message matches and the rule is live.
+
+        Example::
+
+            request = BusJobRequestMessage(source="requester", target="worker", job_id="1")
+            assert ChaosBus().drop(BusJobRequestMessage).applies_to(request)
         """
         return self.live and self._matches(message)
 
     def use(self) -> None:
-        """Count one message the rule applied to. Called by the bus."""
+        """Count a message that the rule was applied to. Called by the bus."""
         if self._left is not None:
             self._left -= 1
 
     def remove(self) -> None:
-        """Take the rule away: later messages pass untouched."""
+        """End the rule. It does not apply to later messages."""
         self._removed = True
 
 
@@ -140,13 +134,6 @@ class Delay(Rule):
     """Delivers matching messages later."""
 
     def __init__(self, match: Match, seconds: float, count: int | None = None):
-        """Initialize the rule.
-
-        Args:
-            match: The messages it applies to.
-            seconds: How much later they are delivered.
-            count: How many messages it applies to at most; None for no limit.
-        """
         super().__init__(match, count)
         self.seconds = check_delay("seconds", seconds)
 
@@ -159,13 +146,6 @@ class Duplicate(Rule):
     """Delivers matching messages more than once."""
 
     def __init__(self, match: Match, times: int, count: int | None = None):
-        """Initialize the rule.
-
-        Args:
-            match: The messages it applies to.
-            times: How many copies are delivered besides the message itself.
-            count: How many messages it applies to at most; None for no limit.
-        """
         super().__init__(match, count)
         self.times = check_count("times", times, "a number of copies")
 
@@ -177,24 +157,30 @@ class _Kept:
 
 
 class Held(Rule):
-    """Keeps matching messages until they are released.
+    """A rule that keeps matching messages until they are released.
 
-    Returned by `ChaosBus.hold()` and `ChaosBus.block_publish()`.
+    `ChaosBus.hold()` and `ChaosBus.block_publish()` return one.
+
+    Example::
+
+        bus = ChaosBus()
+        held = bus.hold(BusJobRequestMessage)
+        for job_id in ("1", "2"):
+            request = BusJobRequestMessage(source="requester", target="worker", job_id=job_id)
+            await bus.publish(request)
+        assert [message.job_id for message in held.messages] == ["1", "2"]
+        held.release()
+        assert [message.job_id for message in bus.delivered] == ["1", "2"]
     """
 
     def __init__(self, match: Match):
-        """Initialize the rule.
-
-        Args:
-            match: The messages it applies to.
-        """
         super().__init__(match)
         self._kept: list[_Kept] = []
         self._changed = asyncio.Event()
 
     @property
     def messages(self) -> list[BusMessage]:
-        """The messages kept right now, oldest first."""
+        """The messages that are kept now, beginning with the oldest."""
         return [kept.message for kept in self._kept]
 
     async def wait(self, count: int = 1) -> list[BusMessage]:
@@ -204,7 +190,15 @@ class Held(Rule):
             count: How many messages to wait for.
 
         Returns:
-            The messages kept then, oldest first.
+            The messages that are kept then, at least ``count``, beginning with the oldest.
+
+        Example::
+
+            bus = ChaosBus()
+            held = bus.hold(BusJobRequestMessage)
+            request = BusJobRequestMessage(source="requester", target="worker", job_id="1")
+            await bus.publish(request)
+            assert await held.wait() == [request]
         """
         while len(self._kept) < count:
             self._changed.clear()
@@ -212,18 +206,28 @@ class Held(Rule):
         return self.messages
 
     def release(self) -> None:
-        """Deliver every kept message, oldest first, and end the rule."""
+        """Deliver all kept messages, beginning with the oldest, and end the rule."""
         super().remove()
         self._let_all_go(deliver=True)
 
     def release_one(self) -> BusMessage:
-        """Deliver the oldest kept message and go on keeping the others.
+        """Deliver the oldest kept message, and keep the others and later ones.
 
         Returns:
-            The message released.
+            The message that was released.
 
         Raises:
             LookupError: If no message is kept.
+
+        Example::
+
+            bus = ChaosBus()
+            held = bus.hold(BusJobRequestMessage)
+            for job_id in ("1", "2"):
+                request = BusJobRequestMessage(source="requester", target="worker", job_id=job_id)
+                await bus.publish(request)
+            assert held.release_one().job_id == "1"
+            assert len(held.messages) == 1
         """
         if not self._kept:
             raise LookupError("no message is held")
@@ -232,7 +236,7 @@ class Held(Rule):
         return kept.message
 
     def remove(self) -> None:
-        """Take the rule away; the messages it still keeps are lost."""
+        """End the rule. The messages that it keeps are lost."""
         super().remove()
         self._let_all_go(deliver=False)
 
@@ -242,11 +246,11 @@ class Held(Rule):
         self._changed.set()
 
     async def keep_publisher(self, message: BusMessage) -> bool:
-        """Keep a message and its publisher waiting; return whether to deliver it."""
+        """Keep a message and its publisher, and return whether to deliver it. Called by the bus."""
         released: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def let_go(deliver: bool) -> None:
-            # A publisher may have been cancelled but not have run since.
+            # A publisher that was cancelled still waits here until its task runs again.
             if not released.done():
                 released.set_result(deliver)
 
@@ -263,7 +267,16 @@ class Held(Rule):
 
 
 class BlockedPublish(Held):
-    """Keeps ``publish`` itself waiting, as a bus on a slow network does."""
+    """A rule that makes ``publish()`` itself wait, as on a slow network.
+
+    `ChaosBus.block_publish()` returns one.
+
+    Example::
+
+        bus = ChaosBus()
+        blocked = bus.block_publish(BusJobRequestMessage)
+        assert isinstance(blocked, BlockedPublish)
+    """
 
 
 def as_predicate(match: Match) -> Predicate:
