@@ -2,8 +2,8 @@
 
 Activate them with ``pytest_plugins = ["pipecat_jobs.testing.fixtures"]`` in ``conftest.py``.
 
-There is nothing here for pytest to rewrite, and importing a name from this module before
-pytest loads it must not warn: PYTEST_DONT_REWRITE.
+This module has no assert that pytest would have to rewrite, and pytest must not warn if a test
+imports a name from it before pytest loads it: PYTEST_DONT_REWRITE.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LogRecord:
-    """One captured log record.
+    """A log record that the fixture `job_log` has captured.
 
     Parameters:
-        level: Name of its level, such as ``"WARNING"``.
-        message: What was logged.
-        exception: The exception logged with it, if any.
-        module: Full name of the module that logged it.
+        level: The name of its level, such as ``"WARNING"``.
+        message: The text of the message.
+        exception: The exception that was logged with it, or None.
+        module: The full name of the module that logged it, such as ``"pipecat_jobs.bus.routed"``.
     """
 
     level: str
@@ -55,7 +55,7 @@ async def job_harness() -> AsyncIterator[JobHarness]:
 
 @pytest_asyncio.fixture
 async def chaos_bus() -> ChaosBus:
-    """A `ChaosBus` that behaves until a test adds a rule."""
+    """A `ChaosBus` without rules and faults, which a test adds."""
     return ChaosBus()
 
 
@@ -68,11 +68,9 @@ async def chaos_harness(chaos_bus: ChaosBus) -> AsyncIterator[JobHarness]:
 
 @pytest.fixture
 def _harness_first(request: pytest.FixtureRequest) -> None:
-    """Set up the harness before the server, in whichever order a test names them.
-
-    A harness wants every task that began after it to end before it, and the server has one
-    for each connection.
-    """
+    """Set up the harness before the server, for any order in which a test names them."""
+    # A harness reports tasks that began after it and are still alive when it ends, and the server
+    # has a task for each connection.
     for name in ("job_harness", "chaos_harness"):
         if name in request.fixturenames:
             request.getfixturevalue(name)
@@ -81,7 +79,7 @@ def _harness_first(request: pytest.FixtureRequest) -> None:
 @pytest_asyncio.fixture
 async def scripted_llm(_harness_first: None) -> "AsyncIterator[ScriptedLLMServer]":
     """A running `ScriptedLLMServer`."""
-    # Its dependency, aiohttp, is needed by the tests that use it and by no others.
+    # Imported late, because tests without this fixture need not have aiohttp installed.
     from pipecat_jobs.testing.llm_server import ScriptedLLMServer
 
     async with ScriptedLLMServer() as server:
@@ -90,7 +88,7 @@ async def scripted_llm(_harness_first: None) -> "AsyncIterator[ScriptedLLMServer
 
 @pytest.fixture
 def job_log() -> Iterator[list[LogRecord]]:
-    """Everything logged through loguru during the test, of every level."""
+    """All records that are logged through loguru during the test, of every level."""
     records: list[LogRecord] = []
 
     def capture(message: "Message") -> None:

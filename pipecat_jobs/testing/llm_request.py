@@ -6,41 +6,41 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
-"""A value that JSON can express."""
+"""A value that can be written as JSON."""
 
 Outcome: TypeAlias = Literal[
     "streaming", "completed", "hung_up", "failed", "disconnected", "stopped"
 ]
-"""How a request stands.
+"""The state of a request.
 
-- ``"streaming"``: still being answered.
-- ``"completed"``: answered in full.
-- ``"hung_up"``: the client closed the connection before the answer was complete.
-- ``"failed"``: answered with an HTTP error.
-- ``"disconnected"``: the server dropped the connection, as a `Disconnect` says.
-- ``"stopped"``: the server was stopped in the middle of the answer.
+- ``"streaming"``: the server is sending the reply.
+- ``"completed"``: the server has sent the whole reply.
+- ``"hung_up"``: the client closed the connection before the reply was complete.
+- ``"failed"``: the server has sent an HTTP error.
+- ``"disconnected"``: the server closed the connection, because the reply is a `Disconnect`.
+- ``"stopped"``: the server was stopped before the reply was complete.
 """
 
 
 def tokenize(text: str) -> list[str]:
-    """Split a text into the tokens the server streams, each a word with the space before it."""
+    """Split a text into the tokens that the server streams: words with the space before them."""
     return re.findall(r"\s*\S+|\s+", text)
 
 
 class Changes:
-    """Lets coroutines wait until the state of its owner satisfies a condition."""
+    """Lets coroutines wait until a condition on the state of its owner is true."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
 
     def notify(self) -> None:
-        """Have every waiting coroutine look at its condition again."""
-        # A new event for each change: a wait that starts now waits for the next change.
+        """Have every waiting coroutine check its condition again."""
+        # Each change has a new event, so that a wait that starts now waits for the next change.
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds; return at once if it does already."""
+        """Wait until a condition is true."""
         while not condition():
             await self._changed.wait()
 
@@ -57,34 +57,48 @@ def message_text(message: Mapping[str, JSON]) -> str:
 
 
 class LLMRequest:
-    """One chat-completions request: what was asked, what was sent, how it ended.
+    """A chat-completions request that a `ScriptedLLMServer` got, and what it has sent for it.
 
-    All times are in seconds on the event loop's clock (``loop.time()``).
+    All times are in seconds on the clock of the event loop (``loop.time()``).
+
+    Args:
+        body: The JSON body of the request.
 
     Attributes:
-        body: The request's JSON body.
-        model: The model asked for.
-        messages: The conversation, as the client sent it.
-        sent: The text tokens sent so far. A client that did not ask for a stream gets all of them
-            at once.
-        arrived_at: When the request arrived.
-        first_token_at: When the first piece of the answer, text or tool call, was sent; None
-            before.
-        ended_at: When the exchange ended, in any way; None before.
-        hung_up_at: When the client closed the connection in the middle of the answer; None if it
-            did not.
-        outcome: How the request stands.
+        body: The JSON body of the request.
+        model: The name of the model that the client wants.
+        messages: The messages of the conversation, as the client sent them.
+        sent: The text tokens that were sent until now. A client that does not want a stream gets
+            all of them at once.
+        arrived_at: The time at which the request arrived.
+        first_token_at: The time at which the first piece of the reply, text or a tool call, was
+            sent; None before that.
+        ended_at: The time at which the request ended in any way; None before that.
+        hung_up_at: The time at which the client closed the connection before the reply was
+            complete; None if it did not.
+        outcome: The state of the request: ``"streaming"``, ``"completed"``, ``"hung_up"``,
+            ``"failed"``, ``"disconnected"`` or ``"stopped"``.
+
+    Raises:
+        ValueError: If ``body`` is not the body of a chat-completions request.
+
+    Example::
+
+        from openai import AsyncOpenAI
+
+        async with (
+            ScriptedLLMServer(default="Hello!") as server,
+            AsyncOpenAI(api_key="test", base_url=server.base_url) as client,
+        ):
+            await client.chat.completions.create(
+                model="scripted", messages=[{"role": "user", "content": "Hi."}]
+            )
+            (request,) = await server.wait_for_requests(1)
+            assert (request.model, request.last_user_text) == ("scripted", "Hi.")
+            assert (request.outcome, request.sent_text) == ("completed", "Hello!")
     """
 
     def __init__(self, body: JSON) -> None:
-        """Read a request.
-
-        Args:
-            body: The request's JSON body.
-
-        Raises:
-            ValueError: If it is not the body of a chat-completions request.
-        """
         if not isinstance(body, dict):
             raise ValueError("the body must be a JSON object")
         model, messages = body.get("model"), body.get("messages")
@@ -118,13 +132,13 @@ class LLMRequest:
 
     @property
     def last_user_text(self) -> str:
-        """The text of the last user message; empty if there is none."""
+        """The text of the last user message; empty without a user message."""
         users = [message for message in self.messages if message.get("role") == "user"]
         return message_text(users[-1]) if users else ""
 
     @property
     def tools(self) -> list[str]:
-        """The names of the tools the client offered."""
+        """The names of the tools that the client offers."""
         tools = self.body.get("tools")
         if not isinstance(tools, list):
             return []
@@ -134,75 +148,96 @@ class LLMRequest:
 
     @property
     def stream(self) -> bool:
-        """Whether the client asked for a stream."""
+        """Whether the client wants a stream."""
         return self.body.get("stream") is True
 
     @property
     def include_usage(self) -> bool:
-        """Whether the client asked for a usage chunk at the end of the stream."""
+        """Whether the client wants a usage chunk at the end of the stream."""
         options = self.body.get("stream_options")
         return isinstance(options, dict) and options.get("include_usage") is True
 
     @property
     def sent_text(self) -> str:
-        """The text sent so far."""
+        """The text that was sent until now."""
         return "".join(self.sent)
 
     def mentions(self, text: str) -> bool:
-        """Tell whether a text occurs in any message, the system's included.
+        """Return whether a text occurs in any message, also in a system message.
 
         Args:
-            text: The text to look for; upper and lower case are the same.
+            text: The text to look for, in upper or lower case.
 
         Returns:
             True if it occurs.
+
+        Example::
+
+            server = ScriptedLLMServer()
+            server.on(lambda request: request.mentions("weather"), "It is raining.")
         """
         wanted = text.casefold()
         return any(wanted in message_text(message).casefold() for message in self.messages)
 
     async def wait_started(self) -> None:
-        """Wait until the first piece of the answer was sent.
+        """Wait until the first piece of the reply was sent.
 
         Raises:
-            RuntimeError: If the request ended without one.
+            RuntimeError: If the request ends before that.
         """
-        await self._wait(lambda: self.first_token_at is not None, "its answer started")
+        await self._wait(lambda: self.first_token_at is not None, "its reply started")
 
     async def wait_token(self, count: int) -> None:
         """Wait until a number of text tokens were sent.
 
         Args:
-            count: How many tokens in all.
+            count: How many tokens, counted from the beginning of the reply.
 
         Raises:
-            RuntimeError: If the request ended with fewer.
+            RuntimeError: If the request ends with fewer tokens.
+
+        Example::
+
+            from openai import AsyncOpenAI
+
+            async with (
+                ScriptedLLMServer(default=Stall(after="one two")) as server,
+                AsyncOpenAI(api_key="test", base_url=server.base_url) as client,
+            ):
+                stream = await client.chat.completions.create(
+                    model="scripted", messages=[{"role": "user", "content": "Hi."}], stream=True
+                )
+                (request,) = await server.wait_for_requests(1)
+                await request.wait_token(2)
+                await stream.close()
+                await request.wait_hung_up()
         """
         await self._wait(lambda: len(self.sent) >= count, f"{count} tokens were sent")
 
     async def wait_ended(self) -> None:
-        """Wait until the exchange has ended, in any way."""
+        """Wait until the request has ended in any way."""
         await self._changes.wait_until(lambda: self.ended_at is not None)
 
     async def wait_hung_up(self) -> None:
-        """Wait until the client hung up.
+        """Wait until the client has closed the connection before the reply was complete.
 
         Raises:
-            RuntimeError: If the request ended in another way.
+            RuntimeError: If the request ends in another way.
         """
         await self._wait(lambda: self.hung_up_at is not None, "the client hung up")
 
     def record_start(self) -> None:
-        """Record, for the server, that the first piece of the answer was sent."""
+        """Record that the first piece of the reply was sent. Called by the server."""
         self.first_token_at = self._clock()
         self._changes.notify()
 
     def record_tokens(self, *tokens: str) -> None:
-        """Record, for the server, that text was sent."""
+        """Record that text was sent. Called by the server."""
         self.sent.extend(tokens)
         self._changes.notify()
 
     def record_end(self, outcome: Outcome) -> None:
-        """Record, for the server, how the exchange ended; only the first end counts."""
+        """Record how the request ended; only the first end counts. Called by the server."""
         if self.ended_at is not None:
             return
         self.outcome = outcome

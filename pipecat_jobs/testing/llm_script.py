@@ -1,7 +1,7 @@
-"""The script of a scripted LLM server: which requests it answers, and with what.
+"""The script of a scripted LLM server: replies, and rules that match them to requests.
 
-The replies (`Text`, `ToolCall`, `ToolCalls`, `Failure`, `Stall`, `Disconnect`) are plain values,
-which any number of scripts can share. A `Rule` says which requests to answer with which replies.
+The replies (`Text`, `ToolCall`, `ToolCalls`, `Failure`, `Stall`, `Disconnect`) are immutable values
+that several scripts can share.
 """
 
 import json
@@ -19,13 +19,13 @@ class Text:
     """A reply of plain text, streamed word by word.
 
     Attributes:
-        text: What the model says.
-        pace: Seconds between one token and the next. With 0 the server still yields to the event
-            loop between tokens, so a client can hang up anywhere.
+        text: The text of the reply.
+        pace: Seconds between one token and the next. With 0, the server still yields to the event
+            loop between tokens, so that a client can hang up after any token.
         first_token_after: Seconds between the request and the first token.
-        finish_reason: Why the model stopped, as the API says it: ``"length"`` or
-            ``"content_filter"`` cut the answer off; None ends the stream without a reason, as a
-            server that is restarted does. A reply that calls tools says ``"tool_calls"`` instead of
+        finish_reason: The ``finish_reason`` of the API: ``"stop"``, or ``"length"`` or
+            ``"content_filter"`` for a reply that is cut off; None ends the stream without one, like
+            a server that is restarted. A reply that calls tools has ``"tool_calls"`` in place of
             ``"stop"``. See https://platform.openai.com/docs/api-reference/chat-streaming.
 
     Raises:
@@ -44,13 +44,13 @@ class Text:
     finish_reason: str | None = "stop"
 
     def __post_init__(self) -> None:
-        check_instance("text", self.text, str, "what the model says")
+        check_instance("text", self.text, str, "the text of the reply")
         check_delay("pace", self.pace)
         check_delay("first_token_after", self.first_token_after)
 
     @property
     def tokens(self) -> list[str]:
-        """The tokens this text is streamed as."""
+        """The tokens that the server streams: words with the space before them."""
         return tokenize(self.text)
 
     @property
@@ -64,12 +64,12 @@ class ToolCall:
     """A reply that calls one tool.
 
     Attributes:
-        name: The tool's name.
-        arguments: The tool's arguments, sent to the client as JSON.
-        call_id: The call's id; None lets the server number it (``"call_1"``, ``"call_2"``...).
+        name: The name of the tool.
+        arguments: The arguments of the tool, sent to the client as JSON.
+        call_id: The id of the call; with None, the server numbers it (``"call_1"``, ``"call_2"``).
 
     Raises:
-        TypeError: If JSON cannot express the arguments.
+        TypeError: If the arguments cannot be written as JSON.
 
     Example::
 
@@ -82,18 +82,24 @@ class ToolCall:
     call_id: str | None = None
 
     def __post_init__(self) -> None:
-        # Encoding once here reports a wrong argument on the line that wrote it, not in the server.
+        # Encoded here once, so that a wrong argument raises in the test and not in the server.
         json.dumps(self.arguments)
 
 
 @dataclass(frozen=True, init=False)
 class ToolCalls:
-    """A reply that calls several tools at once, or says something before it calls one.
+    """A reply that calls several tools at once, or has text before a tool call.
+
+    Args:
+        *calls: The calls, in the order in which they are streamed; at least one.
+        text: The text before the calls.
 
     Attributes:
-        calls: The calls, in the order they are streamed.
-        text: What the model says before the calls; its `Text.pace` and `Text.first_token_after`
-            apply.
+        calls: The calls, in the order in which they are streamed.
+        text: The text before the calls; its `Text.pace` and `Text.first_token_after` apply.
+
+    Raises:
+        ValueError: If there is no call.
 
     Example::
 
@@ -106,15 +112,6 @@ class ToolCalls:
     text: Text
 
     def __init__(self, *calls: ToolCall, text: Text | str = "") -> None:
-        """Create the reply.
-
-        Args:
-            *calls: The calls, in the order they are streamed; at least one.
-            text: What the model says before the calls.
-
-        Raises:
-            ValueError: If there is no call.
-        """
         if not calls:
             raise ValueError("ToolCalls needs at least one ToolCall")
         object.__setattr__(self, "calls", calls)
@@ -123,15 +120,16 @@ class ToolCalls:
 
 @dataclass(frozen=True)
 class Failure:
-    """A reply that is an HTTP error with the error body OpenAI sends.
+    """A reply that is an HTTP error with an error body like OpenAI's.
 
     Attributes:
-        status: The HTTP status, 400 to 599.
-        message: The error's message.
-        code: The error's code, such as ``"rate_limit_exceeded"``.
-        retryable: Whether the client may try again. OpenAI's clients retry some statuses on their
-            own, each time taking one more reply from the script; unless this is true the server
-            tells them not to (``x-should-retry: false``), so that one failure answers one request.
+        status: The HTTP status, from 400 to 599.
+        message: The message of the error.
+        code: The code of the error, such as ``"rate_limit_exceeded"``.
+        retryable: Whether the client may send the request again. OpenAI's clients do that by
+            themselves after some statuses (https://github.com/openai/openai-python#retries), and
+            each time take another reply from the script. With False, the server sends the header
+            ``x-should-retry: false``, so that they do not.
 
     Raises:
         ValueError: If the status is not an error.
@@ -157,7 +155,7 @@ class Stall:
     """A reply that never ends: some text, then nothing until the client hangs up.
 
     Attributes:
-        after: What is sent before the silence.
+        after: The text that is sent first; may be empty.
 
     Example::
 
@@ -170,13 +168,14 @@ class Stall:
 
 @dataclass(frozen=True)
 class Disconnect:
-    """A reply the server breaks off: some text, then the connection is dropped.
+    """A reply that the server does not finish: some text, then it closes the connection.
 
-    A streamed answer has begun by then, so OpenAI's clients raise an error. A client that did not
-    ask for a stream has received nothing, and OpenAI's clients then send the request again.
+    In a stream, the reply has begun then, and OpenAI's clients raise an error. Without a stream,
+    the client has got nothing, and OpenAI's clients send the request again
+    (https://github.com/openai/openai-python#retries).
 
     Attributes:
-        after: What is sent before the connection is dropped.
+        after: The text that is sent first; may be empty.
 
     Example::
 
@@ -188,11 +187,11 @@ class Disconnect:
 
 
 Reply: TypeAlias = Text | ToolCall | ToolCalls | Failure | Stall | Disconnect
-"""Anything a request can be answered with."""
+"""Any reply to a request."""
 
 
 def as_reply(reply: Reply | str) -> Reply:
-    """Return a string as the `Text` it stands for, and a reply as it is."""
+    """Turn a string into a `Text`, and return a reply unchanged."""
     match reply:
         case str():
             return Text(reply)
@@ -203,39 +202,35 @@ def as_reply(reply: Reply | str) -> Reply:
 
 
 def as_text(text: Text | str) -> Text:
-    """Return a string as the `Text` it stands for, and a `Text` as it is."""
+    """Turn a string into a `Text`, and return a `Text` unchanged."""
     return Text(text) if isinstance(text, str) else text
 
 
 Match: TypeAlias = str | Callable[[LLMRequest], bool]
-"""Which requests a rule answers: those that mention a text, or those a function picks."""
+"""Selects requests: by a text that they mention, or by a function that returns whether it does."""
 
 ScriptedReply: TypeAlias = Reply | str | Callable[[LLMRequest], Reply | str]
-"""A rule's reply; a string stands for a `Text`, a function computes the reply."""
+"""A reply of a rule: a reply, a string for a `Text`, or a function that makes one of these."""
 
 
 @dataclass
 class Rule:
-    """Which requests to answer, and with what; `ScriptedLLMServer.on` adds one.
-
-    Attributes:
-        match: Which requests to answer.
-        replies: The replies still to give, in order.
-        repeat: Whether the last reply answers all later requests too.
-    """
+    """Matches replies to requests; `ScriptedLLMServer.on` adds one."""
 
     match: Match
+    #: The replies that are left, in order.
     replies: deque[ScriptedReply]
+    #: Whether all later requests get the last reply as well.
     repeat: bool
 
-    def answers(self, request: LLMRequest) -> bool:
-        """Tell whether this rule has a reply to a request."""
+    def matches(self, request: LLMRequest) -> bool:
+        """Return whether this rule has a reply to a request."""
         if not self.replies:
             return False
         return request.mentions(self.match) if isinstance(self.match, str) else self.match(request)
 
     def next_reply(self, request: LLMRequest) -> Reply:
-        """Take the next reply."""
+        """Remove and return the next reply."""
         stays = self.repeat and len(self.replies) == 1
         reply = self.replies[0] if stays else self.replies.popleft()
         return as_reply(reply(request) if callable(reply) else reply)

@@ -1,8 +1,8 @@
-"""A scripted LLM behind a real HTTP server, for tests without a key and without a network.
+"""A scripted LLM behind a real HTTP server, for tests without an API key and without a network.
 
-`ScriptedLLMServer` speaks the chat-completions API of OpenAI, streaming and not, as the API
-reference describes it (https://platform.openai.com/docs/api-reference/chat). Point Pipecat's own
-``OpenAILLMService``, or any other client of that API, at its ``base_url``.
+`ScriptedLLMServer` implements the chat-completions API of OpenAI, with and without streaming
+(https://platform.openai.com/docs/api-reference/chat). Give its ``base_url`` to Pipecat's
+``OpenAILLMService`` or to any other client of that API.
 """
 
 import asyncio
@@ -58,19 +58,20 @@ __all__ = [
     "ToolCalls",
 ]
 
-# A conversation with images in it is larger than the 1 MiB aiohttp takes by default.
+# A conversation with images is larger than 1 MiB, the default limit of aiohttp.
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 
 _ARGUMENTS_PIECE = 8  # Characters of a tool call's arguments per chunk.
 
 
 class ScriptedLLMServer:
-    """An OpenAI-compatible chat-completions server that answers from a script.
+    """An OpenAI-compatible chat-completions server that takes its replies from a script.
 
-    It listens on the loopback interface, takes any API key, and records every request. A request
-    is answered by the first of these that has a reply: the rules (`on`), in the order they were
-    added; the queue (`reply`); the default. Without a reply, the request gets an HTTP 500
-    whose message says how to script it. Usage is counted in the server's own tokens: words.
+    It listens on the loopback interface, accepts any API key, and records every request. A request
+    gets the first reply of these: from the rules (`on`), in the order in which they were added;
+    from the queue (`reply`); the default. If none has a reply, the request gets an HTTP 500 with a
+    message that says how to script one. Usage is counted in the tokens of the server, which are
+    words.
 
     Example::
 
@@ -94,20 +95,20 @@ class ScriptedLLMServer:
     def __init__(
         self, *, host: str = "127.0.0.1", port: int = 0, default: Reply | str | None = None
     ) -> None:
-        """Create a server; it listens once it is started.
+        """Create a server, which listens after `start()` or inside ``async with``.
 
         Args:
             host: The address to listen on.
-            port: The port to listen on; 0 takes a free one.
-            default: The reply to every request that neither a rule nor the queue answers. None
-                answers those with an HTTP 500 that says how to script them.
+            port: The port to listen on, from 0 to 65535; 0 takes a free port.
+            default: The reply to a request for which neither a rule nor the queue has one. With
+                None, such a request gets an HTTP 500 that says how to script a reply.
 
         Raises:
             InvalidJobTypeError: If an argument has the wrong type.
             InvalidJobError: If the host is empty or the port out of range.
         """
         self.requests: list[LLMRequest] = []
-        """Every well-formed request, in order of arrival."""
+        """All valid requests, in order of arrival."""
         self._host = check_text("host", host, "the address to listen on")
         self._port = check_port("port", port, least=0)
         self._default = None if default is None else as_reply(default)
@@ -134,7 +135,7 @@ class ScriptedLLMServer:
 
     @property
     def base_url(self) -> str:
-        """The URL to give to clients, such as ``"http://127.0.0.1:40123/v1"``.
+        """The base URL for clients, such as ``"http://127.0.0.1:40123/v1"``.
 
         Raises:
             RuntimeError: If the server is not running.
@@ -150,6 +151,13 @@ class ScriptedLLMServer:
         Raises:
             RuntimeError: If the server is running already.
             OSError: If it cannot listen on the host and port.
+
+        Example::
+
+            server = ScriptedLLMServer(default="Hello!")
+            await server.start()
+            assert server.base_url.startswith("http://127.0.0.1:")
+            await server.stop()
         """
         if self._runner is not None:
             raise RuntimeError("the server is running already")
@@ -157,7 +165,7 @@ class ScriptedLLMServer:
         app.router.add_post("/v1/chat/completions", self._chat_completions)
         app.router.add_get("/v1/models", self._models)
         app.on_shutdown.append(self._cancel_connections)
-        # Cancelling the handler is how aiohttp tells of a hang-up when nothing is being written.
+        # If a client hangs up while nothing is written, only a cancelled handler shows it.
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
         await runner.setup()
         try:
@@ -168,36 +176,41 @@ class ScriptedLLMServer:
         self._runner = runner
 
     async def stop(self) -> None:
-        """Break off every answer and stop to listen; do nothing if the server is not running."""
+        """Close all connections and stop to listen, if the server is running."""
         if self._runner is None:
             return
         runner, self._runner = self._runner, None
         await runner.cleanup()
-        # aiohttp no longer waits for a connection that was lost just before, whose task may still
-        # be about to end.
+        # aiohttp does not wait for a connection that was lost just before, so its task may not have
+        # ended yet.
         if self._connections:
             await asyncio.wait(self._connections)
         self._arrivals.notify()
 
     def reply(self, *replies: Reply | str) -> None:
-        """Queue replies: each request that no rule answers takes the next one.
+        """Add replies to the queue. Each request for which no rule has a reply takes the next one.
 
         Args:
-            *replies: The replies, in order; a string stands for a `Text`.
+            *replies: The replies, in order; a string is a `Text`.
+
+        Example::
+
+            server = ScriptedLLMServer()
+            server.reply("Hello!", Failure(429), "Hello again!")
         """
         self._queue.extend(as_reply(reply) for reply in replies)
 
     def on(self, match: Match, *replies: ScriptedReply, repeat: bool = True) -> None:
-        """Add a rule: which requests to answer, and with what.
+        """Add a rule, which gives its replies to the requests that it matches.
 
         Args:
             match: A text that occurs, in upper or lower case, in any message of the conversation,
-                the system's included; or a function that picks the requests, such as
-                ``lambda request: "book" in request.last_user_text``.
-            *replies: What to answer the first such request, the second, and so on; a function
-                computes the reply from the request.
-            repeat: Whether the last reply also answers all later requests. Otherwise the rule is
-                spent after its replies and later requests go to the next rule or the queue.
+                also in a system message; or a function that returns whether a request matches,
+                such as ``lambda request: "book" in request.last_user_text``.
+            *replies: The replies to the first matching request, the second, and so on; a function
+                makes the reply from the request.
+            repeat: Whether all later matching requests get the last reply as well. Otherwise they
+                go to the next rule or the queue.
 
         Raises:
             ValueError: If there is no reply.
@@ -216,17 +229,17 @@ class ScriptedLLMServer:
         """Wait until a number of requests have arrived since the server was created.
 
         Args:
-            count: How many requests in all.
+            count: How many requests to wait for, counted from the first one.
 
         Returns:
-            All requests so far, in order of arrival; `count` of them or more.
+            All requests until now, in order of arrival, at least ``count``.
 
         Raises:
-            RuntimeError: If the server is not running, or stops, before that many have arrived.
+            RuntimeError: If the server is not running, or stops, before ``count`` have arrived.
         """
         await self._arrivals.wait_until(lambda: len(self.requests) >= count or self._runner is None)
         if len(self.requests) < count:
-            raise RuntimeError(f"{count} requests awaited, {len(self.requests)} had arrived")
+            raise RuntimeError(f"waited for {count} requests, {len(self.requests)} had arrived")
         return list(self.requests)
 
     async def _models(self, http: web.Request) -> web.Response:
@@ -245,20 +258,20 @@ class ScriptedLLMServer:
         self._arrivals.notify()
         exchange = _Exchange(http, request, len(self.requests), self._next_call_id)
         try:
-            return await exchange.answer(self._choose(request))
+            return await exchange.reply(self._choose(request))
         except asyncio.CancelledError:
-            # Either aiohttp lost the connection, which leaves no transport, or `stop` cancelled.
+            # Without a transport, the client has closed the connection; otherwise `stop` cancelled.
             request.record_end("hung_up" if http.transport is None else "stopped")
             raise
 
     def _choose(self, request: LLMRequest) -> Reply:
         try:
             for rule in self._rules:
-                if rule.answers(request):
+                if rule.matches(request):
                     return rule.next_reply(request)
         except Exception as error:
-            # A function of the script failed. The test's author must see why, and the client must
-            # not retry, which would call it again.
+            # A function of the script failed. The author of the test must see why, and the client
+            # must not retry, because that would call the function again.
             logger.exception("ScriptedLLMServer: a rule raised an exception")
             return Failure(500, f"a rule of the ScriptedLLMServer raised {error!r}", "script_error")
         if self._queue:
@@ -280,7 +293,7 @@ class ScriptedLLMServer:
 
 @dataclass(frozen=True)
 class _Turn:
-    """The one shape every reply but a failure has: text, calls, and what comes then."""
+    """The form of all replies except failures: text, then tool calls, then an ending."""
 
     text: Text
     calls: tuple[ToolCall, ...] = ()
@@ -302,7 +315,7 @@ class _Turn:
 
 
 class _Exchange:
-    """Answers one request."""
+    """Sends the reply to one request."""
 
     def __init__(
         self,
@@ -323,21 +336,21 @@ class _Exchange:
             "model": request.model,
         }
 
-    async def answer(self, reply: Reply) -> web.StreamResponse:
+    async def reply(self, reply: Reply) -> web.StreamResponse:
         if isinstance(reply, Failure):
             self._request.record_end("failed")
             return _error_response(reply)
         turn = _Turn.of(reply)
         if not self._request.stream:
-            return await self._answer_whole(turn)
+            return await self._reply_whole(turn)
         try:
-            await self._answer_streaming(turn)
+            await self._reply_streaming(turn)
         except ConnectionError:
-            # A write can find the connection broken before aiohttp reports its loss.
+            # A write can fail before aiohttp reports that the connection is lost.
             self._request.record_end("hung_up")
         return self._stream
 
-    async def _answer_whole(self, turn: _Turn) -> web.Response:
+    async def _reply_whole(self, turn: _Turn) -> web.Response:
         await asyncio.sleep(turn.text.duration)
         if turn.ending != "finish":
             await self._break_off(turn)
@@ -353,7 +366,7 @@ class _Exchange:
         completion = {**self._envelope, "object": "chat.completion", "choices": [choice]}
         return web.json_response({**completion, "usage": self._usage(turn)})
 
-    async def _answer_streaming(self, turn: _Turn) -> None:
+    async def _reply_streaming(self, turn: _Turn) -> None:
         await self._stream.prepare(self._http)
         await asyncio.sleep(turn.text.first_token_after)
         if turn.ending == "finish" or turn.text.text:
@@ -379,12 +392,12 @@ class _Exchange:
             self._request.record_end("disconnected")
             if self._http.transport is not None:
                 self._http.transport.close()
-        # The handler is cancelled once the connection is gone, whichever side closes it.
+        # aiohttp cancels this handler once one of the two sides has closed the connection.
         while True:
             await asyncio.Event().wait()
 
     async def _send_call(self, index: int, call: ToolCall) -> None:
-        # The id and name come first and the arguments after them, in pieces, as OpenAI sends them.
+        # As from OpenAI, the first chunk has the id and name, and the next ones the arguments.
         await self._send_delta({"tool_calls": [{"index": index, **self._call(call, "")}]})
         arguments = json.dumps(call.arguments)
         for start in range(0, len(arguments), _ARGUMENTS_PIECE):
@@ -414,7 +427,7 @@ class _Exchange:
         }
 
     def _usage(self, turn: _Turn) -> JSON:
-        # Counted in this server's own tokens, so that a test can predict them.
+        # Counted in the tokens of this server, so that a test can predict them.
         prompt = sum(len(tokenize(message_text(message))) for message in self._request.messages)
         arguments = (tokenize(json.dumps(call.arguments)) for call in turn.calls)
         completion = len(turn.text.tokens) + sum(map(len, arguments))
@@ -435,9 +448,9 @@ def _unscripted(request: LLMRequest) -> Failure:
         500,
         "no reply is scripted for this request"
         f' (model "{request.model}", last user text "{request.last_user_text}").'
-        ' Script one before it arrives: server.reply("...") answers the next request,'
-        ' server.on("some text", "...") answers the requests that mention it,'
-        ' and ScriptedLLMServer(default=Text("...")) answers all others.',
+        ' Script one before it arrives: server.reply("...") is for the next request,'
+        ' server.on("some text", "...") for the requests that mention the text,'
+        ' and ScriptedLLMServer(default=Text("...")) for all others.',
         "unscripted",
     )
 

@@ -1,4 +1,4 @@
-"""An asyncio event loop whose clock jumps, so that long timeouts are tested at once."""
+"""An asyncio event loop whose clock jumps, so that tests of long timeouts take no time."""
 
 import asyncio
 import selectors
@@ -13,11 +13,23 @@ Ts = TypeVarTuple("Ts")
 
 
 class VirtualDeadlockError(RuntimeError):
-    """Nothing on a `VirtualTimeLoop` can ever run again."""
+    """Raised when nothing on a `VirtualTimeLoop` can ever run again.
+
+    Example::
+
+        def new_loop():
+            return VirtualTimeLoop(deadlock_after=0.01)
+
+        with (
+            pytest.raises(VirtualDeadlockError),
+            asyncio.Runner(loop_factory=new_loop) as runner,
+        ):
+            runner.run(asyncio.Event().wait())
+    """
 
 
 class _VirtualSelector(selectors.DefaultSelector):
-    """Lets a virtual clock pass instead of waiting for it."""
+    """Moves a virtual clock forward instead of waiting."""
 
     def __init__(self, *, io_grace: float, deadlock_after: float):
         super().__init__()
@@ -32,7 +44,7 @@ class _VirtualSelector(selectors.DefaultSelector):
         if ready or (timeout is not None and timeout <= 0):
             return ready
         if self.in_executor:
-            # A thread takes real time; its result arrives through the loop's own files.
+            # A thread takes real time; its result wakes the loop through the files of the loop.
             return super().select(None)
         has_io = len(self.get_map()) > self.own_files
         if timeout is None:
@@ -49,7 +61,7 @@ class _VirtualSelector(selectors.DefaultSelector):
         ready = super().select(self._deadlock_after)
         if not ready:
             raise VirtualDeadlockError(
-                "every task waits for something that nothing will bring: no timer, no I/O, no "
+                "every task waits, and nothing can wake one: there is no timer, no I/O and no "
                 f"executor, and no other thread woke the loop for {self._deadlock_after:g} s"
             )
         return ready
@@ -58,17 +70,17 @@ class _VirtualSelector(selectors.DefaultSelector):
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An event loop on virtual time: when nothing is ready, its clock jumps to the next timer.
 
-    ``loop.time()`` starts at 0 and moves only by such jumps, so a 30 s timeout expires at
-    exactly 30.0 and takes no time. ``time.time()`` and ``time.monotonic()`` stay real.
+    ``loop.time()`` starts at 0 and changes only by such jumps, so a timeout of 30 s expires at
+    exactly 30.0 and takes no real time. ``time.time()`` and ``time.monotonic()`` are not changed.
 
-    - While a function runs in an executor (``asyncio.to_thread()``, name resolution) the clock
-      stands still. It does not stand still for threads the loop knows nothing about.
+    - While a function runs in an executor (``asyncio.to_thread()``, name resolution), the clock
+      does not jump. It does jump while other threads run, because the loop does not know them.
     - While sockets are open, the loop waits ``io_grace`` real seconds for them before each
-      jump. That is enough for peers in the same process and not for a real network, whose
-      timeouts belong on a real loop.
-    - When nothing is scheduled and nothing can arrive, it raises `VirtualDeadlockError` out of
-      ``run_until_complete()`` after ``deadlock_after`` real seconds, in which other threads
-      may still wake it by ``call_soon_threadsafe()``.
+      jump. That is enough for peers in the same process, but not for a real network: test its
+      timeouts on a real loop.
+    - If no timer is scheduled and no I/O is possible, ``run_until_complete()`` raises
+      `VirtualDeadlockError` after ``deadlock_after`` real seconds. Until then, other threads can
+      wake the loop with ``call_soon_threadsafe()``.
 
     Example::
 
@@ -88,25 +100,26 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
         Args:
             io_grace: Real seconds to wait for open sockets before the clock jumps.
-            deadlock_after: Real seconds without anything to do until it is a deadlock.
+            deadlock_after: Real seconds without anything to run until the loop raises
+                `VirtualDeadlockError`.
 
         Raises:
-            InvalidJobTypeError: If one is not a number.
-            InvalidJobError: If one is negative.
+            InvalidJobTypeError: If an argument is not a number.
+            InvalidJobError: If an argument is negative.
         """
         self._virtual = _VirtualSelector(
             io_grace=check_delay("io_grace", io_grace),
             deadlock_after=check_delay("deadlock_after", deadlock_after),
         )
         super().__init__(self._virtual)
-        # The loop has just registered what other threads and signals wake it by.
+        # The loop has just registered the files through which other threads and signals wake it.
         self._virtual.own_files = len(self._virtual.get_map())
 
     def time(self) -> float:
         """Return the virtual time.
 
         Returns:
-            Seconds since the loop was made, as far as the clock has jumped.
+            The sum of all jumps of the clock, in seconds, from 0.0.
         """
         return self._virtual.now
 
@@ -135,7 +148,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Wait for the default executor's threads, with the virtual clock stopped meanwhile.
 
         Args:
-            timeout: Accepted as by any loop; it never expires, since the clock stands still.
+            timeout: Seconds; it never expires, because the clock does not jump meanwhile.
         """
         self._virtual.in_executor += 1
         try:

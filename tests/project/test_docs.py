@@ -210,22 +210,8 @@ from pipecat_jobs.testing import JobHarness, Text, run_virtual
     assert f"{len(tests)} passed" in done.stdout
 
 
-class Asker(pipecat_jobs.BaseWorker):
-    async def ask(self, name: str, payload: dict) -> dict:
-        async with self.job(name, payload=payload) as j:
-            pass
-        return j.response
-
-
-class Answerer(pipecat_jobs.BaseWorker):
-    async def on_job_request(self, message: BusJobRequestMessage) -> None:
-        await self.send_job_response(message.job_id, {"answer": "!"})
-
-
 @pytest.mark.parametrize(("where", "code"), EXAMPLES, ids=[where for where, _ in EXAMPLES])
 async def test_examples_in_docstrings_run(where: str, code: str, names: dict[str, object]):
-    names |= {"Asker": Asker, "Answerer": Answerer}
-    names |= {"asker": Asker("asker"), "answerer": Answerer("answerer")}
     await run(code, names)
     if "llm" in names:
         # Pipecat has no public way to close a service that never was in a pipeline.

@@ -182,7 +182,7 @@ async def test_failure_answers_exactly_one_request(
 
     assert raised.value.code == "rate_limit_exceeded"
     assert server.requests[0].outcome == "failed"
-    with pytest.raises(RuntimeError, match="ended before its answer started"):
+    with pytest.raises(RuntimeError, match="ended before its reply started"):
         await server.requests[0].wait_started()
     assert await ask(client) == "fine"
     assert len(server.requests) == 2
@@ -338,7 +338,7 @@ async def test_stop_leaves_nothing_behind() -> None:
         await server.stop()
 
         assert asyncio.all_tasks() - before <= {waiting}
-        with pytest.raises(RuntimeError, match="4 requests awaited, 3 had arrived"):
+        with pytest.raises(RuntimeError, match="waited for 4 requests, 3 had arrived"):
             await waiting
         outcomes = [request.outcome for request in server.requests]
         assert outcomes == ["stopped", "completed", "stopped"]
