@@ -1,4 +1,4 @@
-"""What a benchmark is, and what it finds."""
+"""A benchmark and its figures."""
 
 import math
 import statistics
@@ -8,40 +8,23 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
 Work: TypeAlias = Callable[[], Awaitable[None]]
-"""Something that takes time."""
+"""The work whose time is measured."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How the samples of one quantity are spread.
-
-    Attributes:
-        count: How many samples there are.
-        median: The middle one.
-        p99: The smallest that 99 in 100 do not exceed; of fewer than 100 samples, the largest.
-        minimum: The smallest.
-        maximum: The largest.
-    """
+    """Describes the samples of one quantity."""
 
     count: int
     median: float
+    #: The smallest sample that 99 % do not exceed; of fewer than 100 samples, the largest.
     p99: float
     minimum: float
     maximum: float
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Self:
-        """Describe samples.
-
-        Args:
-            samples: At least one, in any order.
-
-        Returns:
-            Their spread.
-
-        Raises:
-            ValueError: If there is no sample.
-        """
+        """Describe samples, of which there must be at least one."""
         if not samples:
             raise ValueError("a spread needs at least one sample; none was measured")
         ordered = sorted(samples)
@@ -56,41 +39,32 @@ class Spread:
 
 @dataclass(frozen=True)
 class Figure:
-    """One quantity, measured on one subject.
+    """One quantity, measured on one subject."""
 
-    Attributes:
-        quantity: What was measured, such as ``"time until the answer"``.
-        subject: Whose it is, such as ``"pipecat-jobs"``.
-        unit: What it is counted in, such as ``"ms"``.
-        spread: What came out.
-        workers: How many workers are on the bus, where that varies.
-    """
-
+    #: For example ``"one job, 2 workers"``.
     quantity: str
+    #: For example ``"ours on RoutedBus"``.
     subject: str
+    #: For example ``"ms"``.
     unit: str
     spread: Spread
+    #: How many workers are on the bus, if the number varies.
     workers: int | None = None
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One row of ``python -m benchmarks``.
+    """One benchmark of ``python -m benchmarks``."""
 
-    Attributes:
-        name: What to call it on the command line.
-        title: What it measures, in one line.
-        method: How, for whoever reads the figures: what is counted from where to where, and what
-            may distort it.
-        rounds: How many rounds it takes unless told otherwise.
-        run: Measures; gets the number of rounds, at least one.
-        ours: Gives our part of it to be profiled, if it is about time: sets up, and yields what
-            does the work.
-    """
-
+    #: Its name on the command line.
     name: str
+    #: What it measures, in one line.
     title: str
+    #: How it measures, for the reader of the figures: what is counted, and what may distort it.
     method: str
+    #: How many rounds it takes by default.
     rounds: int
+    #: Measures, for a number of rounds, at least one.
     run: Callable[[int], Coroutine[Any, Any, list[Figure]]]
+    #: Sets up the work of pipecat-jobs and yields it, to be profiled; None if it is not about time.
     ours: Callable[[], AbstractAsyncContextManager[Work]] | None = None

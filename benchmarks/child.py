@@ -14,28 +14,24 @@ from loguru import logger
 from benchmarks.benchmark import Figure, Spread
 from benchmarks.subjects import Subject
 
-#: How many run at once. Memory, unlike time, does not suffer from company.
+#: How many measurements run at once, which changes times, but not memory.
 _AT_ONCE = 2
 
 Measured: TypeAlias = dict[tuple[str, str], float]
-"""What came out, by quantity and unit."""
+"""The measured values, by quantity and unit."""
 
 Measure: TypeAlias = Callable[[], Coroutine[Any, Any, Measured]]
-"""Measures; has to be picklable."""
+"""Measures; must be picklable."""
 
 
 def log_errors_only() -> None:
-    """Keep Pipecat from logging every frame it queues, which would be measured with the rest."""
+    """Keep Pipecat from logging every frame, which would be measured as well."""
     logger.remove()
     logger.add(sys.stderr, level="ERROR")
 
 
 def fresh_process() -> Executor:
-    """Make an executor for one call, in a process that has done nothing yet.
-
-    Returns:
-        The executor.
-    """
+    """Make an executor for one call in a new process."""
     spawn = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, mp_context=spawn, initializer=log_errors_only)
 
@@ -43,15 +39,7 @@ def fresh_process() -> Executor:
 async def measure_in_children(
     measures: Sequence[tuple[Subject, Measure]], rounds: int
 ) -> list[Figure]:
-    """Measure, each time in a process and an event loop of its own.
-
-    Args:
-        measures: How, and whose it is.
-        rounds: How often.
-
-    Returns:
-        The figures, with one quantity of all subjects side by side.
-    """
+    """Measure, each time in a process and an event loop of its own, and sort by quantity."""
     turns = [*measures] * rounds
     room = asyncio.Semaphore(_AT_ONCE)
     found = await asyncio.gather(*(_in_child(measure, room) for _, measure in turns))
@@ -77,10 +65,6 @@ def _run(measure: Measure) -> Measured:
 
 
 def resident() -> float:
-    """Tell how much memory this process holds, without its garbage.
-
-    Returns:
-        Megabytes.
-    """
+    """Return the resident memory of this process without garbage, in megabytes."""
     gc.collect()
     return psutil.Process().memory_info().rss / 2**20

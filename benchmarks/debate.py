@@ -1,8 +1,9 @@
 """The debate of "Job Coordination", on Pipecat's own jobs and on ours.
 
-`Moderator` and `Debater` are written once, on Pipecat's classes and in the document's form: a tool
-that asks a group, a handler that queues a frame, an event handler that answers. `JobsModerator` and
-`JobsDebater` are the same classes on our workers, so that the job layer is all that differs.
+`Moderator` and `Debater` are written once, on Pipecat's classes and as in that document: a tool
+that requests a group, a handler that queues a frame, an event handler that sends the response.
+`JobsModerator` and `JobsDebater` are the same classes on our workers, so that only the job layer
+differs.
 """
 
 import asyncio
@@ -33,32 +34,17 @@ DEBATERS = ("advocate", "critic", "analyst")
 
 
 def instruction(debater: str) -> str:
-    """Tell a debater its part; the script knows its requests by that.
-
-    Args:
-        debater: Its name.
-
-    Returns:
-        The system instruction.
-    """
+    """Make the system instruction of a debater, by which the script recognizes its requests."""
     return f"You argue as the {debater}."
 
 
 class Moderator(LLMWorker):
-    """Has a topic debated when its LLM calls for it.
-
-    Attributes:
-        tool_cancelled: Set when the tool was cancelled.
-    """
+    """Starts a debate when its LLM calls the tool."""
 
     def __init__(self, llm: LLM, pipeline: Pipeline):
-        """Create the moderator, who holds the conversation.
-
-        Args:
-            llm: The service in the pipeline.
-            pipeline: What it runs in, context aggregators included.
-        """
+        """Create the active worker of the conversation, whose service is in ``pipeline``."""
         super().__init__("moderator", llm=llm, pipeline=pipeline, active=True)
+        #: Set when the tool was cancelled.
         self.tool_cancelled = asyncio.Event()
 
     @tool(cancel_on_interruption=True)
@@ -81,27 +67,16 @@ class Moderator(LLMWorker):
 
 
 class Debater(LLMContextWorker):
-    """Answers a job with the next thing its LLM says."""
+    """Responds to a job with the next text of its LLM."""
 
     def __init__(self, name: str, llm: LLM, *, active: bool = False):
-        """Create a debater.
-
-        Args:
-            name: Its name on the bus.
-            llm: Its own service.
-            active: Whether it takes part in the conversation. Pipecat's own jobs need that: an
-                inactive worker's requests are dropped.
-        """
+        """Create a debater. On Pipecat's own jobs, only an active worker gets requests."""
         super().__init__(name, llm=llm, active=active)
         self._job_id: str | None = None
         self.assistant_aggregator.add_event_handler("on_assistant_turn_stopped", self._answer)
 
     async def on_job_request(self, message: BusJobRequestMessage) -> None:
-        """Queue the topic for the LLM.
-
-        Args:
-            message: The request.
-        """
+        """Queue the topic of a job for the LLM."""
         await super().on_job_request(message)
         self._job_id = message.job_id
         topic = {"role": "developer", "content": f"Topic: {message.payload['topic']}"}
@@ -125,18 +100,12 @@ class JobsDebater(JobsLLMContextWorker, Debater):
 
 @dataclass(frozen=True)
 class JobLayer:
-    """Which jobs a debate runs on.
-
-    Attributes:
-        name: What to call it in a report.
-        moderator: The moderator's class.
-        debater: The debaters' class.
-        active: Whether the debaters have to be active to take jobs.
-    """
+    """The implementation of jobs that a debate uses."""
 
     name: str
     moderator: type[Moderator]
     debater: type[Debater]
+    #: Whether the debaters must be active to get requests.
     active: bool
 
 
@@ -145,21 +114,13 @@ PIPECATS = JobLayer("Pipecat's own jobs", Moderator, Debater, active=True)
 
 
 class Debate:
-    """A moderator and three debaters on a runner of their own, without a transport.
-
-    Attributes:
-        summed_up: Set when the moderator has said something; cleared when a debate is opened.
-    """
+    """A moderator and three debaters on a runner of their own, without a transport."""
 
     def __init__(self, layer: JobLayer, base_url: str):
-        """Create the workers.
-
-        Args:
-            layer: The jobs they use.
-            base_url: Where their LLM provider is.
-        """
+        """Create the workers, whose LLM provider is at ``base_url``."""
         self.context = LLMContext()
         aggregators = LLMContextAggregatorPair(self.context)
+        #: Set when the moderator has given the summary; cleared when a debate is opened.
         self.summed_up = asyncio.Event()
         aggregators.assistant().add_event_handler("on_assistant_turn_stopped", self._note_summary)
         llm = LLM(base_url, MODERATOR)
@@ -178,7 +139,7 @@ class Debate:
             self.summed_up.set()
 
     async def open(self) -> None:
-        """Have the user ask for a debate, with nothing left in any context of the one before."""
+        """Clear the contexts of all workers, and have the user ask for a debate."""
         for worker in (self.moderator, *self.debaters):
             await worker.flush_pipeline()
         for context in (self.context, *(debater.context for debater in self.debaters)):

@@ -1,4 +1,4 @@
-"""What a job costs between processes."""
+"""The cost of a job between processes."""
 
 import asyncio
 import multiprocessing
@@ -20,18 +20,18 @@ from benchmarks.benchmark import Benchmark, Figure, Spread
 from pipecat_jobs import BaseWorker, job
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
 
-#: How many processes are on the channel: the one that asks, the one that answers, and idle ones.
+#: How many processes are on the channel: of the requester, of the worker, and idle ones.
 _PROCESSES = (2, 10, 50)
 #: Jobs in a row that make a sample of the round trip.
 _JOBS = 20
 #: Jobs that are open at once when throughput is measured.
 _AT_ONCE = 100
-#: Deaths that are measured at most: each takes the lease's time.
+#: The most deaths that are measured, because each takes as long as a lease.
 _MOST_DEATHS = 10
-#: Seconds of a lease: what fifty processes that start at once on one machine can keep.
+#: Seconds of a lease that fifty processes can renew while they all start on one machine.
 _LEASE = 15.0
 _DEFAULT_LEASE = 1.5
-#: Seconds that idle processes are watched for.
+#: Seconds for which commands of idle processes are counted.
 _IDLE_FOR = 4.0
 
 _BARE, _PIPECATS, _OURS = "XADD and XREAD alone", "ours on Pipecat's RedisBus", "RedisStreamsBus"
@@ -40,7 +40,7 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["benchmarks.distributed"])
 
 
-class _Answerer(BaseWorker):
+class _Worker(BaseWorker):
     def __init__(self, name: str, redis: Redis):
         super().__init__(name)
         self._redis = redis
@@ -52,7 +52,7 @@ class _Answerer(BaseWorker):
     @job(name="hold")
     async def hold(self, message: BusJobRequestMessage) -> dict[str, Any]:
         try:
-            # The cancel may come before the receipt for this.
+            # The cancel may come before the reply to this command.
             await self._redis.rpush("started", os.getpid())
             await self._redis.blpop("gate")
         except asyncio.CancelledError:
@@ -72,7 +72,7 @@ async def _serve(subject: str, url: str, worker: str, lease: float) -> None:
     notes = Redis.from_url(url, db=1)
     bus = _bus(subject, Redis.from_url(url), lease)
     runner = WorkerRunner(bus=bus, handle_sigint=False, handle_sigterm=True)
-    await runner.add_workers(_Answerer(worker, notes))
+    await runner.add_workers(_Worker(worker, notes))
     await runner.run(auto_end=False)
 
 
@@ -100,17 +100,17 @@ def _start(subject: str, url: str, worker: str, lease: float = _LEASE) -> Any:
 async def _channel(
     subject: str, processes: int, lease: float = _LEASE
 ) -> AsyncIterator[tuple[BaseWorker, Redis, str]]:
-    """A requester here, a worker in another process, and idle workers in further ones."""
+    """Run a requester here, its worker in another process, and idle workers in further ones."""
     async with EmbeddedRedis() as server, Redis.from_url(server.url) as client:
-        names = ["answerer", *(f"idle-{number}" for number in range(processes - 2))]
+        names = ["worker", *(f"idle-{number}" for number in range(processes - 2))]
         others = [_start(subject, server.url, name, lease) for name in names]
-        asker, notes = BaseWorker("asker"), Redis.from_url(server.url, db=1)
+        requester, notes = BaseWorker("requester"), Redis.from_url(server.url, db=1)
         runner = WorkerRunner(bus=_bus(subject, client, lease), handle_sigint=False)
-        await runner.add_workers(asker)
+        await runner.add_workers(requester)
         running = asyncio.create_task(runner.run(auto_end=False))
-        await _known(runner, names)
+        await _wait_until_known(runner, names)
         try:
-            yield asker, notes, server.url
+            yield requester, notes, server.url
         finally:
             await runner.cancel()
             await running
@@ -120,7 +120,7 @@ async def _channel(
             await notes.aclose()
 
 
-async def _known(runner: WorkerRunner, names: list[str]) -> None:
+async def _wait_until_known(runner: WorkerRunner, names: list[str]) -> None:
     for name in names:
         known = asyncio.Event()
 
@@ -131,14 +131,14 @@ async def _known(runner: WorkerRunner, names: list[str]) -> None:
         await known.wait()
 
 
-async def _time(once: Callable[[], Awaitable[object]], times: int) -> float:
+async def _measure(once: Callable[[], Awaitable[object]], times: int) -> float:
     began = time.monotonic()
     for _ in range(times):
         await once()
     return 1000 * (time.monotonic() - began) / times
 
 
-async def _bare(rounds: int) -> list[Figure]:
+async def _measure_bare(rounds: int) -> list[Figure]:
     async with EmbeddedRedis() as server, Redis.from_url(server.url) as redis:
         process = _start(_BARE, server.url, "")
         last = b"0"
@@ -148,22 +148,22 @@ async def _bare(rounds: int) -> list[Figure]:
             await redis.xadd("there", {"b": b"x" * 200})
             [(_, [(last, _)])] = await redis.xread({"back": last}, block=0)
 
-        await _time(there_and_back, _JOBS)
-        samples = [await _time(there_and_back, _JOBS) for _ in range(rounds)]
+        await _measure(there_and_back, _JOBS)
+        samples = [await _measure(there_and_back, _JOBS) for _ in range(rounds)]
         process.kill()
         process.join()
     return [Figure("there and back, 2 processes", _BARE, "ms", Spread.of(samples))]
 
 
-async def _round_trips(subject: str, processes: int, rounds: int) -> list[Figure]:
-    async with _channel(subject, processes) as (asker, *_):
+async def _measure_round_trips(subject: str, processes: int, rounds: int) -> list[Figure]:
+    async with _channel(subject, processes) as (requester, *_):
 
         async def one_job() -> None:
-            async with asker.job("answerer", name="echo", payload={"text": "hello"}, timeout=30):
+            async with requester.job("worker", name="echo", payload={"text": "hello"}, timeout=30):
                 pass
 
-        await _time(one_job, _JOBS)
-        samples = [await _time(one_job, _JOBS) for _ in range(rounds)]
+        await _measure(one_job, _JOBS)
+        samples = [await _measure(one_job, _JOBS) for _ in range(rounds)]
         rates: list[float] = []
         for _ in range(max(rounds // 5, 1)):
             began = time.monotonic()
@@ -176,12 +176,12 @@ async def _round_trips(subject: str, processes: int, rounds: int) -> list[Figure
     ]
 
 
-async def _cancels(rounds: int) -> list[Figure]:
+async def _measure_cancels(rounds: int) -> list[Figure]:
     samples: list[float] = []
-    async with _channel(_OURS, 2) as (asker, notes, _):
+    async with _channel(_OURS, 2) as (requester, notes, _):
 
         async def held() -> None:
-            async with asker.job("answerer", name="hold"):
+            async with requester.job("worker", name="hold"):
                 pass
 
         for _ in range(rounds):
@@ -195,22 +195,22 @@ async def _cancels(rounds: int) -> list[Figure]:
     return [Figure("from cancelling to the handler", _OURS, "ms", Spread.of(samples))]
 
 
-async def _deaths(rounds: int) -> list[Figure]:
+async def _measure_deaths(rounds: int) -> list[Figure]:
     samples: list[float] = []
-    async with _channel(_OURS, 2, _DEFAULT_LEASE) as (asker, notes, url):
+    async with _channel(_OURS, 2, _DEFAULT_LEASE) as (requester, notes, url):
         spares: list[Any] = []
         for _ in range(min(rounds, _MOST_DEATHS)):
-            answers: asyncio.Task[None] = asyncio.create_task(_hold(asker))
+            holding: asyncio.Task[None] = asyncio.create_task(_hold(requester))
             _, pid = await notes.blpop(["started"])
-            spares.append(_start(_OURS, url, "answerer", _DEFAULT_LEASE))
+            spares.append(_start(_OURS, url, "worker", _DEFAULT_LEASE))
             async with Redis.from_url(url) as redis:
-                while await redis.hlen("pipecat-jobs:{pipecat}:hosts:answerer") < 2:  # noqa: ASYNC110
+                while await redis.hlen("pipecat-jobs:{pipecat}:hosts:worker") < 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             began = time.monotonic()
             os.kill(int(pid), signal.SIGKILL)
             await notes.blpop(["started"])
             await notes.rpush("gate", "open")
-            await answers
+            await holding
             samples.append(time.monotonic() - began)
         for process in spares:
             process.kill()
@@ -218,12 +218,12 @@ async def _deaths(rounds: int) -> list[Figure]:
     return [Figure("from SIGKILL to the answer from elsewhere", _OURS, "s", Spread.of(samples))]
 
 
-async def _hold(asker: BaseWorker) -> None:
-    async with asker.job("answerer", name="hold"):
+async def _hold(requester: BaseWorker) -> None:
+    async with requester.job("worker", name="hold"):
         pass
 
 
-async def _idle() -> list[Figure]:
+async def _measure_idle() -> list[Figure]:
     processes = 10
     async with (
         _channel(_OURS, processes, _DEFAULT_LEASE) as (_, _, url),
@@ -238,21 +238,26 @@ async def _idle() -> list[Figure]:
 
 
 async def _run(rounds: int) -> list[Figure]:
-    figures = await _bare(rounds)
+    figures = await _measure_bare(rounds)
     for processes in _PROCESSES:
         for subject in (_OURS, _PIPECATS):
-            figures += await _round_trips(subject, processes, rounds)
-    return [*figures, *await _cancels(rounds), *await _deaths(rounds), *await _idle()]
+            figures += await _measure_round_trips(subject, processes, rounds)
+    return [
+        *figures,
+        *await _measure_cancels(rounds),
+        *await _measure_deaths(rounds),
+        *await _measure_idle(),
+    ]
 
 
 DISTRIBUTED = Benchmark(
     name="distributed",
-    title="one worker asks another in another process",
+    title="one worker requests a job of another in another process",
     method=(
-        f"From the call to the answer; the mean of {_JOBS} jobs in a row is one sample. The Redis "
-        "server and all processes share this machine, so that what many processes compute at once "
-        "counts as delay. Persistence is off. Cancelling is measured from the caller's "
-        "cancellation to the one in the other process's handler."
+        f"From the call to the response; the mean of {_JOBS} jobs in a row is one sample. The "
+        "Redis server and all processes share this machine, so the work of all of them counts as "
+        "delay. Persistence is off. A cancel is measured from the cancellation of the requester's "
+        "task to the cancellation of the handler in the other process."
     ),
     rounds=20,
     run=_run,

@@ -1,4 +1,4 @@
-"""What a job group costs, from a few workers to thousands."""
+"""The cost of a job group, from a few workers to thousands."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -8,17 +8,17 @@ from benchmarks.benchmark import Benchmark, Figure, Spread, Work
 from benchmarks.sampling import Samples, Series, figures, ratio, take_turns, timed
 from benchmarks.subjects import FLOOR, OURS, OURS_ON_PIPECATS_BUS, PIPECATS, floor, running
 
-#: How many workers are asked at once, by subject.
+#: The sizes of the groups, by subject.
 _SIZES = {
     OURS: (10, 100, 1_000, 5_000),
     PIPECATS: (10, 100, 1_000),
     OURS_ON_PIPECATS_BUS: (10, 100),
 }
 
-#: From this size on, a group of Pipecat's takes many seconds.
+#: From this size on, a group of Pipecat takes many seconds, so it is sampled once.
 _ONCE = 1_000
 
-#: Workers asked in one sample, if one group has fewer.
+#: The least number of jobs in one sample: smaller groups are requested several times.
 _ASKED = 100
 
 #: The size that is profiled.
@@ -40,7 +40,7 @@ async def _run(rounds: int) -> list[Figure]:
 
 
 async def _sample(size: int, rounds: int) -> Samples:
-    """Sample all subjects that are measured at one size, with no workers alive but theirs."""
+    """Sample all subjects at one size, while only their workers are alive."""
 
     def series_of(subject: str, group: Work) -> Series:
         return Series(
@@ -73,13 +73,14 @@ async def _ours() -> AsyncIterator[Work]:
 
 GROUP = Benchmark(
     name="group",
-    title="one worker asks all the others on its bus at once",
+    title="one worker requests a job of all others on its bus at once",
     method=(
-        "From the call to the last answer, in one process; no other worker is on the bus. A group "
-        f"of fewer than {_ASKED} is asked several times in a row for one sample. Size after size, "
-        f"the subjects take turns within each round; Pipecat's group of {_ONCE:,} is sampled once, "
-        "without a warm-up, and larger ones are left out, since it is the square of its size. The "
-        "floor is a queue, a task and a future for each worker."
+        "From the call to the last response, in one process; no other worker is on the bus. A "
+        f"group of fewer than {_ASKED} is requested several times in a row for one sample. The "
+        "subjects take turns within each round, one size after the other. Pipecat's group of "
+        f"{_ONCE:,} is sampled once, without a warm-up, and larger ones are left out, because its "
+        "time grows with the square of its size. The floor is a queue, a task and a future for "
+        "each worker."
     ),
     rounds=7,
     run=_run,

@@ -1,6 +1,6 @@
-"""Prints what importing pipecat_jobs takes: run in an interpreter that has imported nothing.
+"""Prints the time that importing pipecat_jobs takes, and the modules that it imports.
 
-Its arguments are the modules to import beforehand.
+Run it in a new interpreter. Its arguments are the modules to import before.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What importing pipecat_jobs adds to importing what it needs."""
+"""The time that importing pipecat_jobs adds to importing what it needs of Pipecat."""
 
 import asyncio
 import json
@@ -8,14 +8,14 @@ from typing import Any
 
 from benchmarks.benchmark import Benchmark, Figure, Spread
 
-#: What only some users of Pipecat have installed.
+#: Packages that only some users of Pipecat have installed.
 _OPTIONAL = {"aiohttp", "pytest", "redis", "rich", "starlette", "websockets"}
 
 _PROBE = Path(__file__).with_name("import_probe.py")
 
 
 async def _import(*beforehand: str) -> dict[str, Any]:
-    # -P, or the modules beside the probe could stand in for others of their names.
+    # Without -P, the modules beside the probe would hide other modules of the same names.
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", str(_PROBE), *beforehand),
         stdout=asyncio.subprocess.PIPE,
@@ -51,9 +51,9 @@ IMPORT = Benchmark(
     name="import",
     title="what importing pipecat_jobs adds to importing what it needs of Pipecat",
     method=(
-        "Every round is a fresh interpreter. It imports the modules of Pipecat that pipecat_jobs "
-        "loads, in the order in which it loads them, and then pipecat_jobs itself. An optional "
-        f"package ({', '.join(sorted(_OPTIONAL))}) counts if only the latter brings it."
+        "Every round is a new interpreter. It imports the modules of Pipecat that pipecat_jobs "
+        "imports, in the same order, and then pipecat_jobs itself. An optional package "
+        f"({', '.join(sorted(_OPTIONAL))}) counts if only pipecat_jobs imports it."
     ),
     rounds=10,
     run=_run,

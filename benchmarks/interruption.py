@@ -1,4 +1,4 @@
-"""How long the debaters' providers go on after the user has interrupted."""
+"""The time from an interruption by the user until the debaters' providers stop."""
 
 import asyncio
 import random
@@ -11,47 +11,44 @@ from benchmarks.debate import DEBATERS, MODERATOR, OURS, PIPECATS, Debate, JobLa
 from benchmarks.llm import LLM
 from pipecat_jobs.testing import LLMRequest, ScriptedLLMServer, Text, ToolCall
 
-#: What each debater says: a second of it, at fifty tokens a second.
+#: The argument of each debater, which takes one second at fifty tokens per second.
 _ARGUMENT = Text(" ".join(["regulation"] * 50), pace=0.02)
 
-#: How many of them each debater has said when the user interrupts.
+#: How many tokens each debater has sent when the user interrupts.
 _TOKENS_BEFORE = 3
 
-#: Rounds of ours for each of Pipecat's own, which lasts until all arguments are over.
+#: Rounds of ours for each round of Pipecat's own, which lasts until all arguments are complete.
 _ROUNDS_PER_PIPECATS = 10
 
-#: Rounds that are not counted, in which connections are opened and modules loaded.
+#: Rounds that are not counted, in which connections are opened and modules are imported.
 _WARM_UP = 1
 
-#: Seconds a round may take before the measurement is given up.
+#: Seconds that a round may take before the benchmark fails.
 _MOST_PER_ROUND = 30
 
 
 @dataclass(frozen=True)
 class _Round:
-    """One interruption.
+    """One interruption."""
 
-    Attributes:
-        closed: Milliseconds until the last client had closed its stream.
-        ended: Milliseconds until the last stream had ended for the provider.
-        tokens: How many tokens the providers sent after the interruption.
-        tokens_after_closed: How many of them after the client had closed.
-    """
-
+    #: Milliseconds until the last client had closed its stream.
     closed: float
+    #: Milliseconds until the last stream had ended at the provider.
     ended: float
+    #: How many tokens the providers sent after the interruption.
     tokens: int
+    #: How many of these tokens they sent after the client had closed its stream.
     tokens_after_closed: int
 
 
-class _Answer:
-    """One debater's stream, from the moment before the interruption."""
+class _Stream:
+    """Observes the stream of one debater, beginning before the interruption."""
 
     def __init__(self, request: LLMRequest, llm: LLM):
         self.request = request
         self.sent_before = len(request.sent)
         self._loop = asyncio.get_running_loop()
-        #: When the client closed, and how many tokens had been sent by then.
+        #: The time at which the client closed the stream, and how many tokens were sent until then.
         self.closed: asyncio.Future[tuple[float, int]] = self._loop.create_future()
         llm.on_stream_closed = self._on_closed
 
@@ -62,35 +59,35 @@ class _Answer:
 async def _interrupt(debate: Debate, server: ScriptedLLMServer, moment: float) -> _Round:
     earlier = len(server.requests)
     await debate.open()
-    # The moderator's own request, which calls the tool, comes first.
+    # The first request is of the moderator, whose LLM then calls the tool.
     asked = (await server.wait_for_requests(earlier + 1 + len(DEBATERS)))[earlier + 1 :]
-    requests = {name: _request_of(name, asked) for name in DEBATERS}
+    requests = {name: _find_request(name, asked) for name in DEBATERS}
     for request in requests.values():
         await request.wait_token(_TOKENS_BEFORE)
     await asyncio.sleep(moment)
 
-    answers = [_Answer(request, debate.llms[name]) for name, request in requests.items()]
+    streams = [_Stream(request, debate.llms[name]) for name, request in requests.items()]
     interrupted = asyncio.get_running_loop().time()
     await debate.moderator.queue_frame(InterruptionFrame())
 
-    closings = [await answer.closed for answer in answers]
-    endings = [await _end_of(answer.request) for answer in answers]
+    closings = [await stream.closed for stream in streams]
+    endings = [await _wait_for_end(stream.request) for stream in streams]
     return _Round(
         closed=1000 * (max(time for time, _ in closings) - interrupted),
         ended=1000 * (max(endings) - interrupted),
-        tokens=sum(len(answer.request.sent) - answer.sent_before for answer in answers),
+        tokens=sum(len(stream.request.sent) - stream.sent_before for stream in streams),
         tokens_after_closed=sum(
-            len(answer.request.sent) - sent
-            for answer, (_, sent) in zip(answers, closings, strict=True)
+            len(stream.request.sent) - sent
+            for stream, (_, sent) in zip(streams, closings, strict=True)
         ),
     )
 
 
-def _request_of(debater: str, requests: list[LLMRequest]) -> LLMRequest:
+def _find_request(debater: str, requests: list[LLMRequest]) -> LLMRequest:
     return next(request for request in requests if request.mentions(instruction(debater)))
 
 
-async def _end_of(request: LLMRequest) -> float:
+async def _wait_for_end(request: LLMRequest) -> float:
     await request.wait_ended()
     assert request.ended_at is not None
     return request.ended_at
@@ -123,14 +120,14 @@ async def _run(rounds: int) -> list[Figure]:
             for number in range(-_WARM_UP, rounds):
                 due = found if number < 0 or number % _ROUNDS_PER_PIPECATS == 0 else (OURS,)
                 for layer in due:
-                    # Right after a token, the next one would always be a whole pace away.
+                    # Directly after a token, the next one would always be a whole pace away.
                     moment = moments.uniform(0, _ARGUMENT.pace)
                     async with asyncio.timeout(_MOST_PER_ROUND):
                         measured = await _interrupt(debates[layer], server, moment)
                     if number >= 0:
                         found[layer].append(measured)
     figures = [_figures(layer, measured) for layer, measured in found.items()]
-    # Side by side, quantity by quantity.
+    # The figures of one quantity stand next to each other.
     return [figure for pair in zip(*figures, strict=True) for figure in pair]
 
 
@@ -139,13 +136,13 @@ INTERRUPTION = Benchmark(
     title="three debaters stream their arguments, and the user interrupts",
     method=(
         "Times are from the InterruptionFrame queued into the bot's pipeline until the last of the "
-        "three streams was closed; tokens are those of all three. Each debater would say "
+        "three streams was closed; tokens are of all three streams. Each debater would send "
         f"{len(_ARGUMENT.tokens)} tokens, one every {1000 * _ARGUMENT.pace:g} ms, and is "
-        f"interrupted after {_TOKENS_BEFORE}, at a random moment between two. Bot, debaters and "
-        "the scripted provider share one process and one event loop, so the provider's work counts "
-        "as delay; requests go through Pipecat's OpenAILLMService and real HTTP. Rounds of "
-        f"Pipecat's own jobs are interleaved, one for {_ROUNDS_PER_PIPECATS} of ours, because each "
-        "lasts until all text is out."
+        f"interrupted after {_TOKENS_BEFORE}, at a random moment between two tokens. Bot, debaters "
+        "and the scripted provider share one process and one event loop, so the work of the "
+        "provider counts as delay; requests use Pipecat's OpenAILLMService and real HTTP. There is "
+        f"one round of Pipecat's own jobs for {_ROUNDS_PER_PIPECATS} rounds of ours, because each "
+        "lasts until all text is sent."
     ),
     rounds=200,
     run=_run,

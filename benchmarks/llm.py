@@ -10,7 +10,7 @@ from pipecat.services.openai.llm import OpenAILLMService
 
 
 class _Stream:
-    """A provider's stream, which tells when it begins and when the client has closed it."""
+    """The stream of a provider, which reports that it began and that the client closed it."""
 
     def __init__(
         self,
@@ -35,21 +35,13 @@ class _Stream:
 
 
 class LLM(OpenAILLMService):
-    """Pipecat's service, which tells when a stream begins and ends, and hangs up at its clean-up.
-
-    Attributes:
-        on_stream_began: Called whenever the second chunk of a provider's stream is due.
-        on_stream_closed: Called whenever the client has closed a provider's stream.
-    """
+    """Pipecat's service, which reports the begin and the end of each stream."""
 
     def __init__(self, base_url: str, instruction: str):
-        """Create a service that talks to a scripted server.
-
-        Args:
-            base_url: Where the server is.
-            instruction: The system instruction of every request.
-        """
+        """Create a service that uses the scripted server at ``base_url``."""
+        #: Called when the first chunk of a stream was handled.
         self.on_stream_began: Callable[[], None] = lambda: None
+        #: Called when the client has closed a stream.
         self.on_stream_closed: Callable[[], None] = lambda: None
         super().__init__(
             api_key="none",
@@ -58,30 +50,16 @@ class LLM(OpenAILLMService):
         )
 
     def create_client(self, **arguments: Any) -> AsyncOpenAI:
-        """Create the client, as the service does.
-
-        Args:
-            **arguments: What the service was created with.
-
-        Returns:
-            The client.
-        """
+        """Create the client, and keep it for the clean-up."""
         self._connections: AsyncOpenAI = super().create_client(**arguments)
         return self._connections
 
     async def get_chat_completions(self, context: LLMContext) -> Any:
-        """Ask the provider.
-
-        Args:
-            context: The conversation.
-
-        Returns:
-            The provider's stream.
-        """
+        """Send a request to the provider."""
         stream = await super().get_chat_completions(context)
         return _Stream(stream, lambda: self.on_stream_began(), lambda: self.on_stream_closed())
 
     async def cleanup(self) -> None:
-        """Close the client's connections."""
+        """Close the connections of the client, which Pipecat keeps open."""
         await super().cleanup()
         await self._connections.close()

@@ -1,4 +1,4 @@
-"""What workers and jobs hold in memory, and what jobs leave there."""
+"""The memory that workers and jobs hold, and the memory that is left after jobs."""
 
 import asyncio
 import gc
@@ -22,15 +22,15 @@ from benchmarks.subjects import (
     running,
 )
 
-#: How many idle workers and jobs in flight a mean is taken of.
+#: How many idle workers and jobs in flight are measured for a mean.
 _HELD = 1_000
 
-#: After how many jobs memory is compared. Each of Pipecat's looks through what those before it have
-#: left, so that as many of them would take minutes.
+#: The numbers of jobs after which memory is compared. A job of Pipecat searches everything that
+#: earlier jobs have left, so 100,000 of them would take too long.
 _FEW = 1_000
 _MANY = {PIPECATS: 10_000, OURS_ON_PIPECATS_BUS: 10_000, OURS: 100_000}
 
-#: What does not belong to the workers that lead to it.
+#: Types of objects that are shared by all workers, so that nothing behind them is counted.
 _ELSEWHERE = (
     type,
     ModuleType,
@@ -43,20 +43,20 @@ _ELSEWHERE = (
 )
 
 
-async def _held(subject: Subject, count: int) -> Measured:
-    """Measure what an idle worker and a job in flight hold."""
+async def _measure_held(subject: Subject, count: int) -> Measured:
+    """Measure the memory of an idle worker and of a job in flight."""
     async with running(subject, 1) as workers:
-        # The first of each brings what all of them share.
+        # The first job allocates what all jobs share.
         async with _in_flight(workers, 1):
             pass
         tracemalloc.start()
-        before = _traced()
-        # One of them asks, and is as idle as the others.
+        before = _measure_traced()
+        # The requester is idle as well, so it counts as one of them.
         async with running(subject, count - 1):
-            idle = _traced() - before
-        before = _traced()
+            idle = _measure_traced() - before
+        before = _measure_traced()
         async with _in_flight(workers, count):
-            in_flight = _traced() - before
+            in_flight = _measure_traced() - before
         tracemalloc.stop()
     return {
         ("held by an idle worker", "bytes"): idle / count,
@@ -68,47 +68,49 @@ async def _held(subject: Subject, count: int) -> Measured:
 async def _in_flight(workers: RunningWorkers, count: int) -> AsyncIterator[None]:
     started = asyncio.Semaphore(0)
     async with asyncio.TaskGroup() as tasks:
-        callers = [tasks.create_task(workers.hold(started)) for _ in range(count)]
-        for _ in callers:
+        requests = [tasks.create_task(workers.hold(started)) for _ in range(count)]
+        for _ in requests:
             await started.acquire()
         yield
-        for caller in callers:
-            caller.cancel()
+        for request in requests:
+            request.cancel()
     await settle()
 
 
-def _traced() -> int:
+def _measure_traced() -> int:
     gc.collect()
     return tracemalloc.get_traced_memory()[0]
 
 
-async def _left(subject: Subject, few: int, many: int) -> Measured:
-    """Measure what jobs leave behind."""
+async def _measure_left(subject: Subject, few: int, many: int) -> Measured:
+    """Measure what is left after jobs."""
     async with running(subject, 1) as workers:
-        before = await _after(workers, few)
-        after = await _after(workers, many - few)
+        before = await _measure_after(workers, few)
+        after = await _measure_after(workers, many - few)
     since = f"left by {few:,} to {many:,} jobs"
     return {
         (f"{what}, {since}", unit): after[what, unit] - before[what, unit] for what, unit in after
     }
 
 
-async def _after(workers: RunningWorkers, jobs: int) -> Measured:
+async def _measure_after(workers: RunningWorkers, jobs: int) -> Measured:
     for _ in range(jobs):
         await workers.job()
     await settle()
-    asker = workers.asker
+    requester = workers.requester
     return {
         ("resident memory", "MB"): resident(),
-        # The registry has no public way to ask.
-        ("registry watches", ""): sum(map(len, asker.registry._watches.values())),
+        # The registry has no public way to list watches.
+        ("registry watches", ""): sum(map(len, requester.registry._watches.values())),
         ("tasks", ""): len(asyncio.all_tasks()),
-        ("entries", ""): _entries(asker, *workers.peers, asker.bus, asker.registry),
+        ("entries", ""): _count_entries(
+            requester, *workers.peers, requester.bus, requester.registry
+        ),
     }
 
 
-def _entries(*owners: object) -> int:
-    """Count what is in the maps, lists, sets and queues that objects lead to."""
+def _count_entries(*owners: object) -> int:
+    """Count the items of all maps, lists, sets and queues that objects refer to."""
     entries = 0
     found: dict[int, object] = {}
     waiting = list(owners)
@@ -126,8 +128,11 @@ def _entries(*owners: object) -> int:
 async def _run(rounds: int) -> list[Figure]:
     return await measure_in_children(
         [
-            *((subject, partial(_held, subject, _HELD)) for subject in SUBJECTS),
-            *((subject, partial(_left, subject, _FEW, many)) for subject, many in _MANY.items()),
+            *((subject, partial(_measure_held, subject, _HELD)) for subject in SUBJECTS),
+            *(
+                (subject, partial(_measure_left, subject, _FEW, many))
+                for subject, many in _MANY.items()
+            ),
         ],
         rounds,
     )
@@ -138,11 +143,11 @@ MEMORY = Benchmark(
     title="what workers and jobs hold, and what jobs leave behind",
     method=(
         f"Held is what Python has allocated (tracemalloc) for one of {_HELD:,} workers or jobs in "
-        "flight, the task that waits for the job included. Left behind is what there is more after "
-        "all jobs than after the first, one after the other: resident memory, registry watches, "
+        "flight, including the task that waits for the job. Left is the growth from the first to "
+        "the second number of jobs, one after the other: resident memory, registry watches, "
         "tasks, and entries in all maps, lists, sets and queues that the two workers, the bus and "
-        "the registry lead to. Every measurement has a process of its own, and all memory is "
-        "looked at after a garbage collection."
+        "the registry refer to. Every measurement has a process of its own, and all memory is "
+        "measured after a garbage collection."
     ),
     rounds=1,
     run=_run,

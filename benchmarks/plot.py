@@ -1,4 +1,4 @@
-"""Draws what jobs cost against the number of workers."""
+"""Draws the cost of jobs against the number of workers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from benchmarks.benchmark import Figure
 from benchmarks.subjects import FLOOR, OURS, OURS_ON_PIPECATS_BUS, PIPECATS
 
-#: Legible on white and on near black, and told apart by those who see fewer colours.
+#: Readable on white and on black, and different also for colour-blind readers.
 _COLOURS = {
     PIPECATS.name: "#d9573b",
     OURS_ON_PIPECATS_BUS.name: "#c08a1e",
@@ -37,7 +37,7 @@ _STYLE = {
     "legend.labelcolor": _INK,
     "lines.linewidth": 2,
     "lines.markersize": 5,
-    # The same figures make the same file, which looks the same with any fonts.
+    # The same figures make the same file, and it looks the same without any installed font.
     "svg.fonttype": "path",
     "svg.hashsalt": "pipecat-jobs",
     "text.color": _INK,
@@ -47,13 +47,8 @@ _STYLE = {
 
 
 def draw(panels: Sequence[tuple[str, Sequence[Figure]]], path: Path) -> None:
-    """Draw median costs against the number of workers, both logarithmic, a line for each subject.
-
-    Args:
-        panels: Title and figures of each panel; figures in other units than "ms" are left out.
-        path: Where to write the SVG.
-    """
-    # Figures without pyplot need no display, and leave nothing of themselves behind.
+    """Draw medians in ms against the number of workers, with a line for each subject."""
+    # Not pyplot, which needs a display and keeps all figures.
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
         canvas = Canvas(figsize=(10, 4.2), layout="constrained")
         lines: dict[str, Line2D] = {}
@@ -77,7 +72,7 @@ def _draw_panel(axes: Axes, title: str, figures: Sequence[Figure]) -> dict[str, 
         own = [figure for figure in figures if figure.subject == subject]
         if not own:
             continue
-        # What does not depend on the workers is the same for all their numbers.
+        # A cost that does not depend on the number of workers is a horizontal line.
         flat = own[0].workers is None
         counts = sizes if flat else [figure.workers for figure in own]
         medians = [figure.spread.median for figure in (own * len(sizes) if flat else own)]

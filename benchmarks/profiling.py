@@ -1,4 +1,4 @@
-"""Where the time of a benchmark goes, on our side."""
+"""Profiles the work of pipecat-jobs in a benchmark."""
 
 import cProfile
 import io
@@ -13,14 +13,7 @@ _SHOWN = 25
 
 
 async def profile(ours: Callable[[], AbstractAsyncContextManager[Work]]) -> str:
-    """Profile our part of a benchmark.
-
-    Args:
-        ours: Its `Benchmark.ours`.
-
-    Returns:
-        The functions that take most of the time, themselves and with what they call.
-    """
+    """Return a table of the functions that take the most time."""
     profiler = cProfile.Profile()
     async with ours() as work:
         await work()

@@ -1,4 +1,4 @@
-"""Shows what benchmarks found, to people and to programs."""
+"""Writes the figures of benchmarks as text and as JSON."""
 
 import os
 import platform
@@ -11,17 +11,13 @@ from typing import TypeAlias
 from benchmarks.benchmark import Benchmark, Figure
 
 Results: TypeAlias = Mapping[Benchmark, Sequence[Figure]]
-"""What each benchmark found, in the order they ran."""
+"""The figures of each benchmark, in the order in which they ran."""
 
 _COLUMNS = ("", "", "rounds", "median", "p99", "min", "max", "")
 
 
-def machine() -> dict[str, str | int | None]:
-    """Describe what the figures were measured on.
-
-    Returns:
-        The versions and the machine.
-    """
+def describe_machine() -> dict[str, str | int | None]:
+    """Describe the machine and the versions that the figures were measured with."""
     return {
         "pipecat-ai": version("pipecat-ai"),
         "python": platform.python_version(),
@@ -30,19 +26,11 @@ def machine() -> dict[str, str | int | None]:
     }
 
 
-def as_text(benchmark: Benchmark, figures: Sequence[Figure]) -> str:
-    """Lay out one benchmark's figures as a table.
-
-    Args:
-        benchmark: What ran.
-        figures: What it found.
-
-    Returns:
-        The table, below its title and above how it was measured.
-    """
-    lines = [_COLUMNS, *(_line(figure) for figure in figures)]
+def to_text(benchmark: Benchmark, figures: Sequence[Figure]) -> str:
+    """Write the figures of one benchmark as a table, with its title and its method."""
+    lines = [_COLUMNS, *(_make_line(figure) for figure in figures)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    # What was measured is words, to the left; the figures are numbers, to the right.
+    # Words are aligned to the left, numbers to the right.
     table = [
         "  ".join(
             cell.ljust(width) if position < 2 else cell.rjust(width)
@@ -50,20 +38,13 @@ def as_text(benchmark: Benchmark, figures: Sequence[Figure]) -> str:
         ).rstrip()
         for line in lines
     ]
-    return "\n".join([f"{benchmark.name}: {benchmark.title}", *table, _wrapped(benchmark.method)])
+    return "\n".join([f"{benchmark.name}: {benchmark.title}", *table, _wrap(benchmark.method)])
 
 
-def as_json(results: Results) -> dict[str, object]:
-    """Give all figures as a value that JSON can express.
-
-    Args:
-        results: What each benchmark found.
-
-    Returns:
-        The machine, and the figures by the name of their benchmark.
-    """
+def to_json(results: Results) -> dict[str, object]:
+    """Turn all figures, and the machine, into a value that can be written as JSON."""
     return {
-        "machine": machine(),
+        "machine": describe_machine(),
         "benchmarks": {
             benchmark.name: {
                 "title": benchmark.title,
@@ -75,7 +56,7 @@ def as_json(results: Results) -> dict[str, object]:
     }
 
 
-def _line(figure: Figure) -> tuple[str, ...]:
+def _make_line(figure: Figure) -> tuple[str, ...]:
     spread = figure.spread
     numbers = (spread.median, spread.p99, spread.minimum, spread.maximum)
     return (
@@ -87,5 +68,5 @@ def _line(figure: Figure) -> tuple[str, ...]:
     )
 
 
-def _wrapped(text: str) -> str:
+def _wrap(text: str) -> str:
     return textwrap.fill(text, width=100)

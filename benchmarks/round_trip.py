@@ -1,4 +1,4 @@
-"""What one job costs, and what it costs with many workers on the bus."""
+"""The cost of one job, and how it grows with the number of workers on the bus."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -7,14 +7,14 @@ from benchmarks.benchmark import Benchmark, Figure, Work
 from benchmarks.sampling import Series, figures, ratio, take_turns, timed
 from benchmarks.subjects import FLOOR, OURS, PIPECATS, SUBJECTS, Subject, floor, running
 
-#: How many workers are on the bus beside the two of the job; the first is what others compare to.
+#: How many workers are on the bus besides the two of the job; ratios are to the first number.
 _IDLE = (0, 10, 100, 1_000, 5_000)
 
-#: Jobs in a row that make a sample, and how many of them where each wakes every worker.
+#: Jobs in a row for one sample; fewer if each job is delivered to every worker.
 _JOBS = 50
 _DELIVERIES_PER_SAMPLE = 4_000
 
-#: Jobs that are profiled.
+#: How many jobs are profiled.
 _PROFILED = 2_000
 
 
@@ -64,15 +64,15 @@ async def _ours() -> AsyncIterator[Work]:
 
 ROUND_TRIP = Benchmark(
     name="round-trip",
-    title="one worker asks another, with more and more others on the bus",
+    title="one worker requests a job of another, with more and more others on the bus",
     method=(
-        "From the call to the answer, in one process; the mean of up to "
-        f"{_JOBS} jobs in a row is one sample, of fewer where each job wakes every worker. One "
-        "more goes before them, uncounted: what it leaves undone is the first one's, as what each "
-        "leaves is the next one's. All subjects at all sizes are alive at once and take turns "
-        "within each round; ratios are of samples of one round. The floor is a queue, a task and a "
-        "future, without any bus or job. What workers broadcast when they start, the square of "
-        "their number, is left out."
+        f"From the call to the response, in one process; the mean of up to {_JOBS} jobs in a row "
+        "is one sample, of fewer jobs if each is delivered to every worker. One job before them is "
+        "not counted: the work that a job leaves for later counts for the next job. All subjects "
+        "at all sizes are alive at once and take turns within each round; ratios are of samples of "
+        "one round. The floor is a queue, a task and a future, without a bus and a job. Messages "
+        "that workers broadcast when they start, whose number is the square of the number of "
+        "workers, are left out."
     ),
     rounds=15,
     run=_run,

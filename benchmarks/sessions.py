@@ -1,4 +1,4 @@
-"""What whole debates cost when many sessions share one process."""
+"""The cost of whole debates when many sessions share one process."""
 
 import asyncio
 import multiprocessing
@@ -18,29 +18,29 @@ from pipecat_jobs.testing import LLMRequest, ScriptedLLMServer, Text, ToolCall
 #: How many sessions run at once.
 _COUNTS = (1, 10, 100)
 
-#: How many tokens each debater says.
+#: How many tokens each debater sends.
 _TOKENS = 16
 _SUMMARY = Text("They do not agree.")
 
-#: Debates in every session whose CPU time is measured, one after the other.
+#: How many debates in every session are measured, one after the other.
 _DEBATES = 3
-#: Interruptions that are timed, at least, whatever the number of sessions.
+#: The least number of interruptions that are measured.
 _INTERRUPTIONS = 10
 #: Seconds between two interruptions.
 _APART = 0.05
 
-#: Seconds that one step may take before the measurement is given up.
+#: Seconds that one step may take before the benchmark fails.
 _MOST_PER_STEP = 120
 
-#: The layers that are compared, by name; what crosses to another process has to be picklable.
+#: The layers that are compared, by name, because a name can be sent to another process.
 _LAYERS = {layer.name: layer for layer in (OURS, PIPECATS)}
 
-#: By quantity and unit, every sample.
+#: All samples, by quantity and unit.
 _Found = dict[tuple[str, str], list[float]]
 
 
 def _argument(count: int) -> Text:
-    """Give what a debater says, slowly enough that all sessions leave the processor half idle."""
+    """Make the text of a debater, so slow that all sessions leave the processor half idle."""
     return Text(" ".join(["regulation"] * _TOKENS), pace=0.01 * max(count, 10))
 
 
@@ -66,7 +66,7 @@ def _provide(pipe: Connection, argument: Text) -> None:
 
 @asynccontextmanager
 async def _provider(argument: Text) -> AsyncIterator[str]:
-    """Give the address of a provider in a process of its own."""
+    """Run a provider in a process of its own, and yield its base URL."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_provide, args=(theirs, argument), daemon=True)
@@ -88,7 +88,7 @@ async def _hold_debates(debates: Sequence[Debate]) -> None:
 
 
 class _Streams:
-    """The three streams of one session's debaters."""
+    """Observes the streams of the three debaters of one session."""
 
     def __init__(self, debate: Debate):
         self._loop = asyncio.get_running_loop()
@@ -110,7 +110,7 @@ class _Streams:
 
 
 async def _interrupt_each(debates: Sequence[Debate]) -> list[float]:
-    """Interrupt the sessions one after the other; gives the milliseconds each took."""
+    """Interrupt the sessions one after the other, and return the milliseconds that each took."""
     streams = [_Streams(debate) for debate in debates]
     loop, taken = asyncio.get_running_loop(), list[float]()
     async with asyncio.timeout(_MOST_PER_STEP):
@@ -120,7 +120,7 @@ async def _interrupt_each(debates: Sequence[Debate]) -> list[float]:
         for debate in debates:
             interrupted.append(loop.time())
             await debate.moderator.queue_frame(InterruptionFrame())
-            # The next one comes while what this one set off may still be under way.
+            # The next interruption may come before this one is handled.
             await asyncio.sleep(_APART)
         for began, each in zip(interrupted, streams, strict=True):
             taken.append(1000 * (await each.closed - began))
@@ -130,7 +130,7 @@ async def _interrupt_each(debates: Sequence[Debate]) -> list[float]:
 async def _measure(layer_name: str, count: int) -> _Found:
     layer = _LAYERS[layer_name]
     async with _provider(_argument(count)) as base_url, AsyncExitStack() as sessions:
-        # The first session brings what all of them share: modules, and connections of the client.
+        # The first session loads what all sessions share: modules, and connections of the client.
         first = Debate(layer, base_url)
         await sessions.enter_async_context(first.running())
         await _hold_debates([first])
@@ -184,13 +184,14 @@ SESSIONS = Benchmark(
     title="whole debates, many sessions in one process",
     method=(
         "A session is a moderator and three debaters on a runner and a bus of their own. CPU is "
-        "the process's time for one debate in every session at once, from the wish to the summary, "
-        "divided by their number; the provider runs in another process. Memory is resident memory "
-        "after every session has held a debate, above that of a process with one session, divided "
-        "by their number. For the interruptions all sessions debate, and are interrupted one after "
-        "the other while the rest go on; time is from the InterruptionFrame until the last of the "
-        f"session's three streams was closed. Each debater says {_TOKENS} tokens, one every 0.1 s, "
-        "with 100 sessions one every second; Pipecat's own jobs go on to the last of them."
+        "the CPU time of the process for one debate in every session at once, from the user's "
+        "request to the summary, divided by the number of sessions; the provider runs in another "
+        "process. Memory is the growth of resident memory from a process with one session until "
+        "every session has held a debate, divided by the number of sessions. For interruptions, "
+        "all sessions debate and are interrupted one after the other while the others continue; "
+        "the time is from the InterruptionFrame until the last of the three streams of the session "
+        f"was closed. Each debater sends {_TOKENS} tokens, one every 0.1 s, and with 100 sessions "
+        "one every second; with Pipecat's own jobs, it sends all of them."
     ),
     rounds=1,
     run=_run,

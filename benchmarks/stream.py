@@ -1,4 +1,4 @@
-"""What a stream holds in memory that comes faster than it is read."""
+"""The memory that a stream takes whose reader is slower than its writer."""
 
 import asyncio
 from functools import partial
@@ -9,13 +9,13 @@ from benchmarks.benchmark import Benchmark, Figure
 from benchmarks.child import Measured, measure_in_children, resident
 from benchmarks.subjects import SUBJECTS, Subject, running
 
-#: How long the stream is.
+#: The number of chunks of the stream.
 _CHUNKS = 100_000
 
-#: Turns of the loop that the reader takes for each chunk; the writer takes one.
+#: Turns of the event loop that the reader takes for each chunk; the writer takes one.
 _TURNS = 5
 
-#: After how many chunks memory is looked at.
+#: After how many chunks memory is measured.
 _LOOK = 5_000
 
 
@@ -23,8 +23,8 @@ async def _peak(subject: Subject, chunks: int, look: int) -> Measured:
     async with running(subject, 1) as workers:
         before = most = resident()
         read = 0
-        asked = JobParams(name="stream", payload={"chunks": chunks})
-        async with workers.asker.job(workers.names[0], params=asked) as stream:
+        params = JobParams(name="stream", payload={"chunks": chunks})
+        async with workers.requester.job(workers.names[0], params=params) as stream:
             async for _ in stream:
                 for _ in range(_TURNS):
                     await asyncio.sleep(0)
@@ -43,10 +43,10 @@ STREAM = Benchmark(
     name="stream",
     title="a stream whose reader is slower than its writer",
     method=(
-        "The writer sends a chunk in each turn of the loop, the reader spends "
-        f"{_TURNS} turns on each. Resident memory, after a garbage collection, every {_LOOK:,} "
-        "chunks that were read; the peak less what it was before. Every measurement has a process "
-        "of its own."
+        f"The writer sends a chunk in each turn of the event loop, the reader takes {_TURNS} turns "
+        "for each. Resident memory is measured after a garbage collection, whenever the reader has "
+        f"read {_LOOK:,} chunks; the figure is the peak above the memory at the start. Every "
+        "measurement has a process of its own."
     ),
     rounds=1,
     run=_run,

@@ -29,7 +29,7 @@ def test_an_unknown_benchmark_is_refused_with_those_there_are(capsys: pytest.Cap
         main(["speed of light"])
 
     error = capsys.readouterr().err
-    assert "no benchmark 'speed of light'; there are:" in error
+    assert "benchmark 'speed of light' does not exist; give some of:" in error
     assert "interruption" in error
 
 
@@ -59,7 +59,10 @@ def test_a_profile_of_what_is_not_about_time_is_refused_with_what_is(
     with pytest.raises(SystemExit):
         main(["memory", "--profile"])
 
-    assert "--profile needs the names of some of: round-trip, group" in capsys.readouterr().err
+    assert (
+        "--profile needs the name of a benchmark of time: round-trip, group"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_spread_has_the_middle_the_slowest_hundredth_and_the_ends():
