@@ -62,7 +62,7 @@ class _Worker(BaseWorker):
         return {}
 
 
-def _bus(subject: str, client: Redis, lease: float) -> WorkerBus:
+def _make_bus(subject: str, client: Redis, lease: float) -> WorkerBus:
     if subject == _OURS:
         return RedisStreamsBus(client, lease=lease)
     return RedisBus(redis=client, channel="pipecat")
@@ -70,7 +70,7 @@ def _bus(subject: str, client: Redis, lease: float) -> WorkerBus:
 
 async def _serve(subject: str, url: str, worker: str, lease: float) -> None:
     notes = Redis.from_url(url, db=1)
-    bus = _bus(subject, Redis.from_url(url), lease)
+    bus = _make_bus(subject, Redis.from_url(url), lease)
     runner = WorkerRunner(bus=bus, handle_sigint=False, handle_sigterm=True)
     await runner.add_workers(_Worker(worker, notes))
     await runner.run(auto_end=False)
@@ -97,7 +97,7 @@ def _start(subject: str, url: str, worker: str, lease: float = _LEASE) -> Any:
 
 
 @asynccontextmanager
-async def _channel(
+async def _open_channel(
     subject: str, processes: int, lease: float = _LEASE
 ) -> AsyncIterator[tuple[BaseWorker, Redis, str]]:
     """Run a requester here, its worker in another process, and idle workers in further ones."""
@@ -105,7 +105,7 @@ async def _channel(
         names = ["worker", *(f"idle-{number}" for number in range(processes - 2))]
         others = [_start(subject, server.url, name, lease) for name in names]
         requester, notes = BaseWorker("requester"), Redis.from_url(server.url, db=1)
-        runner = WorkerRunner(bus=_bus(subject, client, lease), handle_sigint=False)
+        runner = WorkerRunner(bus=_make_bus(subject, client, lease), handle_sigint=False)
         await runner.add_workers(requester)
         running = asyncio.create_task(runner.run(auto_end=False))
         await _wait_until_known(runner, names)
@@ -156,7 +156,7 @@ async def _measure_bare(rounds: int) -> list[Figure]:
 
 
 async def _measure_round_trips(subject: str, processes: int, rounds: int) -> list[Figure]:
-    async with _channel(subject, processes) as (requester, *_):
+    async with _open_channel(subject, processes) as (requester, *_):
 
         async def one_job() -> None:
             async with requester.job("worker", name="echo", payload={"text": "hello"}, timeout=30):
@@ -178,7 +178,7 @@ async def _measure_round_trips(subject: str, processes: int, rounds: int) -> lis
 
 async def _measure_cancels(rounds: int) -> list[Figure]:
     samples: list[float] = []
-    async with _channel(_OURS, 2) as (requester, notes, _):
+    async with _open_channel(_OURS, 2) as (requester, notes, _):
 
         async def held() -> None:
             async with requester.job("worker", name="hold"):
@@ -197,7 +197,7 @@ async def _measure_cancels(rounds: int) -> list[Figure]:
 
 async def _measure_deaths(rounds: int) -> list[Figure]:
     samples: list[float] = []
-    async with _channel(_OURS, 2, _DEFAULT_LEASE) as (requester, notes, url):
+    async with _open_channel(_OURS, 2, _DEFAULT_LEASE) as (requester, notes, url):
         spares: list[Any] = []
         for _ in range(min(rounds, _MOST_DEATHS)):
             holding: asyncio.Task[None] = asyncio.create_task(_hold(requester))
@@ -226,7 +226,7 @@ async def _hold(requester: BaseWorker) -> None:
 async def _measure_idle() -> list[Figure]:
     processes = 10
     async with (
-        _channel(_OURS, processes, _DEFAULT_LEASE) as (_, _, url),
+        _open_channel(_OURS, processes, _DEFAULT_LEASE) as (_, _, url),
         Redis.from_url(url) as redis,
     ):
         before = await redis.info("stats")

@@ -33,7 +33,7 @@ async def _run(rounds: int) -> list[Figure]:
         measured += figures(taken)
         by_subject = {each.subject: each for each in taken}
         ours, pipecats = by_subject[OURS.name], by_subject.get(PIPECATS.name)
-        compared.append(_per_worker(taken, size, ours))
+        compared.append(_divide_by_size(taken, size, ours))
         if pipecats is not None:
             compared.append(ratio(ours.quantity, taken, pipecats, ours))
     return [*measured, *compared]
@@ -60,7 +60,7 @@ async def _sample(size: int, rounds: int) -> Samples:
         return await take_turns(series, rounds)
 
 
-def _per_worker(samples: Samples, size: int, series: Series) -> Figure:
+def _divide_by_size(samples: Samples, size: int, series: Series) -> Figure:
     costs = Spread.of([1000 * sample / size for sample in samples[series]])
     return Figure(f"each worker of {size:,}", series.subject, "us", costs)
 

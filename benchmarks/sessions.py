@@ -39,7 +39,7 @@ _LAYERS = {layer.name: layer for layer in (OURS, PIPECATS)}
 _Found = dict[tuple[str, str], list[float]]
 
 
-def _argument(count: int) -> Text:
+def _make_argument(count: int) -> Text:
     """Make the text of a debater, so slow that all sessions leave the processor half idle."""
     return Text(" ".join(["regulation"] * _TOKENS), pace=0.01 * max(count, 10))
 
@@ -129,7 +129,7 @@ async def _interrupt_each(debates: Sequence[Debate]) -> list[float]:
 
 async def _measure(layer_name: str, count: int) -> _Found:
     layer = _LAYERS[layer_name]
-    async with _provider(_argument(count)) as base_url, AsyncExitStack() as sessions:
+    async with _provider(_make_argument(count)) as base_url, AsyncExitStack() as sessions:
         # The first session loads what all sessions share: modules, and connections of the client.
         first = Debate(layer, base_url)
         await sessions.enter_async_context(first.running())

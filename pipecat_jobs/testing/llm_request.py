@@ -57,7 +57,7 @@ def message_text(message: Mapping[str, JSON]) -> str:
 
 
 class LLMRequest:
-    """A chat-completions request that a `ScriptedLLMServer` got, and what it has sent for it.
+    """A chat-completions request, and the part of its reply that the server has sent.
 
     All times are in seconds on the clock of the event loop (``loop.time()``).
 

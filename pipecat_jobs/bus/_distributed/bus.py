@@ -268,10 +268,10 @@ class DistributedBus(RoutedBus):
     def _host(self, offers: Iterable[Offer]) -> None:
         if self._process is not None:
             for offer in offers:
-                current = self._adjust(offer)
+                current = self._make_current_offer(offer)
                 self._call(Command.HOST, current.name, current.to_json(self._process.uid))
 
-    def _adjust(self, offer: Offer) -> Offer:
+    def _make_current_offer(self, offer: Offer) -> Offer:
         return offer if self.takes_requests(offer.name) else Offer(offer.name)
 
     def _stop_requests_for(self, subscriber: str, command: Command) -> None:
@@ -370,7 +370,7 @@ class DistributedBus(RoutedBus):
 
     def list_offers(self) -> list[Offer]:
         """List the names of this process and the requests it takes."""
-        return [self._adjust(offer) for offer in self._iterate_offers()]
+        return [self._make_current_offer(offer) for offer in self._iterate_offers()]
 
     def name_runners(self) -> str:
         """Return the names of the runners of this process, one per line."""

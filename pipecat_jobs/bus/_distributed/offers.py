@@ -60,13 +60,13 @@ def find_offers(subscriber: BusSubscriber, room: int) -> Iterator[Offer]:
         for name, spec in handlers.items()
         if spec.run_once or (_is_backend(subscriber) and name == _SESSION_JOB)
     )
-    yield Offer(subscriber.name, slots, once, _affinity(subscriber))
+    yield Offer(subscriber.name, slots, once, _find_affinity(subscriber))
     proxied = proxied_name(subscriber)
     if proxied is not None:
         yield Offer(proxied, {"": room})
 
 
-def _affinity(worker: BaseWorker) -> Affinity | None:
+def _find_affinity(worker: BaseWorker) -> Affinity | None:
     affinity = check_affinity(getattr(worker, "job_affinity", "auto"), type(worker))
     if affinity != "auto":
         return affinity
