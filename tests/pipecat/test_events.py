@@ -1,4 +1,4 @@
-"""Pipecat's event handlers, as this package calls them: see ``pipecat_jobs/_pipecat.py``."""
+"""Pipecat's event handlers, as this package calls them: see ``pipecat_jobs/_pipecat/events.py``."""
 
 import asyncio
 from contextvars import ContextVar

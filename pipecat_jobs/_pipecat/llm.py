@@ -1,0 +1,69 @@
+"""The function calls and the runs of an LLM service."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from pipecat.processors.aggregators.llm_response_universal import LLMAssistantAggregator
+from pipecat.services.llm_service import FunctionCallRunnerItem, LLMService
+from pipecat.workers.llm import LLMWorker, llm_worker
+
+from pipecat_jobs._pipecat.loaded import is_of_loaded_class
+
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false
+
+
+async def cancel_function_call(llm: LLMService[Any], tool_call_id: str) -> None:
+    """Cancel a function call that is running, whether or not it survives interruptions."""
+    await llm._cancel_function_calls_by_tool_call_id(tool_call_id)
+
+
+def take_queued_function_calls(
+    llm: LLMService[Any], taken: Callable[[FunctionCallRunnerItem], bool]
+) -> list[FunctionCallRunnerItem]:
+    """Take calls that have not begun out of the queue of a service with ``run_in_parallel=False``.
+
+    A call that is taken never runs, and no frame reports its end.
+    """
+    queue: asyncio.Queue[FunctionCallRunnerItem] | None
+    queue = getattr(llm, "_sequential_runner_queue", None)
+    if queue is None:
+        return []
+    waiting = [queue.get_nowait() for _ in range(queue.qsize())]
+    for call in waiting:
+        if not taken(call):
+            queue.put_nowait(call)
+    return [call for call in waiting if taken(call)]
+
+
+def owes_run(aggregator: LLMAssistantAggregator) -> bool:
+    """Tell whether an aggregator has put off the run of the LLM on a function's result.
+
+    It does so while the bot speaks, and while more results are about to arrive.
+    """
+    # Pipecat 1.8 has no such attribute, and forgets the run that a user who speaks puts off.
+    owed: bool = getattr(aggregator, "_context_push_owed", aggregator._user_speaking)
+    return owed or aggregator._push_context_on_bot_stopped_speaking
+
+
+def forgo_owed_run(aggregator: LLMAssistantAggregator) -> None:
+    """Have an aggregator drop the run of the LLM that it has put off."""
+    aggregator._push_context_on_bot_stopped_speaking = False
+    if hasattr(aggregator, "_context_push_owed"):
+        aggregator._context_push_owed = False
+
+
+def is_speech_to_speech(llm: LLMService[Any]) -> bool:
+    """Tell whether a service is a realtime one, which a message in its context does not run."""
+    # The only realtime service that keeps the aggregators out of realtime mode.
+    if is_of_loaded_class(llm, "pipecat.services.openai.live.llm", "OpenAILiveLLMService"):
+        return True
+    return llm.service_metadata_frame().is_realtime_service
+
+
+def in_tool_call_of(worker: LLMWorker) -> bool:
+    """Tell whether a tool of the worker called the running code, however indirectly.
+
+    The worker holds back the frames that such code queues.
+    """
+    return llm_worker._IN_TOOL_CALL.get() is worker
