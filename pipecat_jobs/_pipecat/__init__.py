@@ -19,7 +19,7 @@ from pipecat_jobs._pipecat.llm import (
 )
 from pipecat_jobs._pipecat.providers import ProviderKind, find_provider
 from pipecat_jobs._pipecat.proxies import proxied_name, proxy_connection
-from pipecat_jobs._pipecat.workers import forget_runner, unwatch
+from pipecat_jobs._pipecat.workers import forget_runner, has_ended, unwatch
 
 __all__ = [
     "ProviderKind",
@@ -28,6 +28,7 @@ __all__ = [
     "find_provider",
     "forget_runner",
     "forgo_owed_run",
+    "has_ended",
     "has_event_handlers",
     "in_tool_call_of",
     "is_speech_to_speech",

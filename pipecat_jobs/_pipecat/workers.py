@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from pipecat.registry import WorkerRegistry
 from pipecat.registry.types import WorkerReadyData
+from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
 
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false
@@ -23,6 +24,11 @@ def unwatch(
         watches[worker_name] = rest
     else:
         watches.pop(worker_name, None)
+
+
+def has_ended(worker: BaseWorker) -> bool:
+    """Tell whether a worker has ended: whether its ``wait()`` would return at once."""
+    return worker._finished_event.is_set()
 
 
 def forget_runner(runner: WorkerRunner, gone: str) -> None:

@@ -29,6 +29,7 @@ from pipecat.registry.types import WorkerReadyData, WorkerRegistryEntry
 from pipecat.services.llm_service import FunctionCallParams, LLMService
 from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
+from pipecat.workers.llm import LLMWorker as PlainLLMWorker
 from pipecat.workers.proxy.websocket.client import WebSocketProxyClient
 from pipecat.workers.proxy.websocket.server import WebSocketProxyServer
 from starlette.websockets import WebSocket
@@ -42,12 +43,14 @@ from pipecat_jobs._pipecat import (
     find_provider,
     forget_runner,
     forgo_owed_run,
+    has_ended,
     has_event_handlers,
     in_tool_call_of,
     is_speech_to_speech,
     owes_run,
     proxied_name,
     proxy_connection,
+    start_event_handlers,
     take_queued_function_calls,
     unwatch,
 )
@@ -170,6 +173,74 @@ async def test_watching_a_worker_that_is_ready_tells_at_once(registry: WorkerReg
     await registry.watch("early", watcher)
 
     assert watcher.told == ["early"]
+
+
+# -- event handlers ------------------------------------------------------------------------------
+
+
+async def test_a_handler_that_was_started_is_waited_for_when_its_object_is_cleaned_up():
+    worker, began, go_on, ended = PlainWorker("worker"), asyncio.Event(), asyncio.Event(), []
+
+    async def slow(subject: PlainWorker, message: object) -> None:
+        began.set()
+        await go_on.wait()
+        ended.append((subject, message))
+
+    worker.add_event_handler("on_job_update", slow)
+    start_event_handlers(worker, "on_job_update", "message")
+    cleaning_up = asyncio.create_task(worker.cleanup())
+    await began.wait()
+    assert not cleaning_up.done()
+    go_on.set()
+    await cleaning_up
+
+    assert ended == [(worker, "message")]
+    assert worker._event_tasks == set()
+
+
+async def test_a_handler_that_raises_is_logged_and_the_next_one_runs():
+    worker, ran = PlainWorker("worker"), asyncio.Event()
+
+    def broken(*_: object) -> None:
+        raise ValueError("no")
+
+    def whole(*_: object) -> None:
+        ran.set()
+
+    worker.add_event_handler("on_job_update", broken)
+    worker.add_event_handler("on_job_update", whole)
+    start_event_handlers(worker, "on_job_update", "message")
+
+    await ran.wait()
+
+
+def test_an_event_that_is_not_registered_starts_no_handler():
+    start_event_handlers(PlainWorker("worker"), "on_holiday", "message")
+
+
+# -- has_ended -----------------------------------------------------------------------------------
+
+
+async def _end_and_ask_before_and_after(harness: JobHarness, worker: PlainWorker) -> None:
+    assert has_ended(worker) is False
+    await harness.start(worker)
+    assert has_ended(worker) is False
+
+    await harness.end(worker)
+    await worker.wait()
+
+    assert has_ended(worker) is True
+
+
+async def test_a_worker_has_ended_once_its_wait_returns(job_harness: JobHarness):
+    await _end_and_ask_before_and_after(job_harness, PlainWorker("worker"))
+
+
+async def test_a_worker_with_a_pipeline_has_ended_once_its_wait_returns(
+    job_harness: JobHarness, new_llm: NewLLM
+):
+    worker = PlainLLMWorker("worker", llm=new_llm("You wait."))
+    await _end_and_ask_before_and_after(job_harness, worker)
 
 
 # -- proxies -------------------------------------------------------------------------------------
