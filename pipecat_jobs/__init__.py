@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        # Importing Pipecat's UI workers takes longer than all the rest, and most bots have none.
+        # Importing Pipecat's UI workers takes longer than the rest, and most bots do not use them.
         if name in ("BaseUIWorker", "UIWorker"):
             from pipecat_jobs._llm import ui
 

@@ -1,8 +1,8 @@
-"""Everything this package raises.
+"""Every error that this package raises.
 
-What a job ends with derives from Pipecat's own ``JobError`` and ``JobGroupError``, so code that
-catches those goes on working. Bad input is a ``ValueError`` (and a ``TypeError`` when the type is
-wrong); a call about a job that is not open is a ``RuntimeError``, as it is in Pipecat.
+Errors of jobs derive from Pipecat's own ``JobError`` and ``JobGroupError``, so code that catches
+those goes on working. Bad input is a ``ValueError`` (and a ``TypeError`` when the type is wrong); a
+call about a job that is not open is a ``RuntimeError``, as it is in Pipecat.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,10 +22,24 @@ def _listed(names: Iterable[str]) -> str:
 class JobError(PipecatJobError):
     """A job did not complete.
 
+    It derives from Pipecat's :class:`~pipecat.pipeline.job_context.JobError`. The narrower errors
+    below say how the job ended; catch this one to handle all of them.
+
     Parameters:
         job_id: The job's id.
-        job_name: The name it was asked under, or None.
-        outcomes: How it ended for each worker asked, those that completed included.
+        job_name: The name of the job, or None for a job of ``on_job_request``.
+        outcomes: The outcome of each worker of the job, by the worker's name. It includes the
+            workers that completed.
+
+    Example::
+
+        try:
+            async with self.job("researcher", name="research", timeout=30) as j:
+                pass
+            found = j.response
+        except JobError as error:
+            outcome = error.outcomes["researcher"]
+            print(f"job {error.job_id} is {outcome.status}: {outcome.cause}")
     """
 
     def __init__(
@@ -43,20 +57,45 @@ class JobError(PipecatJobError):
 
     @property
     def failures(self) -> dict[str, JobOutcome]:
-        """The outcomes of the workers that did not complete, by worker."""
+        """The outcomes of the workers that did not complete, by the worker's name."""
         return {name: outcome for name, outcome in self.outcomes.items() if not outcome.completed}
 
 
 class JobGroupError(JobError, PipecatJobGroupError):
-    """A job group did not complete. ``outcomes`` says who failed, how and why."""
+    """A job group did not complete; ``outcomes`` has the response or the cause of each worker.
+
+    It derives from Pipecat's :class:`~pipecat.pipeline.job_context.JobGroupError`.
+
+    Example::
+
+        try:
+            async with self.job_group("wiki", "news", name="research", timeout=5) as group:
+                pass
+            found = group.responses
+        except JobGroupError as error:
+            done = [outcome for outcome in error.outcomes.values() if outcome.completed]
+            found = {outcome.worker: outcome.response for outcome in done}
+            for name, outcome in error.failures.items():
+                print(f"{name} did not complete: {outcome.cause}")
+    """
 
 
 class JobTimeoutError(JobGroupError, TimeoutError):
-    """The deadline passed before every worker had answered.
+    """The deadline passed before every worker had responded. It is a ``TimeoutError`` as well.
 
     Parameters:
-        loop_blocked: Seconds for which the requester's event loop, at the least, did not run when
-            the deadline passed, because something in it blocked; 0.0 when it ran.
+        loop_blocked: How long the requester's event loop was blocked when the deadline passed, at
+            the least, in seconds; 0.0 when the loop ran. Code such as ``time.sleep()`` blocks it.
+
+    Example::
+
+        try:
+            async with self.job_group("wiki", "news", name="research", timeout=5) as group:
+                pass
+        except JobTimeoutError as error:
+            if error.loop_blocked:
+                print(f"the event loop was blocked for {error.loop_blocked:.1f} s")
+            print("too late:", ", ".join(error.failures))
     """
 
     def __init__(
@@ -73,26 +112,72 @@ class JobTimeoutError(JobGroupError, TimeoutError):
 
 
 class WorkerNotReadyError(JobTimeoutError):
-    """A worker was not ready to be asked by the deadline, or never will be: the bus cannot start.
+    """The request was not sent: a worker was not ready by the deadline, or the bus cannot start.
 
-    In the second case ``__cause__`` is what the bus raised when it was started.
+    If the bus cannot start, ``__cause__`` is the exception that it raised.
+
+    Example::
+
+        try:
+            async with self.job("an unknown worker", timeout=0.05) as j:
+                pass
+        except WorkerNotReadyError as error:
+            print(error.__cause__ or error)  # the second names the workers that are known
     """
 
 
 class JobCancelledError(JobGroupError):
-    """The job was cancelled: by ``cancel_job_group()``, or because a worker stopped."""
+    """The job was cancelled: by ``cancel_job_group()``, or because a worker stopped.
+
+    Example::
+
+        try:
+            async with self.job("researcher", name="research") as j:
+                await self.cancel_job_group(j.job_id, reason="the user hung up")
+        except JobCancelledError as error:
+            for outcome in error.failures.values():
+                print(outcome.cancel_reason, outcome.reason)  # for code, and for people
+    """
 
 
 class WorkerLostError(JobGroupError):
-    """A worker went away without answering."""
+    """A worker ended, or its process or its connection was lost, before it had responded.
+
+    Example::
+
+        try:
+            async with self.job("researcher", name="research"):
+                await self.worker_lost("researcher", reason="its machine is down")
+        except WorkerLostError as error:
+            print(error.outcomes["researcher"].reason)
+    """
 
 
 class NoJobHandlerError(JobGroupError):
-    """The worker has no handler for a job of this name."""
+    """The worker has no handler for a job of this name. No handler has begun.
+
+    Example::
+
+        try:
+            async with self.job("researcher", name="reserch") as j:
+                pass
+        except NoJobHandlerError as error:
+            print(error)  # it lists the names that the worker has handlers for
+    """
 
 
 class JobRefusedError(JobGroupError):
-    """The worker takes no such job now; the message says why."""
+    """The worker refused the job; the message says why. No handler has begun.
+
+    Example::
+
+        try:
+            async with self.job("researcher", name="research") as j:
+                pass
+        except JobRefusedError as error:
+            if error.outcomes["researcher"].refusal is JobRefusal.INACTIVE:
+                print("the researcher takes no jobs while it is inactive")
+    """
 
 
 def _blocked(seconds: float, sharing_loop: Sequence[str]) -> str:
@@ -118,26 +203,22 @@ def failure_of(
     bus_problem: str | None,
     bus_failure: Exception | None,
 ) -> JobError:
-    """Build the exception for a job that did not complete.
+    """Build the narrowest error for a job that did not complete; it names worker, job and cause.
 
     Args:
         job_id: The job's id.
-        job_name: The name it was asked under, or None.
-        outcomes: How it ended for each worker.
+        job_name: The name of the job, or None.
+        outcomes: The outcome of each worker.
         first: The outcome that ended the group, or None when every worker was cancelled at once.
-        single: Whether it was asked with ``job()``, which raises :class:`JobError`, rather than
-            ``job_group()``, which raises :class:`JobGroupError`.
-        timeout: The deadline the caller gave, in seconds.
-        unready: Workers the request was never sent to, because they were not ready.
-        known_workers: Names of the workers the requester's registry knows.
-        loop_blocked: Seconds for which the event loop, at the least, did not run when the deadline
-            passed.
+        single: True for ``job()``, which raises :class:`JobError`; False for ``job_group()``, which
+            raises :class:`JobGroupError`.
+        timeout: The job's timeout, in seconds.
+        unready: Workers to which no request was sent, because they were not ready.
+        known_workers: Workers that the requester's registry knows.
+        loop_blocked: See :class:`JobTimeoutError`.
         sharing_loop: The late workers that run in the requester's event loop.
         bus_problem: Why the bus can send nothing now, or None.
-        bus_failure: What kept the bus from starting while the job waited for it, or None.
-
-    Returns:
-        The narrowest error that fits; its message names worker, job and cause.
+        bus_failure: The exception with which the bus did not start, or None.
     """
     job = f"job '{job_name}'" if job_name else f"job {job_id}"
     failures = {name: outcome for name, outcome in outcomes.items() if not outcome.completed}
@@ -158,7 +239,7 @@ def failure_of(
         else:
             late = JobTimeoutError
             owing = [name for name, o in failures.items() if o.status is OutcomeStatus.TIMED_OUT]
-            message = f"timeout: {job} got no answer from {_listed(owing)} within {timeout:g} s"
+            message = f"timeout: {job} got no response from {_listed(owing)} within {timeout:g} s"
         if loop_blocked:
             message += _blocked(loop_blocked, sharing_loop)
         return late(
@@ -170,7 +251,7 @@ def failure_of(
         message += f": {first.reason}" if first.reason else ""
     elif status is OutcomeStatus.LOST:
         error = WorkerLostError
-        message = f"{worker} was lost before it answered {job}: {first.reason}"
+        message = f"{worker} was lost before it responded to {job}: {first.reason}"
     else:
         verb = "failed" if status is OutcomeStatus.FAILED else "errored"
         message = f"{worker} {verb} at {job}: {first.cause}"
@@ -183,13 +264,24 @@ def failure_of(
 
 
 class LLMTurnError(RuntimeError):
-    """The LLM gave no whole answer: its provider failed or cut it off, or it said nothing.
+    """The LLM gave no complete answer: its provider failed or cut it off, or it was empty.
 
     Parameters:
-        worker: Name of the worker whose LLM it is.
-        cause: What went wrong: the provider's own message or reason, where it gave one, and the
-            address and cause where it could not be reached.
-        text: What the LLM had said until then.
+        worker: Name of the worker that has the LLM.
+        cause: The message or the reason of the provider, where it gave one. If the provider could
+            not be reached, its address and why.
+        text: The part of the answer that the LLM had generated until then; may be empty.
+
+    Example::
+
+        class Debater(LLMContextWorker):
+            @job(name="argue")
+            async def argue(self, message):
+                try:
+                    text = await self.llm_turn(f"Topic: {message.payload['topic']}")
+                except LLMTurnError as error:
+                    return {"text": error.text, "complete": False, "why": error.cause}
+                return {"text": text, "complete": True}
     """
 
     def __init__(self, worker: str, cause: str, *, text: str = ""):
@@ -200,23 +292,81 @@ class LLMTurnError(RuntimeError):
 
 
 class LLMTurnInterruptedError(LLMTurnError):
-    """Something other than its own job stopped the turn: a user who spoke, or the worker's end."""
+    """The turn was interrupted: the user spoke to an active worker, or the worker ended.
+
+    A job whose handler does not catch it ends as cancelled.
+
+    Example::
+
+        class Debater(LLMContextWorker):
+            @job(name="argue")
+            async def argue(self, message):
+                try:
+                    return {"text": await self.llm_turn("Argue.")}
+                except LLMTurnInterruptedError as error:
+                    return {"text": error.text, "interrupted": True}
+    """
 
 
 class LLMTurnTimeoutError(LLMTurnError, TimeoutError):
-    """The turn's deadline passed first."""
+    """The timeout of ``llm_turn()`` passed first. It is a ``TimeoutError`` as well.
+
+    Example::
+
+        class Debater(LLMContextWorker):
+            @job(name="argue")
+            async def argue(self, message):
+                try:
+                    return {"text": await self.llm_turn("Argue.", timeout=10)}
+                except LLMTurnTimeoutError:
+                    return {"text": "I have to think about that."}
+    """
 
 
 class InvalidJobError(ValueError):
-    """An argument or an option cannot be used; the message says what to write instead."""
+    """An argument or an option cannot be used; the message says what to write instead.
+
+    Example::
+
+        try:
+            self.job_group("wiki", "wiki", name="research")
+        except InvalidJobError as error:
+            print(error)  # worker 'wiki' is named twice; name each worker once, ...
+    """
 
 
 class InvalidJobTypeError(InvalidJobError, TypeError):
-    """An argument or an option has the wrong type."""
+    """An argument or an option has the wrong type. It is a ``TypeError`` as well.
+
+    Example::
+
+        try:
+            self.job("researcher", timeout="30")
+        except InvalidJobTypeError as error:
+            print(error)
+    """
 
 
 class DuplicateJobHandlerError(InvalidJobError):
-    """Two ``@job`` handlers of one class have the same name."""
+    """Two ``@job`` handlers of one class have the same name.
+
+    Parameters:
+        job_name: The name that both have.
+
+    Example::
+
+        try:
+
+            class Researcher(BaseWorker):
+                @job(name="research")
+                async def in_books(self, message): ...
+
+                @job(name="research")
+                async def in_papers(self, message): ...
+
+        except DuplicateJobHandlerError as error:
+            print(error.job_name)
+    """
 
     def __init__(self, job_name: str, worker_class: str, first: str, second: str):
         super().__init__(
@@ -248,10 +398,17 @@ class MixinOrderError(InvalidJobTypeError):
 
 
 class DuplicateWorkerError(ValueError):
-    """A worker was added whose name another worker of the runner has.
+    """A worker was added under a name that another worker of the runner has.
 
     Parameters:
-        worker: The name.
+        worker: The name that both have.
+
+    Example::
+
+        try:
+            await self.add_workers(BaseWorker("wiki"))
+        except DuplicateWorkerError as error:
+            await self.add_workers(BaseWorker(f"{error.worker}_2"))
     """
 
     def __init__(self, worker: str):
@@ -263,15 +420,24 @@ class DuplicateWorkerError(ValueError):
 
 
 class WorkerNotAddedError(RuntimeError):
-    """A worker that no runner has taken asked for a job.
+    """A worker requested a job, but was not added to a runner.
 
     Parameters:
-        worker: The worker's name.
+        worker: Name of the worker that requested the job.
+
+    Example::
+
+        host = BaseWorker("host_2")
+        try:
+            async with host.job("researcher", name="research") as j:
+                pass
+        except WorkerNotAddedError as error:
+            print(f"call runner.add_workers() with {error.worker} first")
     """
 
     def __init__(self, worker: str):
         super().__init__(
-            f"worker '{worker}' has not been added to a runner and cannot ask for jobs; call "
+            f"worker '{worker}' has not been added to a runner and cannot request jobs; call "
             "'await runner.add_workers(...)' with it first, and give it a name that no other "
             "worker of the runner has: the runner skips the second of a name"
         )
@@ -279,7 +445,21 @@ class WorkerNotAddedError(RuntimeError):
 
 
 class UnknownJobError(RuntimeError):
-    """A job was answered, updated or asked about that is not open here."""
+    """The worker has no open job of this id.
+
+    Parameters:
+        worker: Name of the worker.
+        job_id: The id that was given.
+        ended: True if the worker has had a job of this id, which has ended; False if the worker
+            does not know the id.
+
+    Example::
+
+        try:
+            await self.send_job_response("an old id", {"text": "late"})
+        except UnknownJobError as error:
+            print("too late" if error.ended else f"no job has the id {error.job_id}")
+    """
 
     def __init__(self, worker: str, job_id: str, *, ended: bool, open_jobs: Iterable[str]):
         state = "has already ended" if ended else "is not known"
@@ -294,7 +474,17 @@ class JobNotEndedError(RuntimeError):
 
     Parameters:
         job_id: The job's id.
-        worker: Name of the worker that was asked.
+        worker: Name of the worker of the job.
+
+    Example::
+
+        async with self.job("researcher", name="research") as j:
+            try:
+                early = j.response
+            except JobNotEndedError:
+                early = None
+
+        print(early or j.response)
     """
 
     def __init__(self, job_id: str, worker: str):
@@ -308,12 +498,20 @@ class JobNotEndedError(RuntimeError):
 
 
 class MessageTypeError(InvalidJobTypeError):
-    """A message holds something that the bus cannot carry to another process.
+    """A message has a value that the bus cannot carry to another process.
 
     Parameters:
-        type_name: The type of what it holds.
-        path: Where in the message it is, e.g. ``"payload.when"``.
-        wanted: The type that the field declares, where it is one that the bus carries.
+        type_name: The name of the value's type.
+        path: The place of the value in the message, e.g. ``"payload.when"``.
+        wanted: The type that the field declares, if the bus carries that type; None otherwise.
+
+    Example::
+
+        try:
+            async with self.job("researcher", name="research", payload={"when": 7}) as j:
+                pass
+        except MessageTypeError as error:
+            print(f"{error.path} is a {error.type_name}")
     """
 
     def __init__(self, type_name: str, path: str, *, wanted: str | None = None):
@@ -334,9 +532,17 @@ class MessageTooLargeError(InvalidJobError):
     """A message is larger than the bus carries.
 
     Parameters:
-        message: What was to be sent, as text.
-        size: Its size in bytes, encoded.
-        limit: The most that the bus carries, in bytes.
+        message: The message, as a short text.
+        size: The size of the encoded message, in bytes.
+        limit: The largest size that the bus carries, in bytes.
+
+    Example::
+
+        try:
+            async with self.job("researcher", name="research", payload={"text": "..."}) as j:
+                pass
+        except MessageTooLargeError as error:
+            print(f"{error.size - error.limit:,} bytes too large")
     """
 
     def __init__(self, message: str, *, size: int, limit: int):
@@ -350,18 +556,28 @@ class MessageTooLargeError(InvalidJobError):
 
 
 class UnreadableMessageError(ValueError):
-    """What came over the wire is not a message this process knows, or not one it trusts."""
+    """The bytes from the server are not a message that this process knows, or not a trusted one."""
 
     def __init__(self, why: str):
-        # What a stranger sends is in it, and it is logged.
+        # The text has parts of the message, which a stranger may have sent, and it is logged.
         super().__init__(cut(why))
 
 
 class RedisStartError(RuntimeError):
-    """A Redis server of this process's own could not be started.
+    """A private Redis server could not be started.
 
     Parameters:
-        output: What the server printed, if it ran at all.
+        output: The text that the server printed; empty if it did not run.
+
+    Example::
+
+        from pipecat_jobs.bus.redis import EmbeddedRedis
+
+        try:
+            async with EmbeddedRedis(executable="/no/such/server") as server:
+                print(server.url)
+        except RedisStartError as error:
+            print(error)
     """
 
     def __init__(self, why: str, *, output: str = ""):
@@ -370,10 +586,22 @@ class RedisStartError(RuntimeError):
 
 
 class BusFullError(RuntimeError):
-    """The server is away, and as many messages wait for it as the bus keeps.
+    """The server is away, and the bus keeps as many messages for it as it may.
 
     Parameters:
-        limit: How many that is.
+        limit: The number of messages that the bus keeps: its ``outbox_limit``.
+
+    Example::
+
+        class Importer(BaseWorker):
+            @job(name="import")
+            async def import_file(self, message):
+                for line in range(1000):
+                    try:
+                        await self.send_job_update(message.job_id, {"line": line})
+                    except BusFullError as error:
+                        print(f"{error.limit:,} messages wait; skipping an update")
+                return {}
     """
 
     def __init__(self, limit: int):
@@ -388,7 +616,17 @@ class BusUnavailableError(RuntimeError):
     """The server could not be reached when the bus started.
 
     Parameters:
-        cause: What went wrong last.
+        cause: Why the last attempt failed.
+
+    Example::
+
+        from pipecat_jobs.bus.redis import RedisStreamsBus
+
+        bus = RedisStreamsBus("redis://127.0.0.1:1", channel="bots", start_timeout=0.1)
+        try:
+            await WorkerRunner(bus=bus).run()
+        except BusUnavailableError as error:
+            print(error.cause)
     """
 
     def __init__(self, cause: str, *, seconds: float):
@@ -400,10 +638,20 @@ class BusUnavailableError(RuntimeError):
 
 
 class RedisModeError(RuntimeError):
-    """The server is not one that the bus can use: a node of a Redis Cluster, or a Sentinel.
+    """The bus cannot use a server in this mode: a node of a Redis Cluster, or a Sentinel.
 
     Parameters:
-        mode: What the server says that it is: ``"cluster"`` or ``"sentinel"``.
+        mode: The mode that the server reports: ``"cluster"`` or ``"sentinel"``.
+
+    Example::
+
+        from pipecat_jobs.bus.redis import RedisStreamsBus
+
+        async def run(url):
+            try:
+                await WorkerRunner(bus=RedisStreamsBus(url, channel="bots")).run()
+            except RedisModeError as error:
+                print(f"the server runs in {error.mode} mode")
     """
 
     def __init__(self, mode: str):

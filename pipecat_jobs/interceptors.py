@@ -1,4 +1,4 @@
-"""One place to watch or wrap every job of a worker: what it asks of others and what it is asked."""
+"""Interceptors: one place to watch or wrap every job that a worker requests or handles."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -12,16 +12,26 @@ from pipecat_jobs.outcomes import ErrorDetails, JobData, JobOutcome
 
 
 class JobLifeEventKind(StrEnum):
-    """What has happened to a job.
+    """The kinds of events in a job's life.
 
     Parameters:
-        ASKED: At the requester: ``job()`` or one of the others was called for the worker.
-        SENT: At the requester: the request goes out; the worker is ready.
+        ASKED: At the requester: ``job()``, ``job_group()`` or one of the other methods that request
+            a job was called.
+        SENT: At the requester: the worker is ready, and the request is sent.
         UPDATE: At the requester: the worker reported progress.
-        STREAM: At the requester: the worker streamed the start or a chunk of its response.
-        SETTLED: At the requester: the job has its outcome, whatever that is.
+        STREAM: At the requester: the worker started a stream, or streamed a chunk.
+        SETTLED: At the requester: the job has its outcome. It is the job's last event there.
         BEGUN: At the worker: the handler begins.
         HANDLER_ENDED: At the worker: the handler has returned, raised, or ended after a cancel.
+
+    Example::
+
+        class CountJobs(JobInterceptor):
+            open = 0
+
+            def on_event(self, event):
+                self.open += event.kind is JobLifeEventKind.ASKED
+                self.open -= event.kind is JobLifeEventKind.SETTLED
     """
 
     ASKED = "asked"
@@ -38,15 +48,26 @@ class JobLifeEvent:
     """One event in the life of one job at one worker. A group has each event once per worker.
 
     Parameters:
-        kind: What has happened.
+        kind: The kind of event.
         job_id: The job's id.
         job_name: The name of the job, or None for a job of ``on_job_request``.
-        requester: The name of the worker that asked.
-        worker: The name of the worker that was asked.
-        time: When, in seconds since the epoch, as ``time.time()`` gives it.
-        data: What the worker sent, of an UPDATE or a STREAM; None otherwise.
-        outcome: How the job ended, of a SETTLED; None otherwise.
-        error: What the handler raised, of a HANDLER_ENDED; None when it returned, and otherwise.
+        requester: Name of the worker that requested the job.
+        worker: Name of the worker that the job is for.
+        time: The time of the event, in seconds since the epoch (``time.time()``).
+        data: The update or the chunk, for UPDATE and STREAM; None for the other kinds.
+        outcome: The outcome, for SETTLED; None for the other kinds.
+        error: The exception of the handler, for HANDLER_ENDED; None when the handler returned, and
+            for the other kinds.
+
+    Example::
+
+        class LogFailures(JobInterceptor):
+            def on_event(self, event):
+                if event.outcome is not None and not event.outcome.completed:
+                    print(f"{event.job_name} at {event.worker}: {event.outcome.cause}")
+
+
+        self.add_job_interceptor(LogFailures())
     """
 
     kind: JobLifeEventKind
@@ -62,16 +83,25 @@ class JobLifeEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobCall:
-    """One call of ``job()``, ``job_group()`` or one of the others, before anything is sent.
+    """One call of ``job()``, ``job_group()`` or a similar method, before a request is sent.
 
     Parameters:
         job_id: The id of the job or the group.
         job_name: The name of the job, or None for a job of ``on_job_request``.
-        requester: The name of the worker that asks.
-        worker_names: The workers that are asked, in the order they were given.
-        timeout: Seconds for the whole job, or None.
-        payload: What the job is about. An interceptor may replace it.
-        headers: What travels beside each request. An interceptor may replace it.
+        requester: Name of the worker that requests the job.
+        worker_names: Names of the workers that the job is for, in the order of the call.
+        timeout: Seconds for the whole job, or None for no deadline.
+        payload: The data for the handler, or None. An interceptor may replace it.
+        headers: The headers of each request. An interceptor may replace them.
+
+    Example::
+
+        from dataclasses import replace
+
+
+        class AddLanguage(JobInterceptor):
+            async def ask(self, call, proceed):
+                await proceed(replace(call, payload={**(call.payload or {}), "language": "en"}))
     """
 
     job_id: str
@@ -83,16 +113,17 @@ class JobCall:
     headers: JobHeaders
 
 
-#: Goes on with a call: the next interceptor's ``ask()``, and at last the requests are sent.
+#: Continues a call with the next interceptor's ``ask()``; after the last one, sends the requests.
 ProceedToAsk: TypeAlias = Callable[[JobCall], Awaitable[None]]
-#: Goes on with a request: the next interceptor's ``handle()``, and at last the handler runs.
+#: Continues a request with the next interceptor's ``handle()``; after the last one, runs the
+#: handler.
 ProceedToHandle: TypeAlias = Callable[[BusJobRequestMessage], Awaitable[JobData | None]]
 
 
 class JobInterceptor:
-    """Watches and wraps the jobs of a worker. Override what you need; the rest does nothing.
+    """Watches and wraps the jobs of a worker. Override the methods you need; the others do nothing.
 
-    List interceptors in a worker class's ``job_interceptors``, or give one to
+    List interceptors in ``job_interceptors`` of a worker's class, or give one to
     ``worker.add_job_interceptor()``. Those of the class come first, and the first is the outermost.
     One object may serve many workers. The design follows the interceptors of `Temporal's SDK
     <https://python.temporal.io/temporalio.client.Interceptor.html>`_.
@@ -112,17 +143,26 @@ class JobInterceptor:
     async def ask(self, call: JobCall, proceed: ProceedToAsk) -> None:
         """Wrap a call at the requester: the wait for its workers and the sending of its requests.
 
-        It returns once the requests are sent; the outcome comes to :meth:`on_event`. The call's
-        timeout runs meanwhile.
+        It returns once the requests are sent; :meth:`on_event` gets the outcome. The call's timeout
+        includes the time it takes.
 
         Args:
             call: The call.
-            proceed: Goes on. Await it once, with the call or with a copy of it that has another
-                payload or other headers (``dataclasses.replace(call, payload=...)``).
+            proceed: Continues the call. Await it once, with the call or with a copy of it that has
+                another payload or other headers (``dataclasses.replace(call, payload=...)``).
 
         Raises:
-            Exception: Whatever refuses the call. The job then ends as ERROR for each worker, and
-                the requester gets a ``JobError`` with the exception as its cause.
+            Exception: Any exception refuses the call. The job then ends as ERROR for each worker,
+                as FAILED if it is a ``JobToolError``, and the requester gets a ``JobError`` with
+                the exception as its ``__cause__``.
+
+        Example::
+
+            class NeedTopic(JobInterceptor):
+                async def ask(self, call, proceed):
+                    if not (call.payload or {}).get("topic"):
+                        raise ValueError(f"{call.job_name} needs a topic")
+                    await proceed(call)
         """
         await proceed(call)
 
@@ -135,25 +175,43 @@ class JobInterceptor:
 
         Args:
             request: The request.
-            proceed: Goes on, with the request or with a copy of it that has another payload
-                (``dataclasses.replace(request, payload=...)``). It gives what the handler returned,
-                None for one that streams or responds itself. It raises what the handler raised.
+            proceed: Runs the handler. Await it with the request or with a copy of it that has
+                another payload (``dataclasses.replace(request, payload=...)``). It returns the
+                handler's response, or None if the handler streams or calls
+                ``send_job_response()``. It raises the handler's exception.
 
         Returns:
-            The response of the job, or None when the handler streamed or responds itself. One that
-            does not proceed gives a dict.
+            The response of the job, a dict; None if the handler streamed, or calls
+            ``send_job_response()``. An interceptor that does not call ``proceed`` returns a dict.
 
         Raises:
-            Exception: Whatever refuses the request; it ends the job as an exception of the handler
-                would.
+            Exception: Any exception ends the job as an exception of the handler does.
+
+        Example::
+
+            class Cache(JobInterceptor):
+                def __init__(self):
+                    self.found = {}
+
+                async def handle(self, request, proceed):
+                    topic = request.payload["topic"]
+                    if topic not in self.found:
+                        self.found[topic] = await proceed(request)
+                    return self.found[topic]
         """
         return await proceed(request)
 
     def on_event(self, event: JobLifeEvent) -> None:
-        """Take notice of an event in a job's life.
+        """Get an event in a job's life.
 
-        It is called in place and must not block. What it raises is logged and changes nothing.
+        It is called in place and must not block. An exception is logged and changes nothing.
 
         Args:
             event: The event.
+
+        Example::
+
+            class PrintEvents(JobInterceptor):
+                def on_event(self, event):
+                    print(f"{event.time:.3f} {event.kind} {event.job_name} at {event.worker}")
         """

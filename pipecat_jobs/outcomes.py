@@ -1,4 +1,4 @@
-"""How a job ended: the status, the response or the error, and how long it took."""
+"""The outcome of a job: its status, its response or its error, and its times."""
 
 import traceback
 from collections.abc import Mapping
@@ -13,17 +13,27 @@ JobData = dict[str, Any]
 class OutcomeStatus(StrEnum):
     """How a job ended for one worker.
 
-    The first four are what a worker can respond, and equal the member of the same name in
-    Pipecat's :class:`~pipecat.pipeline.job_context.JobStatus`. The last two are what the
-    requester concludes when no response came.
+    A worker can respond with the first four, which equal the members of the same names in
+    Pipecat's :class:`~pipecat.pipeline.job_context.JobStatus`. The requester sets the last two
+    itself, when no response came.
 
     Parameters:
         COMPLETED: The worker responded with success.
-        FAILED: The worker could not do the job, for a reason that it states.
-        ERROR: The handler raised, or the worker has no handler for this job.
+        FAILED: The worker could not do the job, for a reason that it gives.
+        ERROR: The handler raised, the worker has no handler for this job, or the request could not
+            be sent.
         CANCELLED: The requester cancelled the job, or the worker stopped or cancelled it.
-        TIMED_OUT: The deadline passed first.
-        LOST: The worker went away without a response.
+        TIMED_OUT: The deadline passed before the response.
+        LOST: The worker ended, or its process or its connection was lost, before the response.
+
+    Example::
+
+        async with self.job_group("wiki", "news", name="research", cancel_on_error=False) as group:
+            pass
+
+        for name, outcome in group.outcomes.items():
+            if outcome.status is OutcomeStatus.LOST:
+                print(f"{name} is gone: {outcome.reason}")
     """
 
     COMPLETED = "completed"
@@ -35,18 +45,27 @@ class OutcomeStatus(StrEnum):
 
 
 class CancelReason(StrEnum):
-    """Who ended a job before it had its answer, and why.
+    """Why a job was cancelled or timed out, for code to decide on.
 
     Parameters:
-        REQUESTER_CANCELLED: The requester: it left the job's block, its task was cancelled, or it
-            called ``cancel_job_group()``.
-        REQUESTER_STOPPED: The worker that asked has stopped.
+        REQUESTER_CANCELLED: The requester left the job's block with an exception, its task was
+            cancelled, or it called ``cancel_job_group()``.
+        REQUESTER_STOPPED: The requester has stopped.
         DEADLINE: The job's deadline has passed.
         GROUP_FAILED: Another worker of the group did not complete.
-        WORKER_STOPPED: The worker that was asked has stopped.
-        INTERRUPTED: The LLM turn that was to answer was interrupted, e.g. by a user who spoke.
-        HANDLER_CANCELLED: The handler's task was cancelled by code of the worker's own.
+        WORKER_STOPPED: The worker of the job has stopped.
+        INTERRUPTED: The LLM turn of the job was interrupted, e.g. by a user who spoke.
+        HANDLER_CANCELLED: Code of the worker cancelled the handler's task.
         NOT_NEEDED: The group has completed without this worker's response.
+
+    Example::
+
+        try:
+            async with self.job("researcher", name="research", timeout=30) as j:
+                pass
+        except JobCancelledError as error:
+            if error.outcomes["researcher"].cancel_reason is CancelReason.INTERRUPTED:
+                print("the user has spoken; ask again later")
     """
 
     REQUESTER_CANCELLED = "requester_cancelled"
@@ -60,13 +79,24 @@ class CancelReason(StrEnum):
 
 
 class JobRefusal(StrEnum):
-    """Why a worker has not begun a job. None of its handlers has run.
+    """Why a worker refused a job. No handler has begun, so another worker can do the job.
 
     Parameters:
-        NO_HANDLER: It has no handler for a job of this name.
-        INACTIVE: It is inactive, and takes no jobs meanwhile.
-        ID_IN_USE: Another requester has an open job of the same id there.
-        ID_USED: The requester has had a job of the same id there.
+        NO_HANDLER: The worker has no handler for a job of this name.
+        INACTIVE: The worker is inactive, and its class has ``takes_jobs_when_inactive = False``.
+        ID_IN_USE: The worker has an open job with the same id from another requester.
+        ID_USED: The worker has had a job with the same id from this requester.
+
+    Example::
+
+        try:
+            async with self.job("wiki", name="research") as j:
+                pass
+        except JobError as error:
+            if error.outcomes["wiki"].refusal is None:
+                raise
+            async with self.job("news", name="research") as j:
+                pass
     """
 
     NO_HANDLER = "no_handler"
@@ -75,18 +105,17 @@ class JobRefusal(StrEnum):
     ID_USED = "id_used"
 
 
-#: Characters of what an exception says, and of its traceback, that an answer carries: an error must
-#: not become too large to be told.
+#: Characters of an exception's message and of its traceback in a response. A longer response could
+#: be too large for a bus, and the job would then not end.
 _MOST_MESSAGE, _MOST_TRACEBACK = 4_000, 16_000
 
 
 class JobToolError(Exception):
-    """A failure whose text an LLM may read and tell the user: "no such booking".
+    """A failure whose text an LLM may read and tell the user, e.g. "no such booking".
 
-    Raise it in a job's handler, whose job ends as FAILED, in a function with ``@job_tool``, or in a
-    ``tool_call()`` block.
-    The text of any other exception is kept from the LLM, because it may hold what is not for the
-    user: a connection string, a file's path, another customer's name.
+    Raise it in a job's handler, in a function with ``@job_tool``, or in a ``tool_call()`` block. In
+    a handler it ends the job as FAILED. The LLM never reads the text of any other exception,
+    because it may have private data: a connection string, a file's path, another customer's name.
 
     Example::
 
@@ -99,15 +128,25 @@ class JobToolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
-    """What went wrong at the worker, as text, so that it survives any bus.
+    """An exception of a worker as text, which every bus can carry.
 
     Parameters:
         type: Name of the exception's class, e.g. ``"ValueError"``; empty when the worker only
-            gave a message.
-        message: What the exception said.
-        traceback: The worker's traceback as text, or None when it sent none.
-        for_llm: Whether the message was written for an LLM to read: the exception was a
+            gave a message. It is for people: class names of two modules can be equal.
+        message: The exception's message.
+        traceback: The worker's traceback as text, or None when the worker did not send it.
+        for_llm: True if the message was written for an LLM to read: the exception was a
             :class:`JobToolError`.
+
+    Example::
+
+        try:
+            async with self.job("researcher", name="research") as j:
+                pass
+        except JobError as error:
+            details = error.outcomes["researcher"].error
+            if details is not None:
+                print(details.type, details.message, details.traceback)
     """
 
     type: str
@@ -123,7 +162,8 @@ class ErrorDetails:
             error: The exception, as it was caught.
 
         Returns:
-            Its class name, message and formatted traceback; of long ones the middle is left out.
+            Its class name, message and formatted traceback. From a message of more than 4,000
+            characters and a traceback of more than 16,000 the middle is left out.
         """
         text = "".join(traceback.format_exception(error)) if error.__traceback__ else None
         return cls(
@@ -135,16 +175,16 @@ class ErrorDetails:
 
     @classmethod
     def from_response(cls, response: Mapping[str, object] | None) -> "ErrorDetails | None":
-        """Read the details a worker put into its answer.
+        """Read the details from a worker's response.
 
-        Pipecat's own workers answer a failure with ``{"error": "why"}``; workers of this package
+        Pipecat's own workers report a failure with ``{"error": "why"}``; workers of this package
         add ``error_type``, ``traceback`` and ``error_for_llm``.
 
         Args:
-            response: The answer's payload, or None.
+            response: The data of the response, or None.
 
         Returns:
-            The details, or None when the answer names no error.
+            The details, or None when the response has no ``"error"``.
         """
         if not response or response.get("error") is None:
             return None
@@ -157,11 +197,18 @@ class ErrorDetails:
         )
 
     def to_response(self) -> JobData:
-        """Write the details as an answer's payload; the reverse of :meth:`from_response`.
+        """Write the details as the data of a response; the reverse of :meth:`from_response`.
 
         Returns:
             ``{"error": message, "error_type": type}``, with ``"traceback"`` when there is one, and
             with ``"error_for_llm": True`` when the message was written for an LLM.
+
+        Example::
+
+            details = ErrorDetails("ValueError", "no such topic")
+            response = details.to_response()
+            assert response == {"error": "no such topic", "error_type": "ValueError"}
+            assert ErrorDetails.from_response(response) == details
         """
         response: JobData = {"error": self.message, "error_type": self.type}
         if self.for_llm:
@@ -191,21 +238,32 @@ def _shortened(text: str, most: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
-    """How a job ended for one worker. There is exactly one for each worker asked.
+    """How a job ended for one worker. Each worker of a job has exactly one outcome.
 
     Parameters:
-        worker: Name of the worker that was asked.
-        status: How it ended.
-        response: What the worker answered, or None when it gave nothing.
-        error: What went wrong, when the worker (or the requester) could say.
-        reason: Why the job was cancelled, timed out or lost, as a sentence; None otherwise.
-        cancel_reason: Who ended the job that was cancelled or timed out, for code to decide on;
-            None otherwise, or when a plain Pipecat worker cancelled it.
-        refusal: Why the worker did not begin the job, for code to decide on; None when a handler
-            has begun, or when the worker does not say.
-        waited: Seconds from the call until the request went out: the wait for the worker to be
-            ready. All of it, when the request never went out.
-        ran: Seconds from the request going out until the end; 0.0 when it never went out.
+        worker: Name of the worker.
+        status: How the job ended.
+        response: The data of the worker's response; None when there was no response, or it had no
+            data.
+        error: The exception of the worker or of the requester; None when there was none, or when
+            it is not known.
+        reason: Why the job was cancelled, timed out or lost, as text for people; None otherwise.
+        cancel_reason: Why the job was cancelled or timed out, for code to decide on; None
+            otherwise, or when a plain Pipecat worker cancelled it.
+        refusal: Why the worker refused the job, for code to decide on; None when a handler has
+            begun, or when the worker does not state it.
+        waited: Seconds from the call until the request was sent: the wait for the worker to be
+            ready. If the request was never sent, seconds from the call until the end.
+        ran: Seconds from the request until the end; 0.0 if the request was never sent.
+
+    Example::
+
+        async with self.job("researcher", name="research", payload={"topic": "AI"}) as j:
+            pass
+
+        outcome = j.outcome
+        assert outcome.completed and outcome.status is OutcomeStatus.COMPLETED
+        print(f"ready after {outcome.waited:.3f} s, done {outcome.ran:.3f} s later")
     """
 
     worker: str
@@ -220,16 +278,16 @@ class JobOutcome:
 
     @property
     def completed(self) -> bool:
-        """Whether the worker answered with success."""
+        """Whether the worker responded with success."""
         return self.status is OutcomeStatus.COMPLETED
 
     @property
     def cause(self) -> str:
-        """Why it did not complete, in one line; the status alone when no cause is known."""
+        """Why the job did not complete, in one line for people; the status if that is not known."""
         if self.error is not None:
             return str(self.error)
         if self.reason is not None:
             return self.reason
         if self.response and not self.completed:
-            return f"{self.status}, answering {self.response!r}"
+            return f"{self.status}, with the response {self.response!r}"
         return str(self.status)

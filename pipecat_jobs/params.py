@@ -19,23 +19,36 @@ UNREAD_LIMIT = 1_000
 
 
 class JobParams(PipecatJobParams):
-    """How to run a job at one worker. Pipecat's ``JobParams``, and what only this package has.
+    """How to run a job at one worker.
+
+    It has the fields of Pipecat's :class:`~pipecat.pipeline.job_context.JobParams` and more. The
+    methods that request a job take it as ``params=``, or take the same fields as keywords.
 
     Parameters:
         name: Name of the ``@job`` handler to run, or None for ``on_job_request``.
-        payload: What the job is about.
-        timeout: Seconds for all of it: readiness, queueing and work. None for no deadline.
+        payload: The data for the handler, a dict, or None.
+        timeout: Seconds for the whole job: until the worker is ready, until it has a free slot, and
+            for the work. None for no deadline.
         label: A title for people, e.g. on a client's progress card.
-        cancellable: Whether ``request_cancel_job_group()`` may cancel it.
-        job_id: The job's id, or None to have one made.
-        unread_limit: How many stream chunks of a worker may be unread before its
-            ``send_job_stream_data()`` waits, 0 for any number.
-        latest_update_only: Whether an update takes the place of the one before it, if that
-            has not been read yet.
-        run_once: Whether the job is lost with a process that dies at it, on a bus that spans
-            processes, rather than begun again in another.
-        affinity: A key that jobs share which belong in one process, on a bus that spans processes:
-            while that process lives, each waits for it. None for what the worker's class says.
+        cancellable: Whether ``request_cancel_job_group()`` may cancel the job.
+        job_id: The job's id, which no earlier job of this requester had; None to have one made.
+        unread_limit: Number of stream chunks from one worker that may be unread before its
+            ``send_job_stream_data()`` waits; 0 for no limit. The default is 1,000.
+        latest_update_only: Whether an update replaces the previous one of the same worker that has
+            not been read.
+        run_once: Whether the job is lost with the process that runs it. When False, a bus that
+            spans processes begins the job again in another process.
+        affinity: A key of at most 256 characters. A bus that spans processes runs the jobs with the
+            same key in one process while it lives, and they wait for a free slot there. None for
+            the ``job_affinity`` of the worker's class.
+
+    Example::
+
+        params = JobParams(name="research", payload={"topic": "AI"}, timeout=30)
+        async with self.job("researcher", params=params) as j:
+            pass
+
+        print(j.response)
     """
 
     job_id: str | None = None
@@ -46,11 +59,24 @@ class JobParams(PipecatJobParams):
 
 
 class JobGroupParams(JobParams, PipecatJobGroupParams):
-    """How to run a job at several workers. Pipecat's ``JobGroupParams``, plus ``job_id``.
+    """How to run a job at several workers.
+
+    It has the fields of Pipecat's :class:`~pipecat.pipeline.job_context.JobGroupParams` and of
+    :class:`JobParams`.
 
     Parameters:
-        cancel_on_error: Whether the first worker that does not complete ends the group. When
-            False the group ends when every worker has, and ``outcomes`` tells who did what.
+        cancel_on_error: Whether the first worker that does not complete ends the group and cancels
+            the other workers' jobs. When False, the group ends when every worker has ended, and
+            ``outcomes`` has the outcome of each.
+
+    Example::
+
+        params = JobGroupParams(name="research", timeout=30, cancel_on_error=False)
+        async with self.job_group("wiki", "news", params=params) as group:
+            pass
+
+        for name, outcome in group.outcomes.items():
+            print(name, outcome.status)
     """
 
 
@@ -59,21 +85,24 @@ class JobKeywords(TypedDict, total=False):
 
     Parameters:
         name: Name of the ``@job`` handler to run, or None for ``on_job_request``.
-        payload: What the job is about.
-        timeout: Seconds for all of it: readiness, queueing and work. None for no deadline.
+        payload: The data for the handler, a dict, or None.
+        timeout: Seconds for the whole job: until the worker is ready, until it has a free slot, and
+            for the work. None, the default, for no deadline.
         label: A title for people, e.g. on a client's progress card.
-        cancellable: Whether ``request_cancel_job_group()`` may cancel it; True by default.
-        job_id: The id to use, or None to have one made.
-        unread_limit: How many stream chunks of a worker may be unread before its
-            ``send_job_stream_data()`` waits, 0 for any number; 1,000 by default. It counts while
-            ``async for`` reads them or hooks hear them.
-        latest_update_only: Whether an update takes the place of the one before it from the same
-            worker, if ``async for`` has not read that yet; False by default.
-        run_once: Whether the job is lost with a process that dies at it, on a bus that spans
-            processes, rather than begun again in another; False by default.
-        affinity: A key that jobs share which belong in one process, on a bus that spans processes:
-            while that process lives, each waits for it; see :func:`~pipecat_jobs.job_moved`. None,
-            the default, for what the worker's ``job_affinity`` says.
+        cancellable: Whether ``request_cancel_job_group()`` may cancel the job; True by default.
+        job_id: The job's id, which no earlier job of this requester had. None, the default, to have
+            one made.
+        unread_limit: Number of stream chunks from one worker that may be unread before its
+            ``send_job_stream_data()`` waits; 0 for no limit, 1,000 by default. A chunk is read by
+            ``async for`` or by an ``on_job_stream_data()`` override.
+        latest_update_only: Whether an update replaces the previous one of the same worker that
+            ``async for`` has not read; False by default.
+        run_once: Whether the job is lost with the process that runs it. When False, the default, a
+            bus that spans processes begins the job again in another process.
+        affinity: A key of at most 256 characters. A bus that spans processes runs the jobs with the
+            same key in one process while it lives, and they wait for a free slot there; see
+            :func:`~pipecat_jobs.job_moved`. None, the default, for the ``job_affinity`` of the
+            worker's class.
     """
 
     name: str | None
@@ -93,7 +122,7 @@ class JobGroupKeywords(JobKeywords, total=False):
 
     Parameters:
         cancel_on_error: Whether the first worker that does not complete ends the group and cancels
-            the rest; True by default.
+            the other workers' jobs; True by default.
     """
 
     cancel_on_error: bool | None
@@ -103,7 +132,7 @@ def _check_payload(name: str, value: object) -> JobData | None:
     return check_instance(name, value, dict, "a dict that describes the work")
 
 
-#: The check of each argument. None stands for one that was left out, and is not checked.
+#: The check of each argument. The value None means that the argument was left out.
 _CHECKS: dict[str, Callable[[str, object], object]] = {
     "name": partial(check_text, wanted="the name of a @job handler"),
     "payload": _check_payload,
@@ -117,7 +146,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "cancel_on_error": check_flag,
     "affinity": partial(
         check_text,
-        wanted="a string of at most 256 characters that jobs share which belong together",
+        wanted="the key of the jobs that belong in one process, of at most 256 characters",
         most=256,
     ),
 }
@@ -128,19 +157,10 @@ def group_params(
     keywords: JobKeywords | JobGroupKeywords,
     allowed: type[JobKeywords],
 ) -> JobGroupParams:
-    """Make one checked parameter object of either form a job can be asked for in.
+    """Check a call's ``params=`` or keywords, and make the job id if none was given.
 
-    Args:
-        params: The call's ``params=``, or None.
-        keywords: The call's keyword arguments.
-        allowed: Which keywords the call has.
-
-    Returns:
-        The parameters, all of them valid, with a job id made where none was given.
-
-    Raises:
-        InvalidJobError: If a value cannot be used; the message says what to write instead.
-        TypeError: If both forms were used in one call, or a keyword is unknown.
+    It raises InvalidJobError for a value that cannot be used, and TypeError for an unknown keyword
+    or for both forms in one call.
     """
     given: dict[str, object] = {}
     if params is None:
@@ -175,18 +195,7 @@ def _unknown_keyword(
 
 
 def check_worker_names(names: Sequence[object]) -> list[str]:
-    """Check the names of the workers to ask.
-
-    Args:
-        names: The names as they were given.
-
-    Returns:
-        The names, in the same order.
-
-    Raises:
-        InvalidJobTypeError: If one is not a string.
-        InvalidJobError: If there are no names, one is empty, or one is named twice.
-    """
+    """Refuse an empty list of names, and a name that is not a string, empty or given twice."""
     checked: dict[str, None] = {}
     for name in names:
         if not isinstance(name, str):
@@ -199,7 +208,7 @@ def check_worker_names(names: Sequence[object]) -> list[str]:
         if name in checked:
             raise InvalidJobError(
                 f"worker '{name}' is named twice; name each worker once, and start a second job "
-                "for a second answer"
+                "for a second response"
             )
         checked[name] = None
     if not checked:
@@ -208,18 +217,7 @@ def check_worker_names(names: Sequence[object]) -> list[str]:
 
 
 def check_data(what: str, data: object) -> JobData | None:
-    """Refuse a response, an update or a chunk that is neither a dict nor None.
-
-    Args:
-        what: What it is, for the message.
-        data: The value to check.
-
-    Returns:
-        The same object.
-
-    Raises:
-        InvalidJobTypeError: If it is something else.
-    """
+    """Refuse a response, an update or a chunk that is neither a dict nor None."""
     if data is not None and not isinstance(data, dict):
         raise InvalidJobTypeError(
             f"{what} is {shorten(data)}; give a dict, e.g. {{'text': ...}}, or None"

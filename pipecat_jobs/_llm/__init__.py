@@ -1,1 +1,1 @@
-"""Jobs that an LLM answers: the workers that own an LLM, and its turns."""
+"""The workers that own an LLM, and the LLM turns that answer jobs."""

@@ -1,4 +1,4 @@
-"""The mixin that gives jobs to any worker class."""
+"""The mixin that adds jobs to any worker class."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pipecat_jobs._worker.mixin import TurnFailed, Turns, WorkerJobs
 
 
 class JobsMixin(WorkerJobs):
-    """Gives any Pipecat worker jobs that always end.
+    """Adds jobs that always end to any Pipecat worker class.
 
     Name it last among the bases of a worker class of your own:
     :class:`~pipecat_jobs.MixinOrderError` refuses a class in which it would hide what another base
@@ -25,24 +25,23 @@ class JobsMixin(WorkerJobs):
 
     Class attributes to set in a subclass:
 
-    - ``takes_jobs_when_inactive`` (True): whether the worker accepts jobs while another worker
-      holds the conversation. When False, an inactive worker refuses them at once.
-    - ``job_request_concurrency`` ("auto"): how many jobs of ``on_job_request`` (the method and the
-      event handlers) may be open at once, None for any number; further jobs wait in order of
-      arrival. "auto" is one for a worker that owns an LLM context, because a context holds one
-      turn at a time and the answers of two jobs could be confused; it is any number for the
-      other workers.
-    - ``job_affinity`` ("auto"): which jobs run in the same process, on a bus that spans processes
-      several of which host the worker. "requester": all jobs of one requester, while that process
-      lives. "prefer": the same, but a job goes to another process rather than wait for a free
-      slot. None: each job goes to any process that has a free slot. "auto" is "requester" for a
-      ``BackendLLMWorker``, "prefer" for every other worker that owns an LLM context, and None for
-      the rest. In a handler, :func:`~pipecat_jobs.job_moved` tells whether the requester's earlier
-      jobs ran in another process.
-    - ``job_cancel_grace`` (1.0): seconds that a cancelled handler has to clean up; then its job
-      ends without it.
-    - ``job_interceptors`` (none): :class:`~pipecat_jobs.JobInterceptor` objects that watch or wrap
-      every job that a worker of the class asks or is asked, the outermost first.
+    - ``takes_jobs_when_inactive`` (True): whether the worker takes jobs while another worker holds
+      the conversation. When False, an inactive worker refuses them at once.
+    - ``job_request_concurrency`` ("auto"): the number of jobs of ``on_job_request`` (the method and
+      the event handlers) that may be open at once, or None for no limit; further jobs wait in order
+      of arrival. "auto" is 1 for a worker that owns an LLM context, because a context holds one
+      turn at a time and two jobs could get each other's text; it is None for other workers.
+    - ``job_affinity`` ("auto"): which jobs run in the same process, when a bus spans several
+      processes that have the worker. "requester": all jobs of one requester, while the process
+      lives. "prefer": the same, but a job that would wait for a free slot goes to another process.
+      None: each job goes to any process with a free slot. "auto" is "requester" for a
+      ``BackendLLMWorker``, "prefer" for other workers that own an LLM context, and None for all
+      other workers. In a handler, :func:`~pipecat_jobs.job_moved` tells whether the requester's
+      earlier jobs ran in another process.
+    - ``job_cancel_grace`` (1.0): seconds that a cancelled handler has to clean up. After that its
+      job ends, and the handler is reported in the log.
+    - ``job_interceptors`` (empty): :class:`~pipecat_jobs.JobInterceptor` objects that watch or wrap
+      every job that a worker of the class requests or handles, the outermost first.
 
     Example::
 
@@ -59,7 +58,7 @@ class JobsMixin(WorkerJobs):
         check_tools(cls)
 
     async def start(self) -> None:
-        """Follow the function calls of the worker's LLMs, then start."""
+        """Start the worker; observe the function calls of its LLMs. Pipecat's runner calls this."""
         if isinstance(self, PipelineWorker):
             watch_llms(self.pipeline)
         await super().start()

@@ -1,4 +1,4 @@
-"""Which worker classes may have job tools: those with a pipeline, where an LLM can be."""
+"""Checks that only worker classes with a pipeline, which can have an LLM, have job tools."""
 
 from inspect import getattr_static
 
@@ -21,6 +21,6 @@ def check_tools(worker_class: type) -> None:
                 f"{worker_class.__qualname__}.{name}() has @job_tool, but a "
                 f"{worker_class.__qualname__} has no LLM that could call it. Write the tool into "
                 "the LLMWorker or LLMContextWorker whose LLM is to call it, or as a function for "
-                "LLMContext(tools=[...]). To answer jobs here use @job. Tools that several LLM "
+                "LLMContext(tools=[...]). To handle jobs here use @job. Tools that several LLM "
                 "workers share go into a class that does not derive from a worker"
             )

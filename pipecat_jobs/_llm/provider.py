@@ -1,8 +1,8 @@
 """Observes the streams of the LLM providers' SDKs.
 
-Pipecat's services read a stream of their provider's SDK and pass on its text alone. This module
-observes the streams of the SDKs it knows, to learn that an answer was cut off, to stream an answer
-that a service asks for in one piece, and to close a stream that is no longer read.
+Pipecat's services read a stream of their provider's SDK and pass on only its text. This module
+observes the streams of the SDKs that it knows. It notices an answer that was cut off, streams an
+answer that a service requests in one piece, and closes a stream that is no longer read.
 """
 
 import asyncio
@@ -37,14 +37,14 @@ class Piece(NamedTuple):
 
     text: str = ""
     reason: str | None = None
-    """Why the provider stopped; None in all chunks but the one that says so."""
+    """Why the provider stopped; None in all chunks except the one that has the reason."""
 
 
 class Dialect(Protocol):
     """The requests and chunks of one SDK."""
 
     field: str
-    """The field in which the provider says why it stopped."""
+    """The field that has the reason why the provider stopped."""
 
     def read(self, chunk: Any) -> Piece:
         """Read a chunk of a stream."""
@@ -86,7 +86,7 @@ class _ChatCompletions:
         return Piece((choice.delta and choice.delta.content) or "", choice.finish_reason or None)
 
     def is_whole(self, reason: str) -> bool:
-        # Servers with this API have further reasons of their own for a complete answer.
+        # Other servers with this API have more reasons for a complete answer.
         return reason not in ("length", "content_filter")
 
     def join(self, text: str) -> object:
@@ -225,14 +225,14 @@ _DIALECTS: dict[ProviderKind, Dialect] = {
     ProviderKind.GOOGLE: _GenerateContent(),
 }
 
-#: The answer that requests of the running code are part of.
+#: The answer to which the requests of the running code belong.
 _asking: ContextVar["Answer | None"] = ContextVar("pipecat_jobs_answer", default=None)
 
 _observed: WeakSet[Any] = WeakSet()
 
 
 def _observe_provider(llm: LLMService[Any]) -> None:
-    """Observe what the provider of a service sends, if it is of a known kind."""
+    """Observe the streams of a service's provider, if its SDK is known."""
     found = find_provider(llm)
     if found is None:
         return
@@ -265,8 +265,8 @@ def _observe(request: Request, dialect: Dialect) -> Callable[..., Awaitable[Any]
 class Answer:
     """A provider's answer to one run of an LLM.
 
-    With ``must_be_whole``, a stream that ends before the answer is complete raises, as a dropped
-    connection does.
+    With ``must_be_whole``, reading a stream that ends before the answer is complete raises, as
+    reading from a dropped connection does.
     """
 
     def __init__(self, *, must_be_whole: bool):
@@ -274,11 +274,11 @@ class Answer:
         self.failure: Exception | None = None
         """The last exception of the provider's SDK."""
         self.ended = False
-        """Whether further requests to the provider are not part of this answer."""
+        """Whether later requests to the provider belong to another answer."""
         self._streams: list[ProviderStream] = []
 
     def expect(self, llm: LLMService[Any]) -> None:
-        """Make the requests that the running code sends from now on part of this answer."""
+        """Have the next requests of the running code belong to this answer."""
         _observe_provider(llm)
         _asking.set(self)
 
@@ -304,17 +304,17 @@ class Answer:
 
 
 class StreamedAnswer(Answer):
-    """An answer that is streamed although the service asks for it in one piece.
+    """An answer that is streamed although the service requests it in one piece.
 
-    A server notices that a client hung up when it writes: a server that streams stops within a
-    token, one that answers in one piece generates all of it. ``on_text`` is called with the text
-    as it arrives, or once where the answer cannot be streamed.
+    A server notices a closed connection when it writes. A server that streams therefore stops
+    within a token; a server that answers in one piece generates all of it. ``on_text`` is called
+    with each text that arrives, or once if the answer cannot be streamed.
     """
 
     def __init__(self, on_text: Callable[[str], Awaitable[None]] | None = None):
         super().__init__(must_be_whole=True)
         self.text = ""
-        """What the LLM has said so far."""
+        """The LLM's text so far."""
         self._on_text = on_text
 
     async def __aenter__(self) -> Self:
@@ -329,7 +329,7 @@ class StreamedAnswer(Answer):
         await self.close()
 
     async def run_inference(self, llm: LLMService[Any], context: LLMContext) -> str | None:
-        """Have a service answer a context outside of its pipeline; None if the answer is empty."""
+        """Run a service on a context outside of its pipeline; return None for an empty answer."""
         before = _asking.get()
         self.expect(llm)
         try:
@@ -422,10 +422,10 @@ class ProviderStream:
 
 
 async def _cancel_reading(chunks: AsyncIterator[Any]) -> None:
-    """Cancel a read, because a cancellation reaches every generator inside this one.
+    """Cancel a read, which ends every generator inside this one.
 
-    ``aclose()`` ends the outermost generator alone. Those inside it, and the connection, would be
-    left to the garbage collector.
+    ``aclose()`` ends only the outermost generator. The generators inside it, and the connection,
+    would be left to the garbage collector.
     """
     try:
         async with asyncio.timeout(0):
@@ -454,7 +454,7 @@ def describe_failure(error: BaseException) -> str:
 def _find_root(error: BaseException) -> BaseException:
     while True:
         inner = error.__cause__ or error.__context__
-        # asyncio.timeout() raises from a CancelledError, which explains nothing.
+        # asyncio.timeout() raises from a CancelledError, which does not explain anything.
         if inner is None or isinstance(inner, asyncio.CancelledError):
             return error
         error = inner
@@ -465,7 +465,8 @@ def _find_address(error: BaseException) -> str | None:
     if getattr(error, "response", None) is not None:
         return None
     try:
-        # The SDKs and their HTTP client keep the request; the HTTP client raises if there is none.
+        # The exceptions of the SDKs and of their HTTP client have the request. The HTTP client's
+        # attribute raises if it was not set.
         url: object = getattr(getattr(error, "request", None), "url", None)
     except RuntimeError:
         return None

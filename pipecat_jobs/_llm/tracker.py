@@ -1,7 +1,7 @@
-"""Follows the runs of one worker's LLM, and tells to which turn each belongs.
+"""Follows the runs of one worker's LLM, and finds the turn to which each run belongs.
 
-Pipecat runs an LLM when an ``LLMContextFrame`` reaches it. The two aggregators around it make those
-frames, so their public processor events tell which request each run belongs to.
+Pipecat runs an LLM when an ``LLMContextFrame`` reaches it. The two aggregators around the LLM make
+these frames, and their public processor events show for which request they make each one.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ _RUNNING_FRAMES = (LLMRunFrame, LLMContextFrame)
 _MESSAGE_FRAMES = (LLMMessagesAppendFrame, LLMMessagesUpdateFrame, LLMMessagesTransformFrame)
 _CALL_END_FRAMES = (FunctionCallResultFrame, FunctionCallCancelFrame)
 
-#: What an aggregator may run the LLM for.
+#: The frames for which an aggregator may run the LLM.
 _CAUSES = (*_RUNNING_FRAMES, *_MESSAGE_FRAMES, *_CALL_END_FRAMES, BotStoppedSpeakingFrame)
 
 
@@ -57,10 +57,10 @@ class _Cause:
     turn: Turn | None = None
     """The turn it belongs to."""
     counted: bool = False
-    """Whether the run is counted as one of the turn's runs already."""
+    """Whether the turn's number of runs already includes the run."""
 
 
-#: What an aggregator's task is processing; None for a frame that runs no LLM.
+#: The frame that an aggregator's task is processing; None for a frame that does not run the LLM.
 _cause: ContextVar[_Cause | None] = ContextVar("pipecat_jobs_turn", default=None)
 
 
@@ -76,7 +76,7 @@ class _Interruption:
 class TurnTracker:
     """Follows the turns of one worker's LLM; ``on_failure`` is called when a job's turn fails.
 
-    It is called before the pipeline passes on the frame that tells of the turn's end.
+    It is called before the pipeline passes on the frame that reports the turn's end.
     """
 
     def __init__(
@@ -85,28 +85,28 @@ class TurnTracker:
         on_failure: Callable[[Execution, LLMTurnError], None],
     ):
         self.open: set[Turn] = set()
-        """The turns of which something is left in the pipeline."""
+        """The turns that have something left in the pipeline."""
         self.rested = asyncio.Event()
         """Set when a turn has no more runs."""
         self.over = False
-        """Whether the worker has stopped, and its LLM is never run again."""
+        """Whether the worker has stopped, so that its LLM is never run again."""
         self.running: Turn | None = None
-        """The turn that the LLM generates for."""
+        """The turn for which the LLM generates."""
         self._worker = worker
         self._on_failure = on_failure
         self._running_task: asyncio.Task[object] | None = None
         self._latest: Turn | None = None
         """The turn of the latest run."""
         self._answer = Answer(must_be_whole=False)
-        """What the provider sends in answer to the latest run."""
+        """The provider's answer to the latest run."""
         self._owed: list[Turn] = []
-        """Turns for whose results the aggregator is to run the LLM later; counted in their runs."""
+        """Turns with a run that the aggregator has put off; their number of runs includes it."""
         self._spoken: Turn | None = None
-        """The turn whose words the aggregator is putting together."""
+        """The turn whose text the aggregator is collecting."""
         self._before_spoken: set[int] = set()
-        """Ids of the messages in the context when it began to."""
+        """Ids of the messages that were in the context when the aggregator began to collect."""
         self._interruptions: dict[int, _Interruption] = {}
-        #: By frame id. Bounded, because frames that an interruption drops are never taken out.
+        #: By frame id. Bounded, because frames that an interruption drops are never removed.
         self._requests: Recent[int, Turn] = Recent()
         self._starts: Recent[int, Turn] = Recent()
         self._ends: Recent[int, Turn] = Recent()
@@ -124,11 +124,11 @@ class TurnTracker:
 
     @property
     def has_runs(self) -> bool:
-        """Whether the LLM has a run to do, of any turn."""
+        """Whether a turn has a run that the LLM has not finished."""
         return any(turn.runs for turn in self.open)
 
     def expect(self, frame: Frame, turn: Turn) -> None:
-        """Have a frame that is about to be queued start a turn, if it is one that runs the LLM."""
+        """Have a frame that is about to be queued start a turn, if the frame runs the LLM."""
         if isinstance(frame, _RUNNING_FRAMES) or (
             isinstance(frame, _MESSAGE_FRAMES) and frame.run_llm
         ):
@@ -139,16 +139,16 @@ class TurnTracker:
                 turn.job.turn_failure = None
 
     async def interrupt(self, turn: Turn) -> asyncio.Event:
-        """Interrupt the LLM's run of a turn; give the event of the interruption having passed."""
+        """Interrupt the LLM's run of a turn; the event is set once the interruption has passed."""
         interruption = _Interruption(InterruptionFrame(), turn)
         self._interruptions[interruption.frame.id] = interruption
-        # Straight to the LLM, whose next run must not begin before it comes; what is ahead of the
-        # LLM, the user's side of the conversation, has no part in it.
+        # Queued at the LLM itself, because the LLM's next run must not begin before it arrives. The
+        # processors before the LLM, the user's side of the conversation, are not interrupted.
         await self._worker.llm.queue_frame(interruption.frame)
         return interruption.passed
 
     def forgo_owed_run(self, turn: Turn) -> None:
-        """Have the aggregator not make a run that it owes to a turn alone."""
+        """Have the aggregator drop a run that it has put off, if it is for this turn only."""
         if turn not in self._owed:
             return
         self._owed.remove(turn)
@@ -157,7 +157,7 @@ class TurnTracker:
             forgo_owed_run(self._worker.assistant_aggregator)
 
     def close(self, turn: Turn) -> None:
-        """Forget a turn of which nothing is left in the pipeline."""
+        """Remove a turn that has nothing left in the pipeline."""
         for call in turn.calls:
             self._calls.pop(call, None)
         self.open.discard(turn)
@@ -189,12 +189,13 @@ class TurnTracker:
 
     def _before_leaving_aggregator(self, aggregator: FrameProcessor, frame: Frame) -> None:
         cause = _cause.get()
-        # Without a cause it is a copy of the context on its way downstream, or runs for no job.
+        # Without a cause, the frame is a copy of the context on its way downstream, or the run does
+        # not belong to a job.
         if cause is None or not isinstance(frame, LLMContextFrame):
             return
         turn, counted = cause.turn, cause.counted
         if self._owed and aggregator is self._worker.assistant_aggregator:
-            # One run answers all of them; its words go to the turn that llm_turn() waits for.
+            # One run answers all of them; its text goes to the turn that llm_turn() waits for.
             turn = max(self._owed, key=lambda owed: (owed.awaited, owed.owned))
             counted = True
             rest, self._owed = [owed for owed in self._owed if owed is not turn], []
@@ -236,7 +237,7 @@ class TurnTracker:
         await self._run_if_dropped(frame)
 
     def _note_spoken(self) -> None:
-        """Note what the aggregator made of a turn's words, and of its thoughts."""
+        """Record the messages that the aggregator made from a turn's text and thoughts."""
         turn, self._spoken = self._spoken, None
         if turn is None:
             return
@@ -248,7 +249,7 @@ class TurnTracker:
                 turn.messages.append(message)
 
     def _note_owed(self, call: str) -> None:
-        """Note that the aggregator puts off the run that the end of a function call asks for."""
+        """Record that the aggregator puts off the run on the result of a function call."""
         turn = self._calls.get(call)
         if turn is None or not turn.is_well or turn in self._owed:
             return
@@ -258,10 +259,10 @@ class TurnTracker:
             self._follow(turn)
 
     async def _run_if_dropped(self, frame: Frame) -> None:
-        """Run the LLM for a job's turn, if the aggregator forgets the run that it owes.
+        """Run the LLM for a job's turn, if the aggregator drops the run that it has put off.
 
-        It does when it puts other words into the context meanwhile; and it leaves the run to the
-        one that the user's words bring, though the user may have said nothing.
+        The aggregator drops it when it adds other text to the context meanwhile. It also expects
+        that the user's words run the LLM, although the user may have said nothing.
         """
         aggregator = self._worker.assistant_aggregator
         if not self._owed or self.over:
@@ -294,14 +295,15 @@ class TurnTracker:
             case InterruptionFrame():
                 await self._before_interruption(frame)
             case CancelFrame():
-                # The run it cuts off would end like any other.
+                # The run that it cuts off would otherwise end like a complete one.
                 self.end()
             case _:
                 pass
 
     async def _after_running(self, _: FrameProcessor, frame: Frame) -> None:
         if isinstance(frame, InterruptionFrame | CancelFrame):
-            # Cut off between two chunks, a service leaves its stream to the garbage collector.
+            # A service that is cancelled between two chunks leaves its stream to the garbage
+            # collector.
             await self._answer.close()
 
     def _begin_run(self, frame: LLMContextFrame) -> None:
@@ -319,19 +321,20 @@ class TurnTracker:
         turn.text, turn.error = "", None
         self._follow(turn)
         if not turn.is_well:
-            # The run of a turn that was stopped before the LLM came to it.
+            # The turn was stopped before the LLM began its run.
             self._worker.create_task(self.interrupt(turn), "llm_turn_interrupt")
 
     async def _before_interruption(self, frame: InterruptionFrame) -> None:
         running, self.running = self.running, None
         own = self._interruptions.get(frame.id)
         if own is not None:
-            # It also drops the runs that wait behind the one it is for, and those may be a user's.
+            # It also drops the runs that wait behind this one, which may be a user's.
             waiting = self._worker.llm.has_queued_frame(LLMContextFrame) and own.turn.runs <= 1
             own.turn.dropped_others |= waiting or running not in (None, own.turn)
             dropped: list[FunctionCallRunnerItem] = []
         else:
-            # The interruption cancels the call that runs, and the next of them would begin.
+            # The interruption cancels the call that runs, and the next call in the queue would
+            # begin.
             dropped = take_queued_function_calls(
                 self._worker.llm, lambda call: call.registry_item.cancel_on_interruption
             )
@@ -349,11 +352,12 @@ class TurnTracker:
                 turn.text += frame.text
                 turn.tokens.put_nowait(frame.text)
             case ErrorFrame() if asyncio.current_task() is self._running_task:
-                # The service's other tasks run functions, whose errors go to the LLM as results.
+                # The other tasks of the service run functions, whose errors are results for the
+                # LLM.
                 turn.error = _describe_error(frame)
                 self._worker.create_task(self._probe_run(), "llm_turn_probe")
             case FunctionCallsStartedFrame():
-                # What the functions ask of the provider is not the LLM's answer.
+                # The functions' own requests to the provider do not belong to the LLM's answer.
                 self._answer.ended = True
                 for call in frame.function_calls:
                     turn.note_call(call.tool_call_id)
@@ -370,10 +374,10 @@ class TurnTracker:
                 pass
 
     async def _probe_run(self) -> None:
-        """End the run that has reported an error, unless the service does.
+        """End the run that has reported an error, unless the service ends it.
 
-        A service that raises out of ``process_frame()`` pushes no ``LLMFullResponseEndFrame``. The
-        next frame in its queue is processed when that run is over.
+        A service that raises out of ``process_frame()`` does not push an
+        ``LLMFullResponseEndFrame``. The next frame in its queue is processed once that run is over.
         """
         answer = self._answer
 
@@ -384,7 +388,7 @@ class TurnTracker:
         await self._worker.llm.queue_frame(ControlFrame(), FrameDirection.DOWNSTREAM, end)
 
     async def _end_broken_run(self) -> None:
-        """Push the end that a service did not, if it has failed a run of a job."""
+        """Push the end frame of a job's run that failed, if the service has not pushed it."""
         if self.running is not None and self.running.owned and self.running.error is not None:
             await self._worker.llm.push_frame(LLMFullResponseEndFrame())
 
@@ -394,10 +398,10 @@ class TurnTracker:
             return
         self._answer.ended = True
         if turn.error is None and self._answer.failure is not None:
-            # Some services report a timeout to their event handlers alone.
+            # Some services report a timeout only to their event handlers.
             turn.error = describe_failure(self._answer.failure)
-        # Here rather than at the end of the turn: an answer that is sent when the aggregator
-        # reports the end of the run would pass for a good one.
+        # Here, and not at the end of the turn: a bot may respond to its job when the aggregator
+        # reports the end of the run, and that response would pass for a success.
         if turn.error is not None:
             self._fail(turn, LLMTurnError(self._worker.name, turn.error, text=turn.text))
         elif not turn.calls and turn.runs == 1:
@@ -405,7 +409,7 @@ class TurnTracker:
         self._follow(turn)
 
     def _on_completion_timeout(self, _: FrameProcessor) -> None:
-        """Fail the run that a service gave up; some services report that by this event alone."""
+        """Fail a run that has timed out; some services report that only with this event."""
         turn = self._latest
         if turn is not None and turn.is_well:
             why = "the provider did not answer within the service's timeout"
@@ -414,7 +418,7 @@ class TurnTracker:
     # -- the state of a turn -----------------------------------------------------------------
 
     def _follow(self, turn: Turn) -> None:
-        """Move a turn to the state that its open runs and calls amount to."""
+        """Move a turn to the state that follows from its open runs and calls."""
         if turn.is_over:
             return
         if turn.runs == 0:
@@ -452,7 +456,7 @@ class TurnTracker:
 
 
 def _describe_error(frame: ErrorFrame) -> str:
-    """Give a service's error, with what it leaves out of the exception behind it."""
+    """Describe a service's error, with the details of its exception that the service leaves out."""
     if isinstance(frame.exception, AnswerCutError):
         return str(frame.exception)
     if frame.exception is None:

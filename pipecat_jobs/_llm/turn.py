@@ -1,7 +1,7 @@
-"""One turn of an LLM: its state, and what it put into the context.
+"""One turn of an LLM: its state, and its messages in the context.
 
-A *turn* is everything an LLM does for one request: the run that answers it, the function calls of
-that run, the runs that follow on their results, and the last words in the context.
+A *turn* is all work of an LLM for one request: the first run, the function calls of that run, the
+runs on their results, and the text that enters the context at the end.
 """
 
 import asyncio
@@ -19,25 +19,25 @@ from pipecat_jobs.errors import LLMTurnError
 
 
 class TurnState(StrEnum):
-    """Where a turn is in its life; ``docs/llm.md`` draws the transitions."""
+    """The state of a turn; ``docs/llm.md`` draws the transitions."""
 
     ASKED = "asked"
-    """A run of the LLM is asked for, or the words of one are on their way to the context."""
+    """A run of the LLM is requested, or the text of a run is on its way to the context."""
     RUNNING = "running"
-    """The LLM generates for it."""
+    """The LLM generates for the turn."""
     CALLING = "calling"
-    """It waits for the results of its function calls alone."""
+    """The turn waits only for the results of its function calls."""
     OWED = "owed"
-    """Pipecat has put off its next run until all speech ends or more results arrive."""
+    """Pipecat has put off the next run until all speech ends or more results arrive."""
     STOPPING = "stopping"
-    """It failed or was cancelled. A run of it that still begins is interrupted."""
+    """The turn failed or was cancelled. A run of it that still begins is interrupted."""
     DONE = "done"
-    """It ended well, and nothing of it is left in the pipeline."""
+    """The turn succeeded, and nothing of it is left in the pipeline."""
     STOPPED = "stopped"
-    """It failed or was cancelled, and nothing of it is left in the pipeline."""
+    """The turn failed or was cancelled, and nothing of it is left in the pipeline."""
 
 
-#: In these a turn may still end well.
+#: A turn in one of these states may still succeed.
 _WELL = frozenset({TurnState.ASKED, TurnState.RUNNING, TurnState.CALLING, TurnState.OWED})
 _ENDS = frozenset({TurnState.STOPPING, TurnState.DONE})
 
@@ -51,7 +51,7 @@ TRANSITIONS: dict[TurnState, frozenset[TurnState]] = {
 
 
 class Turn:
-    """One turn of an LLM, of a job (``job``), of ``llm_turn()`` (``awaited``) or of neither."""
+    """One turn of an LLM, which a job or ``llm_turn()`` (``awaited``) may have started."""
 
     def __init__(self, job: Execution | None = None, *, awaited: bool = False):
         self.job = job
@@ -59,27 +59,27 @@ class Turn:
         """Whether ``llm_turn()`` waits for it, and raises its failure."""
         self.state = TurnState.ASKED
         self.failure: LLMTurnError | None = None
-        """Why it did not end well."""
+        """Why it failed."""
         self.text = ""
-        """What the latest run has said so far."""
+        """The text of the latest run so far."""
         self.tokens: asyncio.Queue[str | None] = asyncio.Queue()
-        """What every run says, as it is said; None at the end."""
+        """The text of every run, in parts as it is generated; None at the end."""
         self.runs = 0
-        """Runs that were requested and whose words are not in the context."""
+        """Number of runs that were requested and whose text has not reached the context."""
         self.calls: set[str] = set()
         """Ids of its function calls that have no result."""
         self.error: str | None = None
         """The provider's last error in the latest run."""
         self.messages: list[LLMContextMessage] = []
-        """What it put into the context, its function calls aside."""
+        """Its messages in the context, without its function calls."""
         self.dropped_others = False
-        """Whether stopping it has dropped runs of other turns, which have to be asked for again."""
+        """Whether stopping it has dropped runs of other turns, which have to be requested again."""
         self._made_calls: set[str] = set()
         self._closed = asyncio.Event()
 
     @property
     def owned(self) -> bool:
-        """Whether it fails when it is interrupted; a user's own turn goes on as Pipecat has it."""
+        """Whether an interruption makes it fail; a user's own turn goes on as in Pipecat."""
         return self.awaited or self.job is not None
 
     @property
@@ -93,18 +93,18 @@ class Turn:
         return not TRANSITIONS[self.state]
 
     def move(self, state: TurnState) -> None:
-        """Change the state, to one that the table allows or to the same."""
+        """Change the state to one that the table allows, or keep it."""
         if state is not self.state:
             assert state in TRANSITIONS[self.state], f"a turn went from {self.state} to {state}"
             self.state = state
 
     def stop(self) -> None:
-        """See that nothing more is generated for it."""
+        """Record that it is to be stopped, if it has not ended."""
         if self.is_well:
             self.move(TurnState.STOPPING)
 
     def fail(self, failure: LLMTurnError) -> None:
-        """Record why it did not end well, which stops it."""
+        """Record why it failed, and that it is to be stopped."""
         self.stop()
         self.failure = failure
         self.tokens.put_nowait(None)
@@ -124,12 +124,12 @@ class Turn:
         await self._closed.wait()
 
     def note_call(self, call: str) -> None:
-        """Note a function call that it makes."""
+        """Record a function call that it makes."""
         self.calls.add(call)
         self._made_calls.add(call)
 
     def take_out(self, context: LLMContext) -> None:
-        """Take what it put into a context out of it, and nothing else."""
+        """Remove its messages from a context."""
         own = {id(message) for message in self.messages}
         context.set_messages(
             [
@@ -140,7 +140,7 @@ class Turn:
         )
 
     def _is_of_its_calls(self, message: LLMContextMessage) -> bool:
-        """Tell whether a message is one of its function calls, or the result of one."""
+        """Tell whether a message is a function call of this turn, or the result of one."""
         if isinstance(message, LLMSpecificMessage):
             return False
         calls = {call.get("id") for call in message.get("tool_calls") or ()}

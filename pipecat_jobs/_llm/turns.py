@@ -1,4 +1,4 @@
-"""The turns of one worker's LLM: who asks for them, and how they are stopped."""
+"""The turns of one worker's LLM: starting, waiting and stopping."""
 
 import asyncio
 from collections.abc import Callable
@@ -30,15 +30,15 @@ class LLMTurns:
 
     @property
     def over(self) -> bool:
-        """Whether the worker has stopped, and its LLM is never run again."""
+        """Whether the worker has stopped, so that its LLM is never run again."""
         return self._tracker.over
 
     def expect(self, frame: Frame, turn: Turn) -> None:
-        """Have a frame that is about to be queued start a turn, if it is one that runs the LLM."""
+        """Have a frame that is about to be queued start a turn, if the frame runs the LLM."""
         self._tracker.expect(frame, turn)
 
     async def until_idle(self) -> None:
-        """Wait until the LLM has no run to do, of any turn."""
+        """Wait until no turn has a run that the LLM has not finished."""
         worker, tracker = self._worker, self._tracker
         flushed = False
 
@@ -49,7 +49,7 @@ class LLMTurns:
 
         while tracker.has_runs and not flushed:
             tracker.rested.clear()
-            # A flush ends the wait for a run that is lost, as when a processor drops its frame.
+            # A flush ends the wait for a run that is lost because a processor dropped its frame.
             flushing = start_task(worker, flush(), "llm_turn_flush")
             try:
                 await tracker.rested.wait()
@@ -60,9 +60,8 @@ class LLMTurns:
     async def stop_job(self, job: Execution) -> None:
         """Stop the turns of a job that was cancelled or failed; wait until nothing of them is left.
 
-        A worker that does not hold the conversation, and does one such job at a time, generates
-        for that job alone, even where no frame was seen to come from the job; so its LLM is
-        stopped without a turn of the job as well.
+        An inactive worker that runs one such job at a time generates only for that job, even if no
+        frame of the job was seen. Its LLM is therefore stopped even when the job has no turn.
         """
         worker = self._worker
         turns = [turn for turn in self._tracker.open if turn.job is job]
@@ -77,17 +76,14 @@ class LLMTurns:
     async def stop(self, turn: Turn, clean_up: Callable[[], None] | None = None) -> None:
         """Stop a turn, and wait until nothing of it is left in the pipeline.
 
-        An ``InterruptionFrame`` closes the provider's stream. It is sent only while the LLM is on
-        a run of this turn; a run that waits behind another's is stopped as it begins.
-
-        Args:
-            turn: The turn.
-            clean_up: Called when nothing of it is left, before the LLM runs for another turn.
+        An ``InterruptionFrame`` closes the provider's stream. It is sent only while the LLM runs
+        for this turn; a run that waits behind another turn's is stopped when it begins.
+        ``clean_up`` is called once nothing of the turn is left, before the LLM runs for another.
         """
         llm, tracker = self._worker.llm, self._tracker
         turn.stop()
         try:
-            # Before the interruption, which would have the next of them begin.
+            # Before the interruption, because it lets the next call in the queue begin.
             await self._drop_waiting_calls(turn)
             if tracker.running is turn:
                 passed = await tracker.interrupt(turn)

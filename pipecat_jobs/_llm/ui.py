@@ -1,4 +1,4 @@
-"""Pipecat's UI workers with the mixin added. ``pipecat_jobs`` imports this module on first use."""
+"""Pipecat's UI workers with the mixin added; ``pipecat_jobs`` imports this module on first use."""
 
 import warnings
 
@@ -14,12 +14,28 @@ __all__ = ["BaseUIWorker", "UIWorker"]
 
 
 class UIWorker(PipecatUIWorker, LLMContextWorker):
-    """Pipecat's ``UIWorker`` with jobs that always end, and :meth:`llm_turn`."""
+    """Pipecat's ``UIWorker`` with jobs that always end, and with :meth:`llm_turn`.
+
+    The cards of its job groups appear on the client as with Pipecat's class, and close however the
+    group ends.
+
+    Example::
+
+        class Screen(UIWorker):
+            @job_tool("wiki", "news", job="research", label="Looking it up")
+            async def look_up(self, topic: str):
+                '''Look a topic up in an encyclopedia and in the news.'''
+                return {"topic": topic}
+
+
+        llm = OpenAILLMService(api_key="your key")
+        screen = Screen("screen", llm=llm)
+    """
 
 
 with warnings.catch_warnings():
-    # Pipecat 1.12 deprecates the class and warns of every subclass. A bot builder's own subclass
-    # still gets the warning.
+    # Pipecat 1.12 deprecates the class and warns at every subclass. A subclass of this one still
+    # causes the warning.
     warnings.simplefilter("ignore", DeprecationWarning)
 
     class BaseUIWorker(PipecatBaseUIWorker, BaseWorker):

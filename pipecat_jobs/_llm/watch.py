@@ -1,4 +1,4 @@
-"""Observes the frames at an LLM: speech, interruptions, function calls, the session's end."""
+"""Observes the frames at an LLM: speech, interruptions, function calls, the end of the session."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -28,17 +28,17 @@ from pipecat.services.llm_service import LLMService
 
 from pipecat_jobs._llm.context_value import to_context_value
 
-#: Whether the call that this task runs was interrupted before it began. Set in the call's own task,
-#: because a function of a flow does not get the id of its call.
+#: Whether the call that this task runs was interrupted before it began. It is set in the task of
+#: the call, because a function of a flow does not get the id of its call.
 _interrupted: ContextVar[bool] = ContextVar("pipecat_jobs_interrupted", default=False)
 
 
 def was_interrupted_before_it_began() -> bool:
-    """Tell whether the user interrupted the LLM between making this task's call and running it.
+    """Tell whether the user interrupted the LLM before the call that this task runs had begun.
 
     With ``run_in_parallel=False`` an LLM service keeps its calls in a queue. When the user
-    interrupts, Pipecat cancels the call that runs, but still runs those in the queue. Always False
-    for a call with ``cancel_on_interruption=False``.
+    interrupts, Pipecat cancels the call that runs, but still runs the calls in the queue. It is
+    always False for a call with ``cancel_on_interruption=False``.
     """
     return _interrupted.get()
 
@@ -46,17 +46,17 @@ def was_interrupted_before_it_began() -> bool:
 class LLMWatch:
     """Observes every frame that reaches one LLM, and its function calls.
 
-    The frames that tell who speaks pass a voice bot's LLM, in its own pipeline or over a bridge.
-    The last frame of a session is observed before the LLM passes it on, so that a call can be
-    settled while the pipeline still accepts its result.
+    The frames about the speech of the user and the bot pass a voice bot's LLM, in its own pipeline
+    or over a bridge. The last frame of a session is observed before the LLM passes it on, so that a
+    call can be settled while the pipeline still accepts its result.
 
-    There is one watch for each LLM, and it is never removed: Pipecat skips a handler when another
-    is removed while it calls them.
+    Each LLM has one watch, which is never removed: when a handler is removed while Pipecat calls
+    the handlers of an event, Pipecat skips the next one.
     """
 
     def __init__(self) -> None:
         self.endings: set[Callable[[], Awaitable[None]]] = set()
-        """Called at the end of the session; one for each call that has no result yet."""
+        """Functions to call at the end of the session; each call without a result has one."""
         self._interruptions = 0
         """Number of interruptions so far."""
         self._made: dict[str, int] = {}
@@ -82,7 +82,7 @@ class LLMWatch:
         match frame:
             case UserStartedSpeakingFrame() | UserSpeakingFrame():
                 self._starts("user")
-            # Sent during all speech, also during that which began before the watch.
+            # The speaking frames are sent throughout, also if the speech began before the watch.
             case BotStartedSpeakingFrame() | BotSpeakingFrame():
                 self._starts("bot")
             case UserStoppedSpeakingFrame():
@@ -104,8 +104,8 @@ class LLMWatch:
                 for call in frame.function_calls:
                     self._made[call.tool_call_id] = self._interruptions
             case FunctionCallInProgressFrame():
-                # Pipecat writes them into the context, where half of a surrogate pair would make
-                # every later request fail.
+                # Pipecat writes the arguments into the context, where half of a surrogate pair
+                # would make every later request fail.
                 frame.arguments = to_context_value(frame.arguments)
                 # An unknown call was made before this watch began.
                 made = self._made.get(frame.tool_call_id, 0)

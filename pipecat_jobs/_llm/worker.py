@@ -1,4 +1,4 @@
-"""The worker that owns an LLM context, and answers jobs with turns of its LLM."""
+"""The worker that owns an LLM context and answers jobs with turns of its LLM."""
 
 import asyncio
 import copy
@@ -34,11 +34,23 @@ from pipecat_jobs.errors import (
 
 
 class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
-    """Pipecat's ``LLMContextWorker`` with jobs that always end, and LLM turns that answer them.
+    """Pipecat's ``LLMContextWorker`` with jobs that always end, and with :meth:`llm_turn`.
 
-    A turn of the LLM that a job has started, by :meth:`llm_turn` or by a frame that the job's
-    handler queued, ends with the job. Cancelling the job closes the provider's stream and cancels
-    the functions the LLM has called; a turn that no job started is left alone.
+    An LLM turn that a job has started, with :meth:`llm_turn` or with a frame that the job's handler
+    queued, ends with the job. Cancelling the job closes the provider's stream and cancels the
+    functions that the LLM has called. A turn that was not started by a job goes on.
+
+    Example::
+
+        class Debater(LLMContextWorker):
+            @job(name="argue")
+            async def argue(self, message):
+                text = await self.llm_turn(f"Topic: {message.payload['topic']}")
+                return {"role": self.name, "text": text}
+
+
+        llm = OpenAILLMService(api_key="your key")
+        debater = Debater("critic_2", llm=llm)
     """
 
     async def llm_turn(
@@ -52,37 +64,38 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
     ) -> str:
         """Ask this worker's LLM and wait for its final answer.
 
-        The messages are appended to the worker's context and the LLM is run. It is offered the
-        context's tools, or the worker's own where the context has none. The functions it calls are
-        run, and the LLM runs on their results, as in any Pipecat pipeline, until it answers without
-        a call. One turn runs at a time, the next waits. When the calling task is cancelled, as a
-        handler is when its job is cancelled, the turn is stopped at once.
+        The messages are appended to the worker's context, and the LLM is run with the tools of the
+        context, or with the tools of the worker if the context has no tools. The functions that the
+        LLM calls are run, and the LLM runs on their results, as in any Pipecat pipeline, until it
+        answers without a call. One turn runs at a time; the next one waits. When the task that
+        awaits the turn is cancelled, e.g. because its job is cancelled, the turn is stopped at
+        once.
 
         Args:
             messages: A user message, or a list of context messages.
-            fresh: Whether to use a new context with these messages alone. Such turns run at the
-                same time, through the service's
-                :meth:`~pipecat.services.llm_service.LLMService.run_inference`: they call no
+            fresh: Whether to use a new context that has only these messages. Any number of such
+                turns run at the same time, through the service's
+                :meth:`~pipecat.services.llm_service.LLMService.run_inference`. They do not call
                 functions and leave nothing in the worker's context. With the APIs of OpenAI,
                 Anthropic and Google the answer is streamed, so that it stops with the job.
             stream: Whether to send the LLM's text to the job's requester as it is generated:
                 ``{"text": ...}`` in stream events. The handler still returns the response.
             timeout: Seconds for the turn, including the wait for earlier turns; None for no limit.
-            keep_unfinished: Whether the messages, and the LLM's text so far, stay in the context
-                when the turn fails or is cancelled. By default they are removed.
+            keep_unfinished: Whether the messages and the LLM's text so far stay in the context when
+                the turn fails or is cancelled. By default they are removed.
 
         Returns:
-            The LLM's text: that of the last run, if it called functions.
+            The text of the LLM's last run, the one that called no functions.
 
         Raises:
             LLMTurnError: If the provider or the service failed, the answer was cut off (by a token
                 limit, a content filter, or the early end of the stream), or was empty.
             LLMTurnTimeoutError: If the timeout passed first.
             LLMTurnInterruptedError: If the turn was interrupted: by a user who spoke to an active
-                worker, or by the worker's end.
-            InvalidJobError: If an argument is invalid; if a tool of this worker calls it, because
-                the LLM waits for that tool; or if the worker's LLM is a realtime
-                (speech-to-speech) service, which speaks when it decides to.
+                worker, or by the end of the worker.
+            InvalidJobError: If an argument is invalid; if a tool of this worker calls it without
+                ``fresh=True``, because the LLM waits for that tool; or if the worker's LLM is a
+                realtime (speech-to-speech) service, which decides itself when to speak.
 
         Example::
 
@@ -99,14 +112,14 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         job = self.__current_job()
         if stream and job is None:
             raise InvalidJobError(
-                "stream=True sends to the requester of the job that is being handled, and none is "
-                "being handled here; leave stream out"
+                "stream=True sends the text to the requester of the job, and this code was not "
+                "called by a job's handler; leave stream out"
             )
         self.__check_llm(fresh=fresh)
         if not fresh and in_tool_call_of(self):
             raise InvalidJobError(
-                f"a tool of worker '{self.name}' asked for a turn of the LLM that waits for the "
-                "tool; use fresh=True, or ask another worker"
+                f"a tool of worker '{self.name}' called llm_turn() of the LLM that waits for the "
+                "tool; use fresh=True, or another worker"
             )
         seconds = check_timeout(timeout)
         deadline = asyncio.timeout(seconds)
@@ -127,14 +140,14 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             method: object = getattr(self.llm.run_inference, "__func__", None)
             if method is LLMService.run_inference:
                 raise InvalidJobError(
-                    f"{self.llm} of worker '{self.name}' has no run_inference(), by which a fresh "
-                    "turn is answered; ask a worker with a text LLM"
+                    f"{self.llm} of worker '{self.name}' has no run_inference(), which a fresh "
+                    "turn needs; use a worker with a text LLM"
                 )
         elif is_speech_to_speech(self.llm):
             raise InvalidJobError(
                 f"{self.llm} of worker '{self.name}' is a realtime (speech-to-speech) service: it "
-                "speaks when it decides to, and does not answer llm_turn(). Let it call jobs with "
-                "@job_tool, or ask a worker with a text LLM"
+                "decides itself when to speak, and does not answer llm_turn(). Let it call jobs "
+                "with @job_tool, or use a worker with a text LLM"
             )
 
     async def __turn(
@@ -149,7 +162,7 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         if self.__turns.over:
             raise LLMTurnInterruptedError(self.name, "the worker has stopped")
         if isinstance(self.context.tools, NotGiven) and (tools := self.build_tools()):
-            # Pipecat offers them on activation; a worker that only does jobs is never activated.
+            # Pipecat sets them on activation, and a worker that only does jobs is never activated.
             self.context.set_tools(tools)
         turn = Turn(job, awaited=True)
         turn.messages.extend(asked)
@@ -172,7 +185,7 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
             if not keep:
                 turn.take_out(self.context)
 
-        # In a task of its own, so that a second cancellation of this one does not cut it short.
+        # In a task of its own, so that a second cancellation of this task does not stop it.
         stopping = self.create_task(self.__turns.stop(turn, clean_up), "llm_turn_stop")
         await asyncio.wait({stopping}, timeout=self.job_cancel_grace)
         if not stopping.done():
@@ -197,11 +210,18 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
     async def queue_frame(
         self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM
     ) -> None:
-        """Queue a frame; a turn that it starts belongs to the job whose handler queues it.
+        """Queue a frame. A turn that it starts belongs to the job whose handler queues it.
 
         Args:
             frame: The frame to queue.
-            direction: The direction to push the frame in.
+            direction: The direction in which the frame is pushed.
+
+        Example::
+
+            class Debater(LLMContextWorker):
+                async def on_job_request(self, message):
+                    topic = {"role": "developer", "content": message.payload["topic"]}
+                    await self.queue_frame(LLMMessagesAppendFrame([topic], run_llm=True))
         """
         job = self.__current_job()
         if job is not None:
@@ -214,7 +234,7 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         return self._llm_turns
 
     def __current_job(self) -> Execution | None:
-        """The open job of this worker whose handler is running, if any."""
+        """Find the open job of this worker whose handler called this code."""
         job = current_execution.get()
         if job is None or self.active_jobs.get(job.request.job_id) is not job.request:
             return None
@@ -238,12 +258,12 @@ def _context_messages(messages: str | Sequence[LLMContextMessage]) -> list[LLMCo
             raise InvalidJobTypeError(
                 f"a message is {message!r}; give {{'role': ..., 'content': ...}}"
             )
-    # Copies, so that the same message in two turns is two objects: it is removed by identity.
+    # Copies, because a turn removes its messages by identity, and two turns may have the same one.
     return [copy.copy(message) for message in messages]
 
 
 class _TextSender:
-    """Sends an LLM's text to a job's requester, in a stream that begins with the first text."""
+    """Streams an LLM's text to a job's requester; the first text starts the stream."""
 
     def __init__(self, worker: LLMContextWorker, job: Execution):
         self._worker = worker

@@ -1,4 +1,4 @@
-"""Checks of what public functions are given; the errors name option, value and cure."""
+"""Checks of the arguments of public functions; an error names the option, the value and a cure."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -8,21 +8,21 @@ from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 
 _Kind = TypeVar("_Kind")
 
-#: About 31 years: more than a timer needs, and little enough to count in milliseconds anywhere.
+#: About 31 years: longer than any timer needs, and in milliseconds still exact in JSON and Lua.
 MOST_SECONDS = 1e9
 #: The largest whole number that JSON and Lua carry exactly.
 MOST_COUNT = 2**53
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Refuse what is neither True nor False."""
+    """Refuse a value that is neither True nor False."""
     if isinstance(value, bool):
         return value
     raise InvalidJobTypeError(f"{name} is {shorten(value)}; give True or False")
 
 
 def check_text(name: str, value: object, wanted: str, *, most: int | None = None) -> str:
-    """Refuse what is not a text, an empty one, and one of more characters than ``most``."""
+    """Refuse a value that is not a string, is empty, or has more characters than ``most``."""
     if not isinstance(value, str):
         raise InvalidJobTypeError(f"{name} is {shorten(value)}; give {wanted}")
     if not value:
@@ -35,7 +35,7 @@ def check_text(name: str, value: object, wanted: str, *, most: int | None = None
 
 
 def check_encodable(name: str, value: object, wanted: str) -> str:
-    """Refuse a text that cannot be written as UTF-8, beside what :func:`check_text` refuses."""
+    """Refuse a value that :func:`check_text` refuses, or that cannot be written as UTF-8."""
     text = check_text(name, value, wanted)
     try:
         text.encode()
@@ -54,7 +54,7 @@ def check_count(
     least: int = 1,
     most: int = MOST_COUNT,
 ) -> int:
-    """Refuse what is not a whole number from ``least`` to ``most``."""
+    """Refuse a value that is not a whole number from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidJobTypeError(f"{name} is {shorten(value)}; give {wanted}")
     if not least <= value <= most:
@@ -65,12 +65,12 @@ def check_count(
 
 
 def check_port(name: str, value: object, *, least: int = 1) -> int:
-    """Refuse what is not the number of a TCP port, from ``least`` up."""
+    """Refuse a value that is not the number of a TCP port, from ``least`` up."""
     return check_count(name, value, "the number of a port", least=least, most=65_535)
 
 
 def check_seconds(name: str, value: object) -> float:
-    """Refuse what is not a number of seconds above zero, or is too long for a timer."""
+    """Refuse a value that is not a number of seconds above zero, or is too long for a timer."""
     seconds = check_number(name, value, "seconds as a number")
     if 0 < seconds <= MOST_SECONDS:
         return seconds
@@ -80,7 +80,7 @@ def check_seconds(name: str, value: object) -> float:
 
 
 def check_delay(name: str, value: object) -> float:
-    """Refuse what is not a number of seconds from zero up, or is too long for a timer."""
+    """Refuse a value that is not a number of seconds from zero up, or is too long for a timer."""
     seconds = check_number(name, value, "seconds as a number")
     if 0 <= seconds <= MOST_SECONDS:
         return seconds
@@ -90,7 +90,7 @@ def check_delay(name: str, value: object) -> float:
 
 
 def check_number(name: str, value: object, wanted: str) -> float:
-    """Refuse what is not a number, and an int that is too large for a float."""
+    """Refuse a value that is not a number, or is an int that is too large for a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidJobTypeError(f"{name} is {shorten(value)}; give {wanted}")
     try:
@@ -102,7 +102,7 @@ def check_number(name: str, value: object, wanted: str) -> float:
 
 
 def check_probability(name: str, value: object) -> float:
-    """Refuse what is not a number from 0 to 1."""
+    """Refuse a value that is not a number from 0 to 1."""
     wanted = "a probability from 0 to 1"
     probability = check_number(name, value, wanted)
     if 0 <= probability <= 1:
@@ -111,7 +111,7 @@ def check_probability(name: str, value: object) -> float:
 
 
 def check_choice(name: str, value: object, known: Sequence[str]) -> str:
-    """Refuse what is not one of a few texts."""
+    """Refuse a value that is not one of the known strings."""
     if isinstance(value, str) and value in known:
         return value
     listed = ", ".join(repr(choice) for choice in known)
@@ -119,7 +119,7 @@ def check_choice(name: str, value: object, known: Sequence[str]) -> str:
 
 
 def check_callable(name: str, value: object, wanted: str) -> Callable[..., Any]:
-    """Refuse what cannot be called."""
+    """Refuse a value that cannot be called."""
     if callable(value):
         return value
     raise InvalidJobTypeError(f"{name} is {shorten(value)}; give {wanted}")
@@ -128,7 +128,7 @@ def check_callable(name: str, value: object, wanted: str) -> Callable[..., Any]:
 def check_instance(
     name: str, value: object, kind: type[_Kind] | tuple[type[_Kind], ...], wanted: str
 ) -> _Kind:
-    """Refuse what is not an instance of a class, or of one of several."""
+    """Refuse a value that is not an instance of a class, or of one of several classes."""
     if isinstance(value, kind):
         return value
     raise InvalidJobTypeError(f"{name} is {shorten(value)}; give {wanted}")

@@ -1,4 +1,4 @@
-"""``@job``: which method of a worker does which job."""
+"""``@job``: the methods of a worker that handle jobs, and their concurrency limits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,14 +17,11 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class HandlerSpec:
-    """What ``@job`` says of one method.
+    """A method with ``@job``, and the arguments of its decorator.
 
     Parameters:
         attribute: The method's name on its class.
-        job_name: The job it does.
-        sequential: Whether its calls run one at a time.
-        max_concurrency: How many of its jobs may be open at once, or None for any number.
-        run_once: Whether a job is lost with its process, rather than begun again in another.
+        job_name: The name of the jobs that it handles.
     """
 
     attribute: str
@@ -36,12 +33,12 @@ class HandlerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ConcurrencyLimit:
-    """How many jobs of one kind a worker has at once.
+    """The limit of a worker's jobs of one name.
 
     Parameters:
-        size: How many.
-        until_answered: Whether a job counts until it has been answered; otherwise until its
-            handler has returned.
+        size: The number of slots.
+        until_answered: Whether a job keeps its slot until its response; otherwise it keeps it until
+            its handler has returned.
     """
 
     size: int
@@ -57,30 +54,30 @@ def job(
 ) -> Callable[[Handler], Handler]:
     """Mark a worker's method as the handler of a job.
 
-    The method gets the ``BusJobRequestMessage``. What it returns is the answer:
+    The method gets the ``BusJobRequestMessage``. Its result decides the response:
 
-    - a dict answers the job with it;
-    - None answers nothing: the method has called ``send_job_response()``, or something will
-      later, as an LLM turn's event handler does;
-    - an async generator streams every dict it yields, and its end is the end of the job;
-    - an exception answers ERROR with the exception's type, message and traceback.
+    - a dict is the response, and the job ends as completed;
+    - None is not a response: the method has called ``send_job_response()``, or other code of the
+      worker calls it later, e.g. the event handler of an LLM turn;
+    - an async generator streams each dict that it yields; the job completes when it ends;
+    - an exception ends the job as an error, with the exception's type, message and traceback.
 
-    A drop-in for ``pipecat.pipeline.job_decorator.job``, whose handlers are found as well.
+    It replaces ``pipecat.pipeline.job_decorator.job``; handlers with that decorator are found too.
 
     Args:
         name: The job's name, which the requester gives as ``name=``.
-        sequential: Run calls of this handler one at a time, in order of arrival. The next starts
-            when the handler returns, answered or not. A request that waits spends its caller's
-            timeout.
-        max_concurrency: Keep at most this many of this handler's jobs open; the others wait in
-            order of arrival. Unlike with ``sequential``, a job counts until it has been answered,
-            so a handler that answers later keeps its place. Not together with ``sequential``.
-        run_once: Never begin a job of this handler again after its process was lost: a payment,
-            say. On a bus that spans processes, such a job ends as lost; without this, another
-            process that hosts the worker takes it up.
+        sequential: Whether the handler's calls run one at a time, in order of arrival. The next one
+            begins when the handler returns, with or without a response. The time that a request
+            waits counts towards the requester's timeout.
+        max_concurrency: The number of jobs of this handler that may be open at once; further jobs
+            wait in order of arrival. Unlike with ``sequential``, a job keeps its slot until its
+            response, also when the handler has returned None. Not together with ``sequential``.
+        run_once: Whether a job is lost with the process that runs it; for a payment, for example.
+            When False, a bus that spans processes begins the job again in another process that
+            has the worker.
 
     Returns:
-        The decorator, which gives the method back unchanged.
+        The decorator, which returns the method unchanged.
 
     Raises:
         InvalidJobTypeError: If an argument has the wrong type, or the method is not ``async def``.
@@ -114,7 +111,7 @@ def job(
     def mark(method: Handler) -> Handler:
         if not (iscoroutinefunction(method) or isasyncgenfunction(method)):
             raise InvalidJobTypeError(f"{where} the method is not 'async def'; make it so")
-        # Pipecat's names for the first three, so that a plain Pipecat worker finds it too.
+        # The first three names are Pipecat's, so that a plain Pipecat worker finds the handler too.
         vars(method).update(
             is_job_handler=True,
             job_name=name,
@@ -128,18 +125,9 @@ def job(
 
 
 def collect_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
-    """Find the ``@job`` handlers of a class, Pipecat's and ours.
+    """Find the handlers of a class and its bases, with Pipecat's ``@job`` or ours, by job name.
 
     A method of the same Python name in a subclass replaces the one it overrides.
-
-    Args:
-        worker_class: The class to look through, bases included.
-
-    Returns:
-        The handlers by job name.
-
-    Raises:
-        DuplicateJobHandlerError: If two methods claim one job name.
     """
     handlers: dict[str, HandlerSpec] = {}
     seen: set[str] = set()
@@ -167,16 +155,9 @@ def collect_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
 
 
 def find_limits(worker: BaseWorker) -> dict[str | None, ConcurrencyLimit]:
-    """Find how many jobs a worker has at once, whichever class its handlers are marked by.
+    """Find the limits of a worker, ours or a plain one, by job name.
 
-    Args:
-        worker: A worker of ours or a plain one.
-
-    Returns:
-        The limits by job name, that of ``on_job_request`` under None. What has none is left out.
-
-    Raises:
-        InvalidJobError: If ``job_request_concurrency`` of the worker's class cannot be used.
+    The limit of ``on_job_request`` is under None. A job name without a limit is left out.
     """
     limits: dict[str | None, ConcurrencyLimit] = {}
     requests: object = getattr(worker, "job_request_concurrency", None)

@@ -1,6 +1,7 @@
-"""What travels beside a request message, which has no fields for it.
+"""The headers of a job, which travel with the request message.
 
-This is the one module that writes or reads the attribute of the message that holds it.
+Pipecat's message has no field for them. This is the only module that reads or writes the attribute
+of the message that holds them.
 """
 
 import json
@@ -12,7 +13,7 @@ from pipecat.bus.messages import BusJobRequestMessage
 
 from pipecat_jobs._protocol.flow import StreamWindow
 
-#: Finds the window of a worker's stream by the worker's name.
+#: Finds the window of a stream by the name of the worker that streams.
 FindWindow: TypeAlias = Callable[[str], StreamWindow | None]
 
 _ATTRIBUTE = "pipecat_jobs_headers"
@@ -20,25 +21,35 @@ _ATTRIBUTE = "pipecat_jobs_headers"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobHeaders:
-    """What travels beside a job's request. :func:`job_headers` reads it from the message.
+    """The data beside the payload of a request. :func:`job_headers` reads it from the message.
 
-    A bus within one process and :class:`~pipecat_jobs.bus.redis.RedisStreamsBus` carry all of it.
-    Pipecat's network buses and its WebSocket proxies send the fields of Pipecat's own message
-    alone: there the worker reads the defaults.
+    A bus within one process and :class:`~pipecat_jobs.bus.redis.RedisStreamsBus` carry all fields.
+    Pipecat's network buses and its WebSocket proxies carry none of them: there the worker reads the
+    defaults.
 
     Parameters:
-        attempt: How many times the job has been begun, this time included; at least 1.
-        run_once: Whether the job is lost with the process that runs it, rather than begun again in
-            another.
-        affinity: The key of the jobs that belong in one process, as the requester gave it; None
-            when it gave none.
+        attempt: Number of times that the job has been begun, including this time; at least 1.
+        run_once: Whether the job is lost with the process that runs it. When False, a bus that
+            spans processes begins it again in another process.
+        affinity: The key of the jobs that belong in one process, from the requester's
+            ``affinity=``; None when it gave no key.
         moved: Whether earlier jobs of the same affinity ran in another process.
-        trace_context: The trace that the job belongs to, as a tracing library writes it into the
+        trace_context: The trace of the job, in the form that a tracing library writes into the
             headers of a request, e.g. ``{"traceparent": "00-..."}`` of `W3C Trace Context
             <https://www.w3.org/TR/trace-context/>`_; None when no interceptor has set it.
         time_left: Seconds that were left of the requester's ``timeout`` when it sent the request;
             None without a timeout. The worker receives the request a little later.
-        find_window: Limits how far a stream may run ahead of its reader; the package sets it.
+        find_window: Limits the number of unread chunks of a stream; this package sets it.
+
+    Example::
+
+        from dataclasses import replace
+
+
+        class Trace(JobInterceptor):
+            async def ask(self, call, proceed):
+                trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+                await proceed(replace(call, headers=replace(call.headers, trace_context=trace)))
     """
 
     attempt: int = 1
@@ -58,13 +69,13 @@ _DEFAULTS = JobHeaders()
 
 
 def job_headers(message: BusJobRequestMessage) -> JobHeaders:
-    """Read what travels beside a job's request.
+    """Read the headers of a job's request.
 
     Args:
-        message: The request that a handler was called with.
+        message: The argument of the handler.
 
     Returns:
-        The headers; the defaults when the request came without any.
+        The headers; the defaults if the request came without headers.
 
     Example::
 
@@ -79,18 +90,18 @@ def job_headers(message: BusJobRequestMessage) -> JobHeaders:
 
 
 def set_headers(message: BusJobRequestMessage, headers: JobHeaders) -> None:
-    """Replace what travels beside a request."""
+    """Replace the headers of a request."""
     setattr(message, _ATTRIBUTE, headers)
 
 
 def find_window(message: BusJobRequestMessage) -> StreamWindow | None:
-    """Find what a stream that responds to a request has to wait for; None when nothing."""
+    """Find the window that a stream for a request has to keep to; None without a limit."""
     find = job_headers(message).find_window
     return find(message.target or "") if find is not None else None
 
 
 def encode_headers(headers: JobHeaders) -> bytes:
-    """Encode what the requester set, as one line of JSON without what has its default."""
+    """Encode the fields that the requester set as one line of JSON, without the defaults."""
     fields: dict[str, object] = {}
     if headers.run_once:
         fields["run_once"] = True
@@ -104,7 +115,7 @@ def encode_headers(headers: JobHeaders) -> bytes:
 
 
 def decode_headers(line: bytes) -> JobHeaders:
-    """Decode :func:`encode_headers`; raise ValueError for what it cannot have written.
+    """Decode a line of :func:`encode_headers`; raise ValueError for any other line.
 
     Unknown fields are ignored, so that a later release can add some.
     """
@@ -139,13 +150,14 @@ def _is_trace_context(value: object) -> bool:
 
 
 def job_attempt(message: BusJobRequestMessage) -> int:
-    """Tell how many times a job has been begun, this time included.
+    """Tell how many times a job has been begun, including this time.
 
     Args:
-        message: The request that a handler was called with.
+        message: The argument of the handler.
 
     Returns:
-        1, or more when a process was lost while it ran the job and this one runs it again.
+        1 for the first time. It is larger when a process was lost while it ran the job, and this
+        process runs the job again.
 
     Example::
 
@@ -153,26 +165,26 @@ def job_attempt(message: BusJobRequestMessage) -> int:
             @job(name="import")
             async def import_file(self, message):
                 if job_attempt(message) > 1:
-                    ...  # what an earlier attempt has left
+                    ...  # remove the rows that an earlier attempt has written
                 return {"imported": message.payload["file"]}
     """
     return job_headers(message).attempt
 
 
 def job_moved(message: BusJobRequestMessage) -> bool:
-    """Tell whether a job runs in another process than the jobs it belongs to.
+    """Tell whether the earlier jobs of the same affinity ran in another process.
 
-    Where several processes host a worker with a ``job_affinity``, the jobs of one requester, or
-    those asked with the same ``affinity``, stay in one process. When that process is gone, or has
-    no free slot and the affinity is ``"prefer"``, a job runs elsewhere: what the worker keeps in
-    memory of the jobs before is not there.
+    When several processes have a worker with a ``job_affinity``, the jobs of one requester, or the
+    jobs with the same ``affinity=``, run in one process. When that process is gone, or has no free
+    slot and the affinity is ``"prefer"``, a job runs in another process. The worker there does not
+    have the earlier jobs in its memory.
 
     Args:
-        message: The request that a handler was called with.
+        message: The argument of the handler.
 
     Returns:
-        Whether earlier jobs that it belongs to ran in another process. False for the first one, for
-        every later one in the new process, and on a bus within one process.
+        True for the first job in the new process. False for the first job of an affinity, for later
+        jobs in the new process, and on a bus within one process.
 
     Example::
 
@@ -182,7 +194,7 @@ def job_moved(message: BusJobRequestMessage) -> bool:
             @job(name="explain")
             async def explain(self, message):
                 if job_moved(message):
-                    ...  # ask for what the lesson was about
+                    ...  # load the lesson from a database
                 return {"text": "As I said before ..."}
     """
     return job_headers(message).moved

@@ -1,4 +1,4 @@
-"""Memories that forget: of the last few keys, or of the last few minutes."""
+"""Maps of bounded size: one keeps the latest keys, the other the keys of the last minutes."""
 
 import asyncio
 from collections import OrderedDict
@@ -10,10 +10,9 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Key, Value]):
-    """What happened to the last few keys, in bounded space.
+    """Keeps the values of the latest keys.
 
-    A late or doubled message is told from a new one by what is remembered of its job; jobs are
-    many, so only the latest are kept.
+    It tells a late or repeated message from a new one by the job's id, without keeping every job.
     """
 
     def __init__(self, capacity: int = 512):
@@ -28,19 +27,11 @@ class Recent(Generic[Key, Value]):
             self._items.popitem(last=False)
 
     def get(self, key: Key) -> Value | None:
-        """Look a key up.
-
-        Returns:
-            What was remembered, or None.
-        """
+        """Return the value of a key, or None."""
         return self._items.get(key)
 
     def take(self, key: Key) -> Value | None:
-        """Drop a key, if it is there.
-
-        Returns:
-            What was remembered, or None.
-        """
+        """Remove a key and return its value, or None."""
         return self._items.pop(key, None)
 
     def __contains__(self, key: Key) -> bool:
@@ -51,10 +42,10 @@ class Recent(Generic[Key, Value]):
 
 
 class Expiring(Generic[Key, Value]):
-    """What happened to keys within the last minutes, however many they are.
+    """Keeps the values of the keys of the last minutes, however many they are.
 
-    For what must not be forgotten because much else has happened since, and may never be asked
-    for. Old keys leave with the next use: there is no task and no timer.
+    It is for keys that must not be lost when many others follow, and that may never be read. Old
+    keys are removed at the next use, so that it needs neither a task nor a timer.
     """
 
     def __init__(self, seconds: float = 300.0):
@@ -62,27 +53,19 @@ class Expiring(Generic[Key, Value]):
         self._items: OrderedDict[Key, tuple[float, Value]] = OrderedDict()
 
     def remember(self, key: Key, value: Value) -> None:
-        """Keep a value from now on."""
+        """Keep a value for the next minutes."""
         self._forget_old()
         self._items[key] = (self._now(), value)
         self._items.move_to_end(key)
 
     def get(self, key: Key) -> Value | None:
-        """Look a key up.
-
-        Returns:
-            What was remembered, or None.
-        """
+        """Return the value of a key, or None."""
         self._forget_old()
         item = self._items.get(key)
         return None if item is None else item[1]
 
     def take(self, key: Key) -> Value | None:
-        """Drop a key, if it is there.
-
-        Returns:
-            What was remembered, or None.
-        """
+        """Remove a key and return its value, or None."""
         if not self._items:
             return None
         value = self.get(key)

@@ -1,8 +1,8 @@
-"""What a worker states about a job in its response, beside what a handler answers.
+"""The facts about a job that a worker adds to its response.
 
-Whether a handler has begun, and who ended the job, are facts that the requester must not guess
-from an exception's name or a message's text. They travel under one key of the response, which no
-handler can set. Plain Pipecat workers and earlier releases send none.
+The requester must not guess from an exception's name or a message's text whether a handler has
+begun, or why a job was cancelled. The worker states both under one key of the response, which a
+handler cannot set. Plain Pipecat workers and earlier releases do not send them.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from pipecat_jobs.errors import InvalidJobError
 from pipecat_jobs.outcomes import CancelReason, JobData, JobRefusal
 
-#: The key of a response that is this package's own.
+#: The key of a response that is reserved for this package.
 RESERVED_KEY = "pipecat_jobs"
 
 Stated = TypeVar("Stated", bound=StrEnum)
@@ -21,19 +21,13 @@ Stated = TypeVar("Stated", bound=StrEnum)
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """The facts that go with a response.
-
-    Parameters:
-        refusal: Why no handler has begun; None when one has, or the worker does not say.
-        cancel_reason: Who cancelled the job and why; None when it was not, or the worker does not
-            say.
-    """
+    """The facts in a response; None for a fact that does not apply or is not stated."""
 
     refusal: JobRefusal | None = None
     cancel_reason: CancelReason | None = None
 
     def add_to(self, response: JobData) -> JobData:
-        """Put the facts into a response."""
+        """Return the response with the facts added."""
         facts = {"refusal": self.refusal, "cancel_reason": self.cancel_reason}
         stated = {name: str(fact) for name, fact in facts.items() if fact is not None}
         return {**response, RESERVED_KEY: stated}
@@ -43,7 +37,7 @@ _NOTHING = Statement()
 
 
 def read_statement(response: JobData | None) -> tuple[Statement, JobData | None]:
-    """Read the facts that go with a response."""
+    """Split a response into its facts and the rest."""
     if not response or RESERVED_KEY not in response:
         return _NOTHING, response
     rest = {key: value for key, value in response.items() if key != RESERVED_KEY}
@@ -63,7 +57,7 @@ def _member(kind: type[Stated], value: object) -> Stated | None:
 
 
 def check_response(response: JobData | None) -> JobData | None:
-    """Refuse a handler's response that has the key of this package's own facts."""
+    """Refuse a handler's response that has the reserved key."""
     if response and RESERVED_KEY in response:
         raise InvalidJobError(
             f"the response has the key '{RESERVED_KEY}', under which pipecat-jobs states whether "

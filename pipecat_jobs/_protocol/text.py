@@ -1,20 +1,20 @@
-"""Values of others as text for errors and logs: short, and never raising."""
+"""Short texts of foreign values, for errors and logs; no value makes these functions raise."""
 
 from reprlib import Repr
 
 from pipecat.bus.messages import BusMessage
 
-#: The most characters of a foreign value in an error or a log line.
+#: The largest number of characters of a foreign value in an error or a log line.
 MOST_TEXT = 200
 
 _repr = Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = MOST_TEXT
-# Items of items of items: more levels of more items would take long where all are full.
+# A value with many items on each of many levels would take long to write.
 _repr.maxlevel = 3
 
 
 def shorten(value: object) -> str:
-    """Represent any value, in little more than :data:`MOST_TEXT` characters."""
+    """Write any value as text of about :data:`MOST_TEXT` characters."""
     try:
         return cut(_repr.repr(value))
     except Exception:
@@ -22,7 +22,7 @@ def shorten(value: object) -> str:
 
 
 def describe(message: BusMessage) -> str:
-    """Represent a message from elsewhere, in little more than :data:`MOST_TEXT` characters."""
+    """Write a message as text of about :data:`MOST_TEXT` characters."""
     try:
         return cut(str(message))
     except Exception:
@@ -30,5 +30,5 @@ def describe(message: BusMessage) -> str:
 
 
 def cut(text: str) -> str:
-    """Cut a text to :data:`MOST_TEXT` characters."""
+    """Cut a text after :data:`MOST_TEXT` characters."""
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}..."

@@ -1,7 +1,7 @@
 """The arguments of a tool: their schema for the LLM, and their validation.
 
-Pipecat's own wrapper reads the name, the description and the parameters' descriptions. The types
-come from pydantic, which knows enums, literals, models and constraints, and validates against them.
+Pipecat's own wrapper reads the name, the description and the descriptions of the parameters.
+Pydantic makes the types' schemas, for enums, literals, models and constraints too, and validates.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from pipecat_jobs.tools.schemas import DirectFunctionWrapper
 #: A JSON schema.
 Schema = dict[str, Any]
 
-#: First parameters that Pipecat supplies; they tell a tool from a function of a flow.
+#: First parameters that Pipecat supplies: ``params`` to a tool, ``flow_manager`` in a flow.
 _GIVEN_BY_PIPECAT = ("params", "flow_manager")
 _BY_KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -49,8 +49,8 @@ class ToolArguments:
         self.description: str = documented.description
         if not self.description:
             raise InvalidJobError(
-                f"tool {self.name}() has no docstring; say in one what it does, "
-                "since the LLM knows nothing else about the tool"
+                f"tool {self.name}() has no docstring; write one that describes the tool, "
+                "because the LLM knows nothing else about it"
             )
         self.required: list[str] = documented.required
         self._names = [parameter.name for parameter in parameters]
@@ -79,7 +79,7 @@ class ToolArguments:
         async def described(params: object) -> None: ...
 
         described.__name__, described.__doc__ = function.__name__, function.__doc__
-        # Without annotations, so that Pipecat reads all but the types.
+        # Without annotations, so that Pipecat reads everything except the types.
         described.__annotations__ = {}
         vars(described)["__signature__"] = self.signature
         return DirectFunctionWrapper(described)
@@ -88,7 +88,7 @@ class ToolArguments:
         self, function: Callable[..., Any], parameters: list[inspect.Parameter]
     ) -> type[BaseModel]:
         hints = self._resolve_hints(function)
-        # By alias, because some names of parameters are not allowed for a model's fields.
+        # By alias, because a model's fields cannot have all the names that parameters can have.
         fields: dict[str, Any] = {
             f"argument_{number}": (
                 hints[parameter.name],
@@ -104,8 +104,8 @@ class ToolArguments:
             raise self._no_schema(error) from error
 
     def _resolve_hints(self, function: Callable[..., Any]) -> dict[str, Any]:
-        # Only the LLM's parameters: the annotations of the others may be imported for type checkers
-        # alone.
+        # Only the LLM's parameters: the annotations of other parameters may be imported only for
+        # type checkers.
         wanted = {name: function.__annotations__[name] for name in self._names}
         holder = type("Annotations", (), {"__annotations__": wanted})
         names = cast("dict[str, Any]", getattr(function, "__globals__", {}))
@@ -134,7 +134,7 @@ class ToolArguments:
     def _tidy(self, node: Any, definitions: dict[str, Schema], within: tuple[str, ...]) -> Any:
         """Replace references with their definitions, and remove titles.
 
-        A tool's schema has no place for definitions, and some providers do not accept references.
+        A tool's schema cannot have definitions, and some providers do not accept references.
         """
         if isinstance(node, list):
             return [self._tidy(part, definitions, within) for part in cast("list[Any]", node)]
@@ -169,7 +169,7 @@ class ToolArguments:
 
     def validate(self, given: Mapping[str, Any]) -> "ValidArguments":
         """Validate the LLM's arguments and fill in defaults; raise pydantic's ValidationError."""
-        # JSON can have half of a surrogate pair, which could be neither compared nor sent.
+        # JSON can have half of a surrogate pair, which can be neither compared nor sent.
         model = self._model.model_validate(to_context_value(given))
         values = {
             name: getattr(model, f"argument_{number}") for number, name in enumerate(self._names)
@@ -177,7 +177,7 @@ class ToolArguments:
         return ValidArguments(values, model)
 
     def explain(self, error: ValidationError) -> str:
-        """Explain to the LLM what is wrong with its arguments, and what to do."""
+        """Explain to the LLM which arguments are wrong, and how to correct them."""
         problems: list[str] = []
         for problem in error.errors(include_url=False):
             where = ".".join(str(part) for part in problem["loc"])
@@ -202,5 +202,5 @@ class ValidArguments:
 
     @property
     def identity(self) -> str:
-        """A text that is equal for two calls if, and only if, their arguments are equal."""
+        """A text that is equal for two calls if and only if their arguments are equal."""
         return self._model.model_dump_json(by_alias=True)

@@ -1,4 +1,4 @@
-"""``tool_call()``: the jobs of a hand-written tool end with its call."""
+"""``tool_call()``: ends the jobs of a hand-written tool with the tool's call."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -25,7 +25,7 @@ from pipecat_jobs.tools.results import (
 
 
 def check_requester(worker: object, tool_name: str) -> JobsMixin:
-    """Return the worker that requests a tool's jobs; raise if it has no jobs of this package."""
+    """Refuse a worker that is not one of this package, because it cannot request a tool's jobs."""
     if not isinstance(worker, JobsMixin):
         raise InvalidJobTypeError(
             f"tool {tool_name} runs on {worker}, a plain {type(worker).__name__}; import "
@@ -36,7 +36,19 @@ def check_requester(worker: object, tool_name: str) -> JobsMixin:
 
 
 class ToolCallContext:
-    """One call of a tool, and its jobs: what ``async with tool_call(params)`` enters."""
+    """One call of a tool, and the jobs of the call. ``async with tool_call(params)`` enters it.
+
+    Example::
+
+        class Host(LLMWorker):
+            @tool
+            async def compare(self, params, topic: str):
+                '''Look a topic up in an encyclopedia and in the news.'''
+                async with tool_call(params) as call:
+                    async with call.job_group("wiki", "news", payload={"topic": topic}) as group:
+                        pass
+                    await call.finish(group.responses)
+    """
 
     def __init__(self, params: FunctionCallParams):
         self._params = params
@@ -45,34 +57,63 @@ class ToolCallContext:
         self._exits = AsyncExitStack()
 
     def job(self, worker_name: str, **keywords: Unpack[JobKeywords]) -> JobContext:
-        """Ask one worker, from the worker the tool runs on.
+        """Ask one worker to do a job. The requester is the worker of the tool.
 
         Args:
-            worker_name: The worker to ask.
-            **keywords: Those of ``JobsMixin.job()``.
+            worker_name: Name of the worker.
+            **keywords: The arguments of the job; see :class:`~pipecat_jobs.params.JobKeywords`.
 
         Returns:
-            The context to enter with ``async with``.
+            The context to enter with ``async with``. Leaving it raises ``JobError`` if the job did
+            not complete.
 
         Raises:
-            InvalidJobError: If an argument is invalid, or the tool's worker has no jobs.
+            InvalidJobError: If an argument cannot be used, or the worker of the tool is not one of
+                this package.
+
+        Example::
+
+            class Host(LLMWorker):
+                @tool
+                async def find_book(self, params, title: str):
+                    '''Find out where a book stands.'''
+                    async with tool_call(params) as call:
+                        asked = {"title": title}
+                        async with call.job("library", payload=asked, timeout=10) as j:
+                            pass
+                        await call.finish(j.response)
         """
         return self._requester.job(worker_name, **keywords)
 
     def job_group(
         self, *worker_names: str, **keywords: Unpack[JobGroupKeywords]
     ) -> JobGroupContext:
-        """Ask several workers at once, from the worker the tool runs on.
+        """Ask several workers at once to do a job. The requester is the worker of the tool.
 
         Args:
-            *worker_names: The workers to ask.
-            **keywords: Those of ``JobsMixin.job_group()``.
+            *worker_names: Names of the workers.
+            **keywords: The arguments of the group; see
+                :class:`~pipecat_jobs.params.JobGroupKeywords`.
 
         Returns:
-            The context to enter with ``async with``.
+            The context to enter with ``async with``. Leaving it raises ``JobGroupError`` if the
+            group did not complete.
 
         Raises:
-            InvalidJobError: If an argument cannot be used, or the tool's worker has no jobs.
+            InvalidJobError: If an argument cannot be used, or the worker of the tool is not one of
+                this package.
+
+        Example::
+
+            class Host(LLMWorker):
+                @tool
+                async def debate(self, params, topic: str):
+                    '''Have two workers argue about a topic.'''
+                    async with tool_call(params) as call:
+                        asked = {"topic": topic}
+                        async with call.job_group("advocate", "critic", payload=asked) as group:
+                            pass
+                        await call.finish(group.responses)
         """
         return self._requester.job_group(*worker_names, **keywords)
 
@@ -83,15 +124,15 @@ class ToolCallContext:
     async def report(self, progress: object) -> None:
         """Put the call's progress into the LLM's context, without running the LLM.
 
-        It needs a tool with ``cancel_on_interruption=False``. Pipecat drops, with a warning, what
-        other tools report before their result.
+        It works in tools with ``cancel_on_interruption=False``. In other tools Pipecat drops the
+        progress, with a warning.
 
         Args:
-            progress: The progress, of any type. What JSON cannot express is written as text; an
-                empty value is not reported.
+            progress: The progress, of any type. Values that JSON cannot express are written as
+                text; an empty value is not reported.
 
         Raises:
-            InvalidJobError: If the call has a result already.
+            InvalidJobError: If the call already has its result.
 
         Example::
 
@@ -118,17 +159,28 @@ class ToolCallContext:
         """Give the call its result.
 
         Args:
-            result: The result, of any type. What JSON cannot express is written as text. Pipecat
-                does not run the LLM on an empty or false result, so an empty one becomes
-                ``{"status": ...}``, and 0 or False become ``{"result": 0}``.
-            run_llm: Whether the LLM runs on the result; None for Pipecat's rule: it runs once when
+            result: The result, of any type. Values that JSON cannot express are written as text.
+                Pipecat does not run the LLM on an empty or false result. An empty result therefore
+                becomes ``{"status": ...}``, and 0 becomes ``{"result": 0}``.
+            run_llm: Whether the LLM runs on the result. None for Pipecat's rule: the LLM runs once
                 all calls of one answer have their results.
 
         Raises:
-            InvalidJobError: If the call has its result.
+            InvalidJobError: If the call already has its result.
+
+        Example::
+
+            class Host(LLMWorker):
+                @tool
+                async def remember(self, params, fact: str):
+                    '''Remember a fact, without a comment.'''
+                    async with tool_call(params) as call:
+                        async with call.job("worker", payload={"fact": fact}) as j:
+                            pass
+                        await call.finish(j.response, run_llm=False)
         """
         self._check_open("finish()")
-        # Before anything changes: it runs code of the result's own type, which may raise.
+        # Before the call is marked as finished: it runs code of the result's type, which may raise.
         written = to_tool_result(self._params.function_name, result)
         self._finished = True
         properties = None if run_llm is None else FunctionCallResultProperties(run_llm=run_llm)
@@ -155,7 +207,8 @@ class ToolCallContext:
     async def _refuse(self) -> None:
         result = make_interrupted_result(self._params.function_name)
         await self.finish(result.value, run_llm=result.run_llm)
-        # As an interruption does to a call that runs; __aenter__ cannot skip the block otherwise.
+        # An interruption cancels a call that runs in the same way. __aenter__ cannot skip the block
+        # otherwise.
         self._task.cancel()
         await asyncio.sleep(0)
 
@@ -206,21 +259,22 @@ class ToolCallContext:
 
 
 def tool_call(params: FunctionCallParams) -> ToolCallContext:
-    """Tie the jobs of a hand-written tool to the call of the tool.
+    """End the jobs of a hand-written tool with the tool's call.
 
-    The call gets exactly one result, whatever happens in the block:
+    The call gets exactly one result, however the block ends:
 
-    - When the call is cancelled (by the user's speech, Pipecat's timeout or the LLM), the jobs that
-      are open in the block are cancelled, and Pipecat settles the call.
+    - When the call is cancelled (by the user's speech, Pipecat's timeout or the LLM), the open jobs
+      of the block are cancelled, and Pipecat settles the call.
     - An exception is logged, and the result is ``{"error": ...}``.
-    - Leaving the block without :meth:`ToolCallContext.finish` gives ``{"status": ...}``.
+    - When the block ends without :meth:`ToolCallContext.finish`, the result is ``{"status": ...}``.
     - When the session ends, the call is settled without running the LLM, and the block is
       cancelled.
-    - A call that waited in the queue of an LLM with ``run_in_parallel=False`` while the user
-      interrupted is settled, and its task is cancelled before the block is entered.
+    - When the user interrupts while the call waits in the queue of an LLM with
+      ``run_in_parallel=False``, the call is settled, and its task is cancelled before the block
+      begins.
 
     Args:
-        params: The parameter of that name with which Pipecat calls a tool.
+        params: The ``FunctionCallParams`` with which Pipecat calls the tool.
 
     Returns:
         The context to enter with ``async with``.

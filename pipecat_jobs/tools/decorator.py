@@ -32,29 +32,29 @@ class JobToolDecorator(Protocol):
 def job_tool(*workers: str, **options: Unpack[JobToolKeywords]) -> JobToolDecorator:
     """Offer a job to an LLM as a tool.
 
-    The decorated function returns the payload of the jobs, made from the LLM's arguments. The
-    decorator does the rest: it derives the schema from signature and docstring, validates the
-    arguments, runs the jobs, and ends them whichever way the call ends. It can decorate
+    The decorated function gets the LLM's arguments and returns the payload of the jobs, a dict. The
+    decorator derives the schema from the signature and the docstring, validates the arguments, runs
+    the jobs, and ends them however the call ends. It can decorate
 
     - a method of an ``LLMWorker``, which offers it to its LLM;
     - a function, for ``LLMContext(tools=[...])`` of any worker of this package;
     - a function whose first parameter is ``flow_manager``, for the functions of a Pipecat Flows
       node; it returns the payload, or the payload and the next node.
 
-    A method or function may take ``params``, Pipecat's ``FunctionCallParams``, first. An exception
-    that it raises is logged; the LLM gets the exception's type, or the text of a
+    The first parameter of a method or function may be ``params``, Pipecat's ``FunctionCallParams``.
+    An exception of the function is logged. The LLM gets the exception's type, or the text of a
     :class:`~pipecat_jobs.JobToolError`.
 
     Args:
-        *workers: The names of the workers to ask.
+        *workers: Names of the workers that do the job.
         **options: The tool's options; see :class:`~pipecat_jobs.tools.options.JobToolKeywords`.
 
     Returns:
-        The decorator. It gives a :class:`~pipecat_jobs.JobTool`, or for a flow Pipecat's
+        The decorator. It returns a :class:`~pipecat_jobs.JobTool`, or for a flow Pipecat's
         ``FlowsFunctionSchema``.
 
     Raises:
-        InvalidJobError: If an option or the function is invalid; the message says what to write
+        InvalidJobError: If an option or the function cannot be used; the message says what to write
             instead.
         TypeError: If an option is unknown.
 

@@ -1,4 +1,4 @@
-"""Runs the jobs of one call of a tool, and makes a result of their outcomes."""
+"""Runs the jobs of one call of a tool, and makes the result from their outcomes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -38,10 +38,7 @@ class Dispatch:
     async def run(
         self, payload: JobData, *, timeout: float | None, on_update: OnUpdate | None
     ) -> object:
-        """Ask the workers, wait for every outcome, and return the tool's result.
-
-        Raises JobError if the requester stopped.
-        """
+        """Run the jobs and return the tool's result; raise JobError if the requester stopped."""
         options = self._options
         partial = options.on_failure == "partial"
         self._group = group = self._requester.job_group(

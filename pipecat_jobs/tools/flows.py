@@ -1,6 +1,6 @@
-"""A job tool as Pipecat Flows takes it: in the functions of a node.
+"""A job tool for the functions of a Pipecat Flows node.
 
-Imported only for a function that takes ``flow_manager``, so that other bots do not load Flows.
+It is imported only for a function with ``flow_manager``, so that other bots do not load Flows.
 """
 
 from pipecat.flows import NO_RESPONSE, FlowArgs, FlowManager, FlowsFunctionSchema
@@ -18,10 +18,9 @@ _IMPOSSIBLE = ("say_after", "progress", "cancellable_by_llm")
 
 
 def flow_tool(spec: ToolSpec, given: JobToolKeywords) -> FlowsFunctionSchema:
-    """Make a function of a flow, for a node's ``functions``.
+    """Make a function for the ``functions`` of a node.
 
-    The flow manager settles each call itself; it gives its functions no way to report progress or
-    to speak.
+    The flow manager settles each call itself, and its functions cannot report progress or speak.
     """
     if spec.arguments.is_method:
         raise InvalidJobError(

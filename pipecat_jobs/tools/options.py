@@ -26,8 +26,8 @@ Render = Callable[[Mapping[str, JobOutcome]], object | Awaitable[object]]
 
 #: Seconds that the jobs of a tool call have if no ``timeout`` is given.
 DEFAULT_TIMEOUT = 60.0
-#: Seconds by which Pipecat's own timeout of a tool comes after the deadline of the jobs: enough to
-#: cancel the jobs and report what arrived.
+#: Seconds from the deadline of the jobs to Pipecat's own timeout of a tool: enough to cancel the
+#: jobs and report the responses so far.
 _REPORTING_TIME = 5.0
 _YES_OR_NO = ("run_once", "cancel_on_interruption", "cancellable_by_llm", "protected", "progress")
 _DEFAULT_SAY = "One moment, I am still waiting for the result."
@@ -40,27 +40,28 @@ class JobToolKeywords(TypedDict, total=False):
         job: Name of the ``@job`` handler to run; None for ``on_job_request``.
         timeout: Seconds from the LLM's call to the deadline of the jobs; 60 by default, None for no
             deadline.
-        label: A title for users, for example on a client's progress card.
-        run_once: Whether a job whose process dies is lost rather than started again in another
-            process, on a bus that spans processes; for a payment, for example. False by default.
+        label: A title for users, e.g. on a client's progress card.
+        run_once: Whether a job is lost with the process that runs it; for a payment, for example.
+            When False, the default, a bus that spans processes begins it again in another process.
         cancel_on_interruption: Whether the user's speech cancels the jobs; True by default. When
-            False the LLM goes on talking, and the result arrives later.
+            False, the LLM goes on talking, and the result arrives later.
         cancellable_by_llm: Whether the LLM may cancel a call, with Pipecat's ``cancel_<tool>``;
-            needs ``cancel_on_interruption=False``.
-        protected: Whether only the end of the session cancels a call, and neither an interruption
-            nor a deadline nor the LLM does. The LLM is told so.
-        on_failure: "partial" reports the responses and the workers that are missing; "fail" cancels
-            all jobs when the first one fails, and reports an error.
-        render: A function, async or not, that makes the result from the outcomes by worker.
-        on_repeat: What a second call with the same arguments does while the first one runs: "join"
-            waits for the first one's result, "refuse" answers with an error at once, "replace"
-            cancels the first one.
-        progress: Whether job updates are put into the LLM's context. It needs a call that the LLM
-            does not wait for (``cancel_on_interruption=False``), and is then True by default.
-        say_after: Seconds of silence after which the bot says something.
-        say: What it says: a text, or a function of the :class:`~pipecat_jobs.JobToolProgress` that
-            returns a text, or None to say nothing.
-        say_every: Seconds of silence after which it says something again; None to speak once.
+            needs ``cancel_on_interruption=False``. False by default.
+        protected: Whether only the end of the session cancels a call, and an interruption, a
+            deadline and the LLM do not. The tool's description says so. False by default.
+        on_failure: "partial", the default, reports the responses and the workers that did not
+            complete. "fail" cancels all jobs when the first one fails, and reports an error.
+        render: A function, async or not, that makes the result from a dict of the outcomes by
+            worker. None for the results of ``docs/tools.md``.
+        on_repeat: The rule for a second call with the same arguments while the first one runs:
+            "join", the default, waits for the first one's result, "refuse" gives an error at once,
+            and "replace" cancels the first one.
+        progress: Whether job updates are put into the LLM's context. It needs a call for which the
+            LLM does not wait (``cancel_on_interruption=False``), and is then True by default.
+        say_after: Seconds of silence after which the bot speaks; None, the default, for never.
+        say: The text that the bot speaks, or a function that gets the
+            :class:`~pipecat_jobs.JobToolProgress` and returns a text, or None to stay silent.
+        say_every: Seconds of silence after which the bot speaks again; None to speak once.
     """
 
     job: str | None
@@ -84,8 +85,9 @@ class JobToolOptions:
     """The options of ``@job_tool``, checked and complete; see :class:`JobToolKeywords`.
 
     Parameters:
-        workers: The workers to ask.
-        tool_timeout: Pipecat's timeout of a call, in seconds; None for that of its LLM service.
+        workers: Names of the workers that do the job.
+        tool_timeout: Pipecat's timeout of a call, in seconds; None for the timeout of the LLM
+            service.
     """
 
     workers: tuple[str, ...]
@@ -119,7 +121,7 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
             "@job_tool was used without worker names; write @job_tool('researcher', job='research')"
         )
     if not workers:
-        raise InvalidJobError("@job_tool() has no worker; give the names of the workers to ask")
+        raise InvalidJobError("@job_tool() has no worker; give the names of its workers")
     names = tuple(check_worker_names(workers))
     _check_texts(given)
     for key in _YES_OR_NO:

@@ -8,12 +8,12 @@ from pipecat_jobs.outcomes import JobData
 
 @dataclass(frozen=True, slots=True)
 class JobToolProgress:
-    """The progress of the jobs of one tool call, for what the bot says meanwhile.
+    """The progress of the jobs of one tool call, for the ``say`` function of ``@job_tool``.
 
     Parameters:
         seconds: Seconds since the jobs were requested.
-        answers: The responses so far, by worker.
-        updates: The last update of each worker that sent one, by worker.
+        answers: The responses so far, dicts, by the worker's name.
+        updates: The latest update of each worker that has sent one, a dict, by the worker's name.
 
     Example::
 
@@ -33,5 +33,5 @@ class JobToolProgress:
     updates: Mapping[str, JobData]
 
 
-#: What the bot says while the jobs run.
+#: The text that the bot speaks while the jobs run, or a function that makes it.
 Say = str | Callable[[JobToolProgress], str | None]

@@ -1,4 +1,4 @@
-"""What a call does while another call with the same arguments runs."""
+"""The rule for a call while another call with the same arguments runs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
@@ -34,7 +34,7 @@ class _Run:
 
 
 class Repeats:
-    """The running calls of one tool, so that none runs twice at the same time."""
+    """The running calls of one tool; two calls with the same arguments never run at once."""
 
     def __init__(self, tool_name: str, on_repeat: OnRepeat):
         self._tool_name = tool_name
@@ -44,7 +44,7 @@ class Repeats:
     async def run(
         self, identity: Hashable, work: Callable[[], Awaitable[ToolResult]]
     ) -> ToolResult:
-        """Do the work of a call, or what ``on_repeat`` says if a call of the same identity runs."""
+        """Do the work of a call, or apply ``on_repeat`` if a call with the same identity runs."""
         while (first := self._running.get(identity)) is not None:
             if self._on_repeat == "refuse":
                 return ToolResult(

@@ -1,4 +1,4 @@
-"""The results of tool calls for the LLM: responses, and what went wrong in plain words."""
+"""The results of tool calls for the LLM: the responses, and the failures in plain words."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from pipecat_jobs.errors import InvalidJobError, JobError
 from pipecat_jobs.outcomes import CancelReason, JobOutcome, JobToolError, OutcomeStatus
 from pipecat_jobs.tools.options import Render
 
-#: Characters of a worker's error message that are passed on.
+#: The largest number of characters of a worker's error message that the LLM gets.
 _LONGEST_MESSAGE = 300
 _NOTHING_SAID = "finished, and had nothing to add"
 _WENT_WRONG = {
@@ -31,9 +31,9 @@ class ToolResult:
 
     Parameters:
         value: The result for the LLM.
-        run_llm: Whether the LLM runs on it; None for Pipecat's rule: it runs once when all calls of
+        run_llm: Whether the LLM runs on it. None for Pipecat's rule: the LLM runs once all calls of
             one answer have their results.
-        next_node: The next node of a flow; None to stay.
+        next_node: The next node of a flow; None to stay in the node.
     """
 
     value: object
@@ -44,7 +44,7 @@ class ToolResult:
 def to_tool_result(tool_name: str, value: object) -> Any:
     """Convert the result of a call to JSON that is neither empty nor false.
 
-    Pipecat does not run the LLM on an empty or false result, so the bot would say nothing.
+    Pipecat does not run the LLM on an empty or false result, so the bot would stay silent.
     """
     written = to_context_value(value)
     if _is_empty(written):
@@ -58,10 +58,10 @@ def _is_empty(written: object) -> bool:
 
 
 def report(tool_name: str, outcomes: Mapping[str, JobOutcome]) -> object:
-    """Make a result of the responses and of the workers that are missing.
+    """Make a result from the responses and the failures.
 
-    One worker's response is the result as it is, and its failure is reported without its name,
-    which the user does not know. Those of several workers are listed by worker.
+    The response of a single worker is the result itself, and its failure is reported without its
+    name, which the user does not know. The responses of several workers are listed by worker.
     """
     if len(outcomes) == 1:
         (outcome,) = outcomes.values()
@@ -112,10 +112,11 @@ def _find_text_for_llm(outcome: JobOutcome) -> str | None:
 
 
 def _describe_failure(outcome: JobOutcome) -> str:
-    """Say why there is no response, in half a sentence that follows a name."""
+    """Describe why there is no response, in words that follow a name."""
     why = _WENT_WRONG[outcome.status]
     if outcome.status is OutcomeStatus.CANCELLED and outcome.reason:
-        # A reason is written by a bot's author or by this package; it is never an exception's text.
+        # The author of the bot or this package has written the reason; it is never the text of an
+        # exception.
         return f"{why}: {_shorten(outcome.reason)}"
     if outcome.status is OutcomeStatus.ERROR and outcome.error is not None and outcome.error.type:
         return f"{why} ({outcome.error.type})"
@@ -132,7 +133,7 @@ def _shorten(message: str) -> str:
 async def render_result(
     tool_name: str, render: Render, outcomes: Mapping[str, JobOutcome]
 ) -> object:
-    """Have the tool's own function make the result; use :func:`report` if it raises or is empty."""
+    """Make the result with ``render``, or with :func:`report` if that raises or returns nothing."""
     where = f"render {getattr(render, '__qualname__', repr(render))}"
     task = RunningTask()
     try:
@@ -141,25 +142,25 @@ async def render_result(
             result = await result
     except BaseException as error:
         task.survive(error)
-        log_raised(f"{where} raised {type(error).__name__}; reporting the plain answers", error)
+        log_raised(f"{where} raised {type(error).__name__}; using the responses as they are", error)
         return report(tool_name, outcomes)
-    # Converted here, where report() can still replace what comes out empty.
+    # Converted here, where report() can still replace an empty result.
     written = to_context_value(result)
     if _is_empty(written):
-        logger.error(f"{where} gave {written!r}; reporting the plain answers")
+        logger.error(f"{where} returned {written!r}; using the responses as they are")
         return report(tool_name, outcomes)
     return written
 
 
 def make_error_result(tool_name: str, error: BaseException) -> ToolResult:
-    """Make a result of an exception in a tool, and log it."""
+    """Log an exception in a tool, and make a result from it."""
     if isinstance(error, JobError) and has_stopped(error):
         return make_session_end_result(tool_name)
     if isinstance(error, JobToolError):
-        logger.info(f"tool {tool_name} answers with an error: {error}")
+        logger.info(f"tool {tool_name} gives the LLM an error: {error}")
         return ToolResult({"error": str(error) or f"{tool_name} could not do it"})
     kind = type(error).__name__
-    log_raised(f"tool {tool_name} raised {kind}; the LLM is told that it failed", error)
+    log_raised(f"tool {tool_name} raised {kind}; the LLM gets an error", error)
     if isinstance(error, JobError) and error.failures:
         return ToolResult(report_failure(tool_name, error.outcomes))
     if isinstance(error, InvalidJobError):
@@ -169,7 +170,7 @@ def make_error_result(tool_name: str, error: BaseException) -> ToolResult:
 
 
 def has_stopped(error: JobError) -> bool:
-    """Tell whether jobs ended because the worker that asked for them stopped."""
+    """Tell whether jobs were cancelled because their requester stopped."""
     stopped = CancelReason.REQUESTER_STOPPED
     return any(outcome.cancel_reason is stopped for outcome in error.failures.values())
 

@@ -1,9 +1,9 @@
-"""Pipecat's tool schemas, from where each supported release keeps them."""
+"""Pipecat's tool schemas, which are in different modules in different releases."""
 
 try:
     from pipecat.adapters.llm.schemas.direct_function import DirectFunctionWrapper, tool_options
     from pipecat.adapters.llm.schemas.function_schema import FunctionSchema
-except ModuleNotFoundError:  # Pipecat 1.13 and before.
+except ModuleNotFoundError:  # Pipecat 1.13 and older.
     from pipecat.adapters.schemas.direct_function import DirectFunctionWrapper, tool_options
     from pipecat.adapters.schemas.function_schema import FunctionSchema
 

@@ -1,4 +1,4 @@
-"""A function with ``@job_tool``, and how a call of it runs, by an LLM worker or a flow."""
+"""A function with ``@job_tool``, and the run of one call of it, in an LLM worker or a flow."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,14 +25,7 @@ _PROTECTED = (
 
 @dataclass(frozen=True)
 class ToolSpec:
-    """A function with ``@job_tool`` on it.
-
-    Parameters:
-        function: The function, which returns the jobs' payload.
-        arguments: The parameters that the LLM supplies.
-        options: The options of the decorator.
-        repeats: The running calls.
-    """
+    """A function with ``@job_tool``, which returns the payload of the jobs."""
 
     function: Callable[..., Awaitable[object]]
     arguments: ToolArguments
@@ -62,10 +55,10 @@ class ToolSpec:
         given: Mapping[str, Any],
         ask: Callable[[ValidArguments, TimeLeft], Awaitable[ToolResult]],
     ) -> ToolResult:
-        """Run one call; an exception becomes a result.
+        """Run one call and return its result; an exception becomes a result too.
 
-        ``ask`` runs the jobs. It is called if the arguments are valid and no call with the same
-        arguments runs.
+        ``ask`` runs the jobs. It is called only if the arguments are valid and no call with the
+        same arguments runs.
         """
         time_left = self._start_clock()
 
@@ -74,7 +67,7 @@ class ToolSpec:
                 valid = self.arguments.validate(given)
             except ValidationError as error:
                 return ToolResult({"error": self.arguments.explain(error)})
-            # Settled within the repeats as well, so that calls that join this one get its result.
+            # An exception becomes a result here already, so that calls that join this one get it.
             return await self.repeats.run(
                 (worker, valid.identity),
                 lambda: self._settle(lambda: ask(valid, time_left)),
@@ -85,7 +78,7 @@ class ToolSpec:
     async def prepare(
         self, given_by_pipecat: list[object], arguments: ValidArguments
     ) -> tuple[JobData, object]:
-        """Call the function; return the payload, and the node that a flow goes to next."""
+        """Call the function; return the payload and the next node of a flow."""
         made = await self.function(*given_by_pipecat, **arguments.values)
         node: object = None
         if self.arguments.special == "flow_manager" and isinstance(made, tuple):

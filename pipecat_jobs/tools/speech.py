@@ -1,4 +1,4 @@
-"""What the bot says while a tool waits for its jobs."""
+"""The bot's speech while a tool waits for its jobs."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -58,9 +58,13 @@ def _make_text(tool_name: str, say: Say, progress: JobToolProgress) -> str | Non
         text = say(progress)
     except BaseException as error:
         task.survive(error)
-        log_raised(f"say of tool {tool_name} raised {type(error).__name__}; saying nothing", error)
+        log_raised(
+            f"say of tool {tool_name} raised {type(error).__name__}; the bot stays silent", error
+        )
         return None
     if text is not None and not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        logger.error(f"say of tool {tool_name} gave {text!r}; saying nothing. Give a str or None")
+        logger.error(
+            f"say of tool {tool_name} returned {text!r}; the bot stays silent. Return a str or None"
+        )
         return None
     return None if text is None else to_encodable(text)

@@ -1,4 +1,4 @@
-"""A job tool, for an LLM worker's class or a list of tools."""
+"""A job tool, for the class of an LLM worker or for a list of tools."""
 
 from typing import Any
 
@@ -17,10 +17,11 @@ from pipecat_jobs.tools.speech import speak_meanwhile
 
 
 class JobTool(FunctionSchema, LLMTool):
-    """A tool with its schema: what ``@job_tool`` makes of a function.
+    """A tool with its schema, which ``@job_tool`` makes from a function.
 
-    As a function it goes into ``LLMContext(tools=[...])`` or an ``LLMSetToolsFrame``. As a method
-    of an ``LLMWorker`` it is offered by the worker, like a method with ``@tool``.
+    It is a Pipecat :class:`FunctionSchema`. A function goes into ``LLMContext(tools=[...])`` or an
+    ``LLMSetToolsFrame``. A method of an ``LLMWorker`` is offered by the worker, as a method with
+    Pipecat's ``@tool`` is.
 
     Example::
 
@@ -35,7 +36,7 @@ class JobTool(FunctionSchema, LLMTool):
     """
 
     def __init__(self, spec: ToolSpec, owner: object | None = None):
-        # A worker registers its own tools itself; a handler here would register them twice.
+        # A worker registers its own tools; with a handler here, Pipecat would register them twice.
         registered = isinstance(owner, LLMWorker)
         super().__init__(
             name=spec.name,
@@ -65,11 +66,11 @@ class JobTool(FunctionSchema, LLMTool):
         return JobTool(self._spec, instance)
 
     async def __call__(self, params: FunctionCallParams, **arguments: Any) -> None:
-        """Run one call; Pipecat calls this.
+        """Run one call of the tool. Pipecat calls this.
 
         Args:
-            params: The parameters of the call.
-            **arguments: The LLM's arguments, which ``params`` has as well.
+            params: Pipecat's parameters of the call.
+            **arguments: The LLM's arguments; ``params`` has them too.
         """
 
         async def ask(valid: ValidArguments, time_left: TimeLeft) -> ToolResult:

@@ -443,7 +443,7 @@ async def test_a_tool_cannot_ask_the_llm_that_waits_for_it(
     asker = await start(job_harness, Caller(llm=new_llm("You think.")))
 
     assert await asker.ask("think") == {"text": "I cannot."}
-    assert server.requests[1].mentions("a tool of worker 'debater' asked for a turn")
+    assert server.requests[1].mentions("a tool of worker 'debater' called llm_turn()")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ PRINTED = {
         "weather: all about the rain in Oslo",
         "sports: all about last night's final",
         "traffic: all about the ring road",
-        "job 'report' got no answer from 'traffic' within 0.8 s",
+        "job 'report' got no response from 'traffic' within 0.8 s",
         "weather: completed, all about the rain in Oslo",
         "sports: completed, all about last night's final",
         "traffic: timed_out, nothing",

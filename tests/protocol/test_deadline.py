@@ -75,7 +75,7 @@ def test_a_group_that_times_out_tells_who_answered_and_who_did_not():
         quick = Answerer("quick")
         quick.release.set()
         await harness.start(asker, quick, Answerer("slow"))
-        with pytest.raises(JobGroupError, match=r"no answer from 'slow' within 5 s") as caught:
+        with pytest.raises(JobGroupError, match=r"no response from 'slow' within 5 s") as caught:
             async with asker.job_group("quick", "slow", name="wait", timeout=5) as group:
                 pass
         assert {n: o.status for n, o in caught.value.outcomes.items()} == {

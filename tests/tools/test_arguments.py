@@ -284,7 +284,7 @@ async def unknown_type(topic: "Nowhere"):  # noqa: F821
 @pytest.mark.parametrize(
     ("function", "error", "advice"),
     [
-        (no_docstring, InvalidJobError, "has no docstring; say in one what it does"),
+        (no_docstring, InvalidJobError, "has no docstring; write one that describes the tool"),
         (no_annotation, InvalidJobError, "annotate it, e.g. 'topic: str'"),
         (not_async, InvalidJobTypeError, "needs an 'async def' function"),
         (any_positional, InvalidJobError, "write each one out"),

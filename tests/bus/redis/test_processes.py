@@ -85,7 +85,7 @@ async def test_a_worker_killed_with_nobody_to_relieve_it_is_lost_and_named(
         node.send(signal.SIGKILL)
         killed = time.monotonic()
         assert await lost(asking) == (
-            "worker 'worker' was lost before it answered job 'hold': "
+            "worker 'worker' was lost before it responded to job 'hold': "
             "no process that may run it came within 1 s"
         )
         assert time.monotonic() - killed < 2 * LEASE + LEASE + 1
