@@ -1,11 +1,11 @@
-"""Cancel whoever asked, and everybody who works for it stops.
+"""Cancel the requester, and every worker of its jobs stops.
 
-A host asks an editor, who asks a researcher, who has a long book to read. Then the user says
-"never mind": the host's task is cancelled, as Pipecat cancels an LLM's tool when the user speaks.
-The cancellation goes down all the way. The researcher stops reading, and ``on_job_cancelled`` gives
-both workers a chance to tidy up.
+A host requests a job of an editor, which requests a job of a researcher, which reads a long book.
+Then the user says "never mind": the host's task is cancelled, as Pipecat cancels an LLM's tool when
+the user speaks. This cancels both jobs. The researcher stops reading, and both workers can clean up
+in ``on_job_cancelled``.
 
-Run it (no key and no network needed)::
+Run it, without an API key or a network::
 
     python examples/cancellation.py
 """
@@ -13,7 +13,7 @@ Run it (no key and no network needed)::
 import asyncio
 import os
 
-# Of Pipecat's log, only warnings and errors. It says hello on import, so this comes before.
+# Pipecat logs as it is imported, so the level is set before: only warnings and errors.
 os.environ.setdefault("LOGURU_LEVEL", "WARNING")
 
 from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
@@ -25,20 +25,20 @@ PAGES = 1000
 
 
 class Tidy(BaseWorker):
-    """A worker that tidies up after a cancelled job."""
+    """A worker that cleans up after a cancelled job."""
 
     def __init__(self, name: str):
         super().__init__(name)
         self.tidied_up = asyncio.Event()
 
     async def on_job_cancelled(self, message: BusJobCancelMessage) -> None:
-        # The handler has been stopped by now; the CANCELLED answer is sent without our help.
+        # The handler has ended by now, and the package sends the CANCELLED response.
         print(f"{self.name}: my job was cancelled, tidying up")
         self.tidied_up.set()
 
 
 class Researcher(Tidy):
-    """Reads, page after page."""
+    """Reads page after page."""
 
     def __init__(self, name: str):
         super().__init__(name)
@@ -60,7 +60,7 @@ class Researcher(Tidy):
 
 
 class Editor(Tidy):
-    """Has the researcher read for it: a job inside a job."""
+    """Requests a job of the researcher during its own job."""
 
     @job(name="write")
     async def write(self, message: BusJobRequestMessage) -> dict:
@@ -70,7 +70,7 @@ class Editor(Tidy):
 
 
 class Host(BaseWorker):
-    """Asks the editor on the user's behalf."""
+    """Requests a job of the editor for the user."""
 
     async def answer_user(self) -> None:
         try:
@@ -83,7 +83,7 @@ class Host(BaseWorker):
 
 
 async def main() -> None:
-    """Run the three workers and change the user's mind after three pages."""
+    """Run the three workers, and cancel the host's task after three pages."""
     runner = WorkerRunner()
     host, editor, researcher = Host("host"), Editor("editor"), Researcher("researcher")
 

@@ -1,10 +1,10 @@
-"""Ask several workers at once, and keep what arrived when one of them is late.
+"""Request a job of several workers at once, and keep the responses when one of them is late.
 
 A radio host prepares two shows with three reporters. All three work at once, and each reads
-its own part of one payload. The second time, one reporter misses the deadline: what the others
-answered is not lost, since the error carries an outcome for each.
+its own part of one payload. In the second show one reporter misses the deadline. The responses of
+the others are not lost, because the error has the outcome of each worker.
 
-Run it (no key and no network needed)::
+Run it, without an API key or a network::
 
     python examples/job_group.py
 """
@@ -13,7 +13,7 @@ import asyncio
 import os
 import time
 
-# Of Pipecat's log, only warnings and errors. It says hello on import, so this comes before.
+# Pipecat logs as it is imported, so the level is set before: only warnings and errors.
 os.environ.setdefault("LOGURU_LEVEL", "WARNING")
 
 from pipecat.bus.messages import BusJobRequestMessage
@@ -23,11 +23,11 @@ from pipecat_jobs import BaseWorker, JobGroupError, job
 
 
 class Reporter(BaseWorker):
-    """Looks into one thing, which takes a while."""
+    """Works on one topic, which takes time."""
 
     @job(name="report")
     async def report(self, message: BusJobRequestMessage) -> dict:
-        # Everybody gets the same payload; each reads the part under its own name.
+        # All workers get the same payload; each one reads the part under its own name.
         assignment = message.payload[self.name]
         await asyncio.sleep(assignment["takes"])
         return {"text": f"all about {assignment['about']}"}
@@ -52,7 +52,7 @@ class Host(BaseWorker):
                 },
                 timeout=deadline,
             ) as jg:
-                pass  # The answers are awaited here, on the way out.
+                pass  # Leaving the block waits for the responses.
         except JobGroupError as error:
             print(f"host: not everything. {error}")
             for name, outcome in error.outcomes.items():

@@ -1,10 +1,10 @@
 """Offer a job to an LLM as a tool, and interrupt it.
 
-A travel desk's LLM has the tool ``find_hotels``, which asks two agencies at once. The second agency
-is slow: the first time, its answer misses the deadline and the LLM is told who is missing. The
-second time the user speaks while both are at work, and both stop.
+A travel desk's LLM has the tool ``find_hotels``, which requests a job of two agencies at once. The
+second agency is slow. In the first call its response misses the deadline, and the LLM reads which
+agency is missing. In the second call the user speaks while both agencies work, and both stop.
 
-Run it (no key and no network needed; a scripted model plays the LLM)::
+Run it, without an API key or a network; a scripted model plays the LLM::
 
     python examples/job_tool.py
 """
@@ -13,9 +13,9 @@ import asyncio
 import json
 import os
 
-# Of Pipecat's log, only warnings and errors. It says hello on import, so this comes before.
+# Pipecat logs as it is imported, so the level is set before: only warnings and errors.
 os.environ.setdefault("LOGURU_LEVEL", "WARNING")
-# Where a proxy is configured, it would be asked for this machine's own server.
+# With a proxy in the environment, requests to this machine's own server would go to the proxy.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 
 from typing import Any
@@ -30,7 +30,7 @@ from pipecat_jobs.testing import LLMRequest, ScriptedLLMServer, ToolCall
 
 
 class Agency(BaseWorker):
-    """Finds hotels, which takes a while."""
+    """Finds hotels, which takes time."""
 
     def __init__(self, name: str, *, takes: float):
         super().__init__(name)
@@ -54,7 +54,7 @@ class TravelDesk(LLMContextWorker):
     """Talks with the user."""
 
     def __init__(self, llm: OpenAILLMService):
-        # Bridged to nobody: there is no client here to tell of the conversation.
+        # Bridged to no worker, because this example has no client that shows the conversation.
         super().__init__("desk", llm=llm, active=True, bridged=())
         self.said: asyncio.Queue[str] = asyncio.Queue()
 
@@ -80,7 +80,7 @@ class TravelDesk(LLMContextWorker):
 
 
 def answer(request: LLMRequest) -> str | ToolCall:
-    """Play the LLM: call the tool for every city, then read its result out."""
+    """Play the LLM: call the tool for every city, then say its result."""
     last = request.messages[-1]
     if last["role"] != "tool":
         return ToolCall("find_hotels", {"city": str(last["content"]).split()[-1]})

@@ -1,10 +1,11 @@
-"""Ask one worker, use its answer, and see what a failure looks like.
+"""Request a job of one worker, use its response, and catch the error of a failure.
 
-A reader asks a librarian about two books. The first job is answered with a dict. The second fails,
-and the error names the worker, the job and the cause. The same goes for a worker that breaks, stops
-or is too slow: a job always ends, and ``except JobError`` catches every end but an answer.
+A reader asks a librarian about two books. The response to the first job is a dict. The second job
+fails, and the error names the worker, the job and the cause. A worker that breaks, stops or is too
+slow also causes an error: a job always ends, and ``except JobError`` catches every end that is not
+a success.
 
-Run it (no key and no network needed)::
+Run it, without an API key or a network::
 
     python examples/single_job.py
 """
@@ -12,7 +13,7 @@ Run it (no key and no network needed)::
 import asyncio
 import os
 
-# Of Pipecat's log, only warnings and errors. It says hello on import, so this comes before.
+# Pipecat logs as it is imported, so the level is set before: only warnings and errors.
 os.environ.setdefault("LOGURU_LEVEL", "WARNING")
 
 from pipecat.bus.messages import BusJobRequestMessage
@@ -24,16 +25,16 @@ SHELVES = {"Emma": "Jane Austen", "Dracula": "Bram Stoker"}
 
 
 class Librarian(BaseWorker):
-    """Knows who wrote what."""
+    """Knows the authors of books."""
 
     @job(name="find_author")
     async def find_author(self, message: BusJobRequestMessage) -> dict | None:
         title = message.payload["title"]
         if title in SHELVES:
-            # What a handler returns is the answer.
+            # The dict that a handler returns is the response.
             return {"title": title, "author": SHELVES[title]}
-        # Not a broken worker, only a request it cannot fulfil: it says so itself. An exception
-        # would reach the reader as well, and leave its traceback in the log.
+        # The worker is not broken, it only cannot do this job. An exception would reach the reader
+        # as well, but its traceback would be in the log.
         await self.send_job_response(
             message.job_id, {"error": f"no book is called '{title}'"}, status=JobStatus.FAILED
         )
@@ -41,7 +42,7 @@ class Librarian(BaseWorker):
 
 
 class Reader(BaseWorker):
-    """Wants to know."""
+    """Wants to know the authors."""
 
     async def read_about(self, title: str) -> None:
         print(f"reader: who wrote '{title}'?")
@@ -49,7 +50,7 @@ class Reader(BaseWorker):
             async with self.job(
                 "librarian", name="find_author", payload={"title": title}, timeout=5
             ) as j:
-                pass  # The answer is awaited here, on the way out.
+                pass  # Leaving the block waits for the response.
         except JobError as error:
             print(f"reader: no answer. {error}")
             outcome = error.outcomes["librarian"]
@@ -59,7 +60,7 @@ class Reader(BaseWorker):
 
 
 async def main() -> None:
-    """Run the two workers until the reader has asked everything."""
+    """Run the two workers until the reader has asked both questions."""
     runner = WorkerRunner()
     reader = Reader("reader")
 

@@ -1,10 +1,10 @@
-"""Hear from a worker while it works: a streamed answer, and progress updates.
+"""Get messages from a worker during its job: a streamed response, and progress updates.
 
-A poet streams a poem: its handler is an async generator, and every dict it yields arrives as a
-chunk. A printer reports how far it is with updates, and answers at the end. Either way, the one who
-asked loops over the job with ``async for``, which ends when the job does.
+A poet streams a poem: its handler is an async generator, and each dict that it yields arrives as a
+chunk. A printer sends its progress as updates, and responds at the end. In both cases the requester
+loops over the job with ``async for``, which ends when the job does.
 
-Run it (no key and no network needed)::
+Run it, without an API key or a network::
 
     python examples/streaming.py
 """
@@ -13,7 +13,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 
-# Of Pipecat's log, only warnings and errors. It says hello on import, so this comes before.
+# Pipecat logs as it is imported, so the level is set before: only warnings and errors.
 os.environ.setdefault("LOGURU_LEVEL", "WARNING")
 
 from pipecat.bus.messages import BusJobRequestMessage
@@ -23,7 +23,7 @@ from pipecat_jobs import BaseWorker, JobEvent, job
 
 
 class Poet(BaseWorker):
-    """Answers line by line."""
+    """Streams its response line by line."""
 
     @job(name="recite")
     async def recite(self, message: BusJobRequestMessage) -> AsyncIterator[dict]:
@@ -33,7 +33,7 @@ class Poet(BaseWorker):
 
 
 class Printer(BaseWorker):
-    """Answers once, and says meanwhile how far it is."""
+    """Sends updates during the work, and responds at the end."""
 
     @job(name="print")
     async def print_pages(self, message: BusJobRequestMessage) -> dict:
@@ -45,13 +45,13 @@ class Printer(BaseWorker):
 
 
 class Publisher(BaseWorker):
-    """Listens to both."""
+    """Reads the stream and the updates."""
 
     async def publish(self) -> None:
         lines = 0
         async with self.job("poet", name="recite", timeout=5) as j:
             async for event in j:
-                # The beginning and the end of the stream are events too.
+                # The start and the end of the stream are events too.
                 if event.type == JobEvent.STREAM_DATA:
                     lines += 1
                     print(f"poet: {event.data['line']}")
@@ -65,7 +65,7 @@ class Publisher(BaseWorker):
 
 
 async def main() -> None:
-    """Run the three workers until the book is out."""
+    """Run the three workers until the book is printed."""
     runner = WorkerRunner()
     publisher = Publisher("publisher")
 

@@ -1,4 +1,4 @@
-"""What there is to see of a debate: who says what, since when, and how it ended."""
+"""The state of a debate: the text of each speaker, its times, and its end."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from pipecat_jobs import JobStatus
 
 
 class State(StrEnum):
-    """What a speaker is doing."""
+    """The state of a speaker."""
 
     SILENT = "silent"
     WAITING = "waiting"
@@ -24,7 +24,7 @@ class State(StrEnum):
 
 @dataclass
 class Speaker:
-    """One of the four, and what it has said since it was last asked."""
+    """A debater or the moderator, and its text of the current debate."""
 
     name: str
     state: State = State.SILENT
@@ -36,17 +36,17 @@ class Speaker:
 
     @property
     def busy(self) -> bool:
-        """Whether it was asked and there is more to come."""
+        """Whether it has begun and has not ended."""
         return self.state in (State.WAITING, State.SPEAKING, State.LISTENING)
 
     @property
     def ended(self) -> bool:
-        """Whether it was asked and nothing more comes."""
+        """Whether it has ended."""
         return self.state in (State.DONE, State.STOPPED, State.FAILED)
 
     @property
     def seconds(self) -> float:
-        """How long it took, or has taken so far."""
+        """Seconds that it took, or has taken so far."""
         return time.monotonic() - self._asked if self._took is None else self._took
 
     def say(self, token: str) -> None:
@@ -56,7 +56,7 @@ class Speaker:
         self.tokens += 1
 
     def end(self, state: State, *, problem: str = "") -> None:
-        """Note how it ended; only the first end counts."""
+        """Record how it ended; only the first end counts."""
         if not self.busy:
             return
         self._took = self.seconds
@@ -64,7 +64,7 @@ class Speaker:
 
 
 class Board:
-    """The debate as everybody sees it: the screen draws it, the plain mode prints it."""
+    """The state of all speakers; the screen draws it, and the plain mode prints it."""
 
     def __init__(self, debaters: Iterable[str]):
         self._names = tuple(debaters)
@@ -80,11 +80,11 @@ class Board:
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing changes until the user says something."""
+        """Whether nothing changes until the next text of the user."""
         return not any(speaker.busy for speaker in self.speakers)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is true of the board."""
+        """Wait until a condition of the board is true."""
         while not condition():
             await self._changed.wait()
 
@@ -97,14 +97,14 @@ class Board:
         self._notify()
 
     def hear(self, name: str, token: str) -> None:
-        """Take a token of a debater's, or the moderator's; nobody is heard who was stopped."""
+        """Add a token of a debater or the moderator, unless it has ended."""
         speaker = self.debaters.get(name, self.moderator)
         if not speaker.ended:
             speaker.say(token)
             self._notify()
 
     def answered(self, name: str, status: JobStatus, response: Mapping[str, Any] | None) -> None:
-        """Note how a debater's job ended."""
+        """Record how a debater's job ended."""
         match status:
             case JobStatus.COMPLETED:
                 self.debaters[name].end(State.DONE)
@@ -115,13 +115,13 @@ class Board:
         self._notify()
 
     def close(self) -> None:
-        """End a debate: whoever still has something to say was too slow."""
+        """End a debate; a debater that has not ended was too slow."""
         for speaker in self.debaters.values():
             speaker.end(State.FAILED, problem="did not answer in time")
         self._notify()
 
     def stop(self) -> None:
-        """The user interrupted."""
+        """Record that the user interrupted."""
         for speaker in self.speakers:
             speaker.end(State.STOPPED)
         self._notify()
@@ -129,34 +129,34 @@ class Board:
     # -- the moderator -----------------------------------------------------------------------
 
     def moderator_asked(self) -> None:
-        """The user has said something."""
+        """Record that the user has spoken."""
         self.moderator = Speaker("moderator", State.WAITING)
         self._notify()
 
     def moderator_starts(self) -> None:
-        """The moderator's LLM starts to answer the user, or the tool."""
+        """Record that the moderator's LLM starts to answer the user or the tool's result."""
         if self.moderator.text:
             self.moderator.text += "\n"
         self.moderator.state = State.SPEAKING
         self._notify()
 
     def moderator_listens(self) -> None:
-        """The moderator's LLM has called the tool."""
+        """Record that the moderator's LLM has called the tool."""
         self.moderator.state = State.LISTENING
         self._notify()
 
     def moderator_ends(self) -> None:
-        """The moderator's LLM is done, which is the end unless it waits for the tool."""
+        """Record that the LLM's run has ended; the moderator ends unless it waits for the tool."""
         if self.moderator.state is State.SPEAKING:
             self.moderator.end(State.DONE)
             self._notify()
 
     def moderator_failed(self, problem: str) -> None:
-        """The moderator's LLM failed."""
+        """Record that the moderator's LLM failed."""
         self.moderator.end(State.FAILED, problem=problem)
         self._notify()
 
     def _notify(self) -> None:
-        # A fresh event per change: whoever waits from now on waits for the next one.
+        # Each change has a new event, so that a later wait is for the next change.
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

@@ -15,17 +15,13 @@ from pipecat.transports.base_transport import TransportParams
 from examples.debate.stage import SCRIPTED, find_key, find_provider
 from examples.debate.voice import Speech, converse, find_speech
 
-#: What the bot imports that only the extra brings.
+#: Modules of the bot that only the extra installs.
 _REQUIRED = ("aiortc", "deepgram", "fastapi", "uvicorn")
 _PAGE = Path(__file__).with_name("page.html")
 
 
 async def bot(runner_args: RunnerArguments) -> None:
-    """Hold one conversation. Pipecat's runner calls this for every client.
-
-    Args:
-        runner_args: Where the client is.
-    """
+    """Hold one conversation. Pipecat's runner calls this for every client."""
     speech = find_speech()
     transport = await create_transport(runner_args, transport_params(speech))
     async with find_provider(tempo=find_tempo()) as provider:
@@ -40,13 +36,13 @@ async def bot(runner_args: RunnerArguments) -> None:
 
 
 def transport_params(speech: Speech | None) -> dict[str, Callable[[], TransportParams]]:
-    """Say how to set up each transport that this bot may be reached by.
+    """Make the parameters of each transport of this bot.
 
     Args:
-        speech: What hears and speaks; None leaves sound out.
+        speech: The services for speech; None for a transport without sound.
 
     Returns:
-        By the transport's name, a function that makes its parameters.
+        A function that makes the parameters, by the name of the transport.
     """
     sound = speech is not None
 
@@ -63,13 +59,13 @@ def transport_params(speech: Speech | None) -> dict[str, Callable[[], TransportP
 
 
 def find_tempo() -> float:
-    """Take the user's wish for how fast the scripted LLM speaks.
+    """Read the user's tempo for the scripted LLM.
 
     Returns:
-        What to multiply its pauses with.
+        The factor of its pauses.
 
     Raises:
-        ValueError: If it is no number, or a negative one.
+        ValueError: If it is not a number from 0 to 100.
     """
     wish = os.environ.get("DEBATE_TEMPO", "1")
     try:
@@ -85,11 +81,11 @@ def main() -> str | None:
     """Run the bot on Pipecat's runner, which reads the command line.
 
     Returns:
-        Why it cannot run, if it cannot.
+        Why the bot cannot run; None if it can.
     """
     if any(find_spec(module) is None for module in _REQUIRED):
         return 'The voice bot needs more than is installed: pip install ".[voice]"'
-    # Importing the runner also reads the keys that a .env file has.
+    # Importing the runner also reads the keys in a .env file.
     from fastapi.responses import FileResponse
     from pipecat.runner.run import app
     from pipecat.runner.run import main as run
@@ -105,7 +101,7 @@ def main() -> str | None:
         print("Deepgram hears and Cartesia speaks.", flush=True)
     else:
         print("No DEEPGRAM_API_KEY and no CARTESIA_API_KEY: you type, and read the answers.")
-        # Pipecat's own page asks for a microphone; it stays at /client/.
+        # Pipecat's own page, which needs a microphone, stays at /client/.
         app.add_api_route("/", lambda: FileResponse(_PAGE), include_in_schema=False)
     run()
     return None

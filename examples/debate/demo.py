@@ -9,11 +9,7 @@ from loguru import logger
 
 
 def main() -> int:
-    """Read the command line and run the demo.
-
-    Returns:
-        The exit code.
-    """
+    """Read the command line and run the demo; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.debate",
         description="A moderator and three debaters, live in your terminal.",
@@ -30,7 +26,7 @@ def main() -> int:
         logger.add(arguments.log, level="DEBUG")
     interactive = sys.stdin.isatty() and sys.stdout.isatty() and sys.platform != "win32"
     try:
-        # Pipecat is imported only here, since it logs as it is imported.
+        # Pipecat logs as it is imported, so it is imported once logging is set up.
         if interactive and not arguments.plain:
             from examples.debate.terminal import converse
 

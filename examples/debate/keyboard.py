@@ -17,7 +17,7 @@ END_OF_INPUT = "\x04"
 
 
 class Keyboard:
-    """The terminal's keys, unechoed; leaving it gives the terminal back as it was."""
+    """The keys of the terminal, without echo; leaving the context restores the terminal."""
 
     def __enter__(self) -> Self:
         self._keys: asyncio.Queue[str] = asyncio.Queue()
@@ -26,7 +26,7 @@ class Keyboard:
         self._before = termios.tcgetattr(self._terminal)
         tty.setcbreak(self._terminal)
         attributes = termios.tcgetattr(self._terminal)
-        # A suspended process would leave the shell with a terminal in this state.
+        # Ctrl-Z is turned off: a suspended process would leave the shell a terminal without echo.
         attributes[6][termios.VSUSP] = bytes([os.fpathconf(self._terminal, "PC_VDISABLE") & 0xFF])
         termios.tcsetattr(self._terminal, termios.TCSANOW, attributes)
         asyncio.get_running_loop().add_reader(self._terminal, self._read)
@@ -42,13 +42,10 @@ class Keyboard:
         termios.tcsetattr(self._terminal, termios.TCSAFLUSH, self._before)
 
     async def read(self, *, timeout: float) -> str | None:
-        """Wait for a key.
-
-        Args:
-            timeout: How long, in seconds.
+        """Wait for a key, at most ``timeout`` seconds.
 
         Returns:
-            The key, `END_OF_INPUT` when no more will come, or None when none was pressed.
+            The key, `END_OF_INPUT` at the end of the input, or None when no key was pressed.
         """
         try:
             async with asyncio.timeout(timeout):

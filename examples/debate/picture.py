@@ -16,13 +16,9 @@ _PICTURE = Path(__file__).parents[2] / "docs" / "debate.svg"
 
 
 async def take_picture(*, tempo: float = 1.0) -> str:
-    """Run a debate and draw it as it stands in the middle of the moderator's summary.
+    """Run a debate and draw it during the moderator's summary; return the SVG.
 
-    Args:
-        tempo: What to multiply the scripted LLM's pauses with.
-
-    Returns:
-        The SVG.
+    ``tempo`` multiplies the pauses of the scripted LLM.
     """
     console = Console(record=True, file=io.StringIO(), width=110, height=36, force_terminal=True)
     async with find_provider(tempo=tempo) as provider, debate(provider) as (moderator, board):

@@ -1,4 +1,4 @@
-"""One debate for those who are not at a terminal: printed as each speaker finishes."""
+"""One debate without a terminal: prints the text of each speaker when it has finished."""
 
 import sys
 from textwrap import fill
@@ -10,15 +10,8 @@ _WIDTH = 88
 
 
 async def play(topic: str) -> int:
-    """Play one debate and print what everybody said.
-
-    Args:
-        topic: The topic.
-
-    Returns:
-        The exit code: 1 if somebody failed.
-    """
-    # Nobody watches the words appear, so the scripted LLM need not pause between them.
+    """Print one debate; return the exit code, which is 1 if a speaker failed."""
+    # The words do not appear one by one, so the scripted LLM need not pause between them.
     async with find_provider(tempo=0.1) as provider, debate(provider) as (moderator, board):
         print(f"{provider.notice}.\n\nTopic: {topic}", flush=True)
         await moderator.hear(topic)

@@ -29,7 +29,7 @@ _LABELS = {
 
 
 class Screen:
-    """The whole terminal: the board, and what the user is typing."""
+    """The whole terminal: the board, and the line that the user types."""
 
     def __init__(self, board: Board, notice: str, *, keys: str = ""):
         self._board = board
@@ -72,7 +72,7 @@ class Screen:
 
 
 class _Column:
-    """One speaker: what it has said, and under it how it is doing."""
+    """One speaker: its text, and below it its state."""
 
     def __init__(self, speaker: Speaker):
         self._speaker = speaker
@@ -119,7 +119,7 @@ class _Column:
 
 
 class _Tail:
-    """As much of a text as there is room for, from its end."""
+    """The last lines of a text that fit into the room."""
 
     def __init__(self, text: Text):
         self._text = text

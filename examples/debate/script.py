@@ -1,4 +1,4 @@
-"""The LLM of those who have no key: a scripted server that knows how to debate anything."""
+"""The LLM without an API key: a scripted server that can debate any topic."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pipecat_jobs.testing.llm_script import ToolCalls
 
 FIRST_TOPIC = "Should AI be regulated?"
 
-#: Seconds until each starts to speak, and from one word to its next: people differ.
+#: Seconds until each speaker starts, and seconds from one word to the next.
 _RHYTHM = {
     "advocate": (0.5, 0.052),
     "critic": (0.8, 0.058),
@@ -69,11 +69,11 @@ three down, agree on a number that settles it, and try it for a year.""",
 
 
 def write_script(server: ScriptedLLMServer, *, tempo: float = 1.0) -> None:
-    """Teach a server the debate.
+    """Set the answers of a server for the debate.
 
     Args:
-        server: The server.
-        tempo: What to multiply every pause with; 1.0 is the pace of people.
+        server: The scripted server.
+        tempo: The factor of every pause; 1.0 is the pace of people.
     """
 
     def text(name: str, words: str) -> Text:
@@ -102,7 +102,7 @@ def write_script(server: ScriptedLLMServer, *, tempo: float = 1.0) -> None:
 
 
 def _topic(said: str) -> str:
-    """What somebody who says this wants debated."""
+    """Find the topic in the user's text."""
     asked = re.sub(
         r"^(please|now|ok(ay)?|and|let'?s|let us|can you|could you|debate|discuss|argue|"
         r"talk|about|whether|what about|how about|on)\b[\s,:]*",
@@ -116,7 +116,7 @@ def _topic(said: str) -> str:
 
 
 def _arguments(request: LLMRequest) -> dict[str, str] | None:
-    """What each debater said since the user last spoke, if the debate tool has returned."""
+    """Find the debaters' texts since the user last spoke, if the debate tool has returned."""
     for message in reversed(request.messages):
         match message:
             case {"role": "user"}:

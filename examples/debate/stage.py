@@ -1,4 +1,4 @@
-"""Puts the debate together: which LLM answers, and the four workers on their runner."""
+"""Sets up the debate: the LLM, and the four workers on their runner."""
 
 import asyncio
 import os
@@ -35,13 +35,13 @@ class _LLM(OpenAILLMService):
 
 @dataclass(frozen=True)
 class Provider:
-    """Which LLM answers.
+    """The LLM of the debate.
 
     Parameters:
-        notice: The line that tells the user so.
-        model: Its name.
-        api_key: The key to call it with.
-        base_url: Where it is; None for OpenAI.
+        notice: A line for the user that names the LLM.
+        model: The name of the model.
+        api_key: The key for the provider.
+        base_url: The URL of the provider; None for OpenAI.
     """
 
     notice: str
@@ -50,14 +50,7 @@ class Provider:
     base_url: str | None = None
 
     def llm(self, instruction: str) -> OpenAILLMService:
-        """Make a service for one worker.
-
-        Args:
-            instruction: What to tell the LLM first.
-
-        Returns:
-            The service.
-        """
+        """Make a service for one worker, with a system instruction."""
         return _LLM(
             api_key=self.api_key,
             base_url=self.base_url,
@@ -66,11 +59,7 @@ class Provider:
 
 
 def find_key() -> Provider | None:
-    """Take the user's key.
-
-    Returns:
-        The LLM that it opens; None without a key.
-    """
+    """Find the LLM of the user's API key; None without a key."""
     if not (key := os.environ.get("OPENAI_API_KEY")):
         return None
     base_url = os.environ.get("OPENAI_BASE_URL") or None
@@ -81,15 +70,14 @@ def find_key() -> Provider | None:
 
 @asynccontextmanager
 async def find_provider(*, tempo: float = 1.0) -> AsyncIterator[Provider]:
-    """Take the user's key, or run the scripted server for as long as it is needed.
+    """Find the LLM of the user's API key, or run the scripted server while it is needed.
 
-    Args:
-        tempo: What to multiply the scripted LLM's pauses with.
+    ``tempo`` multiplies the pauses of the scripted LLM.
     """
     if provider := find_key():
         yield provider
         return
-    # Where a proxy is configured, it would be asked for this machine's own server.
+    # With a proxy in the environment, requests to this machine's own server would go to the proxy.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     async with ScriptedLLMServer() as server:
         write_script(server, tempo=tempo)
@@ -98,11 +86,7 @@ async def find_provider(*, tempo: float = 1.0) -> AsyncIterator[Provider]:
 
 @asynccontextmanager
 async def debate(provider: Provider) -> AsyncIterator[tuple[Moderator, Board]]:
-    """Run the four workers.
-
-    Args:
-        provider: The LLM they speak with.
-    """
+    """Run the four workers with a provider's LLM."""
     board = Board(DEBATERS)
     moderator = Moderator(provider.llm(MODERATOR), board)
     debaters = [Debater(name, llm=provider.llm(role)) for name, role in DEBATERS.items()]

@@ -14,25 +14,18 @@ from examples.debate.stage import debate, find_provider
 from examples.debate.workers import Moderator
 
 _FRAME = 0.05
-_QUIET_FRAME = 0.5  # Still soon enough to fit a window that was resized.
+_QUIET_FRAME = 0.5  # A window that was resized is drawn again within this time.
 
 
 async def converse(topic: str) -> int:
-    """Debate at the terminal until the user quits.
-
-    Args:
-        topic: The first topic.
-
-    Returns:
-        The exit code.
-    """
+    """Debate at the terminal until the user quits; return the exit code."""
     end_with_sigterm()
     async with find_provider() as provider, debate(provider) as (moderator, board):
         return await talk(topic, moderator, board, Screen(board, provider.notice), {})
 
 
 def end_with_sigterm() -> None:
-    """Have SIGTERM end the running task; the default would leave the terminal as it is drawn on."""
+    """Have SIGTERM cancel the running task, so that the terminal is restored."""
     this_task = asyncio.current_task()
     assert this_task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this_task.cancel)
@@ -49,10 +42,10 @@ async def talk(
 
     Args:
         topic: The first topic.
-        moderator: Who hears the user.
-        board: What there is to see.
-        screen: How it is shown.
-        keys: What further keys do.
+        moderator: The worker that gets the user's text.
+        board: The state of the debate.
+        screen: The drawing of the board.
+        keys: Functions of further keys.
 
     Returns:
         The exit code.

@@ -1,10 +1,10 @@
-"""The debate as a conversation: what hears and speaks, and the moderator that it is bridged to.
+"""The debate as a conversation: a worker with the transport, and the moderator behind a bridge.
 
-Two workers talk with the user. The one called ``voice`` owns the transport: it hears, speaks and
-keeps the conversation's context. Where its pipeline would have an LLM it has a bridge, and on the
-other side of the bus is the moderator, whose pipeline is just its LLM. The user's interruption
-crosses the bridge as a frame, and Pipecat cancels the moderator's tool; the tool cancels its jobs,
-and they stop the debaters' LLMs.
+Two workers talk with the user. The worker ``voice`` owns the transport: it recognizes and makes
+speech, and has the context of the conversation. Its pipeline has a bridge in place of an LLM. The
+moderator is on the other side of the bus, and its pipeline has only its LLM. The user's
+interruption crosses the bridge as a frame, and Pipecat cancels the moderator's tool; the tool
+cancels its jobs, and they stop the debaters' LLMs.
 """
 
 import os
@@ -44,24 +44,24 @@ _CARTESIA_VOICE = "71a7ad14-091c-4e8e-a314-022ece01c121"
 
 @dataclass(frozen=True)
 class Speech:
-    """The services that hear and speak.
+    """The services for speech.
 
     Parameters:
-        deepgram_key: The key for Deepgram, which writes down what the user says.
-        cartesia_key: The key for Cartesia, which speaks what the moderator says.
+        deepgram_key: The key for Deepgram, which turns the user's speech into text.
+        cartesia_key: The key for Cartesia, which speaks the moderator's text.
     """
 
     deepgram_key: str
     cartesia_key: str
 
     def stt(self) -> FrameProcessor:
-        """Make the service that hears."""
+        """Make the speech-to-text service."""
         from pipecat.services.deepgram.stt import DeepgramSTTService
 
         return DeepgramSTTService(api_key=self.deepgram_key)
 
     def tts(self) -> FrameProcessor:
-        """Make the service that speaks."""
+        """Make the text-to-speech service."""
         from pipecat.services.cartesia.tts import CartesiaTTSService
 
         return CartesiaTTSService(
@@ -70,13 +70,13 @@ class Speech:
 
 
 def find_speech() -> Speech | None:
-    """Take the user's keys for speech.
+    """Read the user's keys for speech.
 
     Returns:
         The services, or None without keys: then the user types and reads.
 
     Raises:
-        ValueError: If there is one key without the other.
+        ValueError: If only one of the two keys is set.
     """
     keys = {name: os.environ.get(name, "") for name in ("DEEPGRAM_API_KEY", "CARTESIA_API_KEY")}
     if not any(keys.values()):
@@ -91,7 +91,7 @@ def find_speech() -> Speech | None:
 
 
 class VoiceModerator(LLMWorker):
-    """Moderates across the bridge, and has a topic debated before it says anything about it."""
+    """The moderator behind the bridge; before it talks about a topic, it has the debaters argue."""
 
     @job_tool(*DEBATERS, job="argue", timeout=60, say_after=4, say="They are still arguing.")
     async def debate(self, topic: str) -> dict[str, Any]:
@@ -104,10 +104,10 @@ class VoiceModerator(LLMWorker):
 
 
 class Captions(FrameProcessor):
-    """Stands where a TTS would: what nobody will speak is given out sentence by sentence.
+    """Shows text that is not spoken, sentence by sentence, in place of a text-to-speech service.
 
-    Pipecat's own page shows the bot's sentences, and waits with each until it is spoken unless the
-    frame says that it will not be.
+    Pipecat's own page shows each sentence of the bot when it is spoken, or at once if the frame has
+    ``skip_tts``.
     """
 
     def __init__(self) -> None:
@@ -135,7 +135,8 @@ class Captions(FrameProcessor):
         if sentence:
             caption = AggregatedTextFrame(sentence, "sentence")
             caption.skip_tts = True
-            # The words have gone there one by one, so that an interruption keeps what was said.
+            # The context has the words already, which go there one by one, so that an interruption
+            # keeps those before it.
             caption.append_to_context = False
             await self.push_frame(caption)
 
@@ -151,18 +152,18 @@ async def converse(
     """Hold one conversation, from the client's connection to its end.
 
     Args:
-        transport: Where the user is.
-        provider: The LLM that the moderator and the debaters speak with.
-        speech: What hears and speaks; None to type and read.
-        handle_sigint: Whether Ctrl-C ends the conversation, rather than whoever calls this.
-        idle_timeout: How long nobody may speak before it ends, in seconds; None for ever.
+        transport: The transport to the user.
+        provider: The LLM of the moderator and the debaters.
+        speech: The services for speech; None to type and read.
+        handle_sigint: Whether Ctrl-C ends the conversation.
+        idle_timeout: Seconds without speech after which it ends; None for no limit.
     """
     runner = WorkerRunner(handle_sigint=handle_sigint)
     vad = SileroVADAnalyzer() if speech else None
     context = LLMContextAggregatorPair(
         LLMContext(), user_params=LLMUserAggregatorParams(vad_analyzer=vad)
     )
-    # What the user's microphone sends concerns nobody else on the bus.
+    # No other worker on the bus needs the sound of the user's microphone.
     bridge = BusBridgeProcessor(
         bus=runner.bus,
         worker_name="voice",
@@ -183,7 +184,7 @@ async def converse(
         ),
         name="voice",
         params=PipelineParams(enable_metrics=True, enable_usage_metrics=True),
-        # Nobody speaks in a conversation that is typed.
+        # A typed conversation has no speech.
         idle_timeout_secs=idle_timeout if speech else None,
     )
     moderator = VoiceModerator("moderator", llm=provider.llm(MODERATOR), bridged=())
@@ -197,7 +198,7 @@ async def converse(
     async def hang_up(*_: object) -> None:
         await runner.cancel()
 
-    # The client may leave by itself or have the voice end; the others would wait for jobs for ever.
+    # The client may disconnect or end the voice worker. The other workers would go on for ever.
     transport.add_event_handler("on_client_disconnected", hang_up)
     voice.add_event_handler("on_pipeline_finished", hang_up)
     await runner.add_workers(moderator, *debaters, voice)

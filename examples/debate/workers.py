@@ -1,7 +1,7 @@
-"""The debate: a moderator whose LLM has a tool, and the three debaters that tool asks.
+"""The debate: a moderator whose LLM has a tool, and the three debaters that do the tool's jobs.
 
-The user gives the moderator a topic. Its LLM calls ``debate``, which asks all debaters at once;
-each streams its argument back while its own LLM writes it. When the user interrupts, Pipecat
+The user gives the moderator a topic. Its LLM calls ``debate``, which requests a job of all debaters
+at once; each streams its argument while its own LLM generates it. When the user interrupts, Pipecat
 cancels the tool, the tool cancels its jobs, and each job stops its debater's LLM.
 """
 
@@ -44,10 +44,10 @@ MODERATOR = (
 
 
 class Debater(LLMContextWorker):
-    """Argues one side of a topic, and streams what its LLM says to whoever asked for it.
+    """Argues one side of a topic, and streams its LLM's text to the requester.
 
-    When the job is cancelled, so is the LLM's turn, which closes the connection to the provider.
-    The next job finds the context as it was before.
+    When the job is cancelled, the LLM's turn is cancelled too, which closes the connection to the
+    provider. The next job finds the context as it was before the turn.
     """
 
     @job(name="argue")
@@ -57,7 +57,7 @@ class Debater(LLMContextWorker):
 
 
 class Moderator(LLMContextWorker):
-    """Talks with the user, and has a topic debated before it says anything about it."""
+    """Talks with the user; before it talks about a topic, it has the debaters argue."""
 
     def __init__(self, llm: LLMService[Any], board: Board):
         super().__init__("moderator", llm=llm, active=True)
@@ -91,13 +91,13 @@ class Moderator(LLMContextWorker):
         return job_id in self.job_groups
 
     async def interrupt(self) -> None:
-        """Stop, and have the debaters stop, as a voice bot does when the user speaks."""
+        """Stop the moderator and the debaters, as a voice bot does when the user speaks."""
         self._board.stop()
         self._interruption = InterruptionFrame()
         await self.queue_frame(self._interruption)
 
     async def hear(self, text: str) -> None:
-        """Drop everything and answer what the user said."""
+        """Interrupt the debate and answer the user's text."""
         await self.interrupt()
         self._board.moderator_asked()
         message = {"role": "user", "content": text}
@@ -109,7 +109,7 @@ class Moderator(LLMContextWorker):
         if frame is self._interruption:
             self._interruption = None
         if self._interruption is not None:
-            return  # The last words of a turn that is over.
+            return  # The last frames of a turn that was interrupted.
         match frame:
             case LLMFullResponseStartFrame():
                 self._board.moderator_starts()
@@ -118,7 +118,7 @@ class Moderator(LLMContextWorker):
             case FunctionCallsStartedFrame():
                 self._board.moderator_listens()
             case FunctionCallResultFrame():
-                # Who was too slow never answers.
+                # The tool has its result, so a debater that has not ended was too slow.
                 self._board.close()
             case LLMFullResponseEndFrame():
                 self._board.moderator_ends()

@@ -1,1 +1,1 @@
-"""The debate in four processes, any of which but the moderator's may be killed."""
+"""The debate in four processes; any of them except the moderator's may be killed."""

@@ -10,15 +10,7 @@ _KILL = "\x0b"
 
 
 async def at_terminal(topic: str, lease: float) -> int:
-    """Debate at the terminal until the user quits.
-
-    Args:
-        topic: The first topic.
-        lease: Seconds after which a silent process counts as dead.
-
-    Returns:
-        The exit code.
-    """
+    """Debate at the terminal until the user quits; return the exit code."""
     from examples.debate.screen import Screen
     from examples.debate.stage import find_provider
     from examples.debate.terminal import end_with_sigterm, talk
@@ -35,16 +27,7 @@ async def at_terminal(topic: str, lease: float) -> int:
 
 
 async def plain(topic: str, kills: int, lease: float) -> int:
-    """Play one debate, kill processes in the middle of it, and print what happens.
-
-    Args:
-        topic: The topic.
-        kills: How many to kill.
-        lease: Seconds after which a silent process counts as dead.
-
-    Returns:
-        The exit code.
-    """
+    """Print one debate, and kill processes during it; return the exit code."""
     from examples.debate.stage import find_provider
     from examples.distributed.stage import distributed
 
@@ -63,11 +46,7 @@ async def plain(topic: str, kills: int, lease: float) -> int:
 
 
 def main() -> int:
-    """Read the command line and run the demo.
-
-    Returns:
-        The exit code.
-    """
+    """Read the command line and run the demo; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m examples.distributed",
         description="A moderator and three debaters in four processes; Ctrl-K kills one.",

@@ -1,7 +1,7 @@
 """A process with the three debaters: ``python -m examples.distributed.debaters URL LEASE``.
 
-Several run at once, and each job goes to one of them. When its process is killed, another takes
-the job up.
+Several of these processes run at once, and each job goes to one of them. When a process is killed,
+its jobs are reassigned to another one.
 """
 
 import asyncio
@@ -13,13 +13,13 @@ from loguru import logger
 
 
 async def run(url: str, lease: float) -> None:
-    """Debate until there is nobody left to debate for.
+    """Run the debaters until the process is ended.
 
     Args:
-        url: The Redis server.
-        lease: Seconds after which this process counts as dead, once it is silent.
+        url: The URL of the Redis server.
+        lease: Seconds without a renewal after which this process counts as dead.
     """
-    # Pipecat logs as it is imported.
+    # Pipecat logs as it is imported, so it is imported once logging is off.
     from pipecat.bus.messages import BusJobRequestMessage
     from pipecat.workers.runner import WorkerRunner
 
@@ -30,7 +30,7 @@ async def run(url: str, lease: float) -> None:
     from pipecat_jobs.bus.redis import RedisStreamsBus, drain_on_sigterm
 
     class Witness(Debater):
-        """A debater that says which process it is in."""
+        """A debater that reports its process."""
 
         @job(name="argue")
         async def argue(self, message: BusJobRequestMessage) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is otherwise loaded in the middle of the first answer."""
+"""Imports that are slow and would otherwise happen during the first job."""
 
 import contextlib
 
@@ -7,12 +7,12 @@ from pipecat.utils.string import match_endofsentence
 
 
 def load_ahead() -> None:
-    """Load what the LLM's client loads at its first call, and Pipecat for the first sentence.
+    """Import the modules of the LLM client's first call, and of Pipecat's first sentence.
 
-    Either takes a second or more on a busy machine, in which a process on a channel would stand
-    still, and might count as dead.
+    Each takes a second or more on a busy machine. The event loop is blocked meanwhile, so the
+    process could count as dead.
     """
     _ = AsyncOpenAI(api_key="none").chat.completions
-    # The splitter misses its data where they cannot be had, and is loaded all the same.
+    # The splitter raises if its data cannot be downloaded, but is imported then.
     with contextlib.suppress(LookupError):
         match_endofsentence("Ready.")

@@ -23,7 +23,7 @@ _DEBATERS = "examples.distributed.debaters"
 
 
 class DistantModerator(Moderator):
-    """A moderator that hears from which process each debater speaks."""
+    """A moderator that knows the process of each debater."""
 
     def __init__(self, llm: LLMService, board: Board):
         super().__init__(llm, board)
@@ -34,19 +34,19 @@ class DistantModerator(Moderator):
         assert message.update is not None
         self.pids[message.source] = message.update["pid"]
         if message.update["attempt"] > 1:
-            # Another process has taken the job up, and begins from the beginning.
+            # The job was reassigned to another process, which starts the text again.
             speaker = self._distant.debaters[message.source]
             speaker.text, speaker.tokens = f"(Process {message.update['pid']} takes over.) ", 0
 
 
 @dataclass
 class Stage:
-    """The debate, and the processes it is in.
+    """The debate and its processes.
 
     Parameters:
-        moderator: In this process.
-        board: What there is to see.
-        processes: Those with the debaters that were not killed.
+        moderator: The moderator, which runs in this process.
+        board: The state of the debate.
+        processes: The processes with debaters that were not killed.
     """
 
     moderator: DistantModerator
@@ -54,11 +54,7 @@ class Stage:
     processes: list[Process] = field(default_factory=list)
 
     def victim(self) -> tuple[str, Process] | None:
-        """Find a process to kill.
-
-        Returns:
-            A debater that is in the middle of a sentence, the critic if it is, and its process.
-        """
+        """Find a debater that is in the middle of its text, the critic first, and its process."""
         for name in sorted(self.board.debaters, key=lambda name: name != "critic"):
             speaker = self.board.debaters[name]
             if speaker.state is State.SPEAKING and speaker.tokens > 5:
@@ -68,11 +64,7 @@ class Stage:
         return None
 
     def kill(self) -> str:
-        """Kill a process in mid-sentence.
-
-        Returns:
-            What was done, as a sentence.
-        """
+        """Kill a process whose debater is speaking; return a sentence about it for the user."""
         victim = self.victim()
         if victim is None:
             return "nobody speaks just now"
@@ -87,8 +79,8 @@ async def distributed(provider: Provider, lease: float) -> AsyncIterator[Stage]:
     """Run a Redis server, the moderator, and three processes with debaters.
 
     Args:
-        provider: The LLM they all speak with.
-        lease: Seconds after which a silent process counts as dead.
+        provider: The LLM of all workers.
+        lease: Seconds without a renewal after which a process counts as dead.
     """
     load_ahead()
     board = Board(DEBATERS)
