@@ -1,9 +1,9 @@
 """Cancel the requester, and every worker of its jobs stops.
 
-A host requests a job of an editor, which requests a job of a researcher, which reads a long book.
-Then the user says "never mind": the host's task is cancelled, as Pipecat cancels an LLM's tool when
-the user speaks. This cancels both jobs. The researcher stops reading, and both workers can clean up
-in ``on_job_cancelled``.
+A host requests a job from an editor, and the editor requests a job from a researcher, which reads
+a long book. Then the user says "never mind": the host's task is cancelled, as Pipecat cancels an
+LLM's tool when the user speaks. This cancels both jobs. The researcher stops reading, and both
+workers can clean up in ``on_job_cancelled``.
 
 Run it, without an API key or a network::
 
@@ -60,7 +60,7 @@ class Researcher(Tidy):
 
 
 class Editor(Tidy):
-    """Requests a job of the researcher during its own job."""
+    """Requests a job from the researcher during its own job."""
 
     @job(name="write")
     async def write(self, message: BusJobRequestMessage) -> dict:
@@ -70,7 +70,7 @@ class Editor(Tidy):
 
 
 class Host(BaseWorker):
-    """Requests a job of the editor for the user."""
+    """Requests a job from the editor for the user."""
 
     async def answer_user(self) -> None:
         try:

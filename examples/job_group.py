@@ -1,4 +1,4 @@
-"""Request a job of several workers at once, and keep the responses when one of them is late.
+"""Request a job from several workers at once, and keep the responses when one of them is late.
 
 A radio host prepares two shows with three reporters. All three work at once, and each reads
 its own part of one payload. In the second show one reporter misses the deadline. The responses of

@@ -1,8 +1,8 @@
 """Offer a job to an LLM as a tool, and interrupt it.
 
-A travel desk's LLM has the tool ``find_hotels``, which requests a job of two agencies at once. The
-second agency is slow. In the first call its response misses the deadline, and the LLM reads which
-agency is missing. In the second call the user speaks while both agencies work, and both stop.
+A travel desk's LLM has the tool ``find_hotels``, which requests a job from two agencies at once.
+The second agency is slow. In the first call its response misses the deadline, and the LLM reads
+which agency is missing. In the second call the user speaks while both agencies work, and both stop.
 
 Run it, without an API key or a network; a scripted model plays the LLM::
 

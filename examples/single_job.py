@@ -1,4 +1,4 @@
-"""Request a job of one worker, use its response, and catch the error of a failure.
+"""Request a job from one worker, use its response, and catch the error of a failure.
 
 A reader asks a librarian about two books. The response to the first job is a dict. The second job
 fails, and the error names the worker, the job and the cause. A worker that breaks, stops or is too

@@ -1,4 +1,4 @@
-"""Jobs for Pipecat voice agents that always end."""
+"""Jobs that always end, for Pipecat voice agents."""
 
 from typing import TYPE_CHECKING
 

@@ -439,7 +439,7 @@ class WorkerNotAddedError(RuntimeError):
         super().__init__(
             f"worker '{worker}' has not been added to a runner and cannot request jobs; call "
             "'await runner.add_workers(...)' with it first, and give it a name that no other "
-            "worker of the runner has: the runner skips the second of a name"
+            "worker of the runner has: the runner skips the second worker of a name"
         )
         self.worker = worker
 
@@ -521,7 +521,7 @@ class MessageTypeError(InvalidJobTypeError):
                 "bytes and None, or give the bus the type: types=[...]"
             )
         else:
-            cure = f"which other processes would refuse; send what it declares: {wanted}"
+            cure = f"which other processes would refuse; send the declared type: {wanted}"
         super().__init__(f"{path} is a {type_name}, {cure}")
         self.wanted = wanted
         self.type_name = type_name
@@ -548,7 +548,7 @@ class MessageTooLargeError(InvalidJobError):
     def __init__(self, message: str, *, size: int, limit: int):
         super().__init__(
             f"{message} takes {size:,} bytes, the bus carries {limit:,}; store the data elsewhere "
-            "and send where it is, or raise max_message_bytes on every bus of the channel"
+            "and send its address, or raise max_message_bytes on every bus of the channel"
         )
         self.message = message
         self.size = size

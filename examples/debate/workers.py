@@ -1,8 +1,9 @@
 """The debate: a moderator whose LLM has a tool, and the three debaters that do the tool's jobs.
 
-The user gives the moderator a topic. Its LLM calls ``debate``, which requests a job of all debaters
-at once; each streams its argument while its own LLM generates it. When the user interrupts, Pipecat
-cancels the tool, the tool cancels its jobs, and each job stops its debater's LLM.
+The user gives the moderator a topic. Its LLM calls ``debate``, which requests a job from all
+debaters at once; each streams its argument while its own LLM generates it. When the user
+interrupts, Pipecat cancels the tool, the tool cancels its jobs, and each job stops its debater's
+LLM.
 """
 
 from typing import Any

@@ -29,7 +29,7 @@ def check_text(name: str, value: object, wanted: str, *, most: int | None = None
         raise InvalidJobError(f"{name} is empty; give {wanted}")
     if most is not None and len(value) > most:
         raise InvalidJobError(
-            f"{name} is a text of {len(value):,} characters, the most are {most:,}; give {wanted}"
+            f"{name} has {len(value):,} characters, more than {most:,}; give {wanted}"
         )
     return value
 

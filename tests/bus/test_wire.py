@@ -415,7 +415,7 @@ def test_a_field_of_another_type_is_refused_at_the_sender_with_what_it_declares(
             )
         )
     assert (caught.value.path, caught.value.type_name) == ("response", "list")
-    assert "send what it declares: dict | None" in str(caught.value)
+    assert "send the declared type: dict | None" in str(caught.value)
     with pytest.raises(MessageTypeError) as caught:
         CODEC.encode(BusActivateWorkerMessage(source=5))  # type: ignore[arg-type]
     assert caught.value.path == "source"

@@ -57,7 +57,7 @@ async def test_the_second_worker_of_a_runner_cannot_ask_and_says_why(
     await job_harness.runner.add_workers(second)
     # Pipecat's runner takes no second worker of a name, and says so.
     assert any("'asker' already exists" in r.message for r in job_log if r.level == "ERROR")
-    with pytest.raises(WorkerNotAddedError, match="skips the second of a name"):
+    with pytest.raises(WorkerNotAddedError, match="skips the second worker of a name"):
         await second.ask("answerer", "echo", timeout=20)
 
 
