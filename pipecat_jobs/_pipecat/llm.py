@@ -39,7 +39,7 @@ def take_queued_function_calls(
 def owes_run(aggregator: LLMAssistantAggregator) -> bool:
     """Tell whether an aggregator has put off the run of the LLM on a function's result.
 
-    It does so while the bot speaks, and while more results are about to arrive.
+    It does so while the user or the bot speaks, and while more results are about to arrive.
     """
     # Pipecat 1.8 has no such attribute, and forgets the run that a user who speaks puts off.
     owed: bool = getattr(aggregator, "_context_push_owed", aggregator._user_speaking)
