@@ -31,6 +31,8 @@ class DistantModerator(Moderator):
         self.pids: dict[str, int] = {}
 
     async def on_job_update(self, message: BusJobUpdateMessage | BusJobUpdateUrgentMessage) -> None:
+        if not self._is_open(message.job_id):
+            return
         assert message.update is not None
         self.pids[message.source] = message.update["pid"]
         if message.update["attempt"] > 1:

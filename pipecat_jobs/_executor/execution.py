@@ -15,11 +15,11 @@ from pipecat_jobs.errors import LLMTurnError
 class Slots:
     """The slots under one concurrency limit."""
 
-    __slots__ = ("free", "has_turn", "until_answered")
+    __slots__ = ("free", "has_turn", "until_response")
 
-    def __init__(self, size: int, *, until_answered: bool, has_turn: bool = False):
+    def __init__(self, size: int, *, until_response: bool, has_turn: bool = False):
         #: Whether a job keeps its slot until its response; otherwise until its handler returns.
-        self.until_answered = until_answered
+        self.until_response = until_response
         #: Whether the LLM turn of the worker belongs to the job in the slot.
         self.has_turn = has_turn
         self.free = asyncio.Semaphore(size)

@@ -71,7 +71,7 @@ class Executor:
             # Where several jobs of on_job_request run at once, they share the LLM turn.
             alone = name is None and limit.size == 1
             self._slots[name] = Slots(
-                limit.size, until_answered=limit.until_answered, has_turn=alone
+                limit.size, until_response=limit.until_response, has_turn=alone
             )
         self.stopped = False
 
@@ -180,7 +180,7 @@ class Executor:
             execution.begin()
             current_execution.set(execution)
             await self._call(execution, call)
-            if slots is not None and slots.until_answered:
+            if slots is not None and slots.until_response:
                 await execution.until_ended()
             if execution.turn_failure is not None:
                 # The last event of its turn would be taken for one of the next job.

@@ -1,6 +1,6 @@
 """The few lines that need more of Pipecat than its public surface, all of them in this folder.
 
-Each function has a test in ``tests/test_pipecat_*.py`` that runs on every supported
+Each function has a test in ``tests/pipecat/`` that runs on every supported
 release, so that a release that changes an internal fails there and is followed here alone.
 """
 

@@ -37,12 +37,12 @@ class ConcurrencyLimit:
 
     Parameters:
         size: The number of slots.
-        until_answered: Whether a job keeps its slot until its response; otherwise it keeps it until
+        until_response: Whether a job keeps its slot until its response; otherwise it keeps it until
             its handler has returned.
     """
 
     size: int
-    until_answered: bool = True
+    until_response: bool = True
 
 
 def job(
@@ -168,7 +168,7 @@ def find_limits(worker: BaseWorker) -> dict[str | None, ConcurrencyLimit]:
         limits[None] = ConcurrencyLimit(check_count(name, requests, "a number of jobs, or None"))
     for name, spec in collect_handlers(type(worker)).items():
         if spec.sequential:
-            limits[name] = ConcurrencyLimit(1, until_answered=False)
+            limits[name] = ConcurrencyLimit(1, until_response=False)
         elif spec.max_concurrency is not None:
             limits[name] = ConcurrencyLimit(spec.max_concurrency)
     return limits

@@ -407,7 +407,7 @@ async def test_a_job_cancelled_while_its_text_is_generated_leaves_none_of_it_to_
     debater: Callable[[str], DebateWorker],
     second_waits: bool,
 ):
-    provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=0.1))
+    provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=60.0))
     provider.on(asks_about("cats"), "Cats are aloof.")
     asker, advocate = Asker("asker"), debater("advocate")
     await job_harness.start(asker, advocate)

@@ -201,7 +201,7 @@ def test_the_limits_of_pipecats_handlers_are_found_as_well():
         async def free(self, message: Any) -> None: ...
 
     limits = {
-        name: (each.size, each.until_answered) for name, each in find_limits(Mixed("m")).items()
+        name: (each.size, each.until_response) for name, each in find_limits(Mixed("m")).items()
     }
     assert limits == {None: (3, True), "plain": (1, False), "ours": (2, True)}
 
