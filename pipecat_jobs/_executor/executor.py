@@ -254,9 +254,9 @@ class Executor:
         await asyncio.wait({stopping}, timeout=self._cancel_grace)
         if not stopping.done():
             logger.warning(
-                f"{self}: the LLM turn of job '{execution.request.job_id}' does not stop"
+                f"{self}: the LLM turn of job '{execution.request.job_id}' has not stopped after "
+                f"{self._cancel_grace:g} s; the job ends before it"
             )
-            stopping.cancel()
 
     async def _call(self, execution: Execution, call: _Call) -> None:
         if self._interceptors:

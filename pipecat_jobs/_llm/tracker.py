@@ -140,6 +140,9 @@ class TurnTracker:
 
     async def interrupt(self, turn: Turn) -> asyncio.Event:
         """Interrupt the LLM's run of a turn; the event is set once the interruption has passed."""
+        for under_way in self._interruptions.values():
+            if under_way.turn is turn:
+                return under_way.passed
         interruption = _Interruption(InterruptionFrame(), turn)
         self._interruptions[interruption.frame.id] = interruption
         # Queued at the LLM itself, because the LLM's next run must not begin before it arrives. The
@@ -168,6 +171,8 @@ class TurnTracker:
     def end(self) -> None:
         """End every turn: the worker stops."""
         self.over, self.running = True, None
+        for interruption in self._interruptions.values():
+            interruption.passed.set()
         for turn in list(self.open):
             self._fail(turn, self._interrupted(turn, "the worker stopped"))
             self.close(turn)

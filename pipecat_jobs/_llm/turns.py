@@ -99,6 +99,7 @@ class LLMTurns:
         if clean_up is not None:
             clean_up()
         if turn.dropped_others:
+            turn.dropped_others = False
             await self._worker.user_aggregator.push_context_frame()
 
     def end(self) -> None:

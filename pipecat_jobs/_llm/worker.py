@@ -189,11 +189,11 @@ class LLMContextWorker(PipecatLLMContextWorker, LLMWorker):
         stopping = self.create_task(self.__turns.stop(turn, clean_up), "llm_turn_stop")
         await asyncio.wait({stopping}, timeout=self.job_cancel_grace)
         if not stopping.done():
+            # It goes on: what it dropped of the conversation still has to be run again.
             logger.warning(
                 f"Worker '{self.name}': its LLM turn has not stopped after "
-                f"{self.job_cancel_grace:g} s"
+                f"{self.job_cancel_grace:g} s; the job ends before it"
             )
-            stopping.cancel()
 
     async def __fresh_turn(
         self, asked: list[LLMContextMessage], send: Callable[[str], Awaitable[None]] | None

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from pipecat.bus.messages import BusJobRequestMessage
+from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
 from pipecat.frames.frames import Frame, InterruptionFrame
 from support.llm_workers import (
     LONG,
@@ -199,6 +199,52 @@ async def test_what_the_user_says_during_a_job_s_turn_is_answered_though_the_job
     while said != "Hello!":
         said = await talk.said.get()
     assert request.outcome == "hung_up"
+
+
+async def test_what_the_user_says_is_answered_though_the_turn_stops_after_the_grace(
+    job_harness: JobHarness,
+    server: ScriptedLLMServer,
+    new_llm: NewLLM,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    server.on(last_asked("dogs"), LONG)
+    server.on(last_asked("hello"), "Hello!")
+    monkeypatch.setattr(Debater, "job_cancel_grace", 0.01)
+    worker = Debater(llm=new_llm("You talk."), active=True)
+    talk = Talk(worker)
+    asker = await start(job_harness, worker)
+    queue_frame, job_has_ended = worker.llm.queue_frame, asyncio.Event()
+
+    def note_end(_: object, message: BusJobResponseMessage) -> None:
+        # The CANCELLED response, which the worker sends once the grace is over.
+        job_has_ended.set()
+
+    asker.add_event_handler("on_job_response", note_end)
+    deliveries: list[asyncio.Task[None]] = []
+
+    async def deliver_late(frame: Frame, *args: Any) -> None:
+        await job_has_ended.wait()
+        await queue_frame(frame, *args)
+
+    async def queue(frame: Frame, *args: Any) -> None:
+        if isinstance(frame, InterruptionFrame):
+            deliveries.append(asyncio.create_task(deliver_late(frame, *args)))
+        else:
+            await queue_frame(frame, *args)
+
+    monkeypatch.setattr(worker.llm, "queue_frame", queue)
+    asking = asyncio.create_task(asker.ask("dogs"))
+    (dogs,) = await server.wait_for_requests(1)
+    await dogs.wait_token(1)
+    await talk.say("hello")
+    await job_harness.settle()
+
+    await cancelled(asking)
+
+    while await talk.said.get() != "Hello!":
+        pass
+    assert dogs.outcome == "hung_up"
+    await asyncio.gather(*deliveries)
 
 
 async def test_a_user_s_turn_that_is_hit_by_a_late_interruption_is_run_again(
