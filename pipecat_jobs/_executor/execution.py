@@ -126,8 +126,8 @@ class Execution:
 
     def end(self) -> None:
         """Note that its response was sent, or never will be. May be called more than once."""
-        if self.state is not _State.ENDED:
-            self._move(_State.ENDED)
+        # Every state may end.
+        self.state = _State.ENDED
         if self._end is not None:
             self._end.set()
         if self.window is not None:
@@ -135,7 +135,7 @@ class Execution:
 
     def _advance(self, progress: ExecutionState) -> None:
         # The handler may go on, or begin, after the response; a cancel is final.
-        if self.cancelled or self.state is _State.ENDED:
+        if self._progress is _State.CANCELLING or self.state is _State.ENDED:
             return
         assert progress in TRANSITIONS[self._progress], (self._progress, progress)
         self._progress = progress

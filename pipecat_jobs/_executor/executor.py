@@ -259,7 +259,7 @@ class Executor:
             )
 
     async def _call(self, execution: Execution, call: _Call) -> None:
-        if self._interceptors:
+        if self._interceptors.active:
             response = await self._call_intercepted(execution, call)
         else:
             response = await self._call_handler(execution, call, execution.request)

@@ -25,18 +25,17 @@ from pipecat_jobs.params import check_data
 
 
 class Interceptors:
-    """The interceptors of a worker, the outermost first. False while there are none."""
+    """The interceptors of a worker, the outermost first."""
 
-    __slots__ = ("_all",)
+    __slots__ = ("_all", "active")
 
     def __init__(self, interceptors: object, where: str):
+        #: Whether there is one.
+        self.active = False
         self._all: tuple[JobInterceptor, ...] = ()
         wanted = "a sequence of JobInterceptor objects"
         for interceptor in check_instance(where, interceptors, Sequence, wanted):
             self.add(interceptor, where)
-
-    def __bool__(self) -> bool:
-        return bool(self._all)
 
     def add(self, interceptor: object, where: str) -> None:
         """Add the innermost interceptor; refuse what is not one."""
@@ -47,6 +46,7 @@ class Interceptors:
                 "task in it for what has to wait"
             )
         self._all = (*self._all, checked)
+        self.active = True
 
     def tell(
         self,

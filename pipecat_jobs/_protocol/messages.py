@@ -36,20 +36,22 @@ JobMessage = (
     | BusJobCancelMessage
 )
 
-_NAMES = ("source", "job_id")
 #: What each class of message carries beside who sent it and for which job.
-_CARRIED: dict[type[BusMessage], dict[str, type]] = {
-    BusJobRequestMessage: {"payload": dict, "job_name": str},
-    BusJobResponseMessage: {"response": dict},
-    BusJobResponseUrgentMessage: {"response": dict},
-    BusJobUpdateMessage: {"update": dict},
-    BusJobUpdateUrgentMessage: {"update": dict},
-    BusJobStreamStartMessage: {"data": dict},
-    BusJobStreamDataMessage: {"data": dict},
-    BusJobStreamEndMessage: {"data": dict},
-    BusJobUpdateRequestMessage: {},
-    BusJobCancelMessage: {"reason": str},
+_CARRIED: dict[type[BusMessage], tuple[tuple[str, type], ...]] = {
+    BusJobRequestMessage: (("payload", dict), ("job_name", str)),
+    BusJobResponseMessage: (("response", dict),),
+    BusJobResponseUrgentMessage: (("response", dict),),
+    BusJobUpdateMessage: (("update", dict),),
+    BusJobUpdateUrgentMessage: (("update", dict),),
+    BusJobStreamStartMessage: (("data", dict),),
+    BusJobStreamDataMessage: (("data", dict),),
+    BusJobStreamEndMessage: (("data", dict),),
+    BusJobUpdateRequestMessage: (),
+    BusJobCancelMessage: (("reason", str),),
 }
+
+
+_RESPONSES = (BusJobResponseMessage, BusJobResponseUrgentMessage)
 
 
 def is_job_message(message: BusMessage) -> TypeGuard[JobMessage]:
@@ -65,17 +67,21 @@ def find_problem(message: JobMessage) -> str | None:
     Returns:
         What is wrong, in a few words, or None when it can be acted on.
     """
-    for field in _NAMES:
-        value = getattr(message, field, None)
-        if not isinstance(value, str) or not value:
-            return f"{field} is {shorten(value)}, not a name"
-    for field, kind in _CARRIED[type(message)].items():
+    if not _is_name(source := getattr(message, "source", None)):
+        return f"source is {shorten(source)}, not a name"
+    if not _is_name(job_id := getattr(message, "job_id", None)):
+        return f"job_id is {shorten(job_id)}, not a name"
+    for field, kind in _CARRIED[type(message)]:
         value = getattr(message, field, None)
         if value is not None and not isinstance(value, kind):
             return f"{field} is {shorten(value)}, not a {kind.__name__}"
-    if isinstance(message, ResponseMessage) and response_status(message) is None:
+    if isinstance(message, _RESPONSES) and response_status(message) is None:
         return f"status is {shorten(getattr(message, 'status', None))}, not a JobStatus"
     return None
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def response_status(message: ResponseMessage) -> JobStatus | None:

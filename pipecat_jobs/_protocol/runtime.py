@@ -37,8 +37,8 @@ class EndWatch(Protocol):
 class WorkersView(Protocol):
     """The workers that a worker can ask."""
 
-    def is_known(self, name: str) -> bool:
-        """Tell whether a worker has registered."""
+    def find_missing(self, names: Sequence[str]) -> list[str]:
+        """Find the workers that have not registered."""
         ...
 
     def list_known(self) -> Sequence[str]:
@@ -96,8 +96,8 @@ class JobRuntime(Protocol):
         """Its bus, if that says whether messages can be sent."""
         ...
 
-    def now(self) -> float:
-        """Give the time in seconds, on a clock that never steps."""
+    def clock(self) -> Callable[[], float]:
+        """Give the clock, in seconds, that never steps: that of the running event loop, say."""
         ...
 
     def create_task(

@@ -8,7 +8,7 @@ from pipecat_jobs._requester.policy import Policy
 from pipecat_jobs.params import JobGroupParams
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """How a group is asked for.
 

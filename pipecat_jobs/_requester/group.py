@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Self, TypedDict, Unpack, cast
+from typing import Self, Unpack, cast
 
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupEvent
@@ -18,7 +18,7 @@ from pipecat_jobs._protocol.tasks import RunningTask
 from pipecat_jobs._requester.call import Call
 from pipecat_jobs._requester.events import EventQueue, JobEvents
 from pipecat_jobs._requester.handle import CancelAt, HandleState, JobHandle, OutcomeFacts
-from pipecat_jobs._requester.policy import Policy, Verdict, WaitForAll
+from pipecat_jobs._requester.policy import ALL_COMPLETE, ALL_END, Policy, Verdict
 from pipecat_jobs.errors import InvalidJobError, JobError, failure_of
 from pipecat_jobs.outcomes import CancelReason, JobData, JobOutcome, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
@@ -61,19 +61,6 @@ class Findings:
     bus_failure: Exception | None = None
 
 
-class _PipecatFields(TypedDict):
-    """The fields of Pipecat's ``JobGroup`` that its constructor takes."""
-
-    job_id: str
-    worker_names: list[str]
-    responses: dict[str, JobData]
-    timeout_task: asyncio.Task[None] | None
-    cancel_on_error: bool
-    label: str | None
-    cancellable: bool
-    terminated: set[str]
-
-
 class JobGroup(PipecatJobGroup):
     """Jobs launched together under one id. Pipecat's ``JobGroup``, with outcomes.
 
@@ -99,6 +86,8 @@ class JobGroup(PipecatJobGroup):
     deadline: Deadline | None = None
     #: Whether its end is being announced to the hooks, or to the workers that are cancelled.
     concluded = False
+    #: How it stands.
+    verdict = Verdict.OPEN
     #: The first response of a worker that did not complete.
     failing: ResponseMessage | None = None
     #: The task that dispatches it, while that is under way.
@@ -112,7 +101,6 @@ class JobGroup(PipecatJobGroup):
     _params: JobGroupParams | None = None
     _findings: Findings | None = None
     _first_failure: JobOutcome | None = None
-    _verdict = Verdict.OPEN
     _completed = 0
     _single = False
 
@@ -142,33 +130,28 @@ class JobGroup(PipecatJobGroup):
             terminated: The workers that have responded; none by default.
             event_queue: Where updates and stream events go, and None after the last.
         """
-        self._now = _now
-        self._begin(
-            _PipecatFields(
-                job_id=job_id,
-                # Kept as it was given: bots compare it with sets of their own.
-                worker_names=cast("list[str]", worker_names),
-                responses={} if responses is None else responses,
-                timeout_task=timeout_task,
-                cancel_on_error=cancel_on_error,
-                label=label,
-                cancellable=cancellable,
-                terminated=set() if terminated is None else terminated,
-            ),
-            events=JobEvents(kept=False, latest_only=False, queue=event_queue),
-            policy=WaitForAll(cancel_on_error),
-            cancel=_refuse_cancel,
+        #: The updates and stream events of its jobs.
+        self.events = JobEvents(kept=False, latest_only=False, queue=event_queue)
+        super().__init__(
+            job_id=job_id,
+            # Kept as it was given: bots compare it with sets of their own.
+            worker_names=cast("list[str]", worker_names),
+            responses={} if responses is None else responses,
+            timeout_task=timeout_task,
+            cancel_on_error=cancel_on_error,
+            label=label,
+            cancellable=cancellable,
+            terminated=set() if terminated is None else terminated,
         )
-        now = self._now()
-        for handle in self.handles.values():
-            handle.mark_sent(now)
+        self._make_handles(ALL_COMPLETE if cancel_on_error else ALL_END, _now, _refuse_cancel)
+        for name in worker_names:
+            self.mark_sent(name)
 
     @classmethod
     def for_dispatch(
         cls,
         worker_names: list[str],
         call: Call,
-        policy: Policy,
         steps: Steps,
         now: Callable[[], float],
         cancel: CancelAt,
@@ -176,39 +159,30 @@ class JobGroup(PipecatJobGroup):
         """Build a group that a requester dispatches: none of its workers has been asked."""
         params = call.params
         group = cls.__new__(cls)
+        group.events = JobEvents(kept=call.keeps_events, latest_only=params.latest_update_only)
+        PipecatJobGroup.__init__(
+            group,
+            call.job_id,
+            worker_names,
+            cancel_on_error=params.cancel_on_error,
+            label=params.label,
+            cancellable=params.cancellable,
+        )
         group._params = params
         group._single = call.single
-        group._now = now
         group.steps = steps
-        group._begin(
-            _PipecatFields(
-                job_id=call.job_id,
-                worker_names=worker_names,
-                responses={},
-                timeout_task=None,
-                cancel_on_error=params.cancel_on_error,
-                label=params.label,
-                cancellable=params.cancellable,
-                terminated=set(),
-            ),
-            events=JobEvents(kept=call.keeps_events, latest_only=params.latest_update_only),
-            policy=policy,
-            cancel=cancel,
-        )
+        policy = call.policy or (ALL_COMPLETE if params.cancel_on_error else ALL_END)
+        group._make_handles(policy, now, cancel)
         return group
 
-    def _begin(
-        self, fields: _PipecatFields, *, events: JobEvents, policy: Policy, cancel: CancelAt
-    ) -> None:
-        #: The updates and stream events of its jobs.
-        self.events = events
-        super().__init__(**fields)
+    def _make_handles(self, policy: Policy, now: Callable[[], float], cancel: CancelAt) -> None:
         self.outcomes: dict[str, JobOutcome] = {}
         self._policy = policy
-        now = self._now()
+        self._now = now
+        job_id, asked_at = self.job_id, now()
         #: Its jobs, by worker, in the order of the workers.
         self.handles = {
-            name: JobHandle(self.job_id, name, now, cancel) for name in self.worker_names
+            name: JobHandle(job_id, name, asked_at, cancel) for name in self.worker_names
         }
 
     @property
@@ -237,7 +211,7 @@ class JobGroup(PipecatJobGroup):
     @property
     def failed(self) -> bool:
         """Whether the group has to end without success."""
-        return self._verdict is Verdict.FAILED
+        return self.verdict is Verdict.FAILED
 
     @property
     def failure_reason(self) -> str:
@@ -266,29 +240,29 @@ class JobGroup(PipecatJobGroup):
         handle = self.handles.get(worker_name)
         return handle is not None and handle.owes_response
 
-    def settle(
-        self, worker_name: str, status: OutcomeStatus, **facts: Unpack[OutcomeFacts]
-    ) -> None:
+    def settle(self, worker_name: str, status: OutcomeStatus, facts: OutcomeFacts) -> None:
         """Record an outcome after which the worker owes nothing, and judge the group."""
-        self._judge(self.handles[worker_name].settle(self._now(), status, **facts))
+        self._judge(self.handles[worker_name].settle(self._now(), status, facts))
 
     def abandon(
         self, worker_name: str, status: OutcomeStatus, **facts: Unpack[OutcomeFacts]
     ) -> None:
         """Record an outcome that the worker does not know of, and judge the group."""
-        self._judge(self.handles[worker_name].abandon(self._now(), status, **facts))
+        self._judge(self.handles[worker_name].abandon(self._now(), status, facts))
 
     def abandon_pending(self, status: OutcomeStatus, **facts: Unpack[OutcomeFacts]) -> None:
         """End every job that has no outcome, and with them the group."""
         for name in self.pending:
-            outcome = self.handles[name].abandon(self._now(), status, **facts)
+            outcome = self.handles[name].abandon(self._now(), status, facts)
             self._note(outcome)
             self._fail(outcome)
 
     @property
     def has_abandoned(self) -> bool:
         """Whether workers have to be cancelled that do not know that their job has an outcome."""
-        return any(handle.state is HandleState.ABANDONED for handle in self.handles.values())
+        return self._completed < len(self.outcomes) and any(
+            handle.state is HandleState.ABANDONED for handle in self.handles.values()
+        )
 
     def take_abandoned(self) -> list[str]:
         """Take the workers that have to be cancelled: each is given once."""
@@ -301,23 +275,18 @@ class JobGroup(PipecatJobGroup):
 
     def _judge(self, outcome: JobOutcome) -> None:
         self._note(outcome)
-        if self._verdict is not Verdict.OPEN:
+        if self.verdict is not Verdict.OPEN:
             return
         pending = len(self.worker_names) - len(self.outcomes)
         verdict = self._policy.judge(outcome, self._completed, pending)
         if verdict is Verdict.FAILED:
             self._fail(outcome)
         elif verdict is Verdict.SUCCEEDED:
-            self._verdict = verdict
+            self.verdict = verdict
+            facts = OutcomeFacts(reason=NOT_NEEDED, cancel_reason=CancelReason.NOT_NEEDED)
             for name in self.pending:
-                self._note(
-                    self.handles[name].abandon(
-                        self._now(),
-                        OutcomeStatus.CANCELLED,
-                        reason=NOT_NEEDED,
-                        cancel_reason=CancelReason.NOT_NEEDED,
-                    )
-                )
+                handle = self.handles[name]
+                self._note(handle.abandon(self._now(), OutcomeStatus.CANCELLED, facts))
 
     def _note(self, outcome: JobOutcome) -> None:
         self.outcomes[outcome.worker] = outcome
@@ -328,8 +297,8 @@ class JobGroup(PipecatJobGroup):
             self.on_settled(outcome)
 
     def _fail(self, outcome: JobOutcome) -> None:
-        if self._verdict is Verdict.OPEN:
-            self._verdict = Verdict.FAILED
+        if self.verdict is Verdict.OPEN:
+            self.verdict = Verdict.FAILED
             self._first_failure = outcome
 
     # -- what arrives meanwhile --------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
-from enum import Enum
-from typing import TypeAlias, TypedDict, Unpack
+from enum import StrEnum
+from typing import TypeAlias, TypedDict
 
 from pipecat_jobs.outcomes import (
     CancelReason,
@@ -28,7 +28,7 @@ class OutcomeFacts(TypedDict, total=False):
     refusal: JobRefusal | None
 
 
-class HandleState(Enum):
+class HandleState(StrEnum):
     """How far a job is for its requester. The diagram in ``docs/jobs.md`` shows the transitions."""
 
     #: Its request has not been sent: its worker is not ready.
@@ -95,26 +95,24 @@ class JobHandle:
         self._move(_State.OPEN)
         self._sent_at = now
 
-    def settle(
-        self, now: float, status: OutcomeStatus, **facts: Unpack[OutcomeFacts]
-    ) -> JobOutcome:
+    def settle(self, now: float, status: OutcomeStatus, facts: OutcomeFacts) -> JobOutcome:
         """Record an outcome after which the worker owes nothing."""
-        self._move(_State.SETTLED)
-        return self._record(now, status, facts)
+        return self._end(_State.SETTLED, now, status, facts)
 
-    def abandon(
-        self, now: float, status: OutcomeStatus, **facts: Unpack[OutcomeFacts]
-    ) -> JobOutcome:
+    def abandon(self, now: float, status: OutcomeStatus, facts: OutcomeFacts) -> JobOutcome:
         """Record an outcome that the worker does not know of."""
-        self._move(_State.ABANDONED if self.state is _State.OPEN else _State.SETTLED)
-        return self._record(now, status, facts)
+        state = _State.ABANDONED if self.state is _State.OPEN else _State.SETTLED
+        return self._end(state, now, status, facts)
 
     def release(self) -> None:
         """Note that the worker of an abandoned job is being cancelled."""
         self._move(_State.SETTLED)
 
-    def _record(self, now: float, status: OutcomeStatus, facts: OutcomeFacts) -> JobOutcome:
+    def _end(
+        self, state: HandleState, now: float, status: OutcomeStatus, facts: OutcomeFacts
+    ) -> JobOutcome:
         assert self.outcome is None, self.outcome
+        self._move(state)
         sent_at = now if self._sent_at is None else self._sent_at
         self.outcome = outcome = JobOutcome(
             self.worker, status, waited=sent_at - self._asked_at, ran=now - sent_at, **facts

@@ -43,3 +43,7 @@ class WaitForAll:
         if self.cancel_on_error and not latest.completed:
             return Verdict.FAILED
         return Verdict.OPEN if pending else Verdict.SUCCEEDED
+
+
+#: The policy of ``cancel_on_error=True``, and that of False.
+ALL_COMPLETE, ALL_END = WaitForAll(), WaitForAll(cancel_on_error=False)

@@ -39,7 +39,7 @@ from pipecat_jobs._requester.cancellation import CancelGroup, Cancellation
 from pipecat_jobs._requester.group import NOT_NEEDED, JobGroup
 from pipecat_jobs._requester.handle import OutcomeFacts
 from pipecat_jobs._requester.liveness import Liveness
-from pipecat_jobs._requester.policy import WaitForAll
+from pipecat_jobs._requester.policy import Verdict
 from pipecat_jobs.errors import InvalidJobError, UnknownJobError
 from pipecat_jobs.interceptors import JobCall, JobLifeEventKind
 from pipecat_jobs.outcomes import (
@@ -80,13 +80,18 @@ class Requester:
 
     # -- asking ------------------------------------------------------------------------------
 
-    async def dispatch(self, worker_names: list[str], call: Call) -> PipecatJobGroup:
+    def dispatch(self, worker_names: list[str], call: Call) -> Awaitable[PipecatJobGroup]:
         """Start a group, through the worker's own method where its class extends that."""
         if self._create_group is None:
-            return await self._start(worker_names, call)
+            return self._start(worker_names, call)
+        return self._dispatch_through(self._create_group, worker_names, call)
+
+    async def _dispatch_through(
+        self, create_group: CreateGroup, worker_names: list[str], call: Call
+    ) -> PipecatJobGroup:
         dispatch = Dispatch(call)
         try:
-            return await self._create_group(worker_names, DispatchedParams.carry(dispatch))
+            return await create_group(worker_names, DispatchedParams.carry(dispatch))
         except BaseException as error:
             # What extends the method may fail, or be cancelled, after the requests have gone out.
             group = self._groups.get(dispatch.job_id) if dispatch.job_id is not None else None
@@ -129,14 +134,9 @@ class Requester:
         workers = self._runtime.workers
         steps = Steps(self._runtime, held=True)
         group = JobGroup.for_dispatch(
-            worker_names,
-            call,
-            call.policy or WaitForAll(params.cancel_on_error),
-            steps,
-            self._runtime.now,
-            self._cancel_at,
+            worker_names, call, steps, self._runtime.clock(), self._cancel_at
         )
-        if self._interceptors:
+        if self._interceptors.active:
             group.on_settled = partial(self._tell_settled, group)
             for name in worker_names:
                 self._tell(JobLifeEventKind.ASKED, group, name)
@@ -172,13 +172,23 @@ class Requester:
 
     async def _send_requests(self, group: JobGroup, workers: WorkersView) -> None:
         params = group.params
-        headers = JobHeaders(run_once=params.run_once, affinity=params.affinity)
-        if not self._interceptors:
-            await self._reach_workers(group, workers, params.payload, headers)
+        if not self._interceptors.active:
+            if missing := workers.find_missing(group.worker_names):
+                await self._wait_for_workers(group, workers, missing)
+            headers = JobHeaders(
+                run_once=params.run_once,
+                affinity=params.affinity,
+                time_left=_time_left(group),
+                find_window=group.window,
+            )
+            await self._send_to_workers(group, workers, params.payload, headers)
             return
 
         async def send(call: JobCall) -> None:
-            await self._reach_workers(group, workers, call.payload, call.headers)
+            if missing := workers.find_missing(group.worker_names):
+                await self._wait_for_workers(group, workers, missing)
+            headers = replace(call.headers, time_left=_time_left(group), find_window=group.window)
+            await self._send_to_workers(group, workers, call.payload, headers)
 
         call = JobCall(
             job_id=group.job_id,
@@ -187,7 +197,7 @@ class Requester:
             worker_names=tuple(group.worker_names),
             timeout=params.timeout,
             payload=params.payload,
-            headers=headers,
+            headers=JobHeaders(run_once=params.run_once, affinity=params.affinity),
         )
         await self._interceptors.ask(call, send)
 
@@ -213,16 +223,16 @@ class Requester:
     def _tell_settled(self, group: JobGroup, outcome: JobOutcome) -> None:
         self._tell(JobLifeEventKind.SETTLED, group, outcome.worker, outcome=outcome)
 
-    async def _reach_workers(
+    async def _wait_for_workers(
+        self, group: JobGroup, workers: WorkersView, missing: list[str]
+    ) -> None:
+        group.findings.known_workers = sorted(workers.list_known())
+        await self._wait_for_bus(group)
+        await workers.wait_until_known(missing)
+
+    async def _send_to_workers(
         self, group: JobGroup, workers: WorkersView, payload: JobData | None, headers: JobHeaders
     ) -> None:
-        missing = [name for name in group.worker_names if not workers.is_known(name)]
-        if missing:
-            group.findings.known_workers = sorted(workers.list_known())
-            await self._wait_for_bus(group)
-            await workers.wait_until_known(missing)
-        time_left = group.deadline.left if group.deadline is not None else None
-        headers = replace(headers, find_window=group.window, time_left=time_left)
         for handle in group.handles.values():
             if group.failed:
                 break
@@ -262,7 +272,7 @@ class Requester:
             payload=payload,
         )
         set_headers(request, headers)
-        if self._interceptors:
+        if self._interceptors.active:
             self._tell(JobLifeEventKind.SENT, group, name)
         await self._runtime.send(request)
 
@@ -343,7 +353,7 @@ class Requester:
         self, hook: str, message: UpdateMessage | StreamMessage, event: JobGroupEvent
     ) -> None:
         group = self._awaited(message)
-        if group is not None and self._interceptors:
+        if group is not None and self._interceptors.active:
             update = event.type == JobGroupEvent.UPDATE
             kind = JobLifeEventKind.UPDATE if update else JobLifeEventKind.STREAM
             self._tell(kind, group, message.source, data=event.data)
@@ -430,14 +440,14 @@ class Requester:
     ) -> None:
         self._liveness.unwatch(name, group.job_id)
         group.terminated.add(name)
-        group.settle(name, status, **facts)
+        group.settle(name, status, facts)
 
     def _conclude(self, group: JobGroup) -> None:
         """End a group once the hooks have run for everything that arrived for it."""
-        if group.concluded or not (group.failed or group.settled):
+        if group.concluded or group.verdict is Verdict.OPEN:
             return
         group.concluded = True
-        if group.failed:
+        if group.verdict is Verdict.FAILED:
             self._steps_of(group).run(partial(self._fail, group))
             return
         self._groups.pop(group.job_id, None)
@@ -551,3 +561,7 @@ class Requester:
             group.findings.sharing_loop = [
                 name for name in group.pending if workers.shares_loop(name)
             ]
+
+
+def _time_left(group: JobGroup) -> float | None:
+    return group.deadline.left if group.deadline is not None else None

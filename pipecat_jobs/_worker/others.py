@@ -119,9 +119,9 @@ class OtherWorkers:
         self.registry = registry
         self._departure_of = departure_of
 
-    def is_known(self, name: str) -> bool:
-        """Tell whether a worker has registered."""
-        return name in self.registry
+    def find_missing(self, names: Sequence[str]) -> list[str]:
+        """Find the workers that have not registered."""
+        return [name for name in names if name not in self.registry]
 
     def list_known(self) -> Sequence[str]:
         """List the workers that have registered, here and in other processes."""
@@ -157,7 +157,7 @@ class OtherWorkers:
         proxy = self._find_proxy(name)
         if proxy is None:
             return None
-        if proxy_connection(proxy) is None or self._has_ended(proxy):
+        if proxy_connection(proxy) is None or has_ended(proxy):
             raise WorkerHasEnded(f"proxy '{proxy.name}' is not connected")
         ended = f"proxy '{proxy.name}' has ended"
         return _BothWatches(
@@ -165,14 +165,10 @@ class OtherWorkers:
             self._watch_connection(name, proxy, on_end),
         )
 
-    def _has_ended(self, worker: BaseWorker) -> bool:
-        departure = self._departure_of(worker)
-        return has_ended(worker) if departure is None else departure.stopped
-
     def _watch_worker(self, name: str, target: BaseWorker, reason: str, on_end: OnEnd) -> EndWatch:
-        if self._has_ended(target):
-            raise WorkerHasEnded(reason)
         departure = self._departure_of(target)
+        if departure.stopped if departure is not None else has_ended(target):
+            raise WorkerHasEnded(reason)
         if departure is None:
             return _TaskWatch(self._worker, name, target.wait, reason, on_end)
         return _DepartureWatch(departure, reason, on_end)

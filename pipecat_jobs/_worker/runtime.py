@@ -1,7 +1,7 @@
 """Pipecat's worker, as the two halves need it."""
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from pipecat.bus.messages import BusMessage
@@ -46,9 +46,9 @@ class WorkerRuntime:
         return bus if isinstance(bus, StartableBus) else None
 
     @staticmethod
-    def now() -> float:
-        """Give the event loop's time."""
-        return asyncio.get_running_loop().time()
+    def clock() -> Callable[[], float]:
+        """Give the event loop's clock."""
+        return asyncio.get_running_loop().time
 
     def create_task(
         self, coroutine: Coroutine[Any, Any, Result], name: str

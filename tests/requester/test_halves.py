@@ -304,9 +304,9 @@ def take(handle: JobHandle, step: str) -> None:
         case "mark_sent":
             handle.mark_sent(1.0)
         case "settle":
-            handle.settle(2.0, OutcomeStatus.COMPLETED)
+            handle.settle(2.0, OutcomeStatus.COMPLETED, {})
         case "abandon":
-            handle.abandon(2.0, OutcomeStatus.CANCELLED)
+            handle.abandon(2.0, OutcomeStatus.CANCELLED, {})
         case _:
             handle.release()
 

@@ -62,8 +62,8 @@ class Network:
             self.workers[worker.name] = worker
             self._joined.notify_all()
 
-    def is_known(self, name: str) -> bool:
-        return name in self.workers
+    def find_missing(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if name not in self.workers]
 
     def list_known(self) -> Sequence[str]:
         return list(self.workers)
@@ -117,8 +117,8 @@ class Worker:
         )
 
     @staticmethod
-    def now() -> float:
-        return asyncio.get_running_loop().time()
+    def clock() -> Callable[[], float]:
+        return asyncio.get_running_loop().time
 
     def create_task(
         self, coroutine: Coroutine[Any, Any, Result], name: str
