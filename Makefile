@@ -7,8 +7,12 @@ LOWEST_ENV := .venv-lowest/ready
 VOICE_ENV := .venv/voice
 # Newer Pythons to test on, where this machine has them.
 NEWER := 3.12 3.13 3.14
+# The newest patch of every minor release of Pipecat between the lowest and the newest.
+BETWEEN := 1.8.1 1.9.0 1.10.0 1.11.0 1.12.0 1.13.0
+# How many times as many random schedules `make test-all` plays.
+SCHEDULES ?= 20
 
-.PHONY: demo demo-distributed voice test test-newest test-routed test-redis test-redis-pubsub test-lowest test-pythons lint bench speech picture clean
+.PHONY: demo demo-distributed voice test test-all test-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint bench speech picture clean
 
 demo: $(NEWEST_ENV)
 	@.venv/bin/python -m examples.debate
@@ -21,50 +25,41 @@ demo-distributed: $(NEWEST_ENV)
 voice: $(VOICE_ENV)
 	@.venv/bin/python -m examples.debate.bot $(ARGS)
 
-# Three at a time, the longest first: much of a test is waiting.
-test: lint $(VOICE_ENV) $(LOWEST_ENV) speech
-	@$(MAKE) --jobs=3 --output-sync=target --no-print-directory \
-		test-newest test-lowest test-routed test-redis test-redis-pubsub
-	.venv/bin/python -m examples.debate --plain </dev/null
-	.venv/bin/python -m examples.distributed --plain </dev/null
+# What decides whether a change may land.
+test: $(VOICE_ENV) $(LOWEST_ENV) speech
+	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory lint test-newest test-lowest demos
 
+# And what takes longer: CONTRIBUTING.md says what.
+test-all: test
+	@$(MAKE) --no-print-directory test-slow test-buses test-pipecats test-pythons
+
+# The tests of the contract on every bus, and all others on the bus of one process.
 test-newest: $(VOICE_ENV) speech
 	.venv/bin/pytest
 
-# The same tests on our bus in place of Pipecat's, without those that bring a bus of their own or
-# need none.
-test-routed: $(VOICE_ENV) speech
-	PIPECAT_JOBS_BUS=routed .venv/bin/pytest --ignore-glob 'tests/project/test_benchmark*' \
-		$(foreach no,bus/redis bus/distributed testing bus/test_wire.py bus/test_envelope.py \
-		worker/test_bad_input.py worker/test_random_jobs.py project/test_docs.py \
-		project/test_evals.py project/test_public_api.py,--ignore tests/$(no))
+# The lowest supported Pipecat, and the wheel that people install rather than this tree. Buses,
+# examples and documents have little to do with Pipecat's version: `make test-all` has them.
+test-lowest: $(LOWEST_ENV)
+	.venv-lowest/bin/pytest --buses queue \
+		$(addprefix tests/,protocol requester executor worker llm tools pipecat)
 
-# And across a Redis server of each test's own, through which every message goes. How far a stream
-# runs ahead is another matter there: tests/bus/redis/test_streams.py.
-test-redis: $(VOICE_ENV) speech
-	PIPECAT_JOBS_BUS=redis .venv/bin/pytest --tb=native --ignore-glob 'tests/project/test_example*' \
-		--ignore-glob 'tests/project/test_benchmark*' --ignore-glob 'tests/bus/test_routed*' \
-		$(foreach no,bus/redis bus/distributed bus/test_wire.py bus/test_envelope.py \
-		protocol/test_flow.py worker/test_random_jobs.py project/test_docs.py \
-		project/test_evals.py project/test_options.py project/test_public_api.py \
-		project/test_real_sound.py project/test_voice_bot.py,--ignore tests/$(no))
+demos: $(NEWEST_ENV)
+	.venv/bin/python -m examples.debate --plain </dev/null
+	.venv/bin/python -m examples.distributed --plain </dev/null
 
-# Over Pipecat's own RedisBus: the tests of the contract. The others, PUBSUB='tests/llm tests/tools',
-# take a minute more and are about LLMs and tools, for which the bus matters little.
-PUBSUB ?= $(foreach part,worker/test_bad_input worker/test_hooks worker/test_nothing_left \
-	requester/test_cancellation requester/test_dispatch requester/test_requester \
-	executor/test_executor pipecat/test_events pipecat/test_gaps_* \
-	pipecat/test_parity_* pipecat/test_peers_plain_* pipecat/test_seed_*,tests/$(part).py)
-test-redis-pubsub: $(NEWEST_ENV)
-	PIPECAT_JOBS_BUS=redis-pubsub .venv/bin/pytest --tb=native $(PUBSUB)
+test-slow: $(VOICE_ENV) speech
+	.venv/bin/pytest --schedules $(SCHEDULES) -m schedules
 
-# The lowest supported Pipecat, and the wheel that people install rather than this tree. Without
-# what takes a while and is between us and the Redis server alone.
-test-lowest: $(LOWEST_ENV) speech
-	.venv-lowest/bin/pytest --ignore-glob 'tests/project/test_benchmark*' \
-		--ignore-glob 'tests/bus/redis/test_script*' \
-		$(foreach no,bus/redis/test_random_processes bus/redis/test_inbox bus/redis/test_link \
-		bus/redis/test_tls bus/distributed/test_outbox,--ignore tests/$(no).py)
+# Everything that takes a bus, on every bus.
+test-buses: $(VOICE_ENV)
+	.venv/bin/pytest --buses routed,redis,pubsub \
+		-m "on_bus and not every_bus"
+
+test-pipecats: $(BETWEEN:%=test-pipecat-%) $(LOWEST_ENV)
+	.venv-lowest/bin/pytest
+
+test-pipecat-%: .venv-pipecat-%/ready
+	.venv-pipecat-$*/bin/pytest
 
 # Every newer Python that runs here: on the PATH, or one that pyenv has installed.
 test-pythons: $(NEWEST_ENV) speech
@@ -115,6 +110,12 @@ $(LOWEST_ENV): pyproject.toml $(NEWEST_ENV) $(shell find pipecat_jobs -name '*.p
 		"pipecat-ai==$(LOWEST)" "$$(echo dist/*.whl)[testing,examples,voice]" --group dev
 	@touch $@
 
+$(BETWEEN:%=.venv-pipecat-%/ready): .venv-pipecat-%/ready: pyproject.toml $(NEWEST_ENV)
+	test -d $(@D) || $(PYTHON) -m venv $(@D)
+	.venv/bin/uv pip install --quiet --python $(@D)/bin/python \
+		"pipecat-ai==$*" --editable ".[testing,examples,voice]" --group dev
+	@touch $@
+
 $(NEWER:%=.venv-%/ready): pyproject.toml
 	"$(FOUND)" -m venv $(@D)
 	.venv/bin/uv pip install --quiet --python $(@D)/bin/python \
@@ -122,4 +123,4 @@ $(NEWER:%=.venv-%/ready): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-lowest $(NEWER:%=.venv-%) dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest $(NEWER:%=.venv-%) $(BETWEEN:%=.venv-pipecat-%) dist .pytest_cache .ruff_cache .hypothesis

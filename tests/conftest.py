@@ -1,26 +1,16 @@
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI
 from pipecat.bus import WorkerBus
-from pipecat.workers import runner
-from support import peers
-from support.buses import (
-    NOT_OVER,
-    PubSubBuses,
-    server_of_a_session,
-    settle_on_pubsub,
-    settle_on_streams,
-    start_on_pubsub,
-    streams_bus,
-)
+from support.buses import DEFAULT, EVERY, ON_SERVER, BusHarness, new_bus, server_of_a_session
+from support.schedules import play_more
 
-from pipecat_jobs.bus import RoutedBus
-from pipecat_jobs.bus.redis import embedded
-from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, harness
+from pipecat_jobs.bus.redis import EmbeddedRedis, embedded
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
 
 # For the examples. Last, so that an installed pipecat_jobs is tested, not the one beside them.
 sys.path.append(str(Path(__file__).parent.parent))
@@ -28,28 +18,84 @@ sys.path.append(str(Path(__file__).parent.parent))
 pytest_plugins = ["pipecat_jobs.testing.fixtures"]
 
 
-_MODE = os.environ.get("PIPECAT_JOBS_BUS", "")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--schedules",
+        type=int,
+        default=1,
+        metavar="TIMES",
+        help="play this many times as many random schedules, others than the usual ones",
+    )
+    parser.addoption(
+        "--buses",
+        type=lambda names: names.split(","),
+        help=f"run the tests that take a bus on these and no others: {','.join(EVERY)}",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    play_more(config.getoption("schedules"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "bus_name" not in metafunc.fixturenames:
+        return
+    definition = metafunc.definition
+    only, every = metafunc.config.getoption("buses"), definition.get_closest_marker("every_bus")
+    if only is None and every is None:
+        return
+    names = only or (*EVERY, *every.args)
+    reasons = {
+        name: marker.kwargs["reason"]
+        for marker in definition.iter_markers("not_on")
+        for name in marker.args
+    }
+    skips = {
+        name: pytest.mark.skip(reason=f"not on {name}: {reason}")
+        for name, reason in reasons.items()
+    }
+    metafunc.parametrize(
+        "bus_name", [pytest.param(name, marks=skips.get(name, ())) for name in names]
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reasons = NOT_OVER.get(_MODE, {})
     for item in items:
-        reason = reasons.get(item.name.partition("[")[0])
-        if reason is not None:
-            item.add_marker(pytest.mark.skip(reason=f"not over {_MODE}: {reason}"))
+        if "bus_name" in getattr(item, "fixturenames", ()):
+            item.add_marker("on_bus")
 
 
 @pytest.fixture(scope="session")
-def pubsub_server() -> Iterator[str]:
-    with server_of_a_session() as url:
-        yield url
+def shared_server() -> Iterator[EmbeddedRedis]:
+    """A Redis server for all tests of this process that neither stop it nor look at all keys."""
+    with server_of_a_session() as server:
+        yield server
 
 
 @pytest.fixture
-async def pubsub_buses(pubsub_server: str) -> AsyncIterator[PubSubBuses]:
-    buses = PubSubBuses(pubsub_server)
-    yield buses
-    await buses.close()
+def bus_name() -> str:
+    return DEFAULT
+
+
+@pytest.fixture
+def bus_server(request: pytest.FixtureRequest, bus_name: str) -> str | None:
+    """The URL of the server behind the bus of a test, if it needs one."""
+    if bus_name in ON_SERVER:
+        return request.getfixturevalue("shared_server").url
+    return None
+
+
+@pytest.fixture
+async def bus(bus_name: str, bus_server: str | None) -> AsyncIterator[WorkerBus]:
+    """The bus that a test runs on: see the markers ``every_bus`` and ``not_on``."""
+    async with new_bus(bus_name, bus_server) as bus:
+        yield bus
+
+
+@pytest.fixture
+async def job_harness(bus: WorkerBus) -> AsyncIterator[JobHarness]:
+    async with BusHarness(bus) as harness:
+        yield harness
 
 
 @pytest.fixture(autouse=True)
@@ -58,26 +104,6 @@ def redis_executable(monkeypatch: pytest.MonkeyPatch) -> None:
     executable = os.environ.get("PIPECAT_JOBS_REDIS_SERVER")
     if executable:
         monkeypatch.setattr(embedded, "find_server", lambda: executable)
-
-
-@pytest.fixture(autouse=True)
-def default_bus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run everything that takes Pipecat's default bus on the one the environment names."""
-    match _MODE:
-        case "routed":
-            bus: Callable[[], WorkerBus] = RoutedBus
-        case "redis":
-            bus = streams_bus
-            monkeypatch.setattr(JobHarness, "settle", settle_on_streams(JobHarness.settle))
-        case "redis-pubsub":
-            bus = request.getfixturevalue("pubsub_buses").new
-            monkeypatch.setattr(JobHarness, "settle", settle_on_pubsub(JobHarness.settle))
-            monkeypatch.setattr(JobHarness, "start", start_on_pubsub(JobHarness.start))
-            monkeypatch.setattr(peers, "AsyncQueueBus", bus)
-        case _:
-            return
-    monkeypatch.setattr(harness, "AsyncQueueBus", bus)
-    monkeypatch.setattr(runner, "AsyncQueueBus", bus)
 
 
 @pytest.fixture

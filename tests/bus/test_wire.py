@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pipecat.bus import messages as bus_messages
 from pipecat.bus.adapters import TypeAdapter
@@ -44,6 +44,7 @@ from pipecat.processors.filters.identity_filter import IdentityFilter
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.registry.types import WorkerRegistryEntry
 from pydantic import BaseModel
+from support.schedules import schedules
 
 from pipecat_jobs.bus.fields import FieldChecks
 from pipecat_jobs.bus.wire import WireCodec
@@ -87,7 +88,8 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.schedules
+@schedules(60)
 @given(st.dictionaries(st.text() | st.just("$"), VALUES))
 def test_a_payload_arrives_as_it_was_sent(payload: dict):
     assert there_and_back(request(payload)).payload == payload
@@ -325,7 +327,8 @@ def test_garbage_is_told_apart_from_messages(data: bytes):
         CODEC.decode(data)
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.schedules
+@schedules(150)
 @given(
     st.binary() | st.builds(lambda v: json.dumps(v).encode(), st.dictionaries(st.text(), st.text()))
 )

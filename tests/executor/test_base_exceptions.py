@@ -5,16 +5,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pipecat.bus import AsyncQueueBus
+from pipecat.bus import AsyncQueueBus, WorkerBus
 from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage, BusMessage
+from support.buses import BusHarness
 from support.workers import Answerer, Asker, until
 
 from pipecat_jobs import BaseWorker, JobError, OutcomeStatus, job
 from pipecat_jobs._protocol.hooks import REQUESTER_EVENTS
 from pipecat_jobs.testing import JobHarness
 
+pytestmark = pytest.mark.every_bus
+
 #: Seconds in which a busy machine, too, gets a job done.
-LONG = 20.0
+LONG = 100.0
 
 
 class PanicException(BaseException):
@@ -256,9 +259,9 @@ async def test_of_the_bus_that_cannot_take_a_request_ends_the_job():
         assert not asker.job_groups
 
 
-async def test_a_handler_whose_task_is_thrown_away_raises_nothing():
+async def test_a_handler_whose_task_is_thrown_away_raises_nothing(bus: WorkerBus):
     """At the end of a program its coroutines are closed, with no loop to answer on."""
-    harness = await JobHarness().__aenter__()
+    harness = await BusHarness(bus).__aenter__()
     asker, answerer = Asker(), Answerer()
     await harness.start(asker, answerer)
     job_id = await asker.request_job("answerer", name="wait")

@@ -115,7 +115,9 @@ def test_whatever_happens_while_a_handler_runs_is_a_transition(before, between, 
         assert job.is_open == (job.state not in (RESPONDING, ENDED))
 
 
-async def test_a_handler_that_cleans_up_is_not_cancelled_again_when_its_worker_stops():
+async def test_a_handler_that_cleans_up_is_not_cancelled_again_when_its_worker_stops(
+    job_harness: JobHarness,
+):
     class Careful(BaseWorker):
         job_cancel_grace = 60.0
 
@@ -135,14 +137,13 @@ async def test_a_handler_that_cleans_up_is_not_cancelled_again_when_its_worker_s
                 self.cleaned.set()
 
     asker, careful = Asker(), Careful()
-    async with JobHarness() as harness:
-        await harness.start(asker, careful)
-        job_id = await asker.request_job("careful", name="wait")
-        await careful.started.wait()
-        await asker.cancel_job_group(job_id)
-        await careful.cleaning.wait()
-        stopping = asyncio.create_task(careful.stop())
-        await harness.settle()
-        careful.release.set()
-        await stopping
+    await job_harness.start(asker, careful)
+    job_id = await asker.request_job("careful", name="wait")
+    await careful.started.wait()
+    await asker.cancel_job_group(job_id)
+    await careful.cleaning.wait()
+    stopping = asyncio.create_task(careful.stop())
+    await job_harness.settle()
+    careful.release.set()
+    await stopping
     assert careful.cleaned.is_set()

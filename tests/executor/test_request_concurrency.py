@@ -3,11 +3,14 @@
 import asyncio
 from typing import Any
 
+import pytest
 from pipecat.bus.messages import BusJobRequestMessage
 from support.peers import llm_services
 
 from pipecat_jobs import BaseWorker, LLMContextWorker, job
 from pipecat_jobs.testing import JobHarness
+
+pytestmark = pytest.mark.every_bus
 
 
 class Open:
@@ -22,7 +25,7 @@ class Open:
         self.begun.put_nowait(message.job_id)
 
     async def next_begun(self) -> str:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(100):
             return await self.begun.get()
 
 

@@ -124,6 +124,7 @@ ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.schedules
 @given(ANYTHING)
 def test_whatever_is_written_can_be_sent_and_is_not_changed_by_writing_it_again(value: object):
     written = to_context_value(value)
@@ -191,6 +192,7 @@ async def test_the_bot_goes_on_whatever_a_worker_answers(
     await assert_written(job_harness, scripted_llm, new_llm(), answer, written)
 
 
+@pytest.mark.not_on("redis", "pubsub", reason="what is not JSON does not cross a server")
 @pytest.mark.parametrize(("answer", "written"), HANDED_OVER.values(), ids=HANDED_OVER)
 async def test_the_bot_goes_on_when_a_worker_answers_what_few_buses_carry(
     job_harness: JobHarness,

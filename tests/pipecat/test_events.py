@@ -14,6 +14,8 @@ from pipecat_jobs._pipecat import (
 from pipecat_jobs._protocol.hooks import JOB_EVENTS
 from pipecat_jobs.testing import JobHarness
 
+pytestmark = pytest.mark.every_bus
+
 
 async def _handle(*_: object) -> None:
     pass

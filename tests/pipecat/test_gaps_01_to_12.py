@@ -27,6 +27,8 @@ from pipecat_jobs import (
 )
 from pipecat_jobs.testing import ChaosBus, JobHarness, run_virtual
 
+pytestmark = pytest.mark.every_bus
+
 
 async def test_gap_01_cancelling_the_caller_at_exit_stops_the_handler(job_harness: JobHarness):
     asker, answerer = Asker(), Answerer()

@@ -24,6 +24,8 @@ from support.parity import Bench, listen, request
 from pipecat_jobs import BaseWorker, JobTimeoutError
 from pipecat_jobs.testing import JobHarness
 
+pytestmark = pytest.mark.every_bus
+
 bench = parity.bench
 worker_class = parity.worker_class
 

@@ -13,6 +13,8 @@ from support.parity import Bench, request
 from pipecat_jobs import BaseWorker, JobsMixin, job
 from pipecat_jobs.testing import JobHarness
 
+pytestmark = pytest.mark.every_bus
+
 bench = parity.bench
 worker_class = parity.worker_class
 

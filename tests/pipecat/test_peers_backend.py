@@ -6,8 +6,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from pipecat.bus import WorkerBus
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.services.llm_service import FunctionCallParams
+from support.buses import BusHarness
 from support.peers import OurPeer, PlainPeer, cancel, llm_services
 from support.peers_backend import BackendLLMWorker, Frontend, Mine
 
@@ -24,11 +26,11 @@ Backend = tuple[JobHarness, ScriptedLLMServer, Any]
 
 @asynccontextmanager
 async def backend(
-    worker_class: type = Mine, tools: list[Callable[..., Any]] | None = None
+    bus: WorkerBus, worker_class: type = Mine, tools: list[Callable[..., Any]] | None = None
 ) -> AsyncIterator[Backend]:
     async with (
         llm_services() as new_llm,
-        JobHarness(check_watches=False) as harness,
+        BusHarness(bus, check_watches=False) as harness,
         ScriptedLLMServer() as llm,
     ):
         context = LLMContext(tools=tools) if tools else None
@@ -38,8 +40,8 @@ async def backend(
 
 
 @pytest.fixture(params=[Mine, MixinFirst])
-async def running(request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
-    async with backend(request.param) as running:
+async def running(bus: WorkerBus, request: pytest.FixtureRequest) -> AsyncIterator[Backend]:
+    async with backend(bus, request.param) as running:
         yield running
 
 
@@ -51,8 +53,8 @@ async def attached(harness: JobHarness) -> Frontend:
 
 
 @pytest.mark.parametrize("worker_class", [Mine, MixinFirst, BackendLLMWorker])
-async def test_a_frontend_attaches_asks_and_hears_the_answer(worker_class: type):
-    async with backend(worker_class) as (harness, llm, worker):
+async def test_a_frontend_attaches_asks_and_hears_the_answer(bus: WorkerBus, worker_class: type):
+    async with backend(bus, worker_class) as (harness, llm, worker):
         frontend = Frontend(OurPeer("frontend"))
         await harness.start(frontend.worker)
 
@@ -111,7 +113,7 @@ async def test_a_message_while_it_works_joins_the_work(running: Backend):
     await frontend.detach()
 
 
-async def test_tool_calls_are_reported_phase_by_phase():
+async def test_tool_calls_are_reported_phase_by_phase(bus: WorkerBus):
     async def get_weather(params: FunctionCallParams, city: str) -> None:
         """Get the weather.
 
@@ -121,7 +123,7 @@ async def test_tool_calls_are_reported_phase_by_phase():
         """
         await params.result_callback({"weather": f"rain in {city}"})
 
-    async with backend(tools=[get_weather]) as (harness, llm, _):
+    async with backend(bus, tools=[get_weather]) as (harness, llm, _):
         frontend = await attached(harness)
         llm.reply(ToolCall("get_weather", {"city": "Oslo"}))
         llm.reply(">> Rain in Oslo.")

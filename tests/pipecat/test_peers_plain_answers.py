@@ -17,6 +17,8 @@ import pipecat_jobs
 from pipecat_jobs import JobError, JobGroupError, JobTimeoutError, NoJobHandlerError, OutcomeStatus
 from pipecat_jobs.testing import JobHarness
 
+pytestmark = pytest.mark.every_bus("slow")
+
 harness = peers.harness
 
 

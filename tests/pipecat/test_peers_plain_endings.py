@@ -21,6 +21,8 @@ from support.peers import PAIRS, OurPeer, PlainPeer, cancel
 from pipecat_jobs import JobCancelledError, JobTimeoutError, OutcomeStatus, WorkerLostError
 from pipecat_jobs.testing import ChaosBus, JobHarness
 
+pytestmark = pytest.mark.every_bus("slow")
+
 harness = peers.harness
 
 

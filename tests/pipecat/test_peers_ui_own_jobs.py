@@ -3,9 +3,11 @@
 import asyncio
 
 import pytest
+from pipecat.bus import WorkerBus
 from pipecat.frames.frames import InterruptionFrame
 from pipecat.workers.ui import UIWorker
 from support import peers_ui
+from support.buses import BusHarness
 from support.peers import OurPeer, PlainPeer, cancel
 from support.peers_ui import SNAPSHOT, MakeUI, client_sends
 
@@ -16,9 +18,9 @@ make = peers_ui.make
 
 
 @pytest.mark.parametrize("asks", [OurPeer, PlainPeer])
-async def test_its_respond_job_responses_what_a_tool_says(make: MakeUI, asks: type):
+async def test_its_respond_job_responses_what_a_tool_says(bus: WorkerBus, make: MakeUI, asks: type):
     asker = asks("asker")
-    async with JobHarness(check_watches=False) as harness, ScriptedLLMServer() as llm:
+    async with BusHarness(bus, check_watches=False) as harness, ScriptedLLMServer() as llm:
         llm.on("where", ToolCall("answer", {"text": "on the left"}))
         await harness.start(asker, make(base_url=llm.base_url))
 

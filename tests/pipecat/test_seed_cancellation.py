@@ -30,6 +30,8 @@ from pipecat_jobs import (
 from pipecat_jobs.testing import ChaosBus, JobHarness
 from pipecat_jobs.testing.fixtures import LogRecord
 
+pytestmark = pytest.mark.every_bus
+
 
 class Working(BaseWorker):
     """Works on each job until it is cancelled."""

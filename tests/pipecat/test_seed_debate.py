@@ -31,6 +31,8 @@ from pipecat_jobs import (
 )
 from pipecat_jobs.testing import ChaosBus, JobHarness, LLMRequest, ScriptedLLMServer, Text, ToolCall
 
+pytestmark = pytest.mark.every_bus
+
 
 # fmt: off
 class DebateWorker(LLMContextWorker):
@@ -351,6 +353,7 @@ async def test_two_groups_over_the_same_debaters_do_not_mix(
     assert cats == {"advocate": "All about cats.", "critic": "All about cats."}
 
 
+@pytest.mark.not_on("redis", reason="it waits in the bus")
 async def test_a_job_cancelled_while_it_waits_for_its_turn_never_reaches_the_llm(
     job_harness: JobHarness,
     provider: ScriptedLLMServer,
@@ -400,6 +403,7 @@ async def test_a_job_whose_time_is_up_while_it_waits_for_its_turn_never_reaches_
     assert [last_text(r) for r in provider.requests] == ["Topic: dogs"]
 
 
+@pytest.mark.not_on("redis", reason="the next job waits in the bus")
 @pytest.mark.parametrize("second_waits", [True, False])
 async def test_a_job_cancelled_while_its_text_is_generated_leaves_none_of_it_to_the_next(
     job_harness: JobHarness,
@@ -456,6 +460,7 @@ async def test_a_debater_that_stops_while_it_generates_ends_the_job_as_cancelled
     await request.wait_hung_up()
 
 
+@pytest.mark.not_on("redis", reason="what waits does so in the bus")
 async def test_a_debater_that_is_ended_finishes_its_text_and_cancels_what_waits(
     job_harness: JobHarness,
     provider: ScriptedLLMServer,

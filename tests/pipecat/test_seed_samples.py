@@ -21,6 +21,8 @@ from pipecat_jobs import (
 )
 from pipecat_jobs.testing import JobHarness
 
+pytestmark = pytest.mark.every_bus
+
 
 class Answering(BaseWorker):
     """Answers whatever it is asked, and keeps what that was."""

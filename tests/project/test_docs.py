@@ -121,7 +121,7 @@ async def test_readme_program_runs_as_it_stands(tmp_path: Path, scripted_llm: Sc
     process = await asyncio.create_subprocess_exec(
         sys.executable, program, cwd=tmp_path, env=os.environ | provider, stdout=PIPE, stderr=PIPE
     )
-    out, errors = await asyncio.wait_for(process.communicate(), 50)
+    out, errors = await asyncio.wait_for(process.communicate(), 250)
 
     assert process.returncode == 0, errors.decode()
     assert out.decode().splitlines()[-1] == "On shelf 7."
@@ -204,7 +204,7 @@ from pipecat_jobs.testing import JobHarness, Text, run_virtual
         env={key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=250,
     )
     assert done.returncode == 0, done.stdout
     assert f"{len(tests)} passed" in done.stdout
@@ -262,7 +262,7 @@ async def test_snippets_of_the_distributed_page_run(
 async def test_the_two_programs_of_the_distributed_page_run(tmp_path: Path):
     for code in blocks("docs/distributed.md", "python")[:2]:
         (tmp_path / code.partition("\n")[0].removeprefix("# ")).write_text(code)
-    async with EmbeddedRedis() as server:
+    async with EmbeddedRedis(start_timeout=100.0) as server:
 
         async def start(program: str) -> Process:
             return await asyncio.create_subprocess_exec(

@@ -186,10 +186,12 @@ class Blocking(Answerer):
         return {}
 
 
-@pytest.mark.parametrize("bus", [AsyncQueueBus, RoutedBus])
+@pytest.mark.parametrize("bus_class", [AsyncQueueBus, RoutedBus])
 @pytest.mark.parametrize("name", ["block and answer", "block and wait"])
-async def test_a_blocked_event_loop_is_named_with_how_long_it_was(bus: type[WorkerBus], name: str):
-    async with JobHarness(bus()) as harness:
+async def test_a_blocked_event_loop_is_named_with_how_long_it_was(
+    bus_class: type[WorkerBus], name: str
+):
+    async with JobHarness(bus_class()) as harness:
         asker, blocking = Asker(), Blocking()
         await harness.start(asker, blocking)
         with pytest.raises(JobTimeoutError) as caught:

@@ -3,8 +3,10 @@
 import asyncio
 
 import pytest
+from pipecat.bus import WorkerBus
 from pipecat.bus.messages import BusJobRequestMessage, BusJobStreamDataMessage
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
+from support.buses import BusHarness
 from support.workers import Asker
 
 from pipecat_jobs import (
@@ -247,9 +249,9 @@ async def test_a_chunk_that_the_bus_refuses_leaves_its_room(
         assert await numbers(j) == [7]
 
 
-async def test_a_plain_pipecat_requester_holds_nobody_up():
+async def test_a_plain_pipecat_requester_holds_nobody_up(bus: WorkerBus):
     plain, streamer = PipecatBaseWorker("plain"), Streamer()
-    async with JobHarness(check_watches=False) as harness:
+    async with BusHarness(bus, check_watches=False) as harness:
         await harness.start(plain, streamer)
         params = JobGroupParams(name="count", unread_limit=3)
         async with plain.job_group("streamer", params=params) as group:

@@ -3,14 +3,13 @@
 import copy
 
 import pytest
-from pipecat.bus import AsyncQueueBus, WorkerBus
 from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.bus.serializers import JSONMessageSerializer
 from support.redis.processes import Member, redis, redis_server
 from support.redis.router_without_server import CODEC, Desk
 from support.workers import Asker
 
-from pipecat_jobs import BaseWorker, JobHeaders, RoutedBus, job, job_attempt, job_headers, job_moved
+from pipecat_jobs import BaseWorker, JobHeaders, job, job_attempt, job_headers, job_moved
 from pipecat_jobs._protocol.flow import StreamWindow
 from pipecat_jobs._protocol.headers import (
     decode_headers,
@@ -20,7 +19,7 @@ from pipecat_jobs._protocol.headers import (
 )
 from pipecat_jobs.bus._distributed.engine import Command, EntryKind
 from pipecat_jobs.bus.redis import EmbeddedRedis
-from pipecat_jobs.testing import ChaosBus, JobHarness
+from pipecat_jobs.testing import JobHarness
 
 __all__ = ["redis", "redis_server"]
 
@@ -44,13 +43,13 @@ def request() -> BusJobRequestMessage:
     return BusJobRequestMessage(source="asker", target="reader", job_id="1", job_name="read")
 
 
-@pytest.mark.parametrize("bus", [AsyncQueueBus, RoutedBus, ChaosBus])
-async def test_a_bus_within_one_process_carries_the_headers_whole(bus: type[WorkerBus]):
+@pytest.mark.every_bus("slow")
+@pytest.mark.not_on("pubsub", reason="a plain peer could not read what carries them")
+async def test_a_bus_carries_the_headers_whole(job_harness: JobHarness):
     asker, reader = Asker(), Reader()
-    async with JobHarness(bus=bus()) as harness:
-        await harness.start(asker, reader)
-        await asker.ask("reader", "read", affinity="a", run_once=True)
-        await asker.ask("reader", "read")
+    await job_harness.start(asker, reader)
+    await asker.ask("reader", "read", affinity="a", run_once=True)
+    await asker.ask("reader", "read")
     assert reader.seen == [JobHeaders(affinity="a", run_once=True), JobHeaders()]
 
 

@@ -32,8 +32,10 @@ from pipecat_jobs._protocol.statements import RESERVED_KEY, Statement, read_stat
 from pipecat_jobs.testing import ChaosBus, JobHarness
 from pipecat_jobs.tools.results import has_stopped
 
+pytestmark = pytest.mark.every_bus
+
 #: Seconds in which a busy machine, too, gets a job done.
-LONG = 20.0
+LONG = 100.0
 
 
 async def outcome_of(asker: BaseWorker, worker: str, name: str | None = None, **keywords: Any):

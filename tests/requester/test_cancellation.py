@@ -16,6 +16,8 @@ from support.workers import Answerer, Asker, Delegator, cancelled, until
 from pipecat_jobs import JobCancelledError, JobGroupError, OutcomeStatus, WorkerLostError, job
 from pipecat_jobs.testing import ChaosBus, JobHarness, run_virtual
 
+pytestmark = pytest.mark.every_bus
+
 
 async def test_while_waiting_for_readiness_nothing_is_sent_and_nothing_is_left(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
@@ -364,23 +366,22 @@ class TestShutdown:
         assert len(leaf.cancelled) == 1
 
     @pytest.mark.parametrize("how", ["cancel", "end"])
-    async def test_of_the_runner_ends_every_call(self, how: str):
-        async with JobHarness() as harness:
-            asker, answerer, plain = Asker(), Answerer(), PlainWorker("plain")
-            await harness.start(asker, answerer, plain)
-            calls = [
-                asyncio.create_task(asker.ask("answerer", "wait")),
-                asyncio.create_task(asker.ask("plain")),
-                asyncio.create_task(asker.ask("never there")),
-            ]
-            await answerer.started.get()
-            await getattr(harness.runner, how)()
-            for call in calls:
-                with pytest.raises((JobCancelledError, JobGroupError)):
-                    await call
-            await harness.settle()
-            assert not asker.job_groups
-            assert not answerer.active_jobs
+    async def test_of_the_runner_ends_every_call(self, job_harness: JobHarness, how: str):
+        asker, answerer, plain = Asker(), Answerer(), PlainWorker("plain")
+        await job_harness.start(asker, answerer, plain)
+        calls = [
+            asyncio.create_task(asker.ask("answerer", "wait")),
+            asyncio.create_task(asker.ask("plain")),
+            asyncio.create_task(asker.ask("never there")),
+        ]
+        await answerer.started.get()
+        await getattr(job_harness.runner, how)()
+        for call in calls:
+            with pytest.raises((JobCancelledError, JobGroupError)):
+                await call
+        await job_harness.settle()
+        assert not asker.job_groups
+        assert not answerer.active_jobs
 
     async def test_of_a_worker_does_not_cut_off_a_handler_that_cleans_up(
         self, job_harness: JobHarness

@@ -9,6 +9,8 @@ from support.workers import Answerer, Asker, cancelled
 from pipecat_jobs import BaseWorker, JobCancelledError, JobGroupError, WorkerLostError
 from pipecat_jobs.testing import ChaosBus, JobHarness
 
+pytestmark = pytest.mark.every_bus
+
 
 async def test_a_bus_that_refuses_a_request_ends_the_job_as_error(
     chaos_harness: JobHarness, chaos_bus: ChaosBus, monkeypatch

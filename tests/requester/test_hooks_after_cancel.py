@@ -12,6 +12,8 @@ from support import parity
 from pipecat_jobs import BaseWorker, job
 from pipecat_jobs.testing import JobHarness
 
+pytestmark = pytest.mark.every_bus
+
 
 class Cleaner(BaseWorker):
     """Reports progress from its handler's clean-up and from ``on_job_cancelled()``."""
@@ -87,7 +89,7 @@ async def test_overrides_hear_all_of_it_in_order(job_harness: JobHarness, how: s
         with pytest.raises(JobError, match="timeout"):
             async with asker.job("cleaner", params=JobParams(name="work", timeout=0.3)):
                 pass
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(100):
         await asker.acknowledged.wait()
 
     assert asker.heard == ALL
@@ -101,7 +103,7 @@ async def test_the_other_workers_of_a_group_that_failed_are_heard(job_harness: J
     await asker.request_job_group("cleaner", "failing", params=params)
     await cleaner.started.wait()
     failing.fails.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(100):
         await asker.acknowledged.wait()
 
     assert asker.heard == ALL
@@ -119,7 +121,7 @@ async def test_event_handlers_hear_it(job_harness: JobHarness):
     job_id = await asker.request_job("cleaner", params=JobParams(name="work"))
     await cleaner.started.wait()
     await asker.cancel_job_group(job_id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(100):
         await answered.wait()
 
     assert [message.update for message in updates] == [{"saved": 1}, {"closed": 2}]
@@ -134,7 +136,7 @@ async def test_nothing_is_heard_of_a_worker_that_was_not_asked_or_has_answered(
     job_id = await asker.request_job("cleaner", params=JobParams(name="work"))
     await cleaner.started.wait()
     await asker.cancel_job_group(job_id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(100):
         await asker.acknowledged.wait()
 
     for source in ("stranger", "cleaner"):

@@ -26,6 +26,8 @@ from pipecat_jobs import (
 )
 from pipecat_jobs.testing import ChaosBus, JobHarness
 
+pytestmark = pytest.mark.every_bus
+
 
 async def test_job_gives_response_outcome_and_id(job_harness: JobHarness):
     asker = Asker()

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from pipecat.bus import AsyncQueueBus
+from pipecat.bus import WorkerBus
 from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.pipeline.job_context import JobGroupParams, JobParams, JobStatus
 from pipecat.pipeline.job_decorator import job as pipecat_job
@@ -17,7 +17,8 @@ from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
 
 from pipecat_jobs import JobsMixin
-from pipecat_jobs.testing import ChaosBus, Faults, JobHarness
+from pipecat_jobs.testing import JobHarness
+from support.buses import BusHarness
 
 
 class PlainPeer(PlainWorker):
@@ -120,14 +121,10 @@ PAIRS = [
 ]
 
 
-@pytest.fixture(params=["queue-bus", "slow-bus"])
-async def harness(request: pytest.FixtureRequest) -> AsyncIterator[JobHarness]:
-    """A harness on Pipecat's bus, and one on a bus whose publish takes its time."""
-    bus = AsyncQueueBus()
-    if request.param == "slow-bus":
-        bus = ChaosBus(seed=3, faults=Faults(slow_publish=0.7, max_delay=0.002))
+@pytest.fixture
+async def harness(bus: WorkerBus) -> AsyncIterator[JobHarness]:
     # Pipecat's own job() leaves a registry watch behind on every call.
-    async with JobHarness(bus, check_watches=False) as harness:
+    async with BusHarness(bus, check_watches=False) as harness:
         yield harness
 
 

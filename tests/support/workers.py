@@ -99,7 +99,7 @@ class Delegator(BaseWorker):
         return j.response
 
 
-async def until(condition: Callable[[], object], *, timeout: float = 20.0) -> None:
+async def until(condition: Callable[[], object], *, timeout: float = 100.0) -> None:
     """Let the loop run until something has happened."""
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110

@@ -389,6 +389,7 @@ def job_ids(messages: list[BusMessage]) -> list[str]:
     return [f"{type(each).__name__} {getattr(each, 'job_id', '')}" for each in messages]
 
 
+@pytest.mark.schedules
 @given(st.integers())
 def test_a_seed_repeats_exactly_and_accounts_for_every_message(seed: int):
     sent, delivered, dropped = play(seed)

@@ -122,6 +122,11 @@ async def test_a_refused_call_is_answered_at_once(
     await stage.worker.flush_pipeline()
 
 
+@pytest.mark.not_on(
+    "redis",
+    "pubsub",
+    reason="the first call never begins",
+)
 async def test_a_replaced_call_is_settled_without_a_comment_and_its_jobs_stop(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):

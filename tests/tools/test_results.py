@@ -204,6 +204,7 @@ class Opaque:
     words: set[str]
 
 
+@pytest.mark.not_on("redis", "pubsub", reason="what is not JSON does not cross a server")
 async def test_a_response_that_is_not_json_is_written_as_the_values_it_holds(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):

@@ -9,6 +9,8 @@ from support.workers import Answerer, Asker
 from pipecat_jobs import InvalidJobError, InvalidJobTypeError, JobParams
 from pipecat_jobs.testing import JobHarness
 
+pytestmark = pytest.mark.every_bus
+
 WRONG = [
     ({"payload": "text"}, "payload is 'text'; give a dict"),
     ({"payload": [1]}, r"payload is \[1\]; give a dict"),

@@ -10,6 +10,8 @@ from pipecat_jobs.bus import RoutedBus
 from pipecat_jobs.bus.redis import RedisStreamsBus
 from pipecat_jobs.testing import JobHarness
 
+pytestmark = pytest.mark.every_bus
+
 
 class Parent(BaseWorker):
     pass

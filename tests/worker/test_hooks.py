@@ -11,6 +11,8 @@ from pipecat_jobs import BaseWorker, JobError, job
 from pipecat_jobs._protocol.hooks import JOB_EVENTS
 from pipecat_jobs.testing import JobHarness
 
+pytestmark = pytest.mark.every_bus
+
 
 def recording(base: type[BaseWorker]) -> type[BaseWorker]:
     """A worker class that overrides every hook and keeps the order of the calls."""

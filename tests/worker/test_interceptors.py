@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from pipecat.bus import AsyncQueueBus
 from pipecat.bus.messages import BusJobRequestMessage
 from support.workers import Asker, cancelled
 
@@ -26,7 +25,6 @@ from pipecat_jobs import (
     JobTimeoutError,
     JobToolError,
     OutcomeStatus,
-    RoutedBus,
     WorkerLostError,
     job,
     job_attempt,
@@ -36,6 +34,8 @@ from pipecat_jobs.interceptors import ProceedToAsk, ProceedToHandle
 from pipecat_jobs.testing import JobHarness
 from pipecat_jobs.testing.fixtures import LogRecord
 
+pytestmark = pytest.mark.every_bus
+
 ASKED, SENT, SETTLED = (
     JobLifeEventKind.ASKED,
     JobLifeEventKind.SENT,
@@ -43,12 +43,6 @@ ASKED, SENT, SETTLED = (
 )
 BEGUN, HANDLER_ENDED = JobLifeEventKind.BEGUN, JobLifeEventKind.HANDLER_ENDED
 UPDATE, STREAM = JobLifeEventKind.UPDATE, JobLifeEventKind.STREAM
-
-
-@pytest.fixture(params=[AsyncQueueBus, RoutedBus])
-async def harness(request: pytest.FixtureRequest) -> AsyncIterator[JobHarness]:
-    async with JobHarness(bus=request.param()) as harness:
-        yield harness
 
 
 class Recorder(JobInterceptor):
@@ -107,25 +101,25 @@ class Worker(BaseWorker):
         await self.send_job_response(message.job_id, {"from": "the handler"})
 
 
-async def start(harness: JobHarness, *interceptors: JobInterceptor) -> tuple[Asker, Worker]:
+async def start(job_harness: JobHarness, *interceptors: JobInterceptor) -> tuple[Asker, Worker]:
     """Start a requester and a worker with the same interceptors."""
     asker, worker = Asker(), Worker()
     for interceptor in interceptors:
         asker.add_job_interceptor(interceptor)
         worker.add_job_interceptor(interceptor)
-    await harness.start(asker, worker)
+    await job_harness.start(asker, worker)
     return asker, worker
 
 
 # -- events ----------------------------------------------------------------------------------------
 
 
-async def test_a_job_that_completes_has_every_event_once_and_in_order(harness: JobHarness):
+async def test_a_job_that_completes_has_every_event_once_and_in_order(job_harness: JobHarness):
     recorder = Recorder()
-    asker, _ = await start(harness, recorder)
+    asker, _ = await start(job_harness, recorder)
     async with asker.job("worker", name="echo", payload={"n": 1}) as j:
         pass
-    await harness.settle()
+    await job_harness.settle()
     assert [kind for kind in recorder.kinds if kind is not HANDLER_ENDED] == [
         ASKED,
         SENT,
@@ -142,9 +136,9 @@ async def test_a_job_that_completes_has_every_event_once_and_in_order(harness: J
     assert outcomes == [j.outcome]
 
 
-async def test_updates_and_streams_are_events_with_their_data(harness: JobHarness):
+async def test_updates_and_streams_are_events_with_their_data(job_harness: JobHarness):
     recorder = Recorder()
-    asker, _ = await start(harness, recorder)
+    asker, _ = await start(job_harness, recorder)
     async with asker.job("worker", name="stream"):
         pass
     data = [(event.kind, event.data) for event in recorder.events if event.kind in (UPDATE, STREAM)]
@@ -152,9 +146,9 @@ async def test_updates_and_streams_are_events_with_their_data(harness: JobHarnes
     assert recorder.kinds.index(SETTLED) > recorder.kinds.index(STREAM)
 
 
-async def test_a_handler_that_raises_has_ended_with_its_error(harness: JobHarness):
+async def test_a_handler_that_raises_has_ended_with_its_error(job_harness: JobHarness):
     recorder = Recorder()
-    asker, _ = await start(harness, recorder)
+    asker, _ = await start(job_harness, recorder)
     with pytest.raises(JobError):
         await asker.ask("worker", "fail")
     [ended] = [event for event in recorder.events if event.kind is HANDLER_ENDED]
@@ -163,38 +157,38 @@ async def test_a_handler_that_raises_has_ended_with_its_error(harness: JobHarnes
     assert recorder.settled == [("worker", OutcomeStatus.ERROR)]
 
 
-async def test_a_job_that_ends_by_its_deadline_is_settled(harness: JobHarness):
+async def test_a_job_that_ends_by_its_deadline_is_settled(job_harness: JobHarness):
     recorder = Recorder()
-    asker, _ = await start(harness, recorder)
+    asker, _ = await start(job_harness, recorder)
     with pytest.raises(JobTimeoutError):
         await asker.ask("worker", "wait", timeout=0.05)
-    await harness.settle()
+    await job_harness.settle()
     assert recorder.settled == [("worker", OutcomeStatus.TIMED_OUT)]
     assert recorder.kinds[-1] is HANDLER_ENDED
 
 
-async def test_a_job_whose_worker_never_starts_is_asked_and_settled(harness: JobHarness):
+async def test_a_job_whose_worker_never_starts_is_asked_and_settled(job_harness: JobHarness):
     recorder = Recorder()
-    asker, _ = await start(harness, recorder)
+    asker, _ = await start(job_harness, recorder)
     with pytest.raises(JobTimeoutError):
         await asker.ask("nowhere", "echo", timeout=0.05)
     assert recorder.kinds == [ASKED, SETTLED]
 
 
-async def test_a_job_that_is_cancelled_is_settled_and_its_handler_ends(harness: JobHarness):
+async def test_a_job_that_is_cancelled_is_settled_and_its_handler_ends(job_harness: JobHarness):
     recorder = Recorder()
-    asker, worker = await start(harness, recorder)
+    asker, worker = await start(job_harness, recorder)
     caller = asyncio.create_task(asker.ask("worker", "wait"))
     await worker.started.wait()
     await cancelled(caller)
-    await harness.settle()
+    await job_harness.settle()
     assert recorder.kinds == [ASKED, SENT, BEGUN, SETTLED, HANDLER_ENDED]
     assert recorder.settled == [("worker", OutcomeStatus.CANCELLED)]
 
 
-async def test_a_job_that_waits_for_its_slot_has_not_begun(harness: JobHarness):
+async def test_a_job_that_waits_for_its_slot_has_not_begun(job_harness: JobHarness):
     recorder = Recorder()
-    asker, worker = await start(harness, recorder)
+    asker, worker = await start(job_harness, recorder)
     first = asyncio.create_task(asker.ask("worker", "wait"))
     await worker.started.wait()
     recorder.events.clear()
@@ -204,9 +198,9 @@ async def test_a_job_that_waits_for_its_slot_has_not_begun(harness: JobHarness):
     await cancelled(first)
 
 
-async def test_a_job_whose_worker_is_lost_is_settled(harness: JobHarness):
+async def test_a_job_whose_worker_is_lost_is_settled(job_harness: JobHarness):
     recorder = Recorder()
-    asker, worker = await start(harness, recorder)
+    asker, worker = await start(job_harness, recorder)
     caller = asyncio.create_task(asker.ask("worker", "wait"))
     await worker.started.wait()
     await asker.worker_lost("worker", reason="unplugged")
@@ -215,10 +209,10 @@ async def test_a_job_whose_worker_is_lost_is_settled(harness: JobHarness):
     assert recorder.settled == [("worker", OutcomeStatus.LOST)]
 
 
-async def test_a_group_has_the_events_of_each_worker(harness: JobHarness):
+async def test_a_group_has_the_events_of_each_worker(job_harness: JobHarness):
     recorder = Recorder()
-    asker, _ = await start(harness, recorder)
-    await harness.start(Worker("second"))
+    asker, _ = await start(job_harness, recorder)
+    await job_harness.start(Worker("second"))
     with pytest.raises(JobGroupError):
         async with asker.job_group("worker", "second", name="fail"):
             pass
@@ -228,29 +222,28 @@ async def test_a_group_has_the_events_of_each_worker(harness: JobHarness):
     assert sorted(name for name, _ in recorder.settled) == ["second", "worker"]
 
 
-async def test_a_job_of_a_stopped_requester_is_settled():
+async def test_a_job_of_a_stopped_requester_is_settled(job_harness: JobHarness):
     recorder, asker = Recorder(), Asker()
     asker.add_job_interceptor(recorder)
-    async with JobHarness() as harness:
-        await harness.start(asker, Worker())
-        await harness.end(asker)
-        with pytest.raises(JobCancelledError):
-            await asker.ask("worker", "echo")
+    await job_harness.start(asker, Worker())
+    await job_harness.end(asker)
+    with pytest.raises(JobCancelledError):
+        await asker.ask("worker", "echo")
     assert recorder.kinds == [ASKED, SETTLED]
 
 
 @pytest.mark.parametrize("raised", [ValueError, SystemExit, asyncio.CancelledError])
 async def test_what_on_event_raises_is_logged_and_changes_nothing(
-    harness: JobHarness, job_log: list[LogRecord], raised: type[BaseException]
+    job_harness: JobHarness, job_log: list[LogRecord], raised: type[BaseException]
 ):
     class Broken(JobInterceptor):
         def on_event(self, event: JobLifeEvent) -> None:
             raise raised("broken")
 
     recorder = Recorder()
-    asker, _ = await start(harness, Broken(), recorder)
+    asker, _ = await start(job_harness, Broken(), recorder)
     assert (await asker.ask("worker", "echo", payload={}))["payload"] == {}
-    await harness.settle()
+    await job_harness.settle()
     assert set(recorder.kinds) == {ASKED, SENT, BEGUN, HANDLER_ENDED, SETTLED}
     told = [record for record in job_log if "Broken.on_event() raised" in record.message]
     assert len(told) == 5
@@ -272,13 +265,14 @@ class Trace(JobInterceptor):
         await proceed(replace(call, payload={"path": path}, headers=headers))
 
 
-async def test_ask_may_replace_payload_and_headers_the_class_first(harness: JobHarness):
+@pytest.mark.not_on("pubsub", reason="a plain peer could not read what carries headers")
+async def test_ask_may_replace_payload_and_headers_the_class_first(job_harness: JobHarness):
     class Host(Asker):
         job_interceptors = (Trace("a"), Trace("b"))
 
     host = Host("host")
     host.add_job_interceptor(Trace("c"))
-    await harness.start(host, Worker())
+    await job_harness.start(host, Worker())
     assert await host.ask("worker", "echo") == {
         "payload": {"path": ["a", "b", "c"]},
         "trace": {"a": "asked", "b": "asked", "c": "asked"},
@@ -306,15 +300,15 @@ class Refuse(JobInterceptor):
     ],
 )
 async def test_what_ask_raises_is_the_jobs_failure(
-    harness: JobHarness, error: BaseException, status: OutcomeStatus, after: bool
+    job_harness: JobHarness, error: BaseException, status: OutcomeStatus, after: bool
 ):
     recorder = Recorder()
-    asker, _ = await start(harness, Refuse(error, after=after), recorder)
+    asker, _ = await start(job_harness, Refuse(error, after=after), recorder)
     with pytest.raises(JobError) as raised:
         await asker.ask("worker", "wait")
     assert raised.value.__cause__ is error
     assert recorder.settled == [("worker", status)]
-    await harness.settle()
+    await job_harness.settle()
     assert not asker.job_groups
 
 
@@ -353,33 +347,33 @@ class Misbehave(JobInterceptor):
         ("swallows", "were not sent"),
     ],
 )
-async def test_an_ask_that_misbehaves_fails_the_job(harness: JobHarness, how: str, why: str):
-    asker, _ = await start(harness, Misbehave(how))
+async def test_an_ask_that_misbehaves_fails_the_job(job_harness: JobHarness, how: str, why: str):
+    asker, _ = await start(job_harness, Misbehave(how))
     with pytest.raises(JobError, match=why):
         await asker.ask("worker", "wait")
 
 
-async def test_the_deadline_passes_while_ask_waits(harness: JobHarness):
+async def test_the_deadline_passes_while_ask_waits(job_harness: JobHarness):
     class Slow(JobInterceptor):
         async def ask(self, call: JobCall, proceed: ProceedToAsk) -> None:
             await asyncio.Event().wait()
 
     recorder = Recorder()
-    asker, _ = await start(harness, Slow(), recorder)
+    asker, _ = await start(job_harness, Slow(), recorder)
     with pytest.raises(JobTimeoutError):
         await asker.ask("worker", "echo", timeout=0.05)
     assert recorder.kinds == [ASKED, SETTLED]
 
 
 async def test_a_deadline_that_ask_swallows_leaves_the_requesters_task_as_it_was(
-    harness: JobHarness,
+    job_harness: JobHarness,
 ):
     class Swallows(JobInterceptor):
         async def ask(self, call: JobCall, proceed: ProceedToAsk) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await proceed(call)
 
-    asker, _ = await start(harness, Swallows())
+    asker, _ = await start(job_harness, Swallows())
     with pytest.raises(JobTimeoutError):
         await asker.ask("nowhere", "echo", timeout=0.05)
     task = asyncio.current_task()
@@ -387,7 +381,9 @@ async def test_a_deadline_that_ask_swallows_leaves_the_requesters_task_as_it_was
     assert task.cancelling() == 0
 
 
-async def test_the_window_of_a_stream_survives_other_headers(harness: JobHarness):
+@pytest.mark.not_on("pubsub", reason="a plain peer could not read what carries headers")
+@pytest.mark.not_on("redis", reason="the server holds more than the window")
+async def test_the_window_of_a_stream_survives_other_headers(job_harness: JobHarness):
     class Plain(JobInterceptor):
         async def ask(self, call: JobCall, proceed: ProceedToAsk) -> None:
             await proceed(replace(call, headers=JobHeaders()))
@@ -404,12 +400,12 @@ async def test_the_window_of_a_stream_survives_other_headers(harness: JobHarness
 
     asker, endless = Asker(), Endless("endless")
     asker.add_job_interceptor(Plain())
-    await harness.start(asker, endless)
+    await job_harness.start(asker, endless)
     with pytest.raises(ZeroDivisionError):
         async with asker.job("endless", name="stream", unread_limit=2) as j:
             async for _ in j:
                 break
-            await harness.settle()
+            await job_harness.settle()
             sent = endless.sent
             raise ZeroDivisionError
     assert sent <= 4
@@ -418,7 +414,7 @@ async def test_the_window_of_a_stream_survives_other_headers(harness: JobHarness
 # -- handle ----------------------------------------------------------------------------------------
 
 
-async def test_handle_wraps_request_and_response(harness: JobHarness):
+async def test_handle_wraps_request_and_response(job_harness: JobHarness):
     class Wrap(JobInterceptor):
         async def handle(
             self, request: BusJobRequestMessage, proceed: ProceedToHandle
@@ -430,17 +426,19 @@ async def test_handle_wraps_request_and_response(harness: JobHarness):
     asker, worker = Asker(), Worker()
     worker.add_job_interceptor(Wrap())
     asker.add_job_interceptor(Trace("a"))
-    await harness.start(asker, worker)
+    await job_harness.start(asker, worker)
     worker.add_job_interceptor(JobInterceptor())
     with pytest.raises(JobError, match="KeyError"):
         await asker.ask("worker", "echo")
     asker = Asker("second")
-    await harness.start(asker)
+    await job_harness.start(asker)
     response = await asker.ask("worker", "echo", payload={"n": 1})
     assert response == {"wrapped": {"payload": {"n": 2}, "trace": None, "attempt": 1}}
 
 
-async def test_handle_may_respond_without_the_handler_and_replace_its_failure(harness: JobHarness):
+async def test_handle_may_respond_without_the_handler_and_replace_its_failure(
+    job_harness: JobHarness,
+):
     class Fallback(JobInterceptor):
         async def handle(
             self, request: BusJobRequestMessage, proceed: ProceedToHandle
@@ -452,7 +450,7 @@ async def test_handle_may_respond_without_the_handler_and_replace_its_failure(ha
             except ValueError:
                 return {"from": "the fallback"}
 
-    asker, worker = await start(harness, Fallback())
+    asker, worker = await start(job_harness, Fallback())
     assert await asker.ask("worker", "wait") == {"from": "the cache"}
     assert await asker.ask("worker", "fail") == {"from": "the fallback"}
     assert await asker.ask("worker", "responds") == {"from": "the handler"}
@@ -467,23 +465,23 @@ async def test_handle_may_respond_without_the_handler_and_replace_its_failure(ha
     ("returned", "why"), [(None, "the handler has not run"), ("text", "handle\\(\\) is 'text'")]
 )
 async def test_a_handle_that_leaves_the_job_without_a_response_fails_it(
-    harness: JobHarness, returned: Any, why: str
+    job_harness: JobHarness, returned: Any, why: str
 ):
     class Silent(JobInterceptor):
         async def handle(self, request: BusJobRequestMessage, proceed: ProceedToHandle) -> Any:
             return returned
 
-    asker, _ = await start(harness, Silent())
+    asker, _ = await start(job_harness, Silent())
     with pytest.raises(JobError, match=why):
         await asker.ask("worker", "echo")
 
 
-async def test_a_handle_may_not_send_the_handler_to_another_job(harness: JobHarness):
+async def test_a_handle_may_not_send_the_handler_to_another_job(job_harness: JobHarness):
     class Elsewhere(JobInterceptor):
         async def handle(self, request: BusJobRequestMessage, proceed: ProceedToHandle) -> Any:
             return await proceed(replace(request, job_id="other"))
 
-    asker, _ = await start(harness, Elsewhere())
+    asker, _ = await start(job_harness, Elsewhere())
     with pytest.raises(JobError, match="job_id or source"):
         await asker.ask("worker", "echo")
 
@@ -493,14 +491,14 @@ async def test_a_handle_may_not_send_the_handler_to_another_job(harness: JobHarn
     [(ValueError("no"), OutcomeStatus.ERROR), (JobToolError("no"), OutcomeStatus.FAILED)],
 )
 async def test_what_handle_raises_is_the_jobs_failure(
-    harness: JobHarness, error: Exception, status: OutcomeStatus
+    job_harness: JobHarness, error: Exception, status: OutcomeStatus
 ):
     class Guard(JobInterceptor):
         async def handle(self, request: BusJobRequestMessage, proceed: ProceedToHandle) -> Any:
             raise error
 
     recorder = Recorder()
-    asker, _ = await start(harness, Guard(), recorder)
+    asker, _ = await start(job_harness, Guard(), recorder)
     with pytest.raises(JobError, match="no"):
         await asker.ask("worker", "echo")
     assert recorder.settled == [("worker", status)]
@@ -530,14 +528,14 @@ def test_a_class_with_wrong_interceptors_is_refused(given: Any):
         wrong("wrong")
 
 
-async def test_an_interceptor_may_be_added_while_jobs_run(harness: JobHarness):
+async def test_an_interceptor_may_be_added_while_jobs_run(job_harness: JobHarness):
     recorder = Recorder()
-    asker, worker = await start(harness)
+    asker, worker = await start(job_harness)
     caller = asyncio.create_task(asker.ask("worker", "wait"))
     await worker.started.wait()
     asker.add_job_interceptor(recorder)
     worker.add_job_interceptor(recorder)
     await cancelled(caller)
     await asker.ask("worker", "echo")
-    await harness.settle()
+    await job_harness.settle()
     assert set(recorder.kinds) == {ASKED, SENT, BEGUN, HANDLER_ENDED, SETTLED}

@@ -1,19 +1,17 @@
 """Whatever happens, every job ends once, as what it is, and leaves nothing behind.
 
-Hypothesis invents schedules (`property_plan.Plan`) and this file says what has to hold of each.
+Hypothesis invents schedules (`random_jobs.plan.Plan`) and this file says what has to hold of each.
 A failing schedule is shrunk, printed as a plan that can be read, and can be pasted into an
-``@example`` here. ``PIPECAT_JOBS_SCHEDULES=20000`` plays that many random schedules instead of
-the same ones every time.
+``@example`` here. ``pytest --schedules 50`` plays 50 times as many, which are others every time.
 """
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from loguru import logger
 from pipecat.pipeline.job_context import JobStatus
 from support.random_jobs.plan import (
@@ -34,6 +32,7 @@ from support.random_jobs.regressions import ONCE_BROKEN
 from support.random_jobs.schedules import plans
 from support.random_jobs.stage import run_plan
 from support.random_jobs.story import Asked, BodyError, Run, Story, worker_name
+from support.schedules import schedules, time_for_schedules
 
 from pipecat_jobs import (
     InvalidJobError,
@@ -443,24 +442,6 @@ def once_broken(test: Callable[..., None]) -> Callable[..., None]:
 
 # -- the tests -------------------------------------------------------------------------------
 
-SCHEDULES = int(os.environ.get("PIPECAT_JOBS_SCHEDULES", "0"))
-
-#: A schedule takes some 15 ms, and 0.1 s on a machine that is busy with other things.
-time_enough = pytest.mark.timeout(max(300, SCHEDULES // 10))
-
-
-def schedules(count: int) -> settings:
-    """Play the same schedules every time, or as many random ones as the environment asks for."""
-    return settings(
-        max_examples=SCHEDULES or count,
-        derandomize=not SCHEDULES,
-        database=None,
-        deadline=None,
-        print_blob=True,
-        # A schedule is a large example by nature; what counts is how many are played per second.
-        suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow],
-    )
-
 
 @pytest.fixture(autouse=True, scope="module")
 def silence() -> Iterator[None]:
@@ -478,16 +459,18 @@ def check(plan: Plan) -> None:
     assert not found, "\n".join(found)
 
 
-@time_enough
-@schedules(2_000)
+@pytest.mark.schedules
+@pytest.mark.timeout(time_for_schedules())
+@schedules(400)
 @given(plans())
 @once_broken
 def test_every_job_ends_once_and_leaves_nothing(plan: Plan):
     check(plan)
 
 
-@time_enough
-@schedules(500)
+@pytest.mark.schedules
+@pytest.mark.timeout(time_for_schedules())
+@schedules(100)
 @given(plans(lossy=True))
 def test_a_bus_that_loses_messages_holds_nobody_up(plan: Plan):
     check(plan)

@@ -154,4 +154,4 @@ async def test_who_waits_for_what_is_on_its_way_waits_no_more_when_it_is_dropped
     waiting = asyncio.create_task(desk.router.caught_up())
     await asyncio.sleep(0)
     desk.router.on_evicted()
-    await asyncio.wait_for(waiting, timeout=5)
+    await asyncio.wait_for(waiting, timeout=100)

@@ -1,22 +1,22 @@
 """Whatever becomes of processes, connections and the server, jobs end once, as what they are.
 
-Hypothesis invents schedules (`redis_property_plan.Plan`), each is played by several processes
+Hypothesis invents schedules (`random_processes.plan.Plan`), each is played by several processes
 around a real server, and this file says what has to hold of it. As most of a schedule is waiting,
-several are played at once. ``PIPECAT_JOBS_REDIS_SCHEDULES=2000`` plays that many random ones
-instead of the same ones every time.
+several are played at once. ``pytest --schedules 50`` plays 50 times as many, which are others
+every time.
 """
 
 import asyncio
-import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 from support.random_processes.plan import Kind, Plan, plans
 from support.random_processes.stage import ATTEMPTS, Stage
 from support.random_processes.story import Asked, Run, Story
+from support.schedules import schedules, time_for_schedules
 
 from pipecat_jobs import JobOutcome, OutcomeStatus
 from pipecat_jobs.bus.redis import EmbeddedRedis
@@ -139,7 +139,6 @@ def is_disturbed(story: Story, asked: Asked, worker: str) -> bool:
 
 # -- the test --------------------------------------------------------------------------------
 
-SCHEDULES = int(os.environ.get("PIPECAT_JOBS_REDIS_SCHEDULES", "0"))
 #: Schedules that are played at once.
 AT_ONCE = 8
 
@@ -153,7 +152,7 @@ def runner() -> Iterator[asyncio.Runner]:
 @pytest.fixture(scope="module")
 def server_url(runner: asyncio.Runner) -> Iterator[str]:
     """One server for all schedules, of which each has a database of its own."""
-    server = EmbeddedRedis()
+    server = EmbeddedRedis(start_timeout=100.0)
     runner.run(server.start())
     yield server.url
     runner.run(server.stop())
@@ -186,21 +185,10 @@ async def play(batch: list[Plan], url: str) -> list[str]:
     return found
 
 
-@pytest.mark.timeout(max(300, SCHEDULES * 5))
-@settings(
-    max_examples=(SCHEDULES // AT_ONCE) or 8,
-    derandomize=not SCHEDULES,
-    database=None,
-    deadline=None,
-    print_blob=True,
-    # In real time, looking for a smaller schedule would take longer than reading the large one.
-    phases=[Phase.generate],
-    suppress_health_check=[
-        HealthCheck.data_too_large,
-        HealthCheck.too_slow,
-        HealthCheck.function_scoped_fixture,
-    ],
-)
+@pytest.mark.schedules
+@pytest.mark.timeout(time_for_schedules())
+# In real time, looking for a smaller schedule would take longer than reading the large one.
+@settings(schedules(4), phases=[Phase.generate])
 @given(batch=st.lists(plans(), min_size=AT_ONCE, max_size=AT_ONCE))
 def test_every_job_ends_once_whatever_fails(
     batch: list[Plan], runner: asyncio.Runner, server_url: str

@@ -32,7 +32,7 @@ LEASE = 1.0
 
 @pytest.fixture
 async def redis_server() -> AsyncIterator[EmbeddedRedis]:
-    async with EmbeddedRedis() as server:
+    async with EmbeddedRedis(start_timeout=100.0) as server:
         yield server
 
 
@@ -138,7 +138,7 @@ class PubSubMember(Process):
         await self.redis.aclose()
 
 
-async def until(true: Callable[[], object], *, timeout: float = 20.0) -> None:
+async def until(true: Callable[[], object], *, timeout: float = 100.0) -> None:
     """Wait for what no event tells of."""
 
     async def now() -> object:
@@ -147,7 +147,7 @@ async def until(true: Callable[[], object], *, timeout: float = 20.0) -> None:
     await until_async(now, timeout=timeout)
 
 
-async def until_async(true: Callable[[], Awaitable[object]], *, timeout: float = 20.0) -> None:
+async def until_async(true: Callable[[], Awaitable[object]], *, timeout: float = 100.0) -> None:
     """Wait for what only the server can say."""
     async with asyncio.timeout(timeout):
         while not await true():  # noqa: ASYNC110
