@@ -9,6 +9,8 @@ VOICE_ENV := .venv/voice
 NEWER := 3.12 3.13 3.14
 # The newest patch of every minor release of Pipecat between the lowest and the newest.
 BETWEEN := 1.8.1 1.9.0 1.10.0 1.11.0 1.12.0 1.13.0
+# How many tests run at once: half of a test is waiting.
+AT_ONCE ?= 2
 # How many times as many random schedules `make test-all` plays.
 SCHEDULES ?= 20
 
@@ -35,12 +37,12 @@ test-all: test
 
 # The tests of the contract on every bus, and all others on the bus of one process.
 test-newest: $(VOICE_ENV) speech
-	.venv/bin/pytest
+	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal -m "not slow"
 
 # The lowest supported Pipecat, and the wheel that people install rather than this tree. Buses,
 # examples and documents have little to do with Pipecat's version: `make test-all` has them.
 test-lowest: $(LOWEST_ENV)
-	.venv-lowest/bin/pytest --buses queue \
+	.venv-lowest/bin/pytest -n $(AT_ONCE) --dist worksteal --buses queue -m "not slow" \
 		$(addprefix tests/,protocol requester executor worker llm tools pipecat)
 
 demos: $(NEWEST_ENV)
@@ -48,18 +50,19 @@ demos: $(NEWEST_ENV)
 	.venv/bin/python -m examples.distributed --plain </dev/null
 
 test-slow: $(VOICE_ENV) speech
-	.venv/bin/pytest --schedules $(SCHEDULES) -m schedules
+	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal -m slow
+	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal --schedules $(SCHEDULES) -m schedules
 
 # Everything that takes a bus, on every bus.
 test-buses: $(VOICE_ENV)
-	.venv/bin/pytest --buses routed,redis,pubsub \
+	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal --buses routed,redis,pubsub \
 		-m "on_bus and not every_bus"
 
 test-pipecats: $(BETWEEN:%=test-pipecat-%) $(LOWEST_ENV)
-	.venv-lowest/bin/pytest
+	.venv-lowest/bin/pytest -n $(AT_ONCE) --dist worksteal
 
 test-pipecat-%: .venv-pipecat-%/ready
-	.venv-pipecat-$*/bin/pytest
+	.venv-pipecat-$*/bin/pytest -n $(AT_ONCE) --dist worksteal -m "not slow"
 
 # Every newer Python that runs here: on the PATH, or one that pyenv has installed.
 test-pythons: $(NEWEST_ENV) speech
@@ -71,7 +74,7 @@ test-pythons: $(NEWEST_ENV) speech
 		if [ -z "$$found" ]; then echo "Python $$version: not found"; continue; fi; \
 		echo "Python $$version: $$found"; \
 		$(MAKE) --no-print-directory ".venv-$$version/ready" FOUND="$$found" && \
-			".venv-$$version/bin/pytest" $(ARGS) || exit 1; \
+			".venv-$$version/bin/pytest" -n $(AT_ONCE) --dist worksteal $(ARGS) || exit 1; \
 	done
 
 # The user of the tests with real sound; where it cannot be had, they are skipped and say so.

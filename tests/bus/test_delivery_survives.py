@@ -58,7 +58,7 @@ async def test_a_subscriber_hears_the_next_message_whatever_it_raises(
     if isinstance(subscriber, RaisingTaker):
         mailbox.take = subscriber.take_bus_message
     mailbox.start()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         for message in (data(), data(), system(), system()):
             mailbox.put(message)
         assert len(await subscriber.hear(4)) == 4
@@ -77,7 +77,7 @@ class Unwritable(BusTTSSpeakMessage):
 async def test_a_message_that_cannot_be_written_as_text_ends_nothing(bus: RoutedBus, job_log: Any):
     subscriber = Raising(ValueError("a value"))
     await bus.subscribe(subscriber)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         await bus.send(Unwritable(source="sender", target="a", text="x"))
         await bus.send(data())
         assert len(await subscriber.hear(2)) == 2
@@ -87,7 +87,7 @@ async def test_a_message_that_cannot_be_written_as_text_ends_nothing(bus: Routed
 async def test_the_log_has_only_the_beginning_of_a_long_message(bus: RoutedBus, job_log: Any):
     subscriber = Raising(ValueError("a value"))
     await bus.subscribe(subscriber)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         await bus.send(data(source="x" * 100_000))
         await subscriber.hear(1)
         await bus.send(data())
@@ -107,7 +107,7 @@ async def test_a_delivery_task_that_is_cancelled_or_closed_still_ends(bus: Route
             left.set()
 
     await bus.subscribe(Listener("a", stay))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         await bus.send(data())
         await entered.wait()
         await bus.stop()

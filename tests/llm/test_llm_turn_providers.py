@@ -52,7 +52,7 @@ async def close_client(llm: LLMService[Any]) -> None:
 
 
 async def until_over(provider: FakeProvider) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(100):
         for asked in provider.asked:
             await asked.over.wait()
 

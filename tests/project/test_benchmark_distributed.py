@@ -3,7 +3,6 @@ import pytest
 from benchmarks import distributed
 
 
-@pytest.mark.timeout(120)
 async def test_the_distributed_benchmark_measures_every_subject(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(distributed, "_PROCESSES", (2, 3))
     monkeypatch.setattr(distributed, "_IDLE_FOR", 0.5)

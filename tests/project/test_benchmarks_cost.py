@@ -102,6 +102,7 @@ def test_throughput_is_measured_with_one_and_with_many_answering(path: Path):
     assert all(figure["spread"]["minimum"] > 0 for figure in figures.values())
 
 
+@pytest.mark.slow
 def test_memory_is_measured_and_nothing_of_ours_is_left(path: Path):
     figures = _measure(path, "memory")
 
@@ -115,12 +116,14 @@ def test_memory_is_measured_and_nothing_of_ours_is_left(path: Path):
     assert watches["spread"]["maximum"] == 10
 
 
+@pytest.mark.slow
 def test_a_stream_is_measured_on_every_subject(path: Path):
     figures = _measure(path, "stream")
 
     assert set(figures) == {("20 chunks, peak above the start", name) for name in _NAMES}
 
 
+@pytest.mark.slow
 def test_sessions_are_measured_on_both_job_layers(path: Path):
     figures = _measure(path, "sessions")
 
@@ -137,6 +140,7 @@ def test_sessions_are_measured_on_both_job_layers(path: Path):
     assert ours["maximum"] < pipecats["minimum"]
 
 
+@pytest.mark.slow
 def test_an_import_is_measured_and_brings_nothing_optional(path: Path):
     figures = _measure(path, "import", "--rounds", "1")
 
@@ -173,6 +177,7 @@ def test_a_plot_has_a_line_for_each_subject_and_is_the_same_for_the_same_figures
     assert all(f"<!-- {name} -->" in labels for name in (*_NAMES, FLOOR))
 
 
+@pytest.mark.slow
 def test_a_run_of_what_is_plotted_writes_the_plot(tmp_path: Path):
     path = tmp_path / "cost.svg"
 

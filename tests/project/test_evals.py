@@ -13,10 +13,13 @@ from support.bot_process import PIPECAT, ROOT, BotProcess, bot_environment
 EVALS = ROOT / "evals"
 SCENARIOS = ("debate/three_sides", "failing/without_the_critic", "interrupted/another_topic")
 
-pytestmark = pytest.mark.skipif(
-    PIPECAT < (1, 14),
-    reason="the scenarios are written for the evaluator of the newest Pipecat",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        PIPECAT < (1, 14),
+        reason="the scenarios are written for the evaluator of the newest Pipecat",
+    ),
+]
 
 
 @dataclass(frozen=True)

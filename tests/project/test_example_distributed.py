@@ -61,7 +61,7 @@ async def test_a_debate_goes_on_when_the_process_of_a_debater_is_killed():
     assert "had no answer" not in said
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.slow
 async def test_the_moderator_names_who_is_missing_when_nobody_is_left_to_take_over():
     said = await play("--kills", "3")
     assert len(re.findall("SIGKILL to process", said)) == 3
@@ -88,6 +88,7 @@ class _NoBus(Exception):
     """Raised instead of making a bus."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["moderator", "debaters"])
 async def test_a_process_loads_ahead_before_it_can_be_given_jobs(
     monkeypatch: pytest.MonkeyPatch, process: str
@@ -112,6 +113,7 @@ async def test_a_process_loads_ahead_before_it_can_be_given_jobs(
     assert steps == ["load ahead", "bus"]
 
 
+@pytest.mark.slow
 async def test_every_process_keeps_the_lease_that_the_command_names():
     async with (
         find_provider() as provider,
@@ -125,6 +127,7 @@ async def test_every_process_keeps_the_lease_that_the_command_names():
     assert min(ends) / 1000 - seconds > 30
 
 
+@pytest.mark.slow
 def test_a_key_kills_a_process_in_mid_sentence_and_another_takes_over():
     pytest.importorskip("termios", reason="there are no such terminals on Windows")
     terminal = Terminal(sys.executable, "-m", "examples.distributed", "--lease", "3")

@@ -48,7 +48,7 @@ class Terminal:
 
     def wait_for(self, *texts: str) -> None:
         """Read on until each text was shown, in this order."""
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 2000
         for text in texts:
             while text not in self._unread:
                 assert time.monotonic() < deadline, f"no {text!r} in {self._unread[-3000:]!r}"
@@ -60,7 +60,7 @@ class Terminal:
 
     def wait_exit(self) -> int:
         """Wait for the end, and give the exit code."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 200
         while self.process.poll() is None:
             assert time.monotonic() < deadline, "it does not exit"
             self._read(timeout=0.1)

@@ -75,7 +75,7 @@ class TypingClient:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something is true of what was received."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while not condition():
                 await self._changed.wait()
 

@@ -245,7 +245,7 @@ class Moderator(LLMContextWorker):
 
 
 async def main():
-    async with ScriptedLLMServer() as server, JobHarness(timeout=100) as harness:
+    async with ScriptedLLMServer() as server, JobHarness(timeout=20) as harness:
         calls_debate(server)
         worker = Moderator("moderator", llm=scripted_service(server), active=True)
         stage = await raise_stage(harness, worker)

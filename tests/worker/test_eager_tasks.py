@@ -79,7 +79,7 @@ class AtOnce(BaseWorker):
 async def on_bus(kind: str, *workers: BaseWorker) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         if kind == "redis":
-            server = await stack.enter_async_context(EmbeddedRedis())
+            server = await stack.enter_async_context(EmbeddedRedis(start_timeout=100.0))
             started = [
                 await stack.enter_async_context(
                     Process(RedisStreamsBus(server.url, channel="c", lease=CALM), worker)

@@ -404,7 +404,7 @@ async def test_a_bus_that_is_not_started_or_has_stopped_has_nothing_to_drain(
     redis_server: EmbeddedRedis,
 ):
     bus = RedisStreamsBus(redis_server.url)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(100):
         await bus.drain()
         async with Member(redis_server.url) as member:
             pass

@@ -116,5 +116,5 @@ async def test_a_server_that_has_not_set_itself_up_can_be_ended(tmp_path: Path):
     server.chmod(0o700)
     embedded = EmbeddedRedis(executable=str(server))
     await embedded.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(100):
         await embedded.stop()

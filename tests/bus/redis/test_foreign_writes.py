@@ -39,7 +39,7 @@ async def pair(url: str, redis: Redis) -> AsyncIterator[tuple[Mortal, Mortal, Re
         ids = {"asker": asking.bus._process.id, "worker": working.bus._process.id}
         yield asking, working, lambda key: f"{CHANNEL}:{key.format_map(ids)}"
         worker.release.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             for job in (running, waiting):
                 with contextlib.suppress(WorkerLostError):
                     assert await job == {"from": "answerer"}

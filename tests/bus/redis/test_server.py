@@ -186,8 +186,8 @@ async def test_a_wrong_password_is_an_error_at_the_start_that_says_so():
 
 async def test_after_a_fail_over_jobs_go_through_the_new_primary():
     async with (
-        EmbeddedRedis() as old,
-        EmbeddedRedis() as heir,
+        EmbeddedRedis(start_timeout=100.0) as old,
+        EmbeddedRedis(start_timeout=100.0) as heir,
         Redis.from_url(old.url) as redis,
         TcpProxy(old.url) as proxy,
         Pair(proxy.url, proxy.url) as pair,

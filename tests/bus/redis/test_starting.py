@@ -143,7 +143,7 @@ async def test_a_job_asked_on_a_bus_that_cannot_start_ends_with_its_error(timeou
 
 
 async def test_a_bus_that_is_cancelled_while_it_starts_ends_the_jobs_that_wait_for_it():
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         member = Member(f"redis://127.0.0.1:{free_port()}", asker := Asker(), start_timeout=60)
         await member.runner.add_workers(asker)
         asking = asyncio.create_task(asker.ask("answerer", "echo"))
