@@ -62,13 +62,13 @@ async def test_the_redis_bus_carries_what_the_requester_set(redis_server: Embedd
     assert reader.seen == [JobHeaders(affinity="a", run_once=True), JobHeaders()]
 
 
-@pytest.mark.parametrize("bus", [AsyncQueueBus, RoutedBus])
-async def test_the_headers_say_how_much_time_is_left_of_the_timeout(bus: type[WorkerBus]):
+@pytest.mark.every_bus
+@pytest.mark.not_on("pubsub", reason="a plain peer could not read what carries them")
+async def test_the_headers_say_how_much_time_is_left_of_the_timeout(job_harness: JobHarness):
     asker, reader = Asker(), Reader()
-    async with JobHarness(bus=bus()) as harness:
-        await harness.start(asker, reader)
-        await asker.ask("reader", "read", timeout=1000)
-        await asker.ask("reader", "read")
+    await job_harness.start(asker, reader)
+    await asker.ask("reader", "read", timeout=1000)
+    await asker.ask("reader", "read")
     assert reader.seen[0].time_left is not None
     assert 0 < reader.seen[0].time_left <= 1000
     assert reader.seen[1].time_left is None
