@@ -1,12 +1,12 @@
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI
 from pipecat.bus import WorkerBus
-from support.buses import DEFAULT, EVERY, ON_SERVER, BusHarness, new_bus, server_of_a_session
+from support.buses import DEFAULT, EVERY, LOCAL, ON_SERVER, BusHarness, new_bus, server_of_a_session
 from support.schedules import play_more
 
 from pipecat_jobs.bus.redis import EmbeddedRedis, embedded
@@ -38,8 +38,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "bus_name" not in metafunc.fixturenames:
-        return
     definition = metafunc.definition
     only, every = metafunc.config.getoption("buses"), definition.get_closest_marker("every_bus")
     if only is None and every is None:
@@ -54,14 +52,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         name: pytest.mark.skip(reason=f"not on {name}: {reason}")
         for name, reason in reasons.items()
     }
-    metafunc.parametrize(
-        "bus_name", [pytest.param(name, marks=skips.get(name, ())) for name in names]
-    )
+    for fixture, possible in (("bus_name", names), ("local_bus_name", LOCAL)):
+        if fixture in metafunc.fixturenames:
+            taken = [name for name in names if name in possible]
+            metafunc.parametrize(
+                fixture, [pytest.param(name, marks=skips.get(name, ())) for name in taken]
+            )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "bus_name" in getattr(item, "fixturenames", ()):
+        if {"bus_name", "local_bus_name"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("on_bus")
 
 
@@ -90,6 +91,17 @@ async def bus(bus_name: str, bus_server: str | None) -> AsyncIterator[WorkerBus]
     """The bus that a test runs on: see the markers ``every_bus`` and ``not_on``."""
     async with new_bus(bus_name, bus_server) as bus:
         yield bus
+
+
+@pytest.fixture
+def local_bus_name() -> str:
+    return DEFAULT
+
+
+@pytest.fixture
+def new_local_bus(local_bus_name: str) -> Callable[[], WorkerBus]:
+    """Makes the buses of a test with an event loop of its own, as that of virtual time."""
+    return LOCAL[local_bus_name]
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ network buses.
 """
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
+from pipecat.bus import WorkerBus
 from pipecat.bus.messages import (
     BusJobCancelMessage,
     BusJobRequestMessage,
@@ -186,9 +188,11 @@ async def test_gap_07_an_unknown_job_name_is_answered_at_once(job_harness: JobHa
         await asker.ask("answerer", "fly")
 
 
-def test_gap_08_a_handler_that_returns_without_answering_ends_at_the_deadline_with_its_name():
+def test_gap_08_a_handler_that_returns_without_answering_ends_at_the_deadline_with_its_name(
+    new_local_bus: Callable[[], WorkerBus],
+):
     async def main() -> None:
-        async with JobHarness() as harness:
+        async with JobHarness(new_local_bus()) as harness:
             asker, answerer = Asker(), Answerer()
             await harness.start(asker, answerer)
             asked_at = asyncio.get_running_loop().time()

@@ -5,8 +5,10 @@ network buses.
 """
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
+from pipecat.bus import WorkerBus
 from pipecat.bus.messages import (
     BusJobCancelMessage,
     BusJobRequestMessage,
@@ -43,9 +45,9 @@ async def test_gap_13_a_worker_not_ready_in_time_is_a_job_error_that_names_it(
     assert "'answerer'" in str(caught.value), "the workers that are known help find the typo"
 
 
-def test_gap_14_readiness_and_work_share_one_deadline():
+def test_gap_14_readiness_and_work_share_one_deadline(new_local_bus: Callable[[], WorkerBus]):
     async def main() -> None:
-        async with JobHarness() as harness:
+        async with JobHarness(new_local_bus()) as harness:
             asker = Asker()
             await harness.start(asker)
             loop = asyncio.get_running_loop()

@@ -20,16 +20,26 @@ from pipecat_jobs import (
 )
 from pipecat_jobs.testing import JobHarness, run_virtual
 
+pytestmark = pytest.mark.every_bus
 
-def in_virtual_time(test: Callable[[JobHarness], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with JobHarness() as harness:
-            await test(harness)
-
-    run_virtual(main())
+InVirtualTime = Callable[[Callable[[JobHarness], Awaitable[None]]], None]
 
 
-def test_timeout_ends_the_job_exactly_then_and_stops_the_handler():
+@pytest.fixture
+def in_virtual_time(new_local_bus: Callable[[], WorkerBus]) -> InVirtualTime:
+    def run(test: Callable[[JobHarness], Awaitable[None]]) -> None:
+        async def main() -> None:
+            async with JobHarness(new_local_bus()) as harness:
+                await test(harness)
+
+        run_virtual(main())
+
+    return run
+
+
+def test_timeout_ends_the_job_exactly_then_and_stops_the_handler(
+    in_virtual_time: InVirtualTime,
+):
     async def test(harness: JobHarness) -> None:
         asker, answerer = Asker(), Answerer()
         await harness.start(asker, answerer)
@@ -47,7 +57,7 @@ def test_timeout_ends_the_job_exactly_then_and_stops_the_handler():
     in_virtual_time(test)
 
 
-def test_waiting_in_a_workers_queue_spends_the_same_budget():
+def test_waiting_in_a_workers_queue_spends_the_same_budget(in_virtual_time: InVirtualTime):
     async def test(harness: JobHarness) -> None:
         class Single(Answerer):
             job_request_concurrency = 1
@@ -69,7 +79,9 @@ def test_waiting_in_a_workers_queue_spends_the_same_budget():
     in_virtual_time(test)
 
 
-def test_a_group_that_times_out_tells_who_answered_and_who_did_not():
+def test_a_group_that_times_out_tells_who_answered_and_who_did_not(
+    in_virtual_time: InVirtualTime,
+):
     async def test(harness: JobHarness) -> None:
         asker = Asker()
         quick = Answerer("quick")
@@ -87,7 +99,9 @@ def test_a_group_that_times_out_tells_who_answered_and_who_did_not():
     in_virtual_time(test)
 
 
-def test_one_worker_of_a_group_that_is_not_ready_keeps_the_others_from_being_asked():
+def test_one_worker_of_a_group_that_is_not_ready_keeps_the_others_from_being_asked(
+    in_virtual_time: InVirtualTime,
+):
     async def test(harness: JobHarness) -> None:
         asker, there = Asker(), Answerer("there")
         await harness.start(asker, there)
@@ -100,7 +114,9 @@ def test_one_worker_of_a_group_that_is_not_ready_keeps_the_others_from_being_ask
     in_virtual_time(test)
 
 
-def test_fire_and_forget_job_that_times_out_is_cancelled_at_its_worker():
+def test_fire_and_forget_job_that_times_out_is_cancelled_at_its_worker(
+    in_virtual_time: InVirtualTime,
+):
     async def test(harness: JobHarness) -> None:
         asker, answerer = Asker(), Answerer()
         await harness.start(asker, answerer)
@@ -113,7 +129,9 @@ def test_fire_and_forget_job_that_times_out_is_cancelled_at_its_worker():
     in_virtual_time(test)
 
 
-def test_timeout_counts_from_the_call_of_a_context_that_is_entered_later():
+def test_timeout_counts_from_the_call_of_a_context_that_is_entered_later(
+    in_virtual_time: InVirtualTime,
+):
     """The budget starts when the job does: on entry, not when the context was made."""
 
     async def test(harness: JobHarness) -> None:
@@ -130,7 +148,9 @@ def test_timeout_counts_from_the_call_of_a_context_that_is_entered_later():
     in_virtual_time(test)
 
 
-def test_a_body_that_outlasts_the_deadline_meets_it_at_exit():
+def test_a_body_that_outlasts_the_deadline_meets_it_at_exit(
+    in_virtual_time: InVirtualTime,
+):
     async def test(harness: JobHarness) -> None:
         asker, answerer = Asker(), Answerer()
         await harness.start(asker, answerer)
@@ -144,7 +164,7 @@ def test_a_body_that_outlasts_the_deadline_meets_it_at_exit():
     in_virtual_time(test)
 
 
-def test_zero_is_a_deadline_and_infinity_is_none():
+def test_zero_is_a_deadline_and_infinity_is_none(in_virtual_time: InVirtualTime):
     async def test(harness: JobHarness) -> None:
         asker, answerer = Asker(), Answerer()
         await harness.start(asker, answerer)
@@ -156,7 +176,9 @@ def test_zero_is_a_deadline_and_infinity_is_none():
     in_virtual_time(test)
 
 
-def test_a_hook_that_never_returns_does_not_outlast_the_deadline():
+def test_a_hook_that_never_returns_does_not_outlast_the_deadline(
+    in_virtual_time: InVirtualTime,
+):
     async def test(harness: JobHarness) -> None:
         class Hanging(Asker):
             async def on_job_response(self, message) -> None:
@@ -216,7 +238,7 @@ async def test_a_blocked_loop_of_the_requester_names_no_worker_elsewhere(job_har
     assert caught.value.loop_blocked > 0.3
 
 
-def test_an_event_loop_that_runs_is_not_called_blocked():
+def test_an_event_loop_that_runs_is_not_called_blocked(in_virtual_time: InVirtualTime):
     async def test(harness: JobHarness) -> None:
         asker = Asker()
         await harness.start(asker, Answerer())

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import pytest
+from pipecat.bus import WorkerBus
 from pipecat.bus.messages import (
     BusJobCancelMessage,
     BusJobRequestMessage,
@@ -322,9 +324,9 @@ async def test_the_answers_to_any_number_of_cancels_reach_the_hook(chaos_harness
     assert len(asker.hooks) == MANY
 
 
-def test_cancels_that_belong_to_no_request_are_forgotten():
+def test_cancels_that_belong_to_no_request_are_forgotten(new_local_bus: Callable[[], WorkerBus]):
     async def test() -> None:
-        async with JobHarness() as harness:
+        async with JobHarness(new_local_bus()) as harness:
             asker, answerer = Asker(), Answerer()
             await harness.start(asker, answerer)
             for number in range(MANY):

@@ -24,6 +24,8 @@ from pipecat_jobs.testing import ChaosBus, Faults, JobHarness
 DEFAULT = "queue"
 #: The buses of a test that is marked with ``every_bus``.
 EVERY = (DEFAULT, "routed", "redis", "pubsub")
+#: The buses of one process, which any event loop can run.
+LOCAL = {"queue": AsyncQueueBus, "routed": RoutedBus}
 #: The buses that need a Redis server.
 ON_SERVER = ("redis", "pubsub")
 

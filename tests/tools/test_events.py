@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from pipecat.bus import WorkerBus
 from pipecat.frames.frames import (
     CancelFrame,
     EndFrame,
@@ -352,7 +353,7 @@ async def test_no_progress_is_reported_when_the_option_is_off(
     assert not [r for r in job_log if "is_final=False" in r.message]
 
 
-def test_the_deadline_counts_the_tools_own_work():
+def test_the_deadline_counts_the_tools_own_work(new_local_bus: Callable[[], WorkerBus]):
     class Moderator(LLMContextWorker):
         @job_tool("advocate", job="argue", timeout=30)
         async def debate(self, topic: str):
@@ -361,7 +362,10 @@ def test_the_deadline_counts_the_tools_own_work():
             return {"topic": topic}
 
     async def main() -> float:
-        async with JobHarness(timeout=500) as harness, ScriptedLLMServer() as server:
+        async with (
+            JobHarness(new_local_bus(), timeout=500) as harness,
+            ScriptedLLMServer() as server,
+        ):
             calls_debate(server)
             llm = scripted_service(server)
             worker = Moderator("moderator", llm=llm, active=True)

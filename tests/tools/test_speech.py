@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from pipecat.bus import WorkerBus
 from pipecat.frames.frames import (
     BotSpeakingFrame,
     BotStartedSpeakingFrame,
@@ -42,41 +43,51 @@ class Scene:
         await self.stage.until(lambda: frame.id in self.stage.heard)
 
 
-def play(story: Callable[[Scene], Awaitable[None]], **options: Any) -> Scene:
-    """Run a story with a tool that has these options; return what came of it."""
-
-    class Moderator(LLMContextWorker):
-        @job_tool("advocate", job="argue", timeout=300, **options)
-        async def debate(self, topic: str):
-            """Analyze a topic."""
-            return {"topic": topic}
-
-    async def main() -> Scene:
-        async with JobHarness(timeout=500) as harness, ScriptedLLMServer() as server:
-            llm = scripted_service(server)
-            calls_debate(server)
-            advocate = Colleague("advocate", holds=True)
-            worker = Moderator("moderator", llm=llm, active=True)
-            stage = await raise_stage(harness, worker, advocate)
-            await stage.say()
-            await advocate.started.get()
-            scene = Scene(stage, advocate)
-            await story(scene)
-            advocate.release.set()
-            await stage.until_settled()
-            await server.wait_for_requests(2)
-            said = list(stage.spoken)
-            await scene.at(200)
-            assert stage.spoken == said
-            await worker.flush_pipeline()
-            await llm._client.close()
-            await harness.cancel(worker)
-            return scene
-
-    return run_virtual(main())
+Play = Callable[..., Scene]
 
 
-def test_it_speaks_once_after_the_silence():
+@pytest.fixture
+def play(new_local_bus: Callable[[], WorkerBus]) -> Play:
+    def run(story: Callable[[Scene], Awaitable[None]], **options: Any) -> Scene:
+        """Run a story with a tool that has these options; return what came of it."""
+
+        class Moderator(LLMContextWorker):
+            @job_tool("advocate", job="argue", timeout=300, **options)
+            async def debate(self, topic: str):
+                """Analyze a topic."""
+                return {"topic": topic}
+
+        async def main() -> Scene:
+            async with (
+                JobHarness(new_local_bus(), timeout=500) as harness,
+                ScriptedLLMServer() as server,
+            ):
+                llm = scripted_service(server)
+                calls_debate(server)
+                advocate = Colleague("advocate", holds=True)
+                worker = Moderator("moderator", llm=llm, active=True)
+                stage = await raise_stage(harness, worker, advocate)
+                await stage.say()
+                await advocate.started.get()
+                scene = Scene(stage, advocate)
+                await story(scene)
+                advocate.release.set()
+                await stage.until_settled()
+                await server.wait_for_requests(2)
+                said = list(stage.spoken)
+                await scene.at(200)
+                assert stage.spoken == said
+                await worker.flush_pipeline()
+                await llm._client.close()
+                await harness.cancel(worker)
+                return scene
+
+        return run_virtual(main())
+
+    return run
+
+
+def test_it_speaks_once_after_the_silence(play: Play):
     async def story(scene: Scene) -> None:
         await scene.at(4.9)
         assert scene.stage.spoken == []
@@ -87,21 +98,21 @@ def test_it_speaks_once_after_the_silence():
     assert play(story, say_after=5, say=WAIT).stage.spoken == [WAIT]
 
 
-def test_it_speaks_again_at_an_interval():
+def test_it_speaks_again_at_an_interval(play: Play):
     async def story(scene: Scene) -> None:
         await scene.at(25.9)
 
     assert play(story, say_after=5, say=WAIT, say_every=10).stage.spoken == [WAIT] * 3
 
 
-def test_it_says_nothing_when_the_result_comes_first():
+def test_it_says_nothing_when_the_result_comes_first(play: Play):
     async def story(scene: Scene) -> None:
         await scene.at(4.9)
 
     assert play(story, say_after=5, say=WAIT).stage.spoken == []
 
 
-def test_it_has_words_of_its_own():
+def test_it_has_words_of_its_own(play: Play):
     async def story(scene: Scene) -> None:
         await scene.at(6)
 
@@ -115,7 +126,7 @@ BOT = (BotStartedSpeakingFrame, BotStoppedSpeakingFrame, FrameDirection.UPSTREAM
 
 @pytest.mark.parametrize(("starts", "stops", "direction"), [USER, BOT], ids=["user", "bot"])
 def test_it_waits_until_all_speech_ends_and_for_the_whole_silence_after(
-    starts: Any, stops: Any, direction: FrameDirection
+    play: Play, starts: Any, stops: Any, direction: FrameDirection
 ):
     async def story(scene: Scene) -> None:
         await scene.at(4)
@@ -132,7 +143,9 @@ def test_it_waits_until_all_speech_ends_and_for_the_whole_silence_after(
 
 
 @pytest.mark.parametrize(("starts", "stops", "direction"), [USER, BOT], ids=["user", "bot"])
-def test_short_speech_restarts_the_silence(starts: Any, stops: Any, direction: FrameDirection):
+def test_short_speech_restarts_the_silence(
+    play: Play, starts: Any, stops: Any, direction: FrameDirection
+):
     async def story(scene: Scene) -> None:
         await scene.at(4)
         await scene.hears(starts(), direction)
@@ -145,7 +158,7 @@ def test_short_speech_restarts_the_silence(starts: Any, stops: Any, direction: F
     play(story, say_after=5, say=WAIT)
 
 
-def test_silence_means_that_neither_user_nor_bot_speaks():
+def test_silence_means_that_neither_user_nor_bot_speaks(play: Play):
     async def story(scene: Scene) -> None:
         await scene.hears(UserStartedSpeakingFrame())
         await scene.hears(BotStartedSpeakingFrame(), FrameDirection.UPSTREAM)
@@ -160,7 +173,7 @@ def test_silence_means_that_neither_user_nor_bot_speaks():
 
 
 @pytest.mark.parametrize("frame", [UserSpeakingFrame, BotSpeakingFrame])
-def test_speech_that_began_before_the_watch_is_noticed(frame: Any):
+def test_speech_that_began_before_the_watch_is_noticed(play: Play, frame: Any):
     async def story(scene: Scene) -> None:
         await scene.at(1)
         await scene.hears(frame())
@@ -185,7 +198,7 @@ def test_speech_at_the_last_moment_counts():
     assert run_virtual(main()) == 12
 
 
-def test_a_function_sees_the_progress_and_may_keep_silent():
+def test_a_function_sees_the_progress_and_may_keep_silent(play: Play):
     seen: list[JobToolProgress] = []
 
     def words(progress: JobToolProgress) -> str | None:
@@ -207,7 +220,9 @@ def test_a_function_sees_the_progress_and_may_keep_silent():
 
 
 @pytest.mark.parametrize("words", [lambda _: 7, lambda progress: progress.nonsense])
-def test_a_function_that_fails_is_logged_and_the_tool_goes_on(job_log: list[LogRecord], words: Any):
+def test_a_function_that_fails_is_logged_and_the_tool_goes_on(
+    play: Play, job_log: list[LogRecord], words: Any
+):
     async def story(scene: Scene) -> None:
         await scene.at(6)
 
