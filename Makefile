@@ -10,7 +10,7 @@ NEWER := 3.12 3.13 3.14
 # The newest patch of every minor release of Pipecat between the lowest and the newest.
 BETWEEN := 1.8.1 1.9.0 1.10.0 1.11.0 1.12.0 1.13.0
 # How many tests run at once: half of a test is waiting.
-AT_ONCE ?= 2
+AT_ONCE ?= 3
 # How many times as many random schedules `make test-all` plays.
 SCHEDULES ?= 20
 
@@ -42,7 +42,8 @@ test-newest: $(VOICE_ENV) speech
 # The lowest supported Pipecat, and the wheel that people install rather than this tree. Buses,
 # examples and documents have little to do with Pipecat's version: `make test-all` has them.
 test-lowest: $(LOWEST_ENV)
-	.venv-lowest/bin/pytest -n $(AT_ONCE) --dist worksteal --buses queue -m "not slow" \
+	.venv-lowest/bin/pytest -n $(AT_ONCE) --dist worksteal --buses queue \
+		-m "not slow and not schedules" \
 		$(addprefix tests/,protocol requester executor worker llm tools pipecat)
 
 demos: $(NEWEST_ENV)
@@ -53,7 +54,7 @@ test-slow: $(VOICE_ENV) speech
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal -m slow
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal --schedules $(SCHEDULES) -m schedules
 
-# Everything that takes a bus, on every bus.
+# What takes a bus and is not part of the contract, on the buses that `make test` leaves out.
 test-buses: $(VOICE_ENV)
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal --buses routed,redis,pubsub \
 		-m "on_bus and not every_bus"

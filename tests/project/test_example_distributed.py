@@ -15,6 +15,9 @@ from examples.debate.stage import find_provider
 from examples.distributed import debaters, loading, stage
 from pipecat_jobs.bus import redis as bus_module
 
+# Each starts four processes; `make test` plays the example itself.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 A_DEBATE = """
@@ -61,7 +64,6 @@ async def test_a_debate_goes_on_when_the_process_of_a_debater_is_killed():
     assert "had no answer" not in said
 
 
-@pytest.mark.slow
 async def test_the_moderator_names_who_is_missing_when_nobody_is_left_to_take_over():
     said = await play("--kills", "3")
     assert len(re.findall("SIGKILL to process", said)) == 3
@@ -88,7 +90,6 @@ class _NoBus(Exception):
     """Raised instead of making a bus."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("process", ["moderator", "debaters"])
 async def test_a_process_loads_ahead_before_it_can_be_given_jobs(
     monkeypatch: pytest.MonkeyPatch, process: str
@@ -113,7 +114,6 @@ async def test_a_process_loads_ahead_before_it_can_be_given_jobs(
     assert steps == ["load ahead", "bus"]
 
 
-@pytest.mark.slow
 async def test_every_process_keeps_the_lease_that_the_command_names():
     async with (
         find_provider() as provider,
@@ -127,7 +127,6 @@ async def test_every_process_keeps_the_lease_that_the_command_names():
     assert min(ends) / 1000 - seconds > 30
 
 
-@pytest.mark.slow
 def test_a_key_kills_a_process_in_mid_sentence_and_another_takes_over():
     pytest.importorskip("termios", reason="there are no such terminals on Windows")
     terminal = Terminal(sys.executable, "-m", "examples.distributed", "--lease", "3")

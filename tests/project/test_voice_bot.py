@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -303,13 +304,19 @@ def start(**variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def slow(variables: dict[str, str], problem: str) -> Any:
+    return pytest.param(variables, problem, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("variables", "problem"),
     [
         ({"DEEPGRAM_API_KEY": "one"}, "DEEPGRAM_API_KEY is set, but CARTESIA_API_KEY is not: set"),
-        ({"CARTESIA_API_KEY": "one"}, "CARTESIA_API_KEY is set, but DEEPGRAM_API_KEY is not: set"),
+        slow(
+            {"CARTESIA_API_KEY": "one"}, "CARTESIA_API_KEY is set, but DEEPGRAM_API_KEY is not: set"
+        ),
         ({"DEBATE_TEMPO": "fast"}, "DEBATE_TEMPO is a number from 0 to 100, not 'fast'"),
-        ({"DEBATE_TEMPO": "-1"}, "DEBATE_TEMPO is a number from 0 to 100, not '-1'"),
+        slow({"DEBATE_TEMPO": "-1"}, "DEBATE_TEMPO is a number from 0 to 100, not '-1'"),
     ],
 )
 def test_what_is_set_wrongly_is_told_in_one_line(variables: dict[str, str], problem: str):
