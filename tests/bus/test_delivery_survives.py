@@ -50,7 +50,7 @@ class RaisingTaker(Raising):
 
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("kind", [Raising, RaisingTaker])
-async def test_a_subscriber_hears_the_next_message_whatever_it_raises(
+async def test_a_subscriber_receives_the_next_message_after_any_exception(
     bus: RoutedBus, job_log: Any, kind: type[Raising], error: BaseException
 ):
     subscriber = kind(error)
@@ -74,7 +74,9 @@ class Unwritable(BusTTSSpeakMessage):
         raise TypeError("no text")
 
 
-async def test_a_message_that_cannot_be_written_as_text_ends_nothing(bus: RoutedBus, job_log: Any):
+async def test_a_message_that_cannot_be_written_as_text_does_not_end_the_delivery(
+    bus: RoutedBus, job_log: Any
+):
     subscriber = Raising(ValueError("a value"))
     await bus.subscribe(subscriber)
     async with asyncio.timeout(100):

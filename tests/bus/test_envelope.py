@@ -13,7 +13,7 @@ def signed(channel: str = "c", secret: str | bytes | None = SECRET) -> Envelopes
 
 
 @pytest.mark.parametrize("secret", [None, SECRET, b"\x00bytes"])
-def test_a_message_comes_out_as_it_went_in(secret):
+def test_an_opened_envelope_gives_the_message_that_was_sealed(secret):
     body = b"two\nlines \x00\xff"
     sealed = signed(secret=secret).seal("data", "p1", 7, body)
     assert signed(secret=secret).open("data", sealed) == OpenedMessage("p1", 7, body)
@@ -40,7 +40,7 @@ def test_a_message_is_refused_in_another_place_than_it_was_signed_for():
         signed().open("urgent", sealed)
 
 
-def test_changing_any_byte_of_it_breaks_it():
+def test_an_envelope_with_any_byte_changed_is_refused():
     sealed = signed().seal("data", "p1", 1, b"body")
     for at in range(len(sealed)):
         changed = bytearray(sealed)
@@ -49,7 +49,7 @@ def test_changing_any_byte_of_it_breaks_it():
             signed().open("data", bytes(changed))
 
 
-def test_a_recorded_message_is_refused_where_it_has_been():
+def test_a_replayed_message_is_refused():
     reader = signed()
     first, second = (signed().seal("data", "p1", number, b"body") for number in (1, 2))
     reader.open("data", first)
@@ -62,7 +62,7 @@ def test_a_recorded_message_is_refused_where_it_has_been():
     assert reader.open("data", signed().seal("data", "p2", 1, b"body"))
 
 
-def test_a_message_that_may_come_out_of_order_moves_no_place():
+def test_a_message_that_may_come_out_of_order_does_not_advance_the_sequence():
     reader = signed()
     sealed = signed().seal("job", "p1", 5, b"body")
     assert reader.open("job", sealed, in_order=False) == reader.open("job", sealed, in_order=False)
@@ -72,7 +72,7 @@ def test_a_message_that_may_come_out_of_order_moves_no_place():
 @pytest.mark.parametrize(
     "sealed", [b"", b"\n", b"2 p1 1 -", b"1 p1 1 -\nx", b"2 p1 x -\nx", b"2 \xff 1 -\nx"]
 )
-def test_what_is_no_envelope_is_refused(sealed: bytes):
+def test_bytes_that_are_not_an_envelope_are_refused(sealed: bytes):
     with pytest.raises(UnreadableMessageError):
         signed(secret=None).open("data", sealed)
 

@@ -52,7 +52,7 @@ async def listeners(bus: WorkerBus, *names: str) -> list[Listener]:
 # Who gets what
 
 
-async def test_a_targeted_message_is_offered_to_its_target_and_to_those_who_see_everything(
+async def test_a_targeted_message_goes_to_its_target_and_to_subscribers_that_see_everything(
     bus: RoutedBus,
 ):
     target, other = await listeners(bus, "a", "b")
@@ -69,7 +69,7 @@ async def test_a_targeted_message_is_offered_to_its_target_and_to_those_who_see_
     assert (target.offered, other.offered) == (2, 1)
 
 
-async def test_who_sees_everything_gets_what_is_for_it_once(bus: RoutedBus):
+async def test_a_subscriber_that_sees_everything_gets_its_own_messages_once(bus: RoutedBus):
     tap = Listener("a")
     tap.sees_all_bus_messages = True
     await bus.subscribe(tap)
@@ -78,7 +78,7 @@ async def test_who_sees_everything_gets_what_is_for_it_once(bus: RoutedBus):
     assert await tap.hear(2) == [first, second]
 
 
-async def test_a_message_without_a_target_reaches_everybody(bus: RoutedBus):
+async def test_a_message_without_a_target_reaches_every_subscriber(bus: RoutedBus):
     everybody = await listeners(bus, "a", "b", "c")
     message = data(None)
 
@@ -87,7 +87,7 @@ async def test_a_message_without_a_target_reaches_everybody(bus: RoutedBus):
     assert [await listener.hear(1) for listener in everybody] == [[message]] * 3
 
 
-async def test_a_message_for_nobody_is_dropped(bus: RoutedBus):
+async def test_a_message_for_an_unknown_target_is_dropped(bus: RoutedBus):
     (listener,) = await listeners(bus, "a")
     await bus.send(data("nobody"))
     await bus.send(last := data("a"))
@@ -140,7 +140,9 @@ class Picky(BaseWorker):
         ),
     ],
 )
-async def test_who_sees_everything(make: Callable[[], BusSubscriber], everything: bool):
+async def test_sees_all_tells_whether_a_subscriber_sees_everything(
+    make: Callable[[], BusSubscriber], everything: bool
+):
     assert sees_all(make()) is everything
 
 
@@ -161,7 +163,9 @@ async def test_a_worker_whose_method_was_replaced_sees_everything(monkeypatch: p
         lambda: PipecatPipelineWorker(pipeline(), name="a"),
     ],
 )
-async def test_those_who_do_not_see_everything_miss_nothing(make: Callable[[], PipecatBaseWorker]):
+async def test_subscribers_that_do_not_see_everything_miss_nothing(
+    make: Callable[[], PipecatBaseWorker],
+):
     """A release whose workers look at messages for others has to be noticed."""
     told: list[BusMessage] = []
     harness = JobHarness(AsyncQueueBus())
@@ -216,7 +220,7 @@ async def test_a_system_message_overtakes_data_behind_a_slow_handler(bus: Routed
     assert await listener.hear(1) == [second]
 
 
-async def test_a_slow_system_handler_does_not_hold_up_data(bus: RoutedBus):
+async def test_a_slow_system_handler_does_not_delay_data(bus: RoutedBus):
     async def slow(message: BusMessage) -> None:
         if message is urgent:
             await asyncio.Event().wait()
@@ -229,7 +233,7 @@ async def test_a_slow_system_handler_does_not_hold_up_data(bus: RoutedBus):
     assert await listener.hear(2) == [urgent, message]
 
 
-async def test_what_comes_before_the_start_is_delivered_after_it_system_messages_first():
+async def test_messages_sent_before_the_start_are_delivered_after_it_system_messages_first():
     bus = RoutedBus()
     await bus.setup(TaskManager())
     (listener,) = await listeners(bus, "a")
@@ -252,7 +256,7 @@ async def test_what_comes_before_the_start_is_delivered_after_it_system_messages
 
 
 @pytest.mark.parametrize("kind", [data, system])
-async def test_a_subscriber_that_raises_gets_its_next_message_and_harms_nobody(
+async def test_a_subscriber_that_raises_gets_its_next_message_and_affects_no_other(
     bus: RoutedBus, kind: Callable[[str | None], BusMessage], job_log: Any
 ):
     async def raise_error(message: BusMessage) -> None:
@@ -292,7 +296,7 @@ class Undeliverable(BaseWorker):
         return {"echo": True}
 
 
-async def test_a_request_that_its_worker_raises_at_is_answered():
+async def test_a_request_whose_delivery_raises_gets_a_response():
     async with JobHarness(bus=RoutedBus()) as harness:
         asker = Asker()
         await harness.start(asker, Undeliverable(begins=False))
@@ -335,7 +339,7 @@ async def test_a_name_is_taken_once(bus: RoutedBus, job_log: Any):
     assert [r.level for r in job_log if "'a' is subscribed already" in r.message] == ["ERROR"]
 
 
-async def test_who_has_left_gets_nothing_and_may_come_back(bus: RoutedBus):
+async def test_a_subscriber_that_has_left_gets_nothing_and_may_return(bus: RoutedBus):
     (listener,) = await listeners(bus, "a")
     await bus.unsubscribe(listener)
     await bus.unsubscribe(listener)
@@ -346,7 +350,7 @@ async def test_who_has_left_gets_nothing_and_may_come_back(bus: RoutedBus):
     assert listener.offered == 1
 
 
-async def test_nothing_is_kept_of_a_subscriber_that_saw_everything_and_left(bus: RoutedBus):
+async def test_a_subscriber_that_saw_everything_leaves_nothing_behind(bus: RoutedBus):
     tap = Listener("tap")
     tap.sees_all_bus_messages = True
     await bus.subscribe(tap)
@@ -382,7 +386,7 @@ async def test_a_subscriber_may_leave_in_its_own_handler(bus: RoutedBus, job_log
     assert not [record for record in job_log if record.level == "WARNING"]
 
 
-async def test_thousands_come_and_go_while_messages_flow(bus: RoutedBus):
+async def test_thousands_of_subscribers_join_and_leave_while_messages_flow(bus: RoutedBus):
     (steady,) = await listeners(bus, "steady")
     before = asyncio.all_tasks()
 
@@ -402,7 +406,7 @@ async def test_thousands_come_and_go_while_messages_flow(bus: RoutedBus):
 # What it costs
 
 
-async def test_those_who_get_nothing_have_no_tasks(bus: RoutedBus):
+async def test_subscribers_without_messages_have_no_tasks(bus: RoutedBus):
     before = len(asyncio.all_tasks())
     everybody = await listeners(bus, *(f"worker {number}" for number in range(500)))
     for _ in range(10):

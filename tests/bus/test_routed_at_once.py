@@ -89,7 +89,7 @@ def system(target: str = "a") -> BusMessage:
     return BusJobCancelMessage(source="sender", target=target, job_id="1")
 
 
-async def test_what_is_taken_is_handled_before_the_send_returns_and_only_once(
+async def test_a_taken_message_is_handled_once_before_the_send_returns(
     bus: RoutedBus, taker: Taker
 ):
     sent = [data(), system(), data()]
@@ -100,13 +100,13 @@ async def test_what_is_taken_is_handled_before_the_send_returns_and_only_once(
     assert taker.handed.empty()
 
 
-async def test_what_is_not_taken_is_handed_over(bus: RoutedBus, taker: Taker):
+async def test_a_message_that_is_not_taken_is_delivered_later(bus: RoutedBus, taker: Taker):
     taker.takes = lambda message: message is not other
     await bus.send(other := data())
     assert await taker.handed.get() is other
 
 
-async def test_nothing_is_taken_ahead_of_data_that_waits_or_is_being_handled(
+async def test_no_message_overtakes_data_that_waits_or_is_being_handled(
     bus: RoutedBus, taker: Taker
 ):
     taker.takes = lambda message: message not in (first, second)
@@ -124,7 +124,7 @@ async def test_nothing_is_taken_ahead_of_data_that_waits_or_is_being_handled(
     assert taker.taken == [urgent, last]
 
 
-async def test_nothing_is_taken_ahead_of_a_system_message(bus: RoutedBus, taker: Taker):
+async def test_no_message_overtakes_a_system_message(bus: RoutedBus, taker: Taker):
     taker.takes = lambda message: message is not urgent
     urgent, more, last = system(), data(), system()
     for message in (urgent, more, last):
@@ -133,7 +133,7 @@ async def test_nothing_is_taken_ahead_of_a_system_message(bus: RoutedBus, taker:
     assert [await taker.handed.get() for _ in range(3)] == [urgent, last, more]
 
 
-async def test_what_is_sent_from_within_waits_its_turn(bus: RoutedBus, taker: Taker):
+async def test_a_message_sent_by_a_handler_waits_its_turn(bus: RoutedBus, taker: Taker):
     inner = data()
 
     def send_another(message: BusMessage) -> bool:
@@ -148,7 +148,7 @@ async def test_what_is_sent_from_within_waits_its_turn(bus: RoutedBus, taker: Ta
     assert await taker.handed.get() is inner
 
 
-async def test_a_subscriber_that_raises_harms_neither_the_sender_nor_its_next_message(
+async def test_a_subscriber_that_raises_affects_neither_the_sender_nor_its_next_message(
     bus: RoutedBus, taker: Taker, job_log: Any
 ):
     def fail(message: BusMessage) -> bool:
@@ -162,7 +162,7 @@ async def test_a_subscriber_that_raises_harms_neither_the_sender_nor_its_next_me
     assert [r.level for r in job_log if "subscriber 'a' raised" in r.message] == ["ERROR"]
 
 
-async def test_nothing_is_taken_before_the_start():
+async def test_no_message_is_taken_before_the_start():
     bus = RoutedBus()
     await bus.setup(TaskManager())
     worker = BaseWorker("a")
@@ -199,7 +199,7 @@ async def test_a_worker_with_an_on_bus_message_of_its_own_sees_its_jobs(kind: ty
         assert BusJobRequestMessage in own.heard
 
 
-async def test_an_event_handler_for_all_messages_sees_jobs_while_it_is_there():
+async def test_an_event_handler_for_all_messages_sees_jobs_while_it_is_registered():
     async with JobHarness(RoutedBus()) as harness:
         asker, answerer = Asker(), Answerer()
         await harness.start(asker, answerer)
@@ -233,7 +233,7 @@ async def test_a_worker_that_sees_everything_does_not_do_the_jobs_of_others():
         assert (len(answerer.ran), tap.ran) == (1, [])
 
 
-async def test_who_takes_the_name_of_a_worker_that_left_gets_what_that_passed_over(
+async def test_a_new_subscriber_of_a_name_receives_messages_that_the_earlier_one_ignored(
     bus: RoutedBus,
 ):
     worker, taker = BaseWorker("a"), Taker("a")
@@ -253,7 +253,7 @@ class Moody(BaseWorker):
         return {"mood": mood.get()}
 
 
-async def test_a_handler_runs_in_its_own_workers_context_not_in_the_callers():
+async def test_a_handler_runs_in_the_context_of_its_worker_and_not_of_the_requester():
     """Pipecat tells by a context variable whether a tool call is running: not the asked one's."""
     async with JobHarness(RoutedBus()) as harness:
         asker = Asker()
@@ -262,7 +262,7 @@ async def test_a_handler_runs_in_its_own_workers_context_not_in_the_callers():
         assert await asker.ask("moody", "mood") == {"mood": "calm"}
 
 
-async def test_a_handler_that_is_handed_its_first_message_runs_in_its_own_context(
+async def test_a_handler_whose_first_message_is_delivered_later_runs_in_its_own_context(
     bus: RoutedBus,
 ):
     moods: asyncio.Queue[str] = asyncio.Queue()
@@ -308,7 +308,7 @@ async def test_a_job_starts_no_task_but_its_handlers():
         assert await tasks_of_a_job(asker, harness) == ["answerer::job_echo"]
 
 
-async def test_a_job_leaves_nothing_to_the_garbage_collector():
+async def test_a_job_creates_no_reference_cycles():
     async with JobHarness(RoutedBus()) as harness:
         asker = PlainAsker("asker")
         await harness.start(asker, Answerer())
@@ -325,7 +325,7 @@ async def test_a_job_leaves_nothing_to_the_garbage_collector():
             gc.enable()
 
 
-async def test_the_runner_is_not_woken_for_jobs_and_hears_of_all_else():
+async def test_the_runner_is_not_woken_for_jobs_and_receives_all_other_messages():
     async with JobHarness(RoutedBus()) as harness:
         asker = PlainAsker("asker")
         await harness.start(asker, Answerer())
@@ -347,7 +347,7 @@ async def test_the_runner_is_not_woken_for_jobs_and_hears_of_all_else():
         assert [type(message) for message in put] == [BusTTSSpeakMessage]
 
 
-async def test_a_runner_of_ones_own_that_looks_at_messages_sees_jobs():
+async def test_a_runner_class_with_its_own_on_bus_message_sees_jobs():
     class Curious(WorkerRunner):
         async def on_bus_message(self, message: BusMessage) -> None:
             heard.append(type(message))
@@ -364,7 +364,7 @@ async def test_a_runner_of_ones_own_that_looks_at_messages_sees_jobs():
     assert heard == [BusJobRequestMessage]
 
 
-async def test_what_pipecats_workers_pass_over_wakes_none_of_them():
+async def test_messages_that_pipecats_workers_ignore_do_not_wake_them():
     async with JobHarness(RoutedBus()) as harness:
         workers = [BaseWorker(f"w{number}") for number in range(3)]
         workers.append(PipecatBaseWorker("plain"))
@@ -397,13 +397,13 @@ async def test_what_pipecats_workers_pass_over_wakes_none_of_them():
     ],
 )
 @pytest.mark.parametrize("worker", [PipecatBaseWorker, PipecatPipelineWorker])
-def test_pipecats_workers_still_pass_it_over(
+def test_pipecats_workers_still_ignore_these_messages(
     worker: type[PipecatBaseWorker], message: type[BusMessage]
 ):
     """A release whose workers act on one of these has to be noticed."""
     assert message.__name__ not in inspect.getsource(worker.on_bus_message)
 
 
-def test_pipecats_runner_still_passes_over_jobs():
+def test_pipecats_runner_still_ignores_job_messages():
     """A release whose runner looks at jobs has to be noticed."""
     assert "BusJob" not in inspect.getsource(WorkerRunner.on_bus_message)

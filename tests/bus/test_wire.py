@@ -171,7 +171,7 @@ def test_an_llm_context_is_carried_with_its_tools():
     assert carried(LLMContextFrame(LLMContext())).context.tools is NOT_GIVEN
 
 
-def test_what_belongs_to_a_pipeline_stays_in_it_and_its_frame_goes():
+def test_fields_that_belong_to_a_pipeline_are_removed_from_a_frame_that_is_sent():
     error = ErrorFrame("broken", processor=IdentityFilter())
     arrived = carried(error)
     assert (arrived.error, arrived.processor) == ("broken", None)
@@ -246,7 +246,7 @@ def test_types_of_a_bot_are_carried_once_the_codec_knows_them():
         ({"call": print}, "payload.call", "builtin_function_or_method"),
     ],
 )
-def test_what_cannot_be_carried_is_refused_at_the_sender_with_its_place(payload, path, name):
+def test_a_value_that_cannot_be_carried_is_refused_at_the_sender_with_its_path(payload, path, name):
     with pytest.raises(MessageTypeError) as caught:
         CODEC.encode(request(payload))
     assert (caught.value.path, caught.value.type_name) == (path, name)
@@ -322,7 +322,7 @@ def test_a_message_over_the_limit_is_refused_at_the_sender():
         b"[" * 100_000,
     ],
 )
-def test_garbage_is_told_apart_from_messages(data: bytes):
+def test_garbage_is_refused(data: bytes):
     with pytest.raises(UnreadableMessageError):
         CODEC.decode(data)
 
@@ -332,7 +332,7 @@ def test_garbage_is_told_apart_from_messages(data: bytes):
 @given(
     st.binary() | st.builds(lambda v: json.dumps(v).encode(), st.dictionaries(st.text(), st.text()))
 )
-def test_whatever_the_bytes_are_decoding_them_raises_nothing_else(data: bytes):
+def test_decoding_any_bytes_raises_only_the_documented_error(data: bytes):
     with pytest.raises(UnreadableMessageError):
         CODEC.decode(data)
 
@@ -407,7 +407,7 @@ def test_the_same_messages_with_the_declared_types_are_read():
         assert type(CODEC.decode(wire_frame(name, fields)).frame).__name__ == name
 
 
-def test_a_field_of_another_type_is_refused_at_the_sender_with_what_it_declares():
+def test_a_field_of_another_type_is_refused_at_the_sender_with_its_declared_type():
     with pytest.raises(MessageTypeError) as caught:
         CODEC.encode(
             BusJobResponseMessage(
@@ -428,7 +428,7 @@ def test_a_field_of_another_type_is_refused_at_the_sender_with_what_it_declares(
         carried(frame)
 
 
-def test_a_frame_is_refused_at_the_sender_rather_than_arrive_without_what_it_has_to_hold():
+def test_a_frame_without_a_required_field_is_refused_at_the_sender():
     with pytest.raises(MessageTypeError, match=r"^frame\.messages\[0\]\.call is a builtin"):
         carried(LLMMessagesAppendFrame([{"call": print}]))
 
@@ -440,7 +440,7 @@ class Sloppy:
     shape: "tuple[int, ...] | Unheard | None" = None  # type: ignore[name-defined]  # noqa: F821
 
 
-def test_what_many_write_of_their_own_dataclasses_is_understood():
+def test_dataclasses_with_loose_annotations_are_understood():
     codec = WireCodec(types=[Sloppy])
     for sloppy in (Sloppy(), Sloppy(3, ["a"], (1, 2))):
         assert there_and_back(request({"x": sloppy}), codec).payload == {"x": sloppy}
@@ -448,7 +448,7 @@ def test_what_many_write_of_their_own_dataclasses_is_understood():
         codec.encode(request({"x": Sloppy(tags=[1])}))  # type: ignore[list-item]
 
 
-def test_every_name_in_the_annotations_of_what_pipecat_carries_is_known():
+def test_every_name_in_the_annotations_of_pipecats_messages_and_frames_is_known():
     """Else its field takes anything: a name of a new release belongs into `_PIPECATS_NAMES`."""
     unknown = set()
 
@@ -503,7 +503,7 @@ def test_a_pydantic_model_builds_no_set_out_of_a_list():
         codec.decode(wire("BusJobRequestMessage", {"payload": {"x": listed}}))
 
 
-def test_an_int_that_python_does_not_write_is_refused_at_the_sender():
+def test_an_int_too_long_for_text_is_refused_at_the_sender():
     with pytest.raises(MessageTypeError, match="huge int"):
         CODEC.encode(request({"x": 10**5000}))
 
@@ -524,7 +524,7 @@ def test_the_error_about_garbage_is_short(data: bytes):
     assert len(str(caught.value)) <= 203
 
 
-def test_what_the_wire_names_is_never_imported():
+def test_a_type_named_on_the_wire_is_never_imported():
     code = (
         "import sys; from pipecat_jobs.bus.wire import WireCodec;"
         "from pipecat_jobs.errors import UnreadableMessageError\n"
@@ -537,12 +537,12 @@ def test_what_the_wire_names_is_never_imported():
     assert run.stdout.strip().splitlines()[-1] == "[]"
 
 
-def test_a_field_that_only_a_newer_peer_knows_is_passed_over():
+def test_a_field_that_only_a_newer_peer_knows_is_ignored():
     data = CODEC.encode(BusActivateWorkerMessage(source="a", target="b", args={"x": 1}))
     data = data.replace(b'"args":', b'"mood":"good","args":')
     assert CODEC.decode(data).args == {"x": 1}
 
 
-def test_an_answer_arrives_with_its_status():
+def test_a_response_arrives_with_its_status():
     answer = BusJobResponseMessage(source="b", target="a", job_id="1", status=JobStatus.CANCELLED)
     assert there_and_back(answer).status is JobStatus.CANCELLED

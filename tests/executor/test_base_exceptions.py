@@ -83,7 +83,7 @@ class Raising(BaseWorker):
 
 @pytest.mark.parametrize("name", ASKED)
 @pytest.mark.parametrize("raised", RAISED)
-async def test_of_a_handler_is_the_jobs_error(
+async def test_a_base_exception_in_a_handler_ends_the_job_as_error(
     job_harness: JobHarness, raised: str, name: str | None
 ):
     error = RAISED[raised]()
@@ -103,7 +103,9 @@ async def test_of_a_handler_is_the_jobs_error(
         await asker.ask("raising", name, timeout=LONG)
 
 
-async def test_of_a_handler_that_is_cancelled_is_the_jobs_end(job_harness: JobHarness, job_log):
+async def test_a_base_exception_in_a_cancelled_handler_still_ends_the_job(
+    job_harness: JobHarness, job_log
+):
     class Cleaning(Answerer):
         @job(name="clean")
         async def clean(self, message: BusJobRequestMessage) -> None:
@@ -122,7 +124,9 @@ async def test_of_a_handler_that_is_cancelled_is_the_jobs_end(job_harness: JobHa
     assert any(isinstance(record.exception, PanicException) for record in job_log)
 
 
-async def test_of_sys_exit_is_critical_and_the_process_goes_on(job_harness: JobHarness, job_log):
+async def test_sys_exit_in_a_handler_is_logged_as_critical_and_the_process_goes_on(
+    job_harness: JobHarness, job_log
+):
     asker, raising = Asker(), Raising(SystemExit(3))
     await job_harness.start(asker, raising)
     with pytest.raises(JobError, match="SystemExit"):
@@ -132,7 +136,7 @@ async def test_of_sys_exit_is_critical_and_the_process_goes_on(job_harness: JobH
 
 
 @pytest.mark.parametrize("place", ["plain", "stream", "hook", "event handler"])
-def test_of_a_keyboard_interrupt_ends_the_loop_and_the_requester_hears_of_it(place: str):
+def test_a_keyboard_interrupt_in_a_handler_ends_the_loop_and_reaches_the_requester(place: str):
     """Should the program catch it and go on with its loop, no job is left open."""
 
     class Interrupted(Asker):
@@ -179,7 +183,7 @@ async def entered() -> JobHarness:
 
 @pytest.mark.parametrize("event", REQUESTER_EVENTS)
 @pytest.mark.parametrize("raised", RAISED)
-async def test_of_a_hook_is_logged_and_changes_nothing(
+async def test_a_base_exception_in_a_hook_is_logged_and_changes_nothing(
     job_harness: JobHarness, job_log, event: str, raised: str
 ):
     error = RAISED[raised]()
@@ -209,7 +213,7 @@ async def test_of_a_hook_is_logged_and_changes_nothing(
     assert set(levels) == {level}
 
 
-async def test_of_on_job_cancelled_lets_the_job_end(job_harness: JobHarness):
+async def test_a_base_exception_in_on_job_cancelled_lets_the_job_end(job_harness: JobHarness):
     class Clumsy(Answerer):
         async def on_job_cancelled(self, message: Any) -> None:
             raise PanicException("in the hook")
@@ -235,7 +239,7 @@ class PanickingBus(AsyncQueueBus):
         await super().publish(message)
 
 
-async def test_of_the_bus_that_cannot_take_an_answer_is_told_in_short():
+async def test_a_base_exception_of_a_bus_that_refuses_a_response_is_reported_in_short():
     def is_answer(message: BusMessage) -> bool:
         return isinstance(message, BusJobResponseMessage) and message.response == {"fine": True}
 
@@ -248,7 +252,7 @@ async def test_of_the_bus_that_cannot_take_an_answer_is_told_in_short():
             await asker.ask("raising", "plain", timeout=LONG)
 
 
-async def test_of_the_bus_that_cannot_take_a_request_ends_the_job():
+async def test_a_base_exception_of_a_bus_that_refuses_a_request_ends_the_job():
     bus = PanickingBus()
     bus.panics_at = lambda message: isinstance(message, BusJobRequestMessage)
     async with JobHarness(bus) as harness:
@@ -259,7 +263,7 @@ async def test_of_the_bus_that_cannot_take_a_request_ends_the_job():
         assert not asker.job_groups
 
 
-async def test_a_handler_whose_task_is_thrown_away_raises_nothing(bus: WorkerBus):
+async def test_a_handler_whose_coroutine_is_closed_raises_nothing(bus: WorkerBus):
     """At the end of a program its coroutines are closed, with no loop to answer on."""
     harness = await BusHarness(bus).__aenter__()
     asker, answerer = Asker(), Answerer()

@@ -69,7 +69,7 @@ def test_a_job_goes_from_its_slot_to_its_response():
     assert states == [WAITING, RUNNING, RESPONDING, ENDED]
 
 
-def test_a_response_that_fails_leaves_the_job_where_it_was_meanwhile():
+def test_a_response_that_cannot_be_sent_does_not_change_the_state():
     job = execution()
     job.begin()
     job.begin_response()
@@ -105,7 +105,7 @@ def test_a_second_response_is_a_wrong_transition():
     between=st.lists(st.sampled_from(STEPS), max_size=4),
     after=st.lists(st.sampled_from(STEPS), max_size=4),
 )
-def test_whatever_happens_while_a_handler_runs_is_a_transition(before, between, after):
+def test_every_event_while_a_handler_runs_is_a_transition(before, between, after):
     job = execution()
     for step in (*before, Execution.begin, *between, Execution.leave_response, *after):
         was_ended, was_cancelled = job.ended, job.cancelled

@@ -30,7 +30,7 @@ from pipecat_jobs.testing import ChaosBus, JobHarness
 pytestmark = pytest.mark.every_bus
 
 
-async def test_handler_that_returns_a_dict_has_answered(job_harness: JobHarness):
+async def test_a_handler_responds_with_the_dict_that_it_returns(job_harness: JobHarness):
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
     assert await asker.ask("answerer", "echo", payload={"n": 1}) == {
@@ -41,7 +41,9 @@ async def test_handler_that_returns_a_dict_has_answered(job_harness: JobHarness)
     assert not answerer.active_jobs
 
 
-async def test_handler_that_answers_and_returns_a_dict_has_answered_once(job_harness: JobHarness):
+async def test_a_handler_that_responds_and_returns_a_dict_has_responded_once(
+    job_harness: JobHarness,
+):
     class Twice(BaseWorker):
         @job(name="twice")
         async def twice(self, message: BusJobRequestMessage) -> dict:
@@ -53,7 +55,7 @@ async def test_handler_that_answers_and_returns_a_dict_has_answered_once(job_har
     assert await asker.ask("twice", "twice") == {"n": 1}
 
 
-async def test_handler_that_returns_none_may_answer_later(job_harness: JobHarness):
+async def test_a_handler_that_returns_none_may_respond_later(job_harness: JobHarness):
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
     caller = asyncio.create_task(asker.ask("answerer", "silent"))
@@ -64,7 +66,7 @@ async def test_handler_that_returns_none_may_answer_later(job_harness: JobHarnes
     assert await caller == {"late": True}
 
 
-async def test_async_generator_streams_what_it_yields(job_harness: JobHarness):
+async def test_an_async_generator_streams_the_values_that_it_yields(job_harness: JobHarness):
     asker = Asker()
     await job_harness.start(asker, Answerer())
     async with asker.job("answerer", name="count", payload={"to": 2}) as j:
@@ -77,14 +79,14 @@ async def test_async_generator_streams_what_it_yields(job_harness: JobHarness):
     ]
 
 
-async def test_empty_stream_still_starts_and_ends(job_harness: JobHarness):
+async def test_an_empty_stream_still_starts_and_ends(job_harness: JobHarness):
     asker = Asker()
     await job_harness.start(asker, Answerer())
     async with asker.job("answerer", name="count", payload={"to": 0}) as j:
         assert [event.type async for event in j] == ["stream_start", "stream_end"]
 
 
-async def test_stream_that_breaks_is_an_error_after_its_chunks(job_harness: JobHarness):
+async def test_a_stream_that_raises_is_an_error_after_its_chunks(job_harness: JobHarness):
     class Breaking(BaseWorker):
         @job(name="break")
         async def break_off(self, message: BusJobRequestMessage):
@@ -98,7 +100,7 @@ async def test_stream_that_breaks_is_an_error_after_its_chunks(job_harness: JobH
             assert [event.type async for event in j] == ["stream_start", "stream_data"]
 
 
-async def test_cancelled_stream_closes_its_generator(job_harness: JobHarness):
+async def test_a_cancelled_stream_closes_its_generator(job_harness: JobHarness):
     closed = asyncio.Event()
 
     class Endless(BaseWorker):
@@ -126,7 +128,7 @@ async def test_cancelled_stream_closes_its_generator(job_harness: JobHarness):
 
 
 @pytest.mark.parametrize(("value", "shown"), [(7, "7"), ("text", "'text'"), ([1], r"\[1\]")])
-async def test_handler_that_returns_something_else_is_an_error(job_harness, value, shown):
+async def test_a_handler_that_returns_another_type_is_an_error(job_harness, value, shown):
     class Odd(BaseWorker):
         @job(name="odd")
         async def odd(self, message: BusJobRequestMessage):
@@ -138,7 +140,7 @@ async def test_handler_that_returns_something_else_is_an_error(job_harness, valu
         await asker.ask("odd", "odd")
 
 
-async def test_handler_that_yields_no_dict_is_an_error(job_harness: JobHarness):
+async def test_a_handler_that_yields_another_type_than_dict_is_an_error(job_harness: JobHarness):
     class Odd(BaseWorker):
         @job(name="odd")
         async def odd(self, message: BusJobRequestMessage):
@@ -150,7 +152,9 @@ async def test_handler_that_yields_no_dict_is_an_error(job_harness: JobHarness):
         await asker.ask("odd", "odd")
 
 
-async def test_a_cancellation_from_within_the_handler_still_answers(job_harness: JobHarness):
+async def test_a_handler_that_raises_cancelled_error_still_gives_a_response(
+    job_harness: JobHarness,
+):
     class Gone(BaseWorker):
         @job(name="gone")
         async def gone(self, message: BusJobRequestMessage):
@@ -202,7 +206,7 @@ class Counting(BaseWorker):
 
 @pytest.mark.not_on("pubsub", reason="requests that are sent at once arrive in any order")
 @pytest.mark.parametrize(("name", "at_once"), [("sequential", 1), ("two", 2), ("any", 4)])
-async def test_no_more_handlers_run_at_once_than_allowed_and_in_order(
+async def test_handlers_run_in_order_and_up_to_the_limit(
     job_harness: JobHarness, name: str, at_once: int
 ):
     asker, counting = Asker(), Counting()
@@ -216,7 +220,7 @@ async def test_no_more_handlers_run_at_once_than_allowed_and_in_order(
     await asyncio.gather(*calls)
 
 
-async def test_max_concurrency_counts_a_job_until_it_is_answered(job_harness: JobHarness):
+async def test_max_concurrency_counts_a_job_until_its_response(job_harness: JobHarness):
     asker, counting = Asker(), Counting()
     await job_harness.start(asker, counting)
     calls = [asyncio.create_task(asker.ask("counting", "later", job_id=i)) for i in ("a", "b")]
@@ -228,7 +232,7 @@ async def test_max_concurrency_counts_a_job_until_it_is_answered(job_harness: Jo
     await asyncio.gather(*calls)
 
 
-async def test_a_cancelled_job_in_the_queue_never_runs_and_frees_nobodys_place(
+async def test_a_cancelled_job_in_the_queue_never_runs_and_frees_no_slot_of_another(
     job_harness: JobHarness,
 ):
     asker, counting = Asker(), Counting()
@@ -248,7 +252,7 @@ async def test_a_cancelled_job_in_the_queue_never_runs_and_frees_nobodys_place(
     await asyncio.gather(first, third)
 
 
-async def test_on_job_request_override_takes_names_without_a_handler(job_harness: JobHarness):
+async def test_an_override_of_on_job_request_takes_names_without_a_handler(job_harness: JobHarness):
     class Routing(BaseWorker):
         async def on_job_request(self, message: BusJobRequestMessage) -> None:
             await super().on_job_request(message)
@@ -265,7 +269,7 @@ async def test_on_job_request_override_takes_names_without_a_handler(job_harness
     assert await asker.ask("routing", "known") == {"handler": "known"}
 
 
-async def test_on_job_request_event_handler_may_answer(job_harness: JobHarness):
+async def test_an_event_handler_of_on_job_request_may_respond(job_harness: JobHarness):
     asker, worker = Asker(), BaseWorker("plain")
     await job_harness.start(asker, worker)
 
@@ -276,7 +280,7 @@ async def test_on_job_request_event_handler_may_answer(job_harness: JobHarness):
     assert await asker.ask("plain", "anything") == {"name": "anything"}
 
 
-async def test_nameless_request_that_nobody_takes_stays_open_for_a_late_answer(
+async def test_a_nameless_request_without_a_handler_stays_open_for_a_late_response(
     job_harness: JobHarness,
 ):
     asker, worker = Asker(), BaseWorker("plain")
@@ -328,7 +332,7 @@ async def test_a_refused_request_that_is_delivered_again_is_not_run(
     assert shy.ran == []
 
 
-async def test_a_stranger_can_neither_cancel_a_job_nor_ask_for_its_updates(
+async def test_another_worker_can_neither_cancel_a_job_nor_request_its_updates(
     job_harness: JobHarness,
 ):
     asker, answerer = Asker(), Answerer()
@@ -347,7 +351,9 @@ async def test_a_stranger_can_neither_cancel_a_job_nor_ask_for_its_updates(
     await caller
 
 
-async def test_answering_an_unknown_or_an_ended_job_says_which_are_open(job_harness: JobHarness):
+async def test_a_response_to_an_unknown_or_ended_job_is_an_error_that_names_the_open_jobs(
+    job_harness: JobHarness,
+):
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
     await asker.ask("answerer", "echo", job_id="done")
@@ -367,7 +373,7 @@ async def test_answering_an_unknown_or_an_ended_job_says_which_are_open(job_harn
 
 
 @pytest.mark.parametrize("data", ["text", 7, [1]])
-async def test_what_is_sent_has_to_be_a_dict(job_harness: JobHarness, data: object):
+async def test_a_payload_has_to_be_a_dict(job_harness: JobHarness, data: object):
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
     caller = asyncio.create_task(asker.ask("answerer", "wait"))
@@ -387,7 +393,9 @@ async def test_what_is_sent_has_to_be_a_dict(job_harness: JobHarness, data: obje
     await caller
 
 
-async def test_urgent_answers_and_updates_have_system_priority(chaos_harness, chaos_bus: ChaosBus):
+async def test_urgent_responses_and_updates_have_system_priority(
+    chaos_harness, chaos_bus: ChaosBus
+):
     class Urgent(BaseWorker):
         async def on_job_request(self, message: BusJobRequestMessage) -> None:
             await self.send_job_response(message.job_id, {"n": 1}, urgent=True)
@@ -398,7 +406,7 @@ async def test_urgent_answers_and_updates_have_system_priority(chaos_harness, ch
     assert isinstance(await chaos_bus.wait_for(BusJobResponseUrgentMessage), object)
 
 
-async def test_stopping_answers_every_open_job_and_cancels_its_handler(
+async def test_stopping_gives_every_open_job_a_response_and_cancels_its_handler(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     asker, answerer = Asker(), Answerer()
@@ -415,7 +423,7 @@ async def test_stopping_answers_every_open_job_and_cancels_its_handler(
     assert len(answerer.cancelled) == 2
 
 
-async def test_an_exception_after_the_answer_changes_nothing(job_harness: JobHarness, job_log):
+async def test_an_exception_after_the_response_changes_nothing(job_harness: JobHarness, job_log):
     class Late(BaseWorker):
         @job(name="late")
         async def late(self, message: BusJobRequestMessage) -> None:
@@ -429,7 +437,7 @@ async def test_an_exception_after_the_answer_changes_nothing(job_harness: JobHar
     assert "ValueError" in {type(r.exception).__name__ for r in job_log if r.exception}
 
 
-async def test_a_failure_that_is_written_for_the_llm_is_an_answer_and_no_fault(
+async def test_a_failure_written_for_the_llm_is_a_response_and_is_not_logged_as_an_error(
     job_harness: JobHarness, job_log
 ):
     class Desk(BaseWorker):
@@ -448,7 +456,7 @@ async def test_a_failure_that_is_written_for_the_llm_is_an_answer_and_no_fault(
     assert not [record for record in job_log if record.level == "ERROR"]
 
 
-def test_two_handlers_of_one_name_are_refused_when_the_class_is_made():
+def test_two_handlers_of_one_name_are_refused_when_the_class_is_defined():
     with pytest.raises(DuplicateJobHandlerError, match=r"'same': first\(\) and second\(\)"):
 
         class Twice(BaseWorker):
@@ -482,12 +490,12 @@ def test_a_subclass_overrides_a_handler_by_its_python_name():
         ({"name": "x", "max_concurrency": True}, "one or more"),
     ],
 )
-def test_decorator_refuses_nonsense(arguments: dict, says: str):
+def test_the_decorator_refuses_bad_arguments(arguments: dict, says: str):
     with pytest.raises(InvalidJobError, match=says):
         job(**arguments)
 
 
-def test_decorator_refuses_a_plain_function():
+def test_the_decorator_refuses_a_plain_function():
     with pytest.raises(InvalidJobTypeError, match="async def"):
 
         @job(name="x")

@@ -41,7 +41,9 @@ async def request_three(asker: BaseWorker) -> list[str]:
     return [await asker.request_job("worker", job_id=f"j{number}") for number in (1, 2, 3)]
 
 
-async def test_event_handlers_begin_as_many_jobs_as_it_says(job_harness: JobHarness):
+async def test_event_handlers_begin_as_many_jobs_as_job_request_concurrency_allows(
+    job_harness: JobHarness,
+):
     asker, worker = BaseWorker("asker"), TwoByTwo("worker")
     await job_harness.start(asker, worker)
     ids = await request_three(asker)
@@ -111,7 +113,7 @@ async def test_an_override_and_the_event_handlers_share_a_slot(job_harness: JobH
         await worker.send_job_response(job_id)
 
 
-async def test_it_does_not_bound_the_event_of_jobs_that_another_handler_takes(
+async def test_jobs_that_a_named_handler_takes_are_not_limited(
     job_harness: JobHarness,
 ):
     class Named(OneByOne):

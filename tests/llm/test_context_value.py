@@ -100,7 +100,7 @@ WRITTEN: list[tuple[object, object]] = [
 
 
 @pytest.mark.parametrize(("value", "written"), WRITTEN, ids=range(len(WRITTEN)))
-def test_what_json_cannot_express_is_written_as_text(value: object, written: object):
+def test_values_that_json_cannot_express_are_written_as_text(value: object, written: object):
     assert to_context_value(value) == written
     assert_can_be_sent(to_context_value(value))
 
@@ -126,7 +126,7 @@ ANYTHING = st.recursive(
 
 @pytest.mark.schedules
 @given(ANYTHING)
-def test_whatever_is_written_can_be_sent_and_is_not_changed_by_writing_it_again(value: object):
+def test_any_written_value_can_be_sent_and_writing_it_again_does_not_change_it(value: object):
     written = to_context_value(value)
 
     assert_can_be_sent(written)
@@ -134,7 +134,7 @@ def test_whatever_is_written_can_be_sent_and_is_not_changed_by_writing_it_again(
 
 
 @given(st.text(st.characters(codec="utf-8")))
-def test_text_without_halves_is_left_as_it_is(text: str):
+def test_text_without_lone_surrogates_is_not_changed(text: str):
     assert to_encodable(text) == text
 
 
@@ -182,7 +182,7 @@ async def assert_written(
 
 
 @pytest.mark.parametrize(("answer", "written"), ODD.values(), ids=ODD)
-async def test_the_bot_goes_on_whatever_a_worker_answers(
+async def test_the_bot_goes_on_after_any_response_of_a_worker(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -194,7 +194,7 @@ async def test_the_bot_goes_on_whatever_a_worker_answers(
 
 @pytest.mark.not_on("redis", "pubsub", reason="what is not JSON does not cross a server")
 @pytest.mark.parametrize(("answer", "written"), HANDED_OVER.values(), ids=HANDED_OVER)
-async def test_the_bot_goes_on_when_a_worker_answers_what_few_buses_carry(
+async def test_the_bot_goes_on_after_a_response_that_few_buses_carry(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -213,7 +213,7 @@ async def test_the_bot_goes_on_when_a_worker_answers_what_few_buses_carry(
         ({"render": lambda _: 0}, {"result": 0}),
     ],
 )
-async def test_the_bot_goes_on_whatever_render_gives(
+async def test_the_bot_goes_on_after_any_result_of_render(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -257,7 +257,7 @@ async def report_half(call: ToolCallContext) -> None:
         (report_half, [{"found": WHOLE}], "done"),
     ],
 )
-async def test_the_bot_goes_on_whatever_a_hand_written_tool_gives(
+async def test_the_bot_goes_on_after_any_result_of_a_hand_written_tool(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -283,7 +283,7 @@ async def test_the_bot_goes_on_whatever_a_hand_written_tool_gives(
     await assert_bot_goes_on(stage, scripted_llm)
 
 
-async def test_the_bot_goes_on_whatever_arguments_its_llm_gives(
+async def test_the_bot_goes_on_after_any_arguments_of_its_llm(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     class Moderator(LLMContextWorker):
@@ -305,7 +305,7 @@ async def test_the_bot_goes_on_whatever_arguments_its_llm_gives(
 
 
 @pytest.mark.parametrize("say", [HALF, lambda _: HALF])
-async def test_what_the_bot_says_meanwhile_can_be_sent_to_a_speech_service(
+async def test_text_that_the_bot_says_while_a_tool_runs_can_be_sent_to_a_speech_service(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM, say: Any
 ):
     class Moderator(LLMContextWorker):

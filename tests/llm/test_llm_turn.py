@@ -44,7 +44,7 @@ __all__ = ["new_llm"]
 # What it gives
 
 
-async def test_the_text_of_the_turn_answers_the_job(
+async def test_the_text_of_the_turn_is_the_response_of_the_job(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply("Dogs are loyal.")
@@ -111,7 +111,7 @@ async def test_a_turn_with_tool_calls_returns_the_answer_after_them(
     assert server.requests[2].mentions("fish in the book")
 
 
-async def test_the_tools_of_the_context_are_the_ones_that_are_offered(
+async def test_the_tools_of_the_context_are_offered_to_the_llm(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply("Hm.")
@@ -144,7 +144,7 @@ async def test_the_next_turn_waits_while_the_first_waits_for_a_tool(
     assert await cats == {"text": "Cats are aloof."}
 
 
-async def test_a_background_tool_is_waited_for_as_well(
+async def test_a_turn_also_waits_for_a_background_tool(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply(ToolCalls(ToolCall("wait_behind"), text="I will."), "It is done.")
@@ -186,7 +186,7 @@ async def test_the_llm_answers_after_a_tool_that_raises(
     assert await asker.ask("go") == {"text": "It fell."}
 
 
-async def test_fresh_turns_run_side_by_side_and_leave_the_context_alone(
+async def test_fresh_turns_run_at_the_same_time_and_do_not_change_the_context(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     topics = [f"topic {number}" for number in range(5)]
@@ -205,7 +205,7 @@ async def test_fresh_turns_run_side_by_side_and_leave_the_context_alone(
     assert worker.context.messages == []
 
 
-async def test_what_the_llm_says_is_streamed_to_the_requester_before_the_answer(
+async def test_the_text_of_the_llm_is_streamed_to_the_requester_before_the_response(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply("Dogs are loyal friends.")
@@ -236,7 +236,7 @@ async def test_what_the_llm_says_is_streamed_to_the_requester_before_the_answer(
     ],
     ids=["error", "empty", "after a tool call", "disconnect", "fresh error", "fresh empty"],
 )
-async def test_a_turn_without_an_answer_fails_the_job_and_leaves_nothing_to_the_next(
+async def test_a_turn_without_an_answer_fails_the_job_and_does_not_affect_the_next(
     job_harness: JobHarness,
     server: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -263,7 +263,7 @@ async def test_a_turn_without_an_answer_fails_the_job_and_leaves_nothing_to_the_
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-async def test_a_stall_past_the_timeout_ends_the_turn_and_hangs_up(
+async def test_a_stall_past_the_timeout_ends_the_turn_and_closes_the_connection(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM, fresh: bool
 ):
     server.on(last_asked("dogs"), Stall(after="Dogs"))
@@ -282,7 +282,7 @@ async def test_a_stall_past_the_timeout_ends_the_turn_and_hangs_up(
     assert asked(server.requests[1]) == ["cats"]
 
 
-async def test_the_wait_for_another_turn_spends_the_timeout(
+async def test_the_wait_for_another_turn_counts_against_the_timeout(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.on(last_asked("dogs"), LONG)
@@ -343,7 +343,7 @@ async def test_a_worker_that_has_stopped_refuses_a_turn(
         await worker.llm_turn("dogs")
 
 
-async def test_a_user_s_run_whose_service_raises_does_not_hold_up_the_next_turn(
+async def test_a_user_s_run_whose_service_raises_does_not_block_the_next_turn(
     job_harness: JobHarness,
     server: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -484,7 +484,7 @@ async def test_an_option_that_is_not_true_or_false_is_refused(new_llm: NewLLM, o
         ("azure.voice_live.llm", "AzureVoiceLiveLLMService", {"endpoint": "wss://localhost"}),
     ],
 )
-async def test_a_realtime_service_refuses_a_turn_and_says_what_to_use(
+async def test_a_realtime_service_refuses_a_turn_with_the_alternative(
     module: str, name: str, settings: dict[str, Any]
 ):
     service = getattr(pytest.importorskip(f"pipecat.services.{module}"), name)

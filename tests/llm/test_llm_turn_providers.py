@@ -82,7 +82,7 @@ async def test_half_an_answer_is_an_error_with_the_provider_s_reason(
     await close_client(worker.llm)
 
 
-async def test_a_user_gets_half_an_answer_as_in_plain_pipecat(
+async def test_a_user_still_gets_half_an_answer_as_in_plain_pipecat(
     job_harness: JobHarness, provider: FakeProvider
 ):
     worker = Debater(llm=new_service("chat", provider.port), active=True)
@@ -195,7 +195,7 @@ async def test_no_stream_of_many_fast_ones_is_left_open(
     assert all(asked.hung_up for asked in provider.asked)
 
 
-async def test_a_stream_that_is_left_between_two_chunks_is_closed(
+async def test_a_stream_that_is_cancelled_between_two_chunks_is_closed(
     provider: FakeProvider, debater: tuple[Debater, Asker]
 ):
     worker, asker = debater
@@ -253,7 +253,7 @@ async def test_a_fresh_turn_is_streamed_to_the_requester(
     assert worker.context.messages == []
 
 
-async def test_a_fresh_turn_of_an_unknown_provider_is_sent_in_one_piece(job_harness: JobHarness):
+async def test_a_fresh_turn_of_an_unknown_provider_is_sent_as_one_chunk(job_harness: JobHarness):
     class Plain(LLMService):
         async def process_frame(self, frame: Frame, direction: Any) -> None:
             await super().process_frame(frame, direction)

@@ -28,7 +28,7 @@ __all__ = ["new_llm"]
 # Cancelling it
 
 
-async def test_cancelling_the_job_hangs_up_and_takes_the_turn_out_of_the_context(
+async def test_cancelling_the_job_closes_the_connection_and_removes_the_turn_from_the_context(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.on(last_asked("dogs"), LONG)
@@ -46,7 +46,7 @@ async def test_cancelling_the_job_hangs_up_and_takes_the_turn_out_of_the_context
     assert asked(server.requests[1]) == ["cats"]
 
 
-async def test_what_was_said_until_the_cancellation_can_be_kept(
+async def test_text_generated_before_the_cancellation_can_be_kept(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.on(last_asked("dogs"), LONG)
@@ -64,7 +64,7 @@ async def test_what_was_said_until_the_cancellation_can_be_kept(
     assert str(unfinished).startswith("word0")
 
 
-async def test_cancelling_a_fresh_turn_hangs_up_and_leaves_the_others_running(
+async def test_cancelling_a_fresh_turn_closes_its_connection_and_no_other(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.on(last_asked("dogs"), Stall())
@@ -99,7 +99,7 @@ async def test_cancelling_the_job_cancels_the_functions_its_turn_has_called(
     assert len(server.requests) == 2
 
 
-async def test_cancelling_a_job_that_waits_for_its_turn_leaves_the_running_turn_alone(
+async def test_cancelling_a_job_that_waits_for_its_turn_does_not_stop_the_running_turn(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.on(last_asked("dogs"), Text("Dogs are loyal friends of all.", pace=0.05))
@@ -118,7 +118,7 @@ async def test_cancelling_a_job_that_waits_for_its_turn_leaves_the_running_turn_
 
 
 @pytest.mark.parametrize("words", range(12))
-async def test_a_stale_turn_never_answers_the_next_job(
+async def test_a_stale_turn_never_gives_the_response_of_the_next_job(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM, words: int
 ):
     server.on(last_asked("dogs"), Text(" ".join(["old"] * 10)))
@@ -139,7 +139,7 @@ async def test_a_stale_turn_never_answers_the_next_job(
 # While the worker talks to a user
 
 
-async def test_cancelling_a_job_without_a_turn_of_its_own_leaves_the_user_s_turn_alone(
+async def test_cancelling_a_job_without_a_turn_does_not_stop_the_user_s_turn(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     class Host(Debater):
@@ -179,7 +179,7 @@ async def test_a_job_s_turn_waits_for_the_user_s_and_neither_stops_the_other(
     assert asked(server.requests[1]) == ["hello", "Hello to you, my dear user.", "dogs"]
 
 
-async def test_what_the_user_says_during_a_job_s_turn_is_answered_though_the_job_is_cancelled(
+async def test_a_question_of_the_user_during_a_job_s_turn_is_answered_if_the_job_is_cancelled(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.on(last_asked("dogs"), LONG)
@@ -201,7 +201,7 @@ async def test_what_the_user_says_during_a_job_s_turn_is_answered_though_the_job
     assert request.outcome == "hung_up"
 
 
-async def test_what_the_user_says_is_answered_though_the_turn_stops_after_the_grace(
+async def test_a_question_of_the_user_is_answered_if_the_turn_stops_after_the_grace_period(
     job_harness: JobHarness,
     server: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -247,7 +247,7 @@ async def test_what_the_user_says_is_answered_though_the_turn_stops_after_the_gr
     await asyncio.gather(*deliveries)
 
 
-async def test_a_user_s_turn_that_is_hit_by_a_late_interruption_is_run_again(
+async def test_a_user_s_turn_that_a_late_interruption_stops_is_run_again(
     job_harness: JobHarness,
     server: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -283,7 +283,7 @@ async def test_a_user_s_turn_that_is_hit_by_a_late_interruption_is_run_again(
     assert [request.outcome for request in server.requests[1:]] == ["hung_up", "completed"]
 
 
-async def test_a_user_who_interrupts_an_active_worker_cancels_the_job_s_turn(
+async def test_an_interruption_by_the_user_cancels_the_job_s_turn_of_an_active_worker(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.on(last_asked("dogs"), LONG)

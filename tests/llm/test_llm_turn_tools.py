@@ -62,7 +62,7 @@ def hold(processor: FrameProcessor, event: str, kind: type[Frame]) -> asyncio.Ev
     ],
     ids=["bot", "user"],
 )
-async def test_a_turn_waits_for_the_run_that_speech_puts_off(
+async def test_a_turn_waits_for_the_run_that_speech_postpones(
     job_harness: JobHarness,
     server: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -90,7 +90,7 @@ async def test_a_turn_waits_for_the_run_that_speech_puts_off(
     assert len(server.requests) == 2
 
 
-async def test_a_turn_waits_for_the_run_that_an_appended_message_puts_off(
+async def test_a_turn_waits_for_the_run_that_an_appended_message_postpones(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply(LOOKS_UP, "It is on shelf 7.")
@@ -113,7 +113,7 @@ async def test_a_turn_waits_for_the_run_that_an_appended_message_puts_off(
     assert len(server.requests) == 2
 
 
-async def test_a_run_that_the_aggregator_puts_off_and_forgets_is_still_made(
+async def test_a_run_that_the_aggregator_postpones_and_forgets_still_takes_place(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply(LOOKS_UP, "It is on shelf 7.")
@@ -135,7 +135,7 @@ async def test_a_run_that_the_aggregator_puts_off_and_forgets_is_still_made(
     assert await asking == {"text": "It is on shelf 7."}
 
 
-async def test_cancelling_the_job_forgoes_the_run_that_speech_puts_off(
+async def test_cancelling_the_job_drops_the_run_that_speech_postponed(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply(LOOKS_UP, "Cats are aloof.")
@@ -218,7 +218,7 @@ async def test_a_user_s_interruption_drops_the_calls_that_have_not_begun(
 # What a turn that did not end well leaves
 
 
-async def test_a_failed_turn_leaves_what_others_put_into_the_context(
+async def test_a_failed_turn_keeps_messages_that_others_added_to_the_context(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.on(last_asked("hello"), ToolCall("wait_behind"), repeat=False)

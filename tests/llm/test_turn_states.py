@@ -18,7 +18,7 @@ def turn_in(state: TurnState) -> Turn:
 
 @pytest.mark.parametrize("after", TurnState)
 @pytest.mark.parametrize("before", TurnState)
-def test_a_turn_changes_its_state_as_the_table_allows_only(before: TurnState, after: TurnState):
+def test_a_turn_changes_its_state_only_as_the_table_allows(before: TurnState, after: TurnState):
     turn = turn_in(before)
 
     if after is before or after in TRANSITIONS[before]:

@@ -123,7 +123,7 @@ async def test_the_last_event_of_a_failed_turn_is_not_taken_for_the_next_job_s(
         await dogs
 
 
-async def test_a_turn_that_a_handler_starts_at_another_worker_is_not_its_own(
+async def test_a_failed_turn_that_a_handler_started_at_another_worker_does_not_fail_its_job(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     other = LLMContextWorker("other", llm=new_llm("You fail."))
@@ -147,7 +147,7 @@ async def test_a_turn_that_a_handler_starts_at_another_worker_is_not_its_own(
     assert await asker.ask_seed("dogs") == {"text": "No idea."}
 
 
-async def test_a_handler_that_still_runs_may_answer_though_its_turn_has_failed(
+async def test_a_handler_that_still_runs_may_respond_after_its_turn_has_failed(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     class Patient(SeedDebater):
@@ -181,7 +181,7 @@ async def test_a_turn_that_fails_before_the_handler_returns_fails_the_job_when_i
         await asker.ask_seed("dogs")
 
 
-async def test_a_handler_that_asks_again_is_not_failed_for_the_first_turn(
+async def test_a_handler_that_starts_a_second_turn_is_not_failed_by_the_first(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     class Stubborn(SeedDebater):
@@ -202,7 +202,7 @@ async def test_a_handler_that_asks_again_is_not_failed_for_the_first_turn(
     assert await asker.ask_seed("dogs") == {"text": "Dogs are loyal."}
 
 
-async def test_a_job_with_two_turns_does_not_fail_for_the_first(
+async def test_a_job_with_two_turns_does_not_fail_when_only_the_first_fails(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     class Twice(SeedDebater):
@@ -223,7 +223,7 @@ async def test_a_job_with_two_turns_does_not_fail_for_the_first(
     assert await asker.ask_seed("dogs") == {"text": "Dogs are loyal."}
 
 
-async def test_a_tool_that_answers_the_job_itself_needs_no_text_of_the_turn(
+async def test_a_tool_that_responds_to_the_job_needs_no_text_of_the_turn(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     class Caller(LLMContextWorker):
@@ -255,7 +255,7 @@ async def test_a_tool_that_answers_the_job_itself_needs_no_text_of_the_turn(
 
 
 @pytest.mark.parametrize("active", [False, True])
-async def test_gap_25_cancelling_the_job_stops_the_turn_it_started(
+async def test_gap_25_cancelling_the_job_stops_the_turn_that_it_started(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM, active: bool
 ):
     server.on(last_asked("dogs"), LONG)
@@ -272,7 +272,7 @@ async def test_gap_25_cancelling_the_job_stops_the_turn_it_started(
     assert await asker.ask_seed("cats") == {"text": "Cats are aloof."}
 
 
-async def test_cancelling_the_job_of_an_active_worker_leaves_the_user_s_turn_alone(
+async def test_cancelling_the_job_of_an_active_worker_does_not_stop_the_user_s_turn(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     class Waiting(SeedDebater):
@@ -374,7 +374,7 @@ async def test_a_turn_started_by_the_request_s_event_handler_is_the_job_s(
     await request.wait_hung_up()
 
 
-async def test_a_provider_error_reaches_a_job_that_only_an_event_handler_takes(
+async def test_a_provider_error_fails_a_job_that_only_an_event_handler_takes(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.on("dogs", Failure(400, "out of order"))
@@ -423,7 +423,7 @@ async def test_a_plain_worker_with_the_mixin_stops_its_llm_while_it_is_inactive(
 # An interruption from elsewhere
 
 
-async def test_a_user_who_interrupts_cancels_the_job_instead_of_cutting_its_answer_short(
+async def test_an_interruption_by_the_user_cancels_the_job_and_does_not_shorten_its_answer(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.on("dogs", Stall(after="Dogs are loyal, but"))
@@ -439,7 +439,7 @@ async def test_a_user_who_interrupts_cancels_the_job_instead_of_cutting_its_answ
         await asking
 
 
-async def test_a_turn_in_a_context_that_the_job_filled_is_answered_with_it(
+async def test_a_turn_whose_messages_the_job_added_gives_the_response_of_the_job(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     context = LLMContext([{"role": "user", "content": "We talk about pets."}])

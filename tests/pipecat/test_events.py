@@ -21,7 +21,7 @@ async def _handle(*_: object) -> None:
     pass
 
 
-async def test_has_event_handlers_tells_whether_anybody_listens():
+async def test_has_event_handlers_tells_whether_an_event_has_a_handler():
     worker = PlainWorker("worker")
     assert not has_event_handlers(worker, "on_job_request")
 
@@ -33,7 +33,7 @@ async def test_has_event_handlers_tells_whether_anybody_listens():
     assert not has_event_handlers(worker, "on_job_request")
 
 
-def test_has_event_handlers_knows_no_unknown_event():
+def test_has_event_handlers_is_false_for_an_unknown_event():
     assert not has_event_handlers(PlainWorker("worker"), "on_holiday")
 
 
@@ -73,7 +73,7 @@ async def test_call_event_handlers_does_not_wait_for_a_handler(job_harness: JobH
     go_on.set()
 
 
-async def test_start_event_handlers_runs_each_in_a_task_in_the_context_of_the_caller(
+async def test_start_event_handlers_runs_each_in_a_task_in_the_callers_context(
     job_harness: JobHarness,
 ):
     worker, called = PlainWorker("worker"), []

@@ -32,7 +32,7 @@ from pipecat_jobs.testing import ChaosBus, JobHarness, run_virtual
 pytestmark = pytest.mark.every_bus
 
 
-async def test_gap_01_cancelling_the_caller_at_exit_stops_the_handler(job_harness: JobHarness):
+async def test_gap_01_cancelling_the_requester_at_exit_stops_the_handler(job_harness: JobHarness):
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
     caller = asyncio.create_task(asker.ask("answerer", "wait"))
@@ -46,7 +46,7 @@ async def test_gap_01_cancelling_the_caller_at_exit_stops_the_handler(job_harnes
     assert not answerer.active_jobs
 
 
-async def test_gap_02_cancelling_the_caller_stops_nested_jobs(job_harness: JobHarness):
+async def test_gap_02_cancelling_the_requester_stops_nested_jobs(job_harness: JobHarness):
     asker, leaf = Asker(), Answerer("leaf")
     await job_harness.start(asker, Delegator("a", asks="b"), Delegator("b", asks="leaf"), leaf)
     caller = asyncio.create_task(asker.ask("a", "wait"))
@@ -58,7 +58,7 @@ async def test_gap_02_cancelling_the_caller_stops_nested_jobs(job_harness: JobHa
     assert leaf.cancelled == [job_id]
 
 
-async def test_gap_03_cancelling_the_caller_while_requests_are_sent_stops_those_already_asked(
+async def test_gap_03_cancelling_the_requester_while_it_sends_requests_stops_the_asked_workers(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     asker, first, second = Asker(), Answerer("first"), Answerer("second")
@@ -140,7 +140,7 @@ class Stubborn(Answerer):
         return {"too": "late"}
 
 
-async def test_gap_05_a_handler_that_resists_cancellation_holds_up_no_other(
+async def test_gap_05_a_handler_that_resists_cancellation_does_not_delay_others(
     job_harness: JobHarness, job_log
 ):
     asker, worker = Asker(), Stubborn()
@@ -162,7 +162,7 @@ async def test_gap_05_a_handler_that_resists_cancellation_holds_up_no_other(
     worker.release.set()
 
 
-async def test_gap_06_a_handler_that_raises_answers_error_with_type_and_message(
+async def test_gap_06_a_handler_that_raises_ends_its_job_as_error_with_type_and_message(
     job_harness: JobHarness,
 ):
     asker = Asker()
@@ -180,7 +180,7 @@ async def test_gap_06_a_handler_that_raises_answers_error_with_type_and_message(
         assert part in str(caught.value)
 
 
-async def test_gap_07_an_unknown_job_name_is_answered_at_once(job_harness: JobHarness):
+async def test_gap_07_an_unknown_job_name_gets_a_response_at_once(job_harness: JobHarness):
     asker = Asker()
     await job_harness.start(asker, Answerer())
 
@@ -188,7 +188,7 @@ async def test_gap_07_an_unknown_job_name_is_answered_at_once(job_harness: JobHa
         await asker.ask("answerer", "fly")
 
 
-def test_gap_08_a_handler_that_returns_without_answering_ends_at_the_deadline_with_its_name(
+def test_gap_08_a_handler_without_a_response_ends_at_the_deadline_and_the_error_names_it(
     new_local_bus: Callable[[], WorkerBus],
 ):
     async def main() -> None:
@@ -205,7 +205,7 @@ def test_gap_08_a_handler_that_returns_without_answering_ends_at_the_deadline_wi
     run_virtual(main())
 
 
-async def test_gap_08_a_worker_that_stops_answers_for_a_handler_that_did_not(
+async def test_gap_08_a_worker_that_stops_responds_to_a_job_whose_handler_did_not(
     job_harness: JobHarness,
 ):
     asker, answerer = Asker(), Answerer()
@@ -229,7 +229,7 @@ async def test_gap_09_an_inactive_worker_takes_jobs(job_harness: JobHarness):
     assert response == {"from": "answerer", "payload": {"n": 1}}
 
 
-async def test_gap_10_an_inactive_requester_gets_its_answer(job_harness: JobHarness):
+async def test_gap_10_an_inactive_requester_gets_its_response(job_harness: JobHarness):
     asker = Asker(active=False)
     await job_harness.start(asker, Answerer())
 
@@ -251,7 +251,7 @@ async def test_gap_11_a_worker_that_has_stopped_is_lost_at_once(
     assert caught.value.outcomes["gone"].status is OutcomeStatus.LOST
 
 
-async def test_gap_12_a_worker_that_stops_in_the_middle_is_no_success(job_harness: JobHarness):
+async def test_gap_12_a_worker_that_stops_during_a_job_is_not_a_success(job_harness: JobHarness):
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
 
@@ -263,7 +263,7 @@ async def test_gap_12_a_worker_that_stops_in_the_middle_is_no_success(job_harnes
     assert caught.value.outcomes["answerer"].status is OutcomeStatus.CANCELLED
 
 
-async def test_gap_12_a_cancel_without_a_reason_is_no_success(job_harness: JobHarness):
+async def test_gap_12_a_cancel_without_a_reason_is_not_a_success(job_harness: JobHarness):
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
 

@@ -67,7 +67,7 @@ def test_gap_14_readiness_and_work_share_one_deadline(new_local_bus: Callable[[]
 
 
 @pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.ERROR])
-async def test_gap_15_a_failure_says_what_the_worker_said(
+async def test_gap_15_a_failure_quotes_the_error_of_the_worker(
     job_harness: JobHarness, status: JobStatus
 ):
     class Failing(BaseWorker):
@@ -86,7 +86,7 @@ async def test_gap_15_a_failure_says_what_the_worker_said(
     assert outcome.response == {"error": "quota used up", "retry_after": 60}
 
 
-async def test_gap_16_who_failed_is_kept_when_the_group_goes_on(job_harness: JobHarness):
+async def test_gap_16_failed_workers_are_recorded_when_the_group_goes_on(job_harness: JobHarness):
     asker = Asker()
 
     class Failing(Answerer):
@@ -135,7 +135,7 @@ async def test_gap_19_dispatches_leave_no_registry_watch_behind(job_harness: Job
     assert job_harness.left_behind() == []
 
 
-async def test_gap_20_updates_that_come_while_requests_are_sent_are_not_missed(
+async def test_gap_20_updates_that_arrive_while_requests_are_sent_are_not_missed(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     class Quick(BaseWorker):
@@ -176,7 +176,7 @@ async def test_gap_21_a_request_delivered_twice_runs_once(
     assert sum("second request for job 'once'" in record.message for record in job_log) == 2
 
 
-async def test_gap_22_an_answer_from_a_worker_that_was_not_asked_is_ignored(
+async def test_gap_22_a_response_from_a_worker_that_was_not_asked_is_ignored(
     job_harness: JobHarness,
 ):
     asker, answerer = Asker(), Answerer()
@@ -192,7 +192,7 @@ async def test_gap_22_an_answer_from_a_worker_that_was_not_asked_is_ignored(
     assert j.response == {"from": "answerer"}
 
 
-async def test_gap_23_a_hook_that_raises_loses_no_answer(job_harness: JobHarness, job_log):
+async def test_gap_23_a_hook_that_raises_loses_no_response(job_harness: JobHarness, job_log):
     class Clumsy(Asker):
         async def on_job_response(self, message: BusJobResponseMessage) -> None:
             raise KeyError("clumsy")
@@ -204,7 +204,7 @@ async def test_gap_23_a_hook_that_raises_loses_no_answer(job_harness: JobHarness
     assert [type(record.exception) for record in job_log if record.exception] == [KeyError]
 
 
-async def test_gap_24_a_second_job_waits_for_a_worker_that_answers_one_at_a_time(
+async def test_gap_24_a_second_job_waits_for_a_worker_that_does_one_job_at_a_time(
     job_harness: JobHarness,
 ):
     """The seed's own DebateWorker has this test in test_seed_debate.py."""

@@ -80,7 +80,7 @@ async def ready(registry: WorkerRegistry, name: str) -> None:
     assert await registry.register(WorkerReadyData(worker_name=name, runner="runner"))
 
 
-async def test_unwatch_takes_a_watch_back(registry: WorkerRegistry):
+async def test_unwatch_removes_a_watch(registry: WorkerRegistry):
     watcher = Watcher()
     await registry.watch("late", watcher)
 
@@ -168,7 +168,7 @@ async def test_unwatch_from_elsewhere_during_a_notification_skips_no_other_watch
     assert after.told == ["late"]
 
 
-async def test_watching_a_worker_that_is_ready_tells_at_once(registry: WorkerRegistry):
+async def test_watching_a_worker_that_is_ready_notifies_at_once(registry: WorkerRegistry):
     watcher = Watcher()
     await ready(registry, "early")
 
@@ -180,7 +180,7 @@ async def test_watching_a_worker_that_is_ready_tells_at_once(registry: WorkerReg
 # -- event handlers ------------------------------------------------------------------------------
 
 
-async def test_a_handler_that_was_started_is_waited_for_when_its_object_is_cleaned_up():
+async def test_the_clean_up_of_an_object_waits_for_its_started_event_handlers():
     worker, began, go_on, ended = PlainWorker("worker"), asyncio.Event(), asyncio.Event(), []
 
     async def slow(subject: PlainWorker, message: object) -> None:
@@ -462,7 +462,7 @@ async def test_cancel_function_call_cancels_that_call_and_no_other(
     await cancel_function_call(worker.llm, "b")
 
 
-async def test_take_queued_function_calls_takes_what_has_not_begun(
+async def test_take_queued_function_calls_takes_calls_that_have_not_begun(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     calls = [ToolCall("wait", {}, call_id) for call_id in ("a", "b", "c")]
@@ -487,7 +487,7 @@ def test_take_queued_function_calls_of_a_service_that_runs_them_at_once(new_llm:
 
 
 @pytest.mark.parametrize("speaks", [BotStartedSpeakingFrame, UserStartedSpeakingFrame])
-async def test_an_aggregator_owes_the_run_that_speech_puts_off_until_it_is_forgone(
+async def test_an_aggregator_keeps_the_run_that_speech_postpones_until_it_is_dropped(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -535,11 +535,11 @@ def test_find_provider_of_a_service_that_is_not_known():
     assert find_provider(LLMService()) is None
 
 
-async def test_a_service_that_answers_text_is_not_speech_to_speech(new_llm: NewLLM):
+async def test_a_service_that_generates_text_is_not_speech_to_speech(new_llm: NewLLM):
     assert is_speech_to_speech(new_llm("You wait.")) is False
 
 
-async def test_in_tool_call_of_knows_whose_tool_is_running(
+async def test_in_tool_call_of_tells_which_workers_tool_is_running(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     scripted_llm.reply(ToolCall("wait", call_id="a"))
@@ -556,7 +556,7 @@ async def test_in_tool_call_of_knows_whose_tool_is_running(
 # -- forget_runner -------------------------------------------------------------------------------
 
 
-async def test_a_forgotten_runner_leaves_the_registry_and_is_answered_when_it_is_back(
+async def test_a_forgotten_runner_leaves_the_registry_and_is_introduced_when_it_returns(
     job_harness: JobHarness,
 ):
     await job_harness.start(PlainWorker("local"))

@@ -46,7 +46,7 @@ async def test_a_request_fires_its_event_and_is_an_active_job(bench: Bench, work
     assert worker.active_jobs == {"j": arrived}
 
 
-async def test_an_event_handler_may_answer_right_away(bench: Bench, worker_class: type):
+async def test_an_event_handler_may_respond_at_once(bench: Bench, worker_class: type):
     worker = worker_class("worker")
 
     @worker.event_handler("on_job_request")
@@ -60,7 +60,7 @@ async def test_an_event_handler_may_answer_right_away(bench: Bench, worker_class
     assert (sent.target, sent.job_id, sent.response) == ("asker", "j", {"by": "event"})
 
 
-async def test_a_request_nobody_handles_stays_open_for_a_later_answer(
+async def test_a_request_without_a_handler_stays_open_for_a_later_response(
     bench: Bench, worker_class: type
 ):
     worker = worker_class("worker")
@@ -76,7 +76,7 @@ async def test_a_request_nobody_handles_stays_open_for_a_later_answer(
     assert worker.active_jobs == {}
 
 
-async def test_a_request_nobody_handles_stays_open_until_its_deadline(job_harness: JobHarness):
+async def test_a_request_without_a_handler_stays_open_until_its_deadline(job_harness: JobHarness):
     asker, worker = BaseWorker("asker"), BaseWorker("worker")
     await job_harness.start(asker, worker)
 
@@ -86,7 +86,7 @@ async def test_a_request_nobody_handles_stays_open_until_its_deadline(job_harnes
             assert list(worker.active_jobs) == [j.job_id]
 
 
-async def test_a_request_nobody_handles_ends_with_a_cancel(bench: Bench, worker_class: type):
+async def test_a_request_without_a_handler_ends_with_a_cancel(bench: Bench, worker_class: type):
     worker = worker_class("worker")
     cancelled = listen(worker, "on_job_cancelled")
     await bench.add(worker)
@@ -132,7 +132,9 @@ async def test_a_cancelled_handler_has_stopped_before_its_hook_runs(
     assert order == ["handler stopped", "hook"]
 
 
-async def test_the_wish_for_an_update_fires_for_an_open_job_alone(bench: Bench, worker_class: type):
+async def test_the_update_request_event_fires_only_for_an_open_job(
+    bench: Bench, worker_class: type
+):
     worker = worker_class("worker")
     got = listen(worker, "on_job_update_requested")
     await bench.add(worker)
@@ -159,7 +161,7 @@ async def test_the_wish_for_an_update_fires_for_an_open_job_alone(bench: Bench, 
         ("send_job_response", BusJobResponseMessage, "response"),
     ],
 )
-async def test_what_is_sent_for_a_job_goes_to_its_requester(
+async def test_messages_of_a_job_go_to_its_requester(
     bench: Bench, worker_class: type, method: str, message: type, field: str
 ):
     worker = worker_class("worker")
@@ -181,7 +183,7 @@ async def test_what_is_sent_for_a_job_goes_to_its_requester(
         ("send_job_response", BusJobResponseUrgentMessage),
     ],
 )
-async def test_what_is_urgent_is_sent_as_urgent(
+async def test_urgent_messages_are_sent_as_urgent(
     bench: Bench, worker_class: type, method: str, message: type
 ):
     worker = worker_class("worker")
@@ -220,7 +222,7 @@ async def test_sending_for_a_job_that_is_not_open_is_a_runtime_error(
 # -- the end of a worker -------------------------------------------------------------------------
 
 
-async def test_a_worker_that_stops_answers_for_its_jobs_and_cancels_its_groups(
+async def test_a_worker_that_stops_responds_to_its_jobs_and_cancels_its_groups(
     bench: Bench, worker_class: type
 ):
     worker = worker_class("worker")
@@ -241,7 +243,9 @@ async def test_a_worker_that_stops_answers_for_its_jobs_and_cancels_its_groups(
     assert worker.active_jobs == worker.job_groups == {}
 
 
-async def test_a_job_between_workers_that_are_not_run_is_answered(bench: Bench, worker_class: type):
+async def test_a_job_between_workers_that_are_not_run_gets_a_response(
+    bench: Bench, worker_class: type
+):
     class Echo(worker_class):
         @pipecat_job(name="echo")
         async def echo(self, message: BusJobRequestMessage) -> None:

@@ -52,7 +52,7 @@ async def test_a_request_without_name_and_payload_has_neither(bench: Bench, work
     assert (sent.job_id, sent.job_name, sent.payload) == (job_id, None, None)
 
 
-async def test_a_job_that_is_asked_is_a_group_of_pipecats_until_it_ends(
+async def test_an_open_job_is_in_pipecats_job_groups_until_it_ends(
     bench: Bench, worker_class: type
 ):
     asker = worker_class("asker")
@@ -93,7 +93,7 @@ async def test_a_timeout_cancels_with_that_reason(bench: Bench, worker_class: ty
     assert (cancelled.target, cancelled.job_id, cancelled.reason) == ("a", job_id, "timeout")
 
 
-async def test_an_answer_in_time_takes_the_timeout_back(bench: Bench, worker_class: type):
+async def test_a_response_in_time_cancels_the_timeout(bench: Bench, worker_class: type):
     asker = worker_class("asker")
     await bench.add(asker)
     await bench.ready("quick", "late")
@@ -107,7 +107,7 @@ async def test_an_answer_in_time_takes_the_timeout_back(bench: Bench, worker_cla
     assert [m.job_id for m in bench.sent(BusJobCancelMessage)] == [late]
 
 
-async def test_a_timeout_raises_and_says_so(bench: Bench, worker_class: type):
+async def test_a_timeout_raises_an_error_that_says_so(bench: Bench, worker_class: type):
     asker = worker_class("asker")
     await bench.add(asker)
     await bench.ready("a")
@@ -120,7 +120,9 @@ async def test_a_timeout_raises_and_says_so(bench: Bench, worker_class: type):
             pass
 
 
-async def test_a_worker_not_ready_in_time_raises_and_says_so(bench: Bench, worker_class: type):
+async def test_a_worker_not_ready_in_time_raises_an_error_that_says_so(
+    bench: Bench, worker_class: type
+):
     asker = worker_class("asker")
     await bench.add(asker)
 
@@ -131,7 +133,7 @@ async def test_a_worker_not_ready_in_time_raises_and_says_so(bench: Bench, worke
     assert bench.sent(BusJobRequestMessage) == []
 
 
-async def test_nobody_is_asked_before_everybody_is_ready(bench: Bench, worker_class: type):
+async def test_no_worker_is_asked_before_all_are_ready(bench: Bench, worker_class: type):
     asker = worker_class("asker")
     await bench.add(asker)
     await bench.ready("early")
@@ -162,7 +164,7 @@ async def test_a_body_that_raises_cancels_with_that_reason(bench: Bench, worker_
     ]
 
 
-async def test_a_cancel_by_hand_carries_its_reason_to_workers_and_caller(
+async def test_a_cancel_by_hand_carries_its_reason_to_workers_and_requester(
     bench: Bench, worker_class: type
 ):
     asker = worker_class("asker")
@@ -179,7 +181,7 @@ async def test_a_cancel_by_hand_carries_its_reason_to_workers_and_caller(
     ]
 
 
-async def test_a_cancel_goes_once_to_each_worker_that_owes_an_answer(bench: Bench):
+async def test_a_cancel_goes_once_to_each_worker_without_a_response(bench: Bench):
     """Pipecat tells those as well that have answered."""
     asker = BaseWorker("asker")
     await bench.add(asker)
@@ -216,7 +218,9 @@ async def test_a_cancel_requested_from_outside_respects_cancellable(
     assert await asker.request_cancel_job_group("unknown") is False
 
 
-async def test_the_cancelled_answer_to_a_cancel_is_heard(bench: Bench, worker_class: type):
+async def test_the_cancelled_response_to_a_cancel_reaches_the_hook(
+    bench: Bench, worker_class: type
+):
     asker = worker_class("asker")
     got = listen(asker, "on_job_response")
     await bench.add(asker)

@@ -66,7 +66,7 @@ def test_a_group_builds_from_pipecats_arguments_outside_of_a_loop():
         assert group_class("j", ["a"]).worker_names == ["a"]
 
 
-async def test_its_responses_complete_it(bench: Bench, worker_class: Any, group_class: Any):
+async def test_responses_complete_a_group(bench: Bench, worker_class: Any, group_class: Any):
     asker, group = worker_class("asker"), group_class(job_id="j", worker_names={"a", "b"})
     responses, completed = listen(asker, "on_job_response"), listen(asker, "on_job_completed")
     await add(bench, asker, group)
@@ -146,7 +146,7 @@ async def test_updates_reach_the_hook_and_the_event_queue(
     assert events.get_nowait() is None
 
 
-async def test_overrides_hear_of_it(bench: Bench, worker_class: Any, group_class: Any):
+async def test_overrides_are_called_for_a_group(bench: Bench, worker_class: Any, group_class: Any):
     class Listening(worker_class):
         def __init__(self, name: str):
             super().__init__(name)
@@ -171,7 +171,7 @@ async def test_overrides_hear_of_it(bench: Bench, worker_class: Any, group_class
     assert asker.heard == ["update", "response", "completed"]
 
 
-async def test_a_cancel_tells_its_workers_and_fails_it(
+async def test_a_cancel_reaches_the_workers_and_fails_the_group(
     bench: Bench, worker_class: Any, group_class: Any
 ):
     asker, group = worker_class("asker"), group_class(job_id="j", worker_names={"a"})
@@ -187,7 +187,7 @@ async def test_a_cancel_tells_its_workers_and_fails_it(
     assert asker.job_groups == {}
 
 
-async def test_failing_it_by_hand_wakes_those_who_wait(group_class: Any):
+async def test_failing_a_group_by_hand_wakes_its_waiters(group_class: Any):
     group = group_class(job_id="j", worker_names={"a"})
     group.fail("the line is dead")
     with pytest.raises(JobGroupError, match="the line is dead"):
@@ -196,7 +196,7 @@ async def test_failing_it_by_hand_wakes_those_who_wait(group_class: Any):
 
 
 @pytest.mark.parametrize("how", ["response", "cancel"])
-async def test_its_timeout_task_ends_with_it(
+async def test_a_timeout_task_ends_with_its_group(
     bench: Bench, worker_class: Any, group_class: Any, how: str
 ):
     asker, group = worker_class("asker"), group_class(job_id="j", worker_names=["a"])
@@ -213,7 +213,9 @@ async def test_its_timeout_task_ends_with_it(
     assert group.timeout_task.done()
 
 
-async def test_its_timeout_task_may_cancel_it(bench: Bench, worker_class: Any, group_class: Any):
+async def test_a_timeout_task_may_cancel_its_group(
+    bench: Bench, worker_class: Any, group_class: Any
+):
     asker, group = worker_class("asker"), group_class(job_id="j", worker_names=["a"])
     await add(bench, asker, group)
     went_on = asyncio.Event()
@@ -231,7 +233,7 @@ async def test_its_timeout_task_may_cancel_it(bench: Bench, worker_class: Any, g
         await went_on.wait()
 
 
-async def test_its_workers_may_be_asked_for_an_update(
+async def test_the_workers_of_a_group_may_be_asked_for_an_update(
     bench: Bench, worker_class: Any, group_class: Any
 ):
     asker, group = worker_class("asker"), group_class(job_id="j", worker_names=["a"])
@@ -242,7 +244,9 @@ async def test_its_workers_may_be_asked_for_an_update(
     assert [m.target for m in bench.sent(BusJobUpdateRequestMessage)] == ["a"]
 
 
-async def test_a_worker_that_stops_fails_it(bench: Bench, worker_class: Any, group_class: Any):
+async def test_a_requester_that_stops_fails_its_group(
+    bench: Bench, worker_class: Any, group_class: Any
+):
     asker, group = worker_class("asker"), group_class(job_id="j", worker_names=["a"])
     await add(bench, asker, group)
 
@@ -270,7 +274,7 @@ async def test_a_request_handled_by_the_worker_itself_is_not_taken_for_a_respons
 # -- what our own group adds ---------------------------------------------------------------------
 
 
-async def test_a_group_of_ours_keeps_outcomes(bench: Bench):
+async def test_our_group_keeps_outcomes(bench: Bench):
     asker = BaseWorker("asker")
     group = JobGroup(job_id="j", worker_names=["a", "b"], cancel_on_error=False)
     await add(bench, asker, group)
@@ -286,7 +290,7 @@ async def test_a_group_of_ours_keeps_outcomes(bench: Bench):
     }
 
 
-async def test_a_group_of_ours_that_is_cancelled_raises_our_error(bench: Bench):
+async def test_our_group_raises_our_error_when_it_is_cancelled(bench: Bench):
     asker, group = BaseWorker("asker"), JobGroup(job_id="j", worker_names=["a"])
     await add(bench, asker, group)
     await asker.cancel_job_group("j")
@@ -295,7 +299,7 @@ async def test_a_group_of_ours_that_is_cancelled_raises_our_error(bench: Bench):
     assert raised.value.job_id == "j"
 
 
-async def test_a_hook_that_raises_does_not_keep_a_group_of_ours_from_ending(bench: Bench):
+async def test_a_hook_that_raises_does_not_keep_our_group_from_ending(bench: Bench):
     class Raising(BaseWorker):
         async def on_job_response(self, message: Any) -> None:
             raise ValueError("broken hook")
@@ -324,7 +328,7 @@ async def test_a_hook_that_raises_for_pipecats_group_does_not_reach_the_bus(benc
     assert group.responses == {"a": {"x": 1}}
 
 
-async def test_a_malformed_answer_to_pipecats_group_is_dropped(bench: Bench):
+async def test_a_malformed_response_to_pipecats_group_is_dropped(bench: Bench):
     asker, group = BaseWorker("asker"), PipecatJobGroup(job_id="j", worker_names=["a"])
     await add(bench, asker, group)
 
@@ -334,7 +338,7 @@ async def test_a_malformed_answer_to_pipecats_group_is_dropped(bench: Bench):
     assert not group.is_done
 
 
-async def test_a_lost_worker_ends_a_group_of_ours(bench: Bench):
+async def test_a_lost_worker_ends_our_group(bench: Bench):
     asker, group = BaseWorker("asker"), JobGroup(job_id="j", worker_names=["a"])
     assert isinstance(asker, JobsMixin)
     await add(bench, asker, group)

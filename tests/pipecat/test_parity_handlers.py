@@ -58,7 +58,7 @@ async def test_sequential_jobs_run_one_by_one_in_order(bench: Bench, worker_clas
 
 
 @MARKS
-async def test_a_sequential_handler_makes_room_when_it_returns_answered_or_not(
+async def test_a_sequential_handler_frees_its_slot_when_it_returns_with_or_without_a_response(
     bench: Bench, worker_class: type, mark: Any
 ):
     class Sequential(Gated, worker_class):
@@ -84,7 +84,7 @@ async def test_a_sequential_handler_makes_room_when_it_returns_answered_or_not(
 
 
 @MARKS
-async def test_a_sequential_job_holds_up_no_job_of_another_name(
+async def test_a_sequential_job_does_not_delay_a_job_of_another_name(
     bench: Bench, worker_class: type, mark: Any
 ):
     class Sequential(Gated, worker_class):
@@ -162,7 +162,7 @@ async def test_either_decorator_marks_handlers_for_either_worker(
     assert j.response == {"q": 1}
 
 
-async def test_a_handler_is_found_where_a_name_matches_and_on_job_request_elsewhere(
+async def test_a_handler_takes_jobs_of_its_name_and_on_job_request_takes_the_others(
     bench: Bench, worker_class: type
 ):
     class Both(worker_class):

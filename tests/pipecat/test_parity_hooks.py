@@ -27,7 +27,7 @@ bench = parity.bench
 worker_class = parity.worker_class
 
 
-async def test_a_group_completes_with_its_last_answer(bench: Bench, worker_class: type):
+async def test_a_group_completes_with_its_last_response(bench: Bench, worker_class: type):
     asker = worker_class("asker")
     completed = listen(asker, "on_job_completed")
     await bench.add(asker)
@@ -44,7 +44,7 @@ async def test_a_group_completes_with_its_last_answer(bench: Bench, worker_class
     assert asker.job_groups == {}
 
 
-async def test_the_end_of_a_stream_is_an_answer(bench: Bench, worker_class: type):
+async def test_the_end_of_a_stream_is_a_response(bench: Bench, worker_class: type):
     asker = worker_class("asker")
     completed = listen(asker, "on_job_completed")
     await bench.add(asker)
@@ -88,7 +88,7 @@ async def test_an_event_fires_one_turn_after_its_message(
     assert got == [arrived]
 
 
-async def test_on_bus_message_fires_for_job_messages_as_well(bench: Bench, worker_class: type):
+async def test_on_bus_message_also_fires_for_job_messages(bench: Bench, worker_class: type):
     worker = worker_class("worker")
     got = listen(worker, "on_bus_message")
     await bench.add(worker)
@@ -100,7 +100,7 @@ async def test_on_bus_message_fires_for_job_messages_as_well(bench: Bench, worke
     assert got == [arrived]
 
 
-async def test_messages_for_another_worker_are_left_alone(bench: Bench, worker_class: type):
+async def test_messages_for_another_worker_are_ignored(bench: Bench, worker_class: type):
     worker = worker_class("another")
     got = listen(worker, "on_job_request")
     await bench.add(worker)
@@ -113,7 +113,7 @@ async def test_messages_for_another_worker_are_left_alone(bench: Bench, worker_c
 
 
 @pytest.mark.parametrize("status", [JobStatus.ERROR, JobStatus.FAILED])
-async def test_an_error_ends_the_group_and_keeps_what_was_answered(
+async def test_an_error_ends_the_group_and_keeps_earlier_responses(
     bench: Bench, worker_class: type, status: JobStatus
 ):
     asker = worker_class("asker")
@@ -136,7 +136,9 @@ async def test_an_error_ends_the_group_and_keeps_what_was_answered(
     assert to_c.reason == "worker 'b' errored"
 
 
-async def test_an_error_ends_nothing_when_told_so(bench: Bench, worker_class: type):
+async def test_an_error_does_not_end_a_group_with_cancel_on_error_off(
+    bench: Bench, worker_class: type
+):
     asker = worker_class("asker")
     errors, completed = listen(asker, "on_job_error"), listen(asker, "on_job_completed")
     await bench.add(asker)
@@ -153,7 +155,7 @@ async def test_an_error_ends_nothing_when_told_so(bench: Bench, worker_class: ty
     assert len(completed) == 1
 
 
-async def test_every_answer_is_heard_before_the_completion(bench: Bench, worker_class: type):
+async def test_hooks_get_every_response_before_the_completion(bench: Bench, worker_class: type):
     """Also when an override takes its time and the answers come at once."""
     order: list[str] = []
 
@@ -178,7 +180,7 @@ async def test_every_answer_is_heard_before_the_completion(bench: Bench, worker_
     assert order == ["a", "b", "completed"]
 
 
-async def test_overrides_hear_the_group_that_is_still_open(bench: Bench, worker_class: type):
+async def test_overrides_see_the_group_while_it_is_still_open(bench: Bench, worker_class: type):
     open_at: dict[str, bool] = {}
 
     class Listening(worker_class):
@@ -204,7 +206,9 @@ async def test_overrides_hear_the_group_that_is_still_open(bench: Bench, worker_
     assert open_at == {"response": True, "error": True, "completed": False}
 
 
-async def test_a_completion_is_heard_before_the_caller_goes_on(bench: Bench, worker_class: type):
+async def test_hooks_get_the_completion_before_the_requester_goes_on(
+    bench: Bench, worker_class: type
+):
     order: list[str] = []
 
     class Listening(worker_class):

@@ -53,7 +53,7 @@ async def attached(harness: JobHarness) -> Frontend:
 
 
 @pytest.mark.parametrize("worker_class", [Mine, MixinFirst, BackendLLMWorker])
-async def test_a_frontend_attaches_asks_and_hears_the_answer(bus: WorkerBus, worker_class: type):
+async def test_a_frontend_attaches_asks_and_receives_the_answer(bus: WorkerBus, worker_class: type):
     async with backend(bus, worker_class) as (harness, llm, worker):
         frontend = Frontend(OurPeer("frontend"))
         await harness.start(frontend.worker)
@@ -72,7 +72,7 @@ async def test_a_frontend_attaches_asks_and_hears_the_answer(bus: WorkerBus, wor
     ]
 
 
-async def test_a_plain_frontend_is_answered_as_well(running: Backend):
+async def test_a_plain_frontend_also_gets_an_answer(running: Backend):
     harness, llm, _ = running
     frontend = PlainPeer("frontend")
     updates: asyncio.Queue[dict] = asyncio.Queue()
@@ -261,7 +261,7 @@ async def test_a_model_that_fails_is_reported_and_the_attachment_stays(running: 
     await frontend.detach()
 
 
-async def test_a_backend_that_ends_says_so_to_its_frontend(running: Backend):
+async def test_a_backend_that_ends_notifies_its_frontend(running: Backend):
     harness, _, worker = running
     frontend = await attached(harness)
 

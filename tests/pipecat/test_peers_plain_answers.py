@@ -26,7 +26,7 @@ harness = peers.harness
 
 
 @pytest.mark.parametrize(("asks", "answers"), PAIRS)
-async def test_a_job_is_answered(harness: JobHarness, asks: type, answers: type):
+async def test_a_job_gets_a_response(harness: JobHarness, asks: type, answers: type):
     asker = asks("asker")
     await harness.start(asker, answers("answerer"))
 
@@ -49,14 +49,14 @@ async def test_a_group_mixes_plain_workers_and_ours(harness: JobHarness, asks: t
 
 
 @pytest.mark.parametrize(("asks", "answers"), PAIRS)
-async def test_an_urgent_answer_is_an_answer(harness: JobHarness, asks: type, answers: type):
+async def test_an_urgent_response_is_a_response(harness: JobHarness, asks: type, answers: type):
     asker = asks("asker")
     await harness.start(asker, answers("answerer"))
 
     assert await asker.ask("answerer", "urgent") == {"urgent": True}
 
 
-async def test_updates_of_a_plain_worker_arrive_before_its_answer(harness: JobHarness):
+async def test_updates_of_a_plain_worker_arrive_before_its_response(harness: JobHarness):
     asker = OurPeer("asker")
     await harness.start(asker, PlainPeer("answerer"))
 
@@ -97,7 +97,7 @@ async def test_a_stream_of_a_plain_worker_arrives_whole(harness: JobHarness):
         ),
     ],
 )
-async def test_hooks_of_a_plain_requester_hear_our_updates_and_chunks(
+async def test_hooks_of_a_plain_requester_get_our_updates_and_chunks(
     harness: JobHarness, name: str, heard: list[str]
 ):
     """By hooks, since Pipecat's ``async for`` may miss what a quick worker says."""
@@ -124,7 +124,7 @@ async def test_hooks_of_a_plain_requester_hear_our_updates_and_chunks(
     assert sorted(fired) == sorted(heard)
 
 
-async def test_a_plain_requester_iterates_over_what_our_worker_says(harness: JobHarness):
+async def test_a_plain_requester_iterates_over_messages_of_our_worker(harness: JobHarness):
     class Patient(OurPeer):
         """Speaks once its requester listens: Pipecat attaches its queue after sending."""
 
@@ -151,7 +151,7 @@ async def test_a_plain_requester_iterates_over_what_our_worker_says(harness: Job
 
 
 @pytest.mark.parametrize(("asks", "answers"), PAIRS)
-async def test_a_requester_asks_for_an_update_and_gets_it(
+async def test_a_requester_requests_an_update_and_gets_it(
     harness: JobHarness, asks: type, answers: type
 ):
     class Reporting(answers):
@@ -187,7 +187,7 @@ async def test_a_requester_asks_for_an_update_and_gets_it(
         ("error", OutcomeStatus.ERROR, {"code": 7}),
     ],
 )
-async def test_a_plain_worker_that_fails_says_how_and_why(
+async def test_the_failure_of_a_plain_worker_has_its_status_and_reason(
     harness: JobHarness, name: str, status: OutcomeStatus, payload: dict
 ):
     asker = OurPeer("asker")
@@ -208,7 +208,7 @@ async def test_a_plain_worker_that_fails_says_how_and_why(
         ("error", PipecatJobStatus.ERROR, {"code": 7}),
     ],
 )
-async def test_a_plain_requester_hears_how_our_worker_failed(
+async def test_a_plain_requester_gets_the_failure_of_our_worker(
     harness: JobHarness, name: str, status: PipecatJobStatus, payload: dict
 ):
     asker = PlainPeer("asker")
@@ -221,7 +221,9 @@ async def test_a_plain_requester_hears_how_our_worker_failed(
     assert (message.source, message.status, message.response) == ("answerer", status, payload)
 
 
-async def test_a_handler_of_ours_that_raises_answers_a_plain_requester(harness: JobHarness):
+async def test_our_handler_that_raises_gives_a_plain_requester_an_error_response(
+    harness: JobHarness,
+):
     asker = PlainPeer("asker")
     await harness.start(asker, Answerer())
 
@@ -235,7 +237,9 @@ async def test_a_handler_of_ours_that_raises_answers_a_plain_requester(harness: 
     assert "raise_error" in message.response["traceback"]
 
 
-async def test_a_job_name_our_worker_does_not_know_answers_a_plain_requester(harness: JobHarness):
+async def test_a_job_name_that_our_worker_does_not_know_gives_a_plain_requester_an_error_response(
+    harness: JobHarness,
+):
     asker = PlainPeer("asker")
     await harness.start(asker, Answerer())
 
@@ -282,7 +286,7 @@ async def test_the_first_failure_stops_the_rest_of_a_mixed_group(
     assert not waiting.active_jobs
 
 
-async def test_a_mixed_group_goes_on_past_a_failure_when_told_to(harness: JobHarness):
+async def test_a_mixed_group_with_cancel_on_error_off_goes_on_after_a_failure(harness: JobHarness):
     asker, plain, ours = OurPeer("asker"), PlainPeer("plain"), OurPeer("ours")
     await harness.start(asker, plain, ours)
     ours.release.set()
@@ -299,14 +303,14 @@ async def test_a_mixed_group_goes_on_past_a_failure_when_told_to(harness: JobHar
 # -- inactive workers ----------------------------------------------------------------------------
 
 
-async def test_our_inactive_worker_answers_a_plain_requester(harness: JobHarness):
+async def test_our_inactive_worker_responds_to_a_plain_requester(harness: JobHarness):
     asker = PlainPeer("asker")
     await harness.start(asker, OurPeer("answerer", active=False))
 
     assert (await asker.ask("answerer", "echo"))["from"] == "answerer"
 
 
-async def test_a_plain_workers_answer_reaches_our_inactive_requester(harness: JobHarness):
+async def test_a_plain_workers_response_reaches_our_inactive_requester(harness: JobHarness):
     asker = OurPeer("asker", active=False)
     await harness.start(asker, PlainPeer("answerer"))
 
@@ -316,7 +320,7 @@ async def test_a_plain_workers_answer_reaches_our_inactive_requester(harness: Jo
     assert response == {"steps": 2}
 
 
-async def test_a_plain_worker_that_is_inactive_is_waited_for_until_the_deadline(
+async def test_a_job_for_an_inactive_plain_worker_waits_until_the_deadline(
     harness: JobHarness,
 ):
     """Pipecat drops the request before anybody of it could answer; the deadline decides."""
@@ -330,7 +334,7 @@ async def test_a_plain_worker_that_is_inactive_is_waited_for_until_the_deadline(
 # -- names ---------------------------------------------------------------------------------------
 
 
-async def test_pipecats_exceptions_catch_ours(harness: JobHarness):
+async def test_an_except_for_pipecats_exceptions_catches_ours(harness: JobHarness):
     asker = Asker()
     await harness.start(asker, PlainPeer("answerer"))
 
@@ -347,11 +351,11 @@ async def test_pipecats_exceptions_catch_ours(harness: JobHarness):
 @pytest.mark.parametrize(
     "error", ["JobCancelledError", "JobTimeoutError", "WorkerLostError", "NoJobHandlerError"]
 )
-def test_every_way_a_job_ends_is_caught_as_either_of_pipecats_exceptions(error: str):
+def test_every_failure_of_a_job_is_caught_as_either_of_pipecats_exceptions(error: str):
     assert issubclass(getattr(pipecat_jobs, error), PipecatJobError)
     assert issubclass(getattr(pipecat_jobs, error), PipecatJobGroupError)
 
 
-def test_job_status_is_pipecats():
+def test_our_job_status_is_pipecats():
     assert pipecat_jobs.JobStatus is PipecatJobStatus
     assert {status.value for status in PipecatJobStatus} <= {s.value for s in OutcomeStatus}

@@ -40,7 +40,7 @@ async def blocking_harness(blocking_bus: ChaosBus) -> AsyncIterator[JobHarness]:
 # -- calling off ---------------------------------------------------------------------------------
 
 
-async def test_cancelling_our_caller_stops_a_plain_handler(harness: JobHarness):
+async def test_cancelling_our_requester_stops_a_plain_handler(harness: JobHarness):
     asker, answerer = OurPeer("asker"), PlainPeer("answerer")
     await harness.start(asker, answerer)
     caller = asyncio.create_task(asker.ask("answerer", "wait"))
@@ -119,7 +119,7 @@ async def test_a_plain_requesters_cancel_that_overtakes_its_request_wins(
 # -- a bus that makes publishers wait ------------------------------------------------------------
 
 
-async def test_what_a_plain_worker_says_while_others_are_still_being_asked_is_not_missed(
+async def test_messages_of_a_plain_worker_while_others_are_still_being_asked_are_not_missed(
     blocking_harness: JobHarness, blocking_bus: ChaosBus
 ):
     asker, quick, slow = OurPeer("asker"), PlainPeer("quick"), PlainPeer("slow")
@@ -148,7 +148,7 @@ async def test_what_a_plain_worker_says_while_others_are_still_being_asked_is_no
     ]
 
 
-async def test_cancelling_our_caller_while_requests_are_sent_stops_the_plain_ones_already_asked(
+async def test_cancelling_our_requester_while_it_sends_requests_stops_asked_plain_workers(
     blocking_harness: JobHarness, blocking_bus: ChaosBus
 ):
     asker, first, second = OurPeer("asker"), PlainPeer("first"), PlainPeer("second")
@@ -184,7 +184,7 @@ async def test_a_cancel_reaches_a_worker_whose_update_is_stuck_in_the_bus(
     assert stuck.messages == []
 
 
-async def test_the_deadline_holds_while_a_plain_workers_answer_is_stuck_in_the_bus(
+async def test_the_deadline_holds_while_a_plain_workers_response_is_stuck_in_the_bus(
     blocking_harness: JobHarness, blocking_bus: ChaosBus
 ):
     asker, answerer = OurPeer("asker"), PlainPeer("answerer")
@@ -216,7 +216,7 @@ async def test_a_plain_worker_that_ends_with_a_job_open_cancels_it(harness: JobH
     assert cancelled.value.outcomes["answerer"].status is OutcomeStatus.CANCELLED
 
 
-async def test_our_worker_that_ends_with_a_job_open_answers_a_plain_requester(
+async def test_our_worker_that_ends_with_a_job_open_responds_to_a_plain_requester(
     harness: JobHarness,
 ):
     asker, answerer = PlainPeer("asker"), OurPeer("answerer")
@@ -268,7 +268,7 @@ class Mute(PlainPeer):
         await super().stop()
 
 
-async def test_a_plain_worker_that_finished_without_answering_is_lost(harness: JobHarness):
+async def test_a_plain_worker_that_finished_without_a_response_is_lost(harness: JobHarness):
     asker, answerer = OurPeer("asker"), Mute("answerer")
     await harness.start(asker, answerer)
     caller = asyncio.create_task(asker.ask("answerer", "silent"))
@@ -281,7 +281,7 @@ async def test_a_plain_worker_that_finished_without_answering_is_lost(harness: J
     assert lost.value.outcomes["answerer"].status is OutcomeStatus.LOST
 
 
-async def test_a_worker_of_ours_whose_last_answer_never_left_is_lost(
+async def test_a_worker_of_ours_whose_last_response_was_never_sent_is_lost(
     blocking_harness: JobHarness, blocking_bus: ChaosBus
 ):
     class Hasty(OurPeer):
@@ -322,7 +322,7 @@ async def _say_nothing(*_: Any, **__: Any) -> None:
     pass
 
 
-async def test_a_worker_known_to_be_gone_is_lost_when_somebody_says_so(harness: JobHarness):
+async def test_a_worker_is_lost_when_worker_lost_reports_it(harness: JobHarness):
     asker = OurPeer("asker")
     await harness.start(asker)
     # A worker of another process: nothing here can notice its end.
@@ -336,7 +336,7 @@ async def test_a_worker_known_to_be_gone_is_lost_when_somebody_says_so(harness: 
         await caller
 
 
-async def test_worker_lost_leaves_other_workers_jobs_alone(harness: JobHarness):
+async def test_worker_lost_does_not_end_jobs_of_other_workers(harness: JobHarness):
     asker, answerer = OurPeer("asker"), PlainPeer("answerer")
     await harness.start(asker, answerer)
     caller = asyncio.create_task(asker.ask("answerer", "wait"))

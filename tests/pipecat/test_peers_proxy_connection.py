@@ -17,7 +17,7 @@ harness = peers_proxy.harness
 
 @pytest.mark.parametrize("answers", [OurPeer, PlainPeer])
 @pytest.mark.parametrize("how", ["close_as_server", "close_as_client", "cut"])
-async def test_a_connection_that_goes_away_in_mid_job_loses_the_worker(
+async def test_a_connection_that_closes_during_a_job_loses_the_worker(
     harness: JobHarness, direction: Direction, answers: type, how: str
 ):
     asker, answerer = OurPeer("asker"), answers("answerer")
@@ -69,7 +69,7 @@ async def test_asking_through_a_closed_connection_is_lost_at_once(
 
 
 @pytest.mark.parametrize("urgent", [False, True])
-async def test_an_answer_that_arrived_right_before_the_connection_closed_counts(
+async def test_a_response_that_arrived_right_before_the_connection_closed_counts(
     harness: JobHarness, direction: Direction, urgent: bool
 ):
     asker, answerer = OurPeer("asker"), OurPeer("answerer")
@@ -92,7 +92,7 @@ async def test_an_answer_that_arrived_right_before_the_connection_closed_counts(
         assert await caller == {"last": "words"}
 
 
-async def test_an_answer_still_on_the_askers_bus_when_the_connection_closed_counts(
+async def test_a_response_still_on_the_requesters_bus_when_the_connection_closed_counts(
     harness: JobHarness, direction: Direction
 ):
     """As on a network bus, which takes its time from the proxy to the asker."""
@@ -124,7 +124,7 @@ async def test_a_worker_is_watched_as_long_as_one_of_its_jobs_is_open(
             await caller
 
 
-async def test_a_remote_worker_is_waited_for_until_its_proxy_connects(harness: JobHarness):
+async def test_a_job_for_a_remote_worker_waits_until_its_proxy_connects(harness: JobHarness):
     asker = OurPeer("asker")
     async with Link(harness, asker, OurPeer("answerer")) as link:
         caller = asyncio.create_task(asker.ask("answerer", "echo", timeout=5))

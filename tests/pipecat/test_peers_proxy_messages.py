@@ -161,7 +161,7 @@ async def test_a_timeout_reaches_the_remote_handler(
         ("BusJobUpdateRequestMessage", {}),
     ],
 )
-async def test_a_malformed_question_is_logged_and_dropped(
+async def test_a_malformed_request_is_logged_and_dropped(
     harness: JobHarness, direction: Direction, job_log, kind: str, fields: dict
 ):
     asker = OurPeer("asker")
@@ -185,7 +185,7 @@ async def test_a_malformed_question_is_logged_and_dropped(
         ("BusJobStreamEndMessage", {"data": "end"}),
     ],
 )
-async def test_a_malformed_answer_is_logged_and_dropped(
+async def test_a_malformed_response_is_logged_and_dropped(
     harness: JobHarness, direction: Direction, job_log, kind: str, fields: dict
 ):
     asker, answerer = OurPeer("asker"), OurPeer("answerer")
@@ -201,7 +201,7 @@ async def test_a_malformed_answer_is_logged_and_dropped(
     _assert_dropped(job_log, "asker", kind)
 
 
-async def test_what_is_no_message_at_all_leaves_the_link_working(
+async def test_data_that_is_not_a_message_does_not_break_the_connection(
     harness: JobHarness, direction: Direction
 ):
     asker = OurPeer("asker")

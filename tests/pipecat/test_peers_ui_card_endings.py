@@ -57,7 +57,7 @@ async def test_cancelling_twice_closes_the_card_once(
 
 @pytest.mark.parametrize("answers", [OurPeer, PlainPeer])
 @pytest.mark.parametrize("worker_class", [Mine, UIWorker])
-async def test_the_client_cancels_a_group(
+async def test_the_client_can_cancel_a_group(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, answers: type, worker_class: type
 ):
     ui, answerer = make(worker_class), answers("a")
@@ -74,7 +74,7 @@ async def test_the_client_cancels_a_group(
     assert answerer.cancelled == [j.job_id]
 
 
-async def test_the_client_cannot_cancel_what_was_asked_as_not_cancellable(
+async def test_the_client_cannot_cancel_a_group_that_is_not_cancellable(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     ui, answerer = make(), OurPeer("a")
@@ -128,7 +128,7 @@ async def test_a_timeout_closes_the_card(
     assert cards(chaos_bus) == CANCELLED_CARD
 
 
-async def test_a_timeout_keeps_what_the_quick_ones_answered(
+async def test_a_timeout_keeps_the_responses_of_quick_workers(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     ui = make()
@@ -174,7 +174,7 @@ async def test_a_hook_that_overruns_the_deadline_leaves_no_card_open(
     assert closed == ("closed",)
 
 
-async def test_a_cancelled_caller_closes_the_card(
+async def test_a_cancelled_requester_closes_the_card(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     ui, answerer = make(), OurPeer("a")
@@ -195,7 +195,7 @@ async def test_a_cancelled_caller_closes_the_card(
     assert answerer.cancelled == [job_id]
 
 
-async def test_an_exception_in_the_callers_body_closes_the_card(
+async def test_an_exception_in_the_requesters_body_closes_the_card(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     ui, answerer = make(), OurPeer("a")
@@ -227,7 +227,7 @@ async def test_a_lost_worker_closes_the_card(
     assert closed == ("closed",)
 
 
-async def test_a_worker_that_never_was_ready_shows_no_card(
+async def test_a_worker_that_was_never_ready_shows_no_card(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     ui = make()
@@ -256,7 +256,7 @@ async def test_a_ui_worker_that_ends_closes_its_cards(
     assert answerer.cancelled == [job_id]
 
 
-async def test_a_caller_cancelled_while_requests_are_sent_leaves_no_open_card(
+async def test_a_requester_cancelled_while_requests_are_sent_leaves_no_open_card(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     ui, first = make(), OurPeer("first")
@@ -281,7 +281,7 @@ async def test_a_caller_cancelled_while_requests_are_sent_leaves_no_open_card(
 
 
 @pytest.mark.parametrize("asks", ["job", "request_job"])
-async def test_a_caller_cancelled_while_its_card_is_announced_leaves_nothing_open(
+async def test_a_requester_cancelled_while_its_card_is_announced_leaves_no_open_card(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, asks: str
 ):
     ui, answerer = make(), OurPeer("a")

@@ -86,7 +86,7 @@ async def test_a_stream_that_ends_is_shown_as_completed(
 
 
 @pytest.mark.parametrize("answers", [OurPeer, PlainPeer])
-async def test_an_error_is_shown_with_those_it_cut_short(
+async def test_an_error_is_shown_with_the_workers_that_it_cancelled(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, answers: type
 ):
     ui = make()
@@ -106,7 +106,7 @@ async def test_an_error_is_shown_with_those_it_cut_short(
 
 
 @pytest.mark.parametrize(("first", "second"), [("fail", "fail"), ("fail", "echo")])
-async def test_answers_that_come_at_once_are_each_shown_before_the_card_closes(
+async def test_simultaneous_responses_are_each_shown_before_the_card_closes(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, first: str, second: str
 ):
     class Either(OurPeer):
@@ -134,7 +134,7 @@ async def test_answers_that_come_at_once_are_each_shown_before_the_card_closes(
     assert shown[3:] == [("closed",)]
 
 
-async def test_a_group_that_goes_on_past_an_error_closes_once_all_have_ended(
+async def test_a_group_that_goes_on_after_an_error_closes_its_card_once_all_have_ended(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     ui, waiting = make(), OurPeer("b")

@@ -18,7 +18,7 @@ make = peers_ui.make
 
 
 @pytest.mark.parametrize("asks", [OurPeer, PlainPeer])
-async def test_its_respond_job_responses_what_a_tool_says(bus: WorkerBus, make: MakeUI, asks: type):
+async def test_a_respond_job_returns_the_text_of_a_tool(bus: WorkerBus, make: MakeUI, asks: type):
     asker = asks("asker")
     async with BusHarness(bus, check_watches=False) as harness, ScriptedLLMServer() as llm:
         llm.on("where", ToolCall("answer", {"text": "on the left"}))
@@ -29,7 +29,7 @@ async def test_its_respond_job_responses_what_a_tool_says(bus: WorkerBus, make: 
     assert response == {"answer": "on the left"}
 
 
-async def test_its_respond_jobs_run_one_at_a_time(
+async def test_respond_jobs_run_one_at_a_time(
     make: MakeUI, job_harness: JobHarness, scripted_llm: ScriptedLLMServer
 ):
     asker, ui = OurPeer("asker"), make(base_url=scripted_llm.base_url)
@@ -48,7 +48,7 @@ async def test_its_respond_jobs_run_one_at_a_time(
     assert ui.current_job is None
 
 
-async def test_a_cancelled_respond_job_makes_room_for_the_next(
+async def test_a_cancelled_respond_job_frees_its_slot_for_the_next(
     make: MakeUI, job_harness: JobHarness, scripted_llm: ScriptedLLMServer
 ):
     asker, ui = OurPeer("asker"), make(base_url=scripted_llm.base_url)
@@ -75,7 +75,7 @@ needs_screen = pytest.mark.skipif(
 
 
 @needs_screen
-async def test_its_respond_job_responses_with_the_reply_the_model_writes(
+async def test_a_respond_job_returns_the_reply_that_the_model_writes(
     make: MakeUI, job_harness: JobHarness, scripted_llm: ScriptedLLMServer
 ):
     asker = OurPeer("asker")
@@ -88,7 +88,7 @@ async def test_its_respond_job_responses_with_the_reply_the_model_writes(
 
 
 @needs_screen
-async def test_its_screen_job_reads_the_snapshot(make: MakeUI, job_harness: JobHarness):
+async def test_a_screen_job_reads_the_snapshot(make: MakeUI, job_harness: JobHarness):
     asker, ui = OurPeer("asker"), make()
     await job_harness.start(asker, ui)
     page = {
@@ -105,7 +105,9 @@ async def test_its_screen_job_reads_the_snapshot(make: MakeUI, job_harness: JobH
 
 
 @needs_screen
-async def test_its_screen_job_says_what_it_cannot_do(make: MakeUI, job_harness: JobHarness):
+async def test_a_screen_job_names_an_action_that_it_cannot_do(
+    make: MakeUI, job_harness: JobHarness
+):
     asker = OurPeer("asker")
     await job_harness.start(asker, make())
 

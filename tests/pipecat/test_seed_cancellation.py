@@ -144,7 +144,7 @@ async def test_a_cancellation_while_the_context_waits_at_its_exit_cancels_every_
     assert not asker.job_groups
 
 
-async def test_a_cancellation_before_a_worker_is_ready_asks_nobody(
+async def test_a_cancellation_before_a_worker_is_ready_sends_no_request(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     asker, w1 = AutomaticCancellation("asker"), Working("w1")
@@ -225,7 +225,7 @@ class ManualCancellation(BaseWorker):
         # fmt: on
 
 
-async def test_jobs_requested_by_hand_are_cancelled_by_hand(job_harness: JobHarness):
+async def test_jobs_requested_without_a_context_are_cancelled_by_hand(job_harness: JobHarness):
     asker, w1, w2 = ManualCancellation("asker"), Working("w1"), Working("w2")
     await job_harness.start(asker, w1, w2)
     asking = asyncio.create_task(asker.ask())
@@ -243,7 +243,7 @@ async def test_jobs_requested_by_hand_are_cancelled_by_hand(job_harness: JobHarn
     assert not asker.job_groups
 
 
-async def test_a_manual_cancellation_reaches_those_asked_while_another_is_not_ready(
+async def test_a_manual_cancellation_reaches_the_asked_workers_while_another_is_not_ready(
     job_harness: JobHarness,
 ):
     asker, w1 = ManualCancellation("asker"), Working("w1")
@@ -264,7 +264,9 @@ async def test_a_manual_cancellation_reaches_those_asked_while_another_is_not_re
     assert not w2.working.is_set()
 
 
-async def test_whoever_waits_for_a_job_cancelled_by_hand_is_told_so(job_harness: JobHarness):
+async def test_a_wait_for_a_job_cancelled_by_hand_raises_an_error_that_says_so(
+    job_harness: JobHarness,
+):
     class Asker(BaseWorker):
         async def ask(self) -> None:
             async with self.job("worker", timeout=30):
@@ -287,7 +289,7 @@ async def test_whoever_waits_for_a_job_cancelled_by_hand_is_told_so(job_harness:
 # Handling cancellation on the agent side
 
 
-async def test_the_cancelled_hook_fires_and_the_worker_answers_cancelled_by_itself(
+async def test_the_cancelled_hook_fires_and_the_worker_itself_responds_cancelled(
     chaos_harness: JobHarness, chaos_bus: ChaosBus, job_log: list[LogRecord]
 ):
     # fmt: off
@@ -322,7 +324,7 @@ async def test_the_cancelled_hook_fires_and_the_worker_answers_cancelled_by_itse
 
 
 @pytest.mark.parametrize("how", ["end", "cancel"])
-async def test_a_worker_that_stops_answers_cancelled_for_each_job_it_holds(
+async def test_a_worker_that_stops_responds_cancelled_to_each_job_it_holds(
     chaos_harness: JobHarness, chaos_bus: ChaosBus, how: str
 ):
     class Asker(BaseWorker):

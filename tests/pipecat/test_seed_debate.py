@@ -290,7 +290,7 @@ async def test_an_interruption_of_the_tool_cancels_the_jobs_it_waits_for(
 
 
 @pytest.mark.parametrize("askers", [("asker", "asker"), ("asker", "other")])
-async def test_a_second_job_waits_until_the_first_is_answered_and_each_gets_its_own_text(
+async def test_a_second_job_waits_for_the_end_of_the_first_and_each_gets_its_own_text(
     chaos_harness: JobHarness,
     chaos_bus: ChaosBus,
     provider: ScriptedLLMServer,
@@ -383,7 +383,7 @@ async def test_a_job_cancelled_while_it_waits_for_its_turn_never_reaches_the_llm
     assert not any(r.mentions("cats") for r in provider.requests)
 
 
-async def test_a_job_whose_time_is_up_while_it_waits_for_its_turn_never_reaches_the_llm(
+async def test_a_job_that_times_out_while_it_waits_for_its_turn_never_reaches_the_llm(
     job_harness: JobHarness,
     provider: ScriptedLLMServer,
     debater: Callable[[str], DebateWorker],
@@ -405,7 +405,7 @@ async def test_a_job_whose_time_is_up_while_it_waits_for_its_turn_never_reaches_
 
 @pytest.mark.not_on("redis", reason="the next job waits in the bus")
 @pytest.mark.parametrize("second_waits", [True, False])
-async def test_a_job_cancelled_while_its_text_is_generated_leaves_none_of_it_to_the_next(
+async def test_text_of_a_job_cancelled_during_generation_never_reaches_the_next_job(
     job_harness: JobHarness,
     provider: ScriptedLLMServer,
     debater: Callable[[str], DebateWorker],
@@ -461,7 +461,7 @@ async def test_a_debater_that_stops_while_it_generates_ends_the_job_as_cancelled
 
 
 @pytest.mark.not_on("redis", reason="what waits does so in the bus")
-async def test_a_debater_that_is_ended_finishes_its_text_and_cancels_what_waits(
+async def test_a_debater_that_is_ended_finishes_its_text_and_cancels_waiting_jobs(
     job_harness: JobHarness,
     provider: ScriptedLLMServer,
     debater: Callable[[str], DebateWorker],

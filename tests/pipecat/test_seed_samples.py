@@ -197,7 +197,7 @@ async def test_each_worker_of_a_group_reads_its_own_key_of_the_payload(job_harne
 # Handling job requests
 
 
-async def test_a_job_handler_answers_with_the_message_s_job_id(job_harness: JobHarness):
+async def test_a_job_handler_responds_with_the_message_s_job_id(job_harness: JobHarness):
     # fmt: off
     class MyWorker(BaseWorker):
         @job(name="process")
@@ -219,7 +219,7 @@ async def test_a_job_handler_answers_with_the_message_s_job_id(job_harness: JobH
     assert j.response == {"doubled": 42}
 
 
-async def test_requests_to_one_handler_run_at_once_and_each_gets_its_own_answer(
+async def test_requests_to_one_handler_run_at_the_same_time_and_each_gets_its_own_response(
     job_harness: JobHarness,
 ):
     # fmt: off
@@ -264,7 +264,7 @@ class NamedJobs(BaseWorker):
         return j.response
 
 
-async def test_the_job_s_name_picks_its_handler(job_harness: JobHarness):
+async def test_the_name_of_a_job_selects_its_handler(job_harness: JobHarness):
     # fmt: off
     class MyWorker(BaseWorker):
         @job(name="research")

@@ -24,7 +24,9 @@ def test_the_interruption_benchmark_measures_both_job_layers(
     assert all(figure["unit"] in ("ms", "tokens") for figure in figures)
 
 
-def test_an_unknown_benchmark_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]):
+def test_an_unknown_benchmark_is_refused_and_the_error_names_the_known_ones(
+    capsys: pytest.CaptureFixture[str],
+):
     with pytest.raises(SystemExit):
         main(["speed of light"])
 
@@ -34,14 +36,14 @@ def test_an_unknown_benchmark_is_refused_with_those_there_are(capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("rounds", ["0", "-1", "many"])
-def test_what_is_no_number_of_rounds_is_refused(rounds: str, capsys: pytest.CaptureFixture[str]):
+def test_an_invalid_number_of_rounds_is_refused(rounds: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["--rounds", rounds])
 
     assert "--rounds" in capsys.readouterr().err
 
 
-def test_a_plot_without_its_figures_is_refused_with_what_it_needs(
+def test_a_plot_without_its_figures_is_refused_and_the_error_names_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     path = tmp_path / "cost.svg"
@@ -53,7 +55,7 @@ def test_a_plot_without_its_figures_is_refused_with_what_it_needs(
     assert not path.exists()
 
 
-def test_a_profile_of_what_is_not_about_time_is_refused_with_what_is(
+def test_a_profile_of_a_benchmark_without_times_is_refused_and_the_error_names_the_others(
     capsys: pytest.CaptureFixture[str],
 ):
     with pytest.raises(SystemExit):
@@ -65,16 +67,16 @@ def test_a_profile_of_what_is_not_about_time_is_refused_with_what_is(
     )
 
 
-def test_a_spread_has_the_middle_the_slowest_hundredth_and_the_ends():
+def test_a_spread_has_the_median_the_99th_percentile_and_the_extremes():
     assert Spread.of(range(200, 0, -1)) == Spread(
         count=200, median=100.5, p99=198, minimum=1, maximum=200
     )
 
 
-def test_of_few_samples_the_slowest_hundredth_is_the_slowest():
+def test_the_99th_percentile_of_few_samples_is_the_slowest():
     assert Spread.of([3, 1, 2]) == Spread(count=3, median=2, p99=3, minimum=1, maximum=3)
 
 
-def test_a_spread_of_nothing_is_refused():
+def test_a_spread_without_samples_is_refused():
     with pytest.raises(ValueError, match="at least one sample"):
         Spread.of([])

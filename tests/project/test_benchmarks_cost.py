@@ -72,7 +72,7 @@ def test_a_round_trip_is_measured_on_every_subject_with_few_and_many_workers(pat
     }
 
 
-def test_a_group_is_measured_as_large_as_each_subject_bears(path: Path):
+def test_a_group_is_measured_at_the_largest_size_of_each_subject(path: Path):
     figures = _measure(path, "group", "--rounds", "2")
 
     counts = {key: figure["spread"]["count"] for key, figure in figures.items()}
@@ -88,7 +88,7 @@ def test_a_group_is_measured_as_large_as_each_subject_bears(path: Path):
     }
 
 
-def test_throughput_is_measured_with_one_and_with_many_answering(path: Path):
+def test_throughput_is_measured_with_one_and_with_many_workers(path: Path):
     figures = _measure(path, "throughput", "--rounds", "1")
 
     assert set(figures) == {
@@ -103,7 +103,7 @@ def test_throughput_is_measured_with_one_and_with_many_answering(path: Path):
 
 
 @pytest.mark.slow
-def test_memory_is_measured_and_nothing_of_ours_is_left(path: Path):
+def test_memory_is_measured_and_our_jobs_leave_nothing(path: Path):
     figures = _measure(path, "memory")
 
     for subject in _NAMES:
@@ -141,7 +141,7 @@ def test_sessions_are_measured_on_both_job_layers(path: Path):
 
 
 @pytest.mark.slow
-def test_an_import_is_measured_and_brings_nothing_optional(path: Path):
+def test_an_import_is_measured_and_imports_nothing_optional(path: Path):
     figures = _measure(path, "import", "--rounds", "1")
 
     assert figures["import", "pipecat_jobs on top"]["spread"]["median"] > 0
@@ -178,7 +178,7 @@ def test_a_plot_has_a_line_for_each_subject_and_is_the_same_for_the_same_figures
 
 
 @pytest.mark.slow
-def test_a_run_of_what_is_plotted_writes_the_plot(tmp_path: Path):
+def test_a_run_of_the_plotted_benchmarks_writes_the_plot(tmp_path: Path):
     path = tmp_path / "cost.svg"
 
     main(["round-trip", "group", "--rounds", "1", "--plot", str(path)])

@@ -112,7 +112,7 @@ async def test_readme_first_snippet_debates(
     assert all(scripted_llm.requests[-1].mentions(f"Says the {name}.") for name in debaters)
 
 
-async def test_readme_program_runs_as_it_stands(tmp_path: Path, scripted_llm: ScriptedLLMServer):
+async def test_readme_program_runs_unchanged(tmp_path: Path, scripted_llm: ScriptedLLMServer):
     program = tmp_path / "bot.py"
     program.write_text(blocks("README.md", "python")[1])
     scripted_llm.reply(ToolCall("find_book", {"title": "Moby Dick"}), "On shelf 7.")
@@ -128,7 +128,9 @@ async def test_readme_program_runs_as_it_stands(tmp_path: Path, scripted_llm: Sc
     assert scripted_llm.requests[1].mentions("Moby Dick is on shelf 7")
 
 
-async def test_readme_snippet_without_an_llm_answers_and_tells_who_did_not(job_harness: JobHarness):
+async def test_readme_snippet_without_an_llm_prints_responses_and_missing_workers(
+    job_harness: JobHarness,
+):
     names: dict[str, object] = {"__name__": "snippet"}
     await run(blocks("README.md", "python")[2], names)
     host, wiki, news = (
@@ -153,7 +155,7 @@ def test_readme_commands_are_all_run_by_the_tests():
     assert sorted(commands) == sorted(COMMANDS)
 
 
-def test_readme_links_lead_somewhere():
+def test_readme_links_have_existing_targets():
     for document in ("README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
         folder = (ROOT / document).parent
         for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", (ROOT / document).read_text()):
@@ -219,7 +221,7 @@ async def test_examples_in_docstrings_run(where: str, code: str, names: dict[str
 
 
 @pytest.mark.parametrize("number", range(2))
-async def test_llm_snippets_answer_with_what_the_llm_says(
+async def test_llm_snippets_respond_with_the_text_of_the_llm(
     number: int,
     names: dict[str, object],
     job_harness: JobHarness,

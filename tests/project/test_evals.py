@@ -57,7 +57,7 @@ async def test_every_scenario_passes(bot: BotProcess, tmp_path: Path):
     assert f"{len(SCENARIOS)}/{len(SCENARIOS)} passed" in verdict.report
 
 
-async def test_a_bot_that_does_not_say_what_a_scenario_expects_fails_it(
+async def test_a_bot_that_does_not_say_the_expected_text_fails_the_scenario(
     bot: BotProcess, tmp_path: Path
 ):
     """With every debater there, nobody is missing from the summary."""

@@ -108,7 +108,7 @@ def test_without_a_terminal_it_plays_one_debate_and_exits():
     assert "On “Should AI be regulated?” here is what I heard." in summary
 
 
-async def test_a_key_is_used_with_its_url_and_model(
+async def test_an_api_key_is_used_with_its_url_and_model(
     server: ScriptedLLMServer,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -124,7 +124,7 @@ async def test_a_key_is_used_with_its_url_and_model(
     assert [request.model for request in server.requests] == ["a model"] * 5
 
 
-async def test_without_a_url_the_key_is_for_openai(monkeypatch: pytest.MonkeyPatch):
+async def test_without_a_url_the_api_key_is_for_openai(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "a key")
 
     async with find_provider() as provider:
@@ -152,7 +152,7 @@ async def test_a_debater_that_fails_is_named_and_the_others_go_on(
     assert "The critic had no answer." in board.moderator.text
 
 
-async def test_a_connection_that_breaks_fails_the_debater(
+async def test_a_broken_connection_fails_the_debater(
     server: ScriptedLLMServer, stage: tuple[Moderator, Board]
 ):
     moderator, board = stage
@@ -167,7 +167,7 @@ async def test_a_connection_that_breaks_fails_the_debater(
 
 
 @pytest.mark.parametrize("failing", ["critic", "moderator"])
-async def test_plain_mode_tells_of_a_failure_and_exits_with_1(
+async def test_plain_mode_reports_a_failure_and_exits_with_1(
     failing: str,
     server: ScriptedLLMServer,
     monkeypatch: pytest.MonkeyPatch,
@@ -188,7 +188,7 @@ async def test_plain_mode_tells_of_a_failure_and_exits_with_1(
 # Interrupted
 
 
-async def test_an_interruption_hangs_up_on_all_three_and_the_next_debate_is_its_own(
+async def test_an_interruption_closes_all_three_connections_and_the_next_debate_is_separate(
     server: ScriptedLLMServer, stage: tuple[Moderator, Board]
 ):
     moderator, board = stage
@@ -223,7 +223,7 @@ async def test_an_interruption_hangs_up_on_all_three_and_the_next_debate_is_its_
     assert len(of_debaters(server)) == 6
 
 
-async def test_topics_in_a_row_never_answer_for_each_other(
+async def test_consecutive_topics_never_get_each_others_answers(
     server: ScriptedLLMServer, stage: tuple[Moderator, Board]
 ):
     moderator, board = stage
@@ -249,7 +249,7 @@ async def test_topics_in_a_row_never_answer_for_each_other(
     assert "On “The last” here is what I heard." in board.moderator.text
 
 
-async def test_what_a_stopped_debater_still_sends_is_not_of_the_next_topic(
+async def test_text_of_a_stopped_debater_is_not_shown_under_the_next_topic(
     server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
 ):
     bus = ChaosBus()
@@ -288,7 +288,7 @@ async def test_what_a_stopped_debater_still_sends_is_not_of_the_next_topic(
 
 
 @pytest.mark.parametrize("typed", ["in the summary", "before the first word"])
-async def test_the_moderator_stops_wherever_it_is(
+async def test_the_moderator_can_be_stopped_at_any_step(
     typed: str, server: ScriptedLLMServer, stage: tuple[Moderator, Board]
 ):
     moderator, board = stage
@@ -310,7 +310,7 @@ async def test_the_moderator_stops_wherever_it_is(
     assert board.moderator.state is State.STOPPED
 
 
-async def test_the_moderators_llm_is_told_what_each_debater_said(
+async def test_the_moderators_llm_gets_the_response_of_each_debater(
     server: ScriptedLLMServer, stage: tuple[Moderator, Board]
 ):
     moderator, board = stage
@@ -410,7 +410,7 @@ def test_at_a_terminal_typing_stops_the_debate_and_enter_starts_the_next(termina
         *(pytest.param(way, marks=pytest.mark.slow) for way in ("\x04", "q\r", signal.SIGTERM)),
     ],
 )
-def test_every_way_out_gives_the_terminal_back(way: str | signal.Signals, terminal: Terminal):
+def test_every_exit_restores_the_terminal(way: str | signal.Signals, terminal: Terminal):
     terminal.wait_for("● arguing")
     assert not terminal.is_as_before
 

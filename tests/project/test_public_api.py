@@ -53,7 +53,7 @@ def test_public_names_are_frozen(module, names: list[str]):
     assert all(hasattr(module, name) for name in names)
 
 
-def test_what_is_pipecats_stays_pipecats():
+def test_names_of_pipecat_are_pipecats_own_objects():
     assert pipecat_jobs.JobStatus is pipecat_jobs_of_pipecat.JobStatus
     assert pipecat_jobs.JobEvent is pipecat_jobs_of_pipecat.JobEvent
     assert pipecat_jobs.JobGroupEvent is pipecat_jobs_of_pipecat.JobGroupEvent
@@ -79,7 +79,7 @@ WORKERS = {
 
 
 @pytest.mark.parametrize(("ours", "pipecats"), WORKERS.items())
-def test_workers_are_pipecats_with_the_mixin_above_base_worker_alone(ours, pipecats):
+def test_our_workers_are_pipecats_with_only_the_mixin_added_above_base_worker(ours, pipecats):
     assert issubclass(ours, pipecats)
     order = ours.__mro__
     mixin = order[order.index(pipecat_jobs.JobsMixin) : order.index(PipecatBaseWorker)]
@@ -87,7 +87,7 @@ def test_workers_are_pipecats_with_the_mixin_above_base_worker_alone(ours, pipec
 
 
 @pytest.mark.parametrize(("ours", "pipecats"), WORKERS.items())
-def test_a_worker_is_an_instance_of_ours_wherever_pipecats_is_of_pipecats(ours, pipecats):
+def test_our_workers_are_instances_of_the_same_classes_as_pipecats(ours, pipecats):
     # Pipecat 1.8's UIWorker is a BaseUIWorker as well, the later ones are not.
     for other_ours, other_pipecats in WORKERS.items():
         if other_ours is not pipecat_jobs.BaseUIWorker:
@@ -118,7 +118,7 @@ def test_an_unknown_name_is_refused():
         pipecat_jobs.UIWorkers  # noqa: B018
 
 
-def test_distribution_says_what_it_needs():
+def test_the_distribution_declares_its_dependencies():
     metadata = distribution("pipecat-jobs").metadata
     assert metadata["License-Expression"] == "BSD-2-Clause"
     requirements = distribution("pipecat-jobs").requires or []

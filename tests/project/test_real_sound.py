@@ -95,9 +95,7 @@ async def requests_of_debaters(server: ScriptedLLMServer) -> list[LLMRequest]:
     return (await server.wait_for_requests(1 + len(DEBATERS)))[1 : 1 + len(DEBATERS)]
 
 
-async def test_the_user_speaks_and_every_debater_falls_silent(
-    bot: Bot, scripted_llm: ScriptedLLMServer
-):
+async def test_speech_of_the_user_stops_every_debater(bot: Bot, scripted_llm: ScriptedLLMServer):
     # Whatever the moderator is asked afterwards, it says nothing that could be taken for its old
     # speech.
     scripted_llm.on(MODERATOR, ToolCalls(DEBATE, text=4 * ANNOUNCEMENT), Stall())
@@ -136,7 +134,7 @@ async def test_the_user_speaks_and_every_debater_falls_silent(
 
 
 @pytest.mark.parametrize("loud", [False, True], ids=["silence", "noise"])
-async def test_what_is_no_voice_interrupts_nobody(
+async def test_sound_that_is_not_a_voice_does_not_interrupt(
     bot: Bot, scripted_llm: ScriptedLLMServer, loud: bool
 ):
     scripted_llm.on(MODERATOR, ToolCalls(DEBATE, text=ANNOUNCEMENT), "They disagree.")

@@ -104,7 +104,7 @@ async def test_a_typed_topic_is_debated_and_the_summary_can_be_read(
     PIPECAT < (1, 14),
     reason="Pipecat 1.8 has its page show only what is spoken",
 )
-async def test_pipecats_own_page_is_given_the_sentences_that_nobody_speaks(
+async def test_pipecats_own_page_shows_sentences_that_are_not_spoken(
     server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
 ):
     write_script(server, tempo=0)
@@ -120,7 +120,7 @@ async def test_pipecats_own_page_is_given_the_sentences_that_nobody_speaks(
     PIPECAT < (1, 14),
     reason="Pipecat 1.8 has its page show only what is spoken",
 )
-async def test_when_they_argue_for_long_the_moderator_says_so(
+async def test_the_moderator_reports_progress_when_the_debaters_take_long(
     server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
 ):
     server.on("Topic: May dogs vote?", Stall("I hold"))
@@ -131,7 +131,7 @@ async def test_when_they_argue_for_long_the_moderator_says_so(
         await client.until(lambda: client.shown.endswith("They are still arguing."))
 
 
-async def test_typing_while_they_argue_hangs_up_on_all_three(
+async def test_typing_during_a_debate_closes_all_three_connections(
     server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
 ):
     server.on("Topic: May dogs vote?", Stall("I hold"))
@@ -157,7 +157,7 @@ async def test_typing_while_they_argue_hangs_up_on_all_three(
     assert ends == [True, False]
 
 
-async def test_a_debater_whose_llm_fails_is_missed_in_the_summary(
+async def test_the_summary_names_a_debater_whose_llm_failed(
     server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
 ):
     write_script(server, tempo=0)
@@ -220,7 +220,7 @@ class Heard(FrameProcessor):
         await self.push_frame(frame, direction)
 
 
-async def test_with_keys_the_moderators_words_go_to_the_service_that_speaks(
+async def test_with_keys_the_moderators_text_goes_to_the_speech_service(
     server: ScriptedLLMServer,
 ):
     write_script(server, tempo=0)
@@ -273,7 +273,7 @@ def test_every_transport_has_sound_only_with_keys(speech: Speech | None):
 # Started
 
 
-async def test_without_keys_it_says_so_and_serves_a_page_to_type_in():
+async def test_without_keys_the_bot_says_so_and_serves_a_page_to_type_in():
     async with BotProcess(DEBATE_TEMPO="0") as process, aiohttp.ClientSession() as http:
         assert "No OPENAI_API_KEY: a scripted model answers." in process.log
         assert "No DEEPGRAM_API_KEY and no CARTESIA_API_KEY: you type, and read" in process.log
@@ -319,7 +319,7 @@ def slow(variables: dict[str, str], problem: str) -> Any:
         slow({"DEBATE_TEMPO": "-1"}, "DEBATE_TEMPO is a number from 0 to 100, not '-1'"),
     ],
 )
-def test_what_is_set_wrongly_is_told_in_one_line(variables: dict[str, str], problem: str):
+def test_a_wrong_setting_is_reported_in_one_line(variables: dict[str, str], problem: str):
     result = start(**variables)
 
     assert result.returncode == 1
@@ -328,7 +328,7 @@ def test_what_is_set_wrongly_is_told_in_one_line(variables: dict[str, str], prob
 
 
 @pytest.mark.parametrize("module", ["aiortc", "deepgram", "fastapi", "uvicorn"])
-def test_what_is_not_installed_is_told_in_one_line(module: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_package_is_reported_in_one_line(module: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, module, None)
 
     assert main() == 'The voice bot needs more than is installed: pip install ".[voice]"'

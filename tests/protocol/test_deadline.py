@@ -57,7 +57,7 @@ def test_timeout_ends_the_job_exactly_then_and_stops_the_handler(
     in_virtual_time(test)
 
 
-def test_waiting_in_a_workers_queue_spends_the_same_budget(in_virtual_time: InVirtualTime):
+def test_time_in_the_queue_of_a_worker_counts_against_the_timeout(in_virtual_time: InVirtualTime):
     async def test(harness: JobHarness) -> None:
         class Single(Answerer):
             job_request_concurrency = 1
@@ -79,7 +79,7 @@ def test_waiting_in_a_workers_queue_spends_the_same_budget(in_virtual_time: InVi
     in_virtual_time(test)
 
 
-def test_a_group_that_times_out_tells_who_answered_and_who_did_not(
+def test_a_group_that_times_out_names_the_workers_with_and_without_a_response(
     in_virtual_time: InVirtualTime,
 ):
     async def test(harness: JobHarness) -> None:
@@ -99,7 +99,7 @@ def test_a_group_that_times_out_tells_who_answered_and_who_did_not(
     in_virtual_time(test)
 
 
-def test_one_worker_of_a_group_that_is_not_ready_keeps_the_others_from_being_asked(
+def test_no_worker_of_a_group_is_asked_before_all_are_ready(
     in_virtual_time: InVirtualTime,
 ):
     async def test(harness: JobHarness) -> None:
@@ -148,7 +148,7 @@ def test_timeout_counts_from_the_call_of_a_context_that_is_entered_later(
     in_virtual_time(test)
 
 
-def test_a_body_that_outlasts_the_deadline_meets_it_at_exit(
+def test_a_body_that_outlasts_the_deadline_raises_at_exit(
     in_virtual_time: InVirtualTime,
 ):
     async def test(harness: JobHarness) -> None:
@@ -164,7 +164,7 @@ def test_a_body_that_outlasts_the_deadline_meets_it_at_exit(
     in_virtual_time(test)
 
 
-def test_zero_is_a_deadline_and_infinity_is_none(in_virtual_time: InVirtualTime):
+def test_zero_is_a_deadline_and_infinity_is_not(in_virtual_time: InVirtualTime):
     async def test(harness: JobHarness) -> None:
         asker, answerer = Asker(), Answerer()
         await harness.start(asker, answerer)
@@ -210,7 +210,7 @@ class Blocking(Answerer):
 
 @pytest.mark.parametrize("bus_class", [AsyncQueueBus, RoutedBus])
 @pytest.mark.parametrize("name", ["block and answer", "block and wait"])
-async def test_a_blocked_event_loop_is_named_with_how_long_it_was(
+async def test_a_blocked_event_loop_is_reported_with_its_duration(
     bus_class: type[WorkerBus], name: str
 ):
     async with JobHarness(bus_class()) as harness:
@@ -238,7 +238,7 @@ async def test_a_blocked_loop_of_the_requester_names_no_worker_elsewhere(job_har
     assert caught.value.loop_blocked > 0.3
 
 
-def test_an_event_loop_that_runs_is_not_called_blocked(in_virtual_time: InVirtualTime):
+def test_an_event_loop_that_runs_is_not_reported_as_blocked(in_virtual_time: InVirtualTime):
     async def test(harness: JobHarness) -> None:
         asker = Asker()
         await harness.start(asker, Answerer())

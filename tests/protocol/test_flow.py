@@ -75,7 +75,7 @@ async def test_a_worker_waits_for_its_reader(job_harness: JobHarness):
     assert streamer.sent == ALL
 
 
-async def test_a_stream_of_which_nothing_is_read_is_not_held_up_and_nothing_of_it_is_lost(
+async def test_a_stream_that_is_not_read_is_not_delayed_and_loses_nothing(
     job_harness: JobHarness,
 ):
     asker = await started(job_harness, streamer := Streamer())
@@ -85,7 +85,7 @@ async def test_a_stream_of_which_nothing_is_read_is_not_held_up_and_nothing_of_i
     assert await numbers(j) == list(range(ALL))
 
 
-async def test_leaving_the_block_lets_the_worker_go_on(job_harness: JobHarness):
+async def test_leaving_the_block_resumes_the_worker(job_harness: JobHarness):
     asker = await started(job_harness, streamer := Streamer())
     async with asker.job("streamer", name="count", unread_limit=3, timeout=30) as j:
         async for event in j:
@@ -105,7 +105,7 @@ async def test_without_a_limit_nothing_waits(job_harness: JobHarness):
         assert streamer.sent == ALL
 
 
-async def test_a_limit_holds_by_default(job_harness: JobHarness):
+async def test_a_stream_has_a_limit_by_default(job_harness: JobHarness):
     assert JobGroupParams().unread_limit == 1_000
     asker = await started(job_harness, streamer := Streamer())
     async with asker.job("streamer", name="hold") as j:
@@ -126,7 +126,7 @@ async def test_a_limit_holds_by_default(job_harness: JobHarness):
         await flooding
 
 
-async def test_an_answer_is_not_held_up_by_the_stream_before_it(job_harness: JobHarness):
+async def test_a_response_is_not_delayed_by_the_stream_before_it(job_harness: JobHarness):
     asker = await started(job_harness, streamer := Streamer())
     async with asker.job("streamer", name="hold", unread_limit=1) as j:
         job_id = await streamer.job_ids.get()
@@ -164,7 +164,7 @@ async def test_the_deadline_reaches_a_worker_that_waits(job_harness: JobHarness)
     assert streamer.sent == 3
 
 
-async def test_calling_the_job_off_lets_whoever_waits_go_on(job_harness: JobHarness):
+async def test_cancelling_the_job_resumes_a_waiting_worker(job_harness: JobHarness):
     asker = await started(job_harness, streamer := Streamer())
     with pytest.raises(JobCancelledError):
         async with asker.job("streamer", name="hold", unread_limit=1) as j:
@@ -179,7 +179,7 @@ async def test_calling_the_job_off_lets_whoever_waits_go_on(job_harness: JobHarn
                 await more
 
 
-async def test_each_worker_of_a_group_has_room_of_its_own(job_harness: JobHarness):
+async def test_each_worker_of_a_group_has_its_own_window(job_harness: JobHarness):
     streamers = [Streamer("a"), Streamer("b")]
     asker = await started(job_harness, *streamers)
     async with asker.job_group("a", "b", name="count", unread_limit=3) as group:
@@ -213,7 +213,7 @@ async def test_a_worker_waits_for_a_slow_hook(job_harness: JobHarness):
     assert asker.fired().count("on_job_stream_data") == ALL
 
 
-async def test_a_chunk_that_comes_twice_was_under_way_once(
+async def test_a_chunk_that_arrives_twice_counts_once(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     asker = await started(chaos_harness, streamer := Streamer())
@@ -229,7 +229,7 @@ async def test_a_chunk_that_comes_twice_was_under_way_once(
         assert {0, *await numbers(j)} == set(range(ALL))
 
 
-async def test_a_chunk_that_the_bus_refuses_leaves_its_room(
+async def test_a_chunk_that_the_bus_refuses_does_not_count_as_unread(
     chaos_harness: JobHarness, chaos_bus: ChaosBus, monkeypatch: pytest.MonkeyPatch
 ):
     asker = await started(chaos_harness, streamer := Streamer())
@@ -253,7 +253,7 @@ async def test_a_chunk_that_the_bus_refuses_leaves_its_room(
         assert await numbers(j) == [7]
 
 
-async def test_a_plain_pipecat_requester_holds_nobody_up(bus: WorkerBus):
+async def test_a_plain_pipecat_requester_does_not_delay_a_stream(bus: WorkerBus):
     plain, streamer = PipecatBaseWorker("plain"), Streamer()
     async with BusHarness(bus, check_watches=False) as harness:
         await harness.start(plain, streamer)
@@ -290,7 +290,7 @@ async def updates(job_harness: JobHarness, latest_update_only: bool) -> list[obj
     return [(name, data) for name, kind, data in read if kind != JobEvent.STREAM_START]
 
 
-async def test_an_unread_update_gives_way_to_a_newer_one_of_the_same_worker(
+async def test_a_newer_update_of_the_same_worker_replaces_an_unread_one(
     job_harness: JobHarness,
 ):
     assert await updates(job_harness, latest_update_only=True) == [
@@ -300,7 +300,7 @@ async def test_an_unread_update_gives_way_to_a_newer_one_of_the_same_worker(
     ]
 
 
-async def test_every_update_is_kept_where_nobody_said_otherwise(job_harness: JobHarness):
+async def test_every_update_is_kept_by_default(job_harness: JobHarness):
     assert await updates(job_harness, latest_update_only=False) == [
         ("streamer", {"percent": 10}),
         ("other", {"percent": 5}),
@@ -310,7 +310,7 @@ async def test_every_update_is_kept_where_nobody_said_otherwise(job_harness: Job
     ]
 
 
-async def test_what_has_been_read_gives_way_to_nothing(job_harness: JobHarness):
+async def test_an_update_that_was_read_is_not_replaced(job_harness: JobHarness):
     asker = await started(job_harness, streamer := Streamer())
     async with asker.job("streamer", name="hold", latest_update_only=True) as j:
         job_id = await streamer.job_ids.get()

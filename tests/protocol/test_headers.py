@@ -53,7 +53,9 @@ async def test_a_bus_carries_the_headers_whole(job_harness: JobHarness):
     assert reader.seen == [JobHeaders(affinity="a", run_once=True), JobHeaders()]
 
 
-async def test_the_redis_bus_carries_what_the_requester_set(redis_server: EmbeddedRedis):
+async def test_the_redis_bus_carries_the_headers_that_the_requester_set(
+    redis_server: EmbeddedRedis,
+):
     asker, reader = Asker(), Reader()
     async with Member(redis_server.url, asker) as member, Member(redis_server.url, reader):
         await member.knows("reader")
@@ -83,7 +85,7 @@ def test_a_request_without_headers_has_the_defaults():
     assert (job_attempt(request()), job_moved(request())) == (1, False)
 
 
-def test_what_is_not_headers_is_not_read():
+def test_values_that_are_not_headers_are_not_read():
     message = request()
     set_headers(message, "made up")  # pyright: ignore[reportArgumentType]
     assert job_headers(message) == JobHeaders()
@@ -97,14 +99,14 @@ def test_a_copy_of_a_request_has_its_headers_and_its_window():
     assert find_window(copied) is window
 
 
-def test_the_window_is_not_part_of_what_the_headers_say():
+def test_the_window_is_not_part_of_the_headers_value():
     headers = JobHeaders(attempt=2, find_window=lambda _: None)
     assert headers == JobHeaders(attempt=2)
     assert "window" not in repr(headers)
     assert len({headers, JobHeaders(attempt=2, trace_context=TRACE)}) == 2
 
 
-def test_pipecats_serializer_writes_its_own_fields_alone():
+def test_pipecats_serializer_writes_only_its_own_fields():
     message, serializer = request(), JSONMessageSerializer()
     plain = serializer.serialize(message)
     set_headers(message, JobHeaders(attempt=2, affinity="a"))
@@ -125,7 +127,7 @@ def test_encoded_headers_are_one_line_and_decode_to_themselves(headers: JobHeade
     assert decode_headers(line) == headers
 
 
-def test_what_the_process_of_the_worker_sets_is_not_encoded():
+def test_headers_set_by_the_process_of_the_worker_are_not_encoded():
     headers = JobHeaders(attempt=2, moved=True, find_window=lambda _: None)
     assert decode_headers(encode_headers(headers)) == JobHeaders()
 

@@ -38,7 +38,7 @@ def test_expiring_keeps_any_number_of_keys_for_its_time():
     in_virtual_time(test)
 
 
-def test_expiring_forgets_with_any_use_what_is_too_old():
+def test_expiring_removes_old_keys_at_any_use():
     async def test() -> None:
         for use in (
             lambda memory: memory.remember("new", 1),

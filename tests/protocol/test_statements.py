@@ -49,7 +49,9 @@ async def outcome_of(asker: BaseWorker, worker: str, name: str | None = None, **
 # -- refusals ------------------------------------------------------------------------------------
 
 
-async def test_a_refusal_that_a_handler_lets_escape_is_its_own_error(job_harness: JobHarness):
+async def test_a_refusal_that_a_handler_does_not_catch_is_an_error_of_its_job(
+    job_harness: JobHarness,
+):
     asker = Asker()
     middle = Delegator("middle", asks="answerer")
 
@@ -143,7 +145,7 @@ class Forger(BaseWorker):
 
 
 @pytest.mark.parametrize("name", ["return", "respond", "stream"])
-async def test_no_handler_can_state_a_refusal(job_harness: JobHarness, name: str):
+async def test_a_handler_cannot_state_a_refusal(job_harness: JobHarness, name: str):
     asker = Asker()
     await job_harness.start(asker, Forger("forger"))
     error, outcome = await outcome_of(asker, "forger", name)
@@ -183,7 +185,7 @@ class Plain(PlainWorker):
         (JobStatus.CANCELLED, None),
     ],
 )
-async def test_peers_that_state_nothing_are_understood(
+async def test_responses_of_peers_without_statements_are_understood(
     job_harness: JobHarness, status: JobStatus, response: dict | None
 ):
     asker = Asker()
@@ -199,7 +201,7 @@ async def test_peers_that_state_nothing_are_understood(
     "stated",
     ["no_handler", None, [], {}, {"refusal": "of a later release"}, {"refusal": {}, "x": 1}],
 )
-def test_a_statement_that_is_not_understood_states_nothing(stated: object):
+def test_a_malformed_statement_is_ignored(stated: object):
     read, rest = read_statement({"error": "no", RESERVED_KEY: stated})
     assert read == Statement()
     assert rest == {"error": "no"}
@@ -311,7 +313,7 @@ Way = Callable[[Any, Any, JobHarness], Awaitable[None]]
         (cancel_the_handler, CancelReason.HANDLER_CANCELLED),
     ],
 )
-async def test_an_outcome_says_who_cancelled(
+async def test_the_cancel_reason_of_an_outcome_names_the_side_that_cancelled(
     job_harness: JobHarness, end: Way, reason: CancelReason
 ):
     asker, answerer = Keeping(), Ended()
@@ -324,7 +326,7 @@ async def test_an_outcome_says_who_cancelled(
     assert outcome.cancel_reason is reason
 
 
-async def test_a_job_asked_of_a_stopped_requester_says_so(job_harness: JobHarness):
+async def test_a_job_of_a_stopped_requester_has_that_cancel_reason(job_harness: JobHarness):
     asker = Asker()
     await job_harness.start(asker, Answerer())
     await job_harness.end(asker)
@@ -332,7 +334,7 @@ async def test_a_job_asked_of_a_stopped_requester_says_so(job_harness: JobHarnes
     assert outcome.cancel_reason is CancelReason.REQUESTER_STOPPED
 
 
-async def test_other_ends_have_no_cancel_reason(job_harness: JobHarness):
+async def test_outcomes_other_than_cancelled_have_no_cancel_reason(job_harness: JobHarness):
     asker, answerer, plain = Asker(), Answerer(), Plain(JobStatus.FAILED, {"error": "no"})
     await job_harness.start(asker, answerer, plain)
     async with asker.job("answerer", name="echo") as j:
@@ -352,7 +354,7 @@ async def test_other_ends_have_no_cancel_reason(job_harness: JobHarness):
     ("cancel_reason", "stopped"),
     [(CancelReason.REQUESTER_STOPPED, True), (CancelReason.REQUESTER_CANCELLED, False)],
 )
-def test_a_tool_tells_the_end_of_its_session_by_the_cancel_reason(
+def test_a_tool_detects_the_end_of_its_session_by_the_cancel_reason(
     cancel_reason: CancelReason, stopped: bool
 ):
     outcome = JobOutcome(

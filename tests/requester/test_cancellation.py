@@ -21,7 +21,7 @@ from pipecat_jobs.testing import ChaosBus, JobHarness, run_virtual
 pytestmark = pytest.mark.every_bus
 
 
-async def test_while_waiting_for_readiness_nothing_is_sent_and_nothing_is_left(
+async def test_a_cancel_while_waiting_for_readiness_sends_nothing_and_leaves_nothing(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     asker = Asker()
@@ -38,7 +38,7 @@ async def test_while_waiting_for_readiness_nothing_is_sent_and_nothing_is_left(
     assert late.ran == []
 
 
-async def test_while_sending_the_request_that_may_have_left_is_cancelled_too(
+async def test_a_cancel_while_sending_also_cancels_the_request_that_may_have_left(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     asker, answerer = Asker(), Answerer()
@@ -51,7 +51,7 @@ async def test_while_sending_the_request_that_may_have_left_is_cancelled_too(
     assert cancel.target == "answerer"
 
 
-async def test_while_a_group_is_dispatched_by_hand_nothing_is_left_either(
+async def test_a_cancel_while_a_group_is_dispatched_by_hand_leaves_nothing(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     asker, answerer = Asker(), Answerer()
@@ -84,7 +84,7 @@ async def test_an_exception_in_the_body_stops_every_worker(job_harness: JobHarne
     assert {m.reason for m in first.hook_calls + second.hook_calls} == {"context exited with error"}
 
 
-async def test_while_iterating_events_the_handler_stops(job_harness: JobHarness):
+async def test_a_cancel_while_iterating_events_stops_the_handler(job_harness: JobHarness):
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
 
@@ -100,7 +100,7 @@ async def test_while_iterating_events_the_handler_stops(job_harness: JobHarness)
     assert answerer.cancelled == [job_id]
 
 
-async def test_the_callers_own_timeout_cancels_the_job(job_harness: JobHarness):
+async def test_a_timeout_around_the_call_cancels_the_job(job_harness: JobHarness):
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
     with pytest.raises(TimeoutError):
@@ -142,7 +142,7 @@ async def test_a_second_cancellation_during_the_clean_up_still_cancels_the_worke
     assert len(answerer.cancelled) == 1
 
 
-async def test_a_bus_that_does_not_take_the_cancel_holds_the_caller_for_a_bounded_time(
+async def test_a_bus_that_does_not_take_the_cancel_delays_the_requester_for_a_bounded_time(
     chaos_harness: JobHarness, chaos_bus: ChaosBus, monkeypatch, job_log
 ):
     monkeypatch.setattr("pipecat_jobs._requester.cancellation.CANCEL_GRACE", 0.01)
@@ -185,7 +185,7 @@ async def test_a_handler_may_clean_up_and_its_hook_runs_after_it(job_harness: Jo
     assert order == ["cleaned up", "hook: manual"]
 
 
-async def test_a_handler_that_swallows_its_cancellation_does_not_answer(job_harness: JobHarness):
+async def test_a_handler_that_swallows_its_cancellation_does_not_respond(job_harness: JobHarness):
     class Swallowing(Answerer):
         @job(name="swallow")
         async def swallow(self, message: BusJobRequestMessage) -> dict:
@@ -205,7 +205,7 @@ async def test_a_handler_that_swallows_its_cancellation_does_not_answer(job_harn
     assert [m.status for event, m in asker.hooks if event == "on_job_response"] == ["cancelled"]
 
 
-async def test_cancelling_one_of_two_levels_leaves_the_other_branch_alone(
+async def test_cancelling_one_branch_of_nested_jobs_does_not_stop_the_other(
     job_harness: JobHarness,
 ):
     asker, leaf, other = Asker(), Answerer("leaf"), Answerer("other")
@@ -242,7 +242,7 @@ async def test_cancelling_an_unknown_or_ended_job_does_nothing(job_harness: JobH
     assert j.outcome.completed
 
 
-async def test_a_worker_that_was_given_up_is_told_to_stop(job_harness: JobHarness):
+async def test_a_worker_that_was_considered_lost_is_sent_a_cancel(job_harness: JobHarness):
     """It may only be out of reach."""
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
@@ -266,7 +266,7 @@ async def test_a_manual_cancel_during_readiness_ends_the_call(job_harness: JobHa
     assert caught.value.outcomes["late"].status is OutcomeStatus.CANCELLED
 
 
-async def test_a_handler_hears_its_cancel_whatever_cancels_of_its_own_it_has_got_over(
+async def test_a_handler_is_cancelled_even_after_it_caught_cancels_of_its_own(
     job_harness: JobHarness,
 ):
     """As client libraries leave them behind, whose timeouts are cancels."""
@@ -310,7 +310,7 @@ async def test_any_number_of_cancels_may_overtake_their_requests(
     assert len(answerer._job_responses.early_cancels) == 0
 
 
-async def test_the_answers_to_any_number_of_cancels_reach_the_hook(chaos_harness: JobHarness):
+async def test_the_responses_to_any_number_of_cancels_reach_the_hook(chaos_harness: JobHarness):
     asker, answerer = Asker(), Answerer()
     await chaos_harness.start(asker, answerer)
     jobs = [await asker.request_job("answerer", name="wait") for _ in range(MANY)]
@@ -343,7 +343,7 @@ def test_cancels_that_belong_to_no_request_are_forgotten(new_local_bus: Callable
 
 
 class TestShutdown:
-    async def test_of_the_requester_cancels_what_it_asked(self, job_harness: JobHarness):
+    async def test_the_end_of_the_requester_cancels_its_jobs(self, job_harness: JobHarness):
         asker, answerer = Asker(), Answerer()
         await job_harness.start(asker, answerer)
         caller = asyncio.create_task(asker.ask("answerer", "wait"))
@@ -356,7 +356,9 @@ class TestShutdown:
         await job_harness.settle()
         assert len(answerer.cancelled) == 1
 
-    async def test_of_a_worker_in_the_middle_ends_both_its_sides(self, job_harness: JobHarness):
+    async def test_the_end_of_a_worker_in_the_middle_ends_its_jobs_on_both_sides(
+        self, job_harness: JobHarness
+    ):
         asker, leaf, middle = Asker(), Answerer("leaf"), Delegator("middle", asks="leaf")
         await job_harness.start(asker, middle, leaf)
         caller = asyncio.create_task(asker.ask("middle", "wait"))
@@ -368,7 +370,7 @@ class TestShutdown:
         assert len(leaf.cancelled) == 1
 
     @pytest.mark.parametrize("how", ["cancel", "end"])
-    async def test_of_the_runner_ends_every_call(self, job_harness: JobHarness, how: str):
+    async def test_the_end_of_the_runner_ends_every_call(self, job_harness: JobHarness, how: str):
         asker, answerer, plain = Asker(), Answerer(), PlainWorker("plain")
         await job_harness.start(asker, answerer, plain)
         calls = [
@@ -385,7 +387,7 @@ class TestShutdown:
         assert not asker.job_groups
         assert not answerer.active_jobs
 
-    async def test_of_a_worker_does_not_cut_off_a_handler_that_cleans_up(
+    async def test_the_end_of_a_worker_waits_for_a_handler_that_cleans_up(
         self, job_harness: JobHarness
     ):
         class Tidy(Answerer):
@@ -414,7 +416,7 @@ class TestShutdown:
         await ending
         assert worker.tidied.is_set()
 
-    async def test_of_a_worker_cancels_a_handler_again_that_went_on_after_a_cancel(
+    async def test_the_end_of_a_worker_cancels_again_a_handler_that_went_on_after_a_cancel(
         self, job_harness: JobHarness
     ):
         class Deaf(Answerer):
@@ -444,7 +446,9 @@ class TestShutdown:
         await job_harness.settle()
         assert worker.stopped.is_set()
 
-    async def test_with_a_handler_that_resists_is_bounded(self, job_harness: JobHarness, job_log):
+    async def test_the_end_of_a_worker_whose_handler_resists_takes_bounded_time(
+        self, job_harness: JobHarness, job_log
+    ):
         class Resisting(Answerer):
             job_cancel_grace = 0.01
 

@@ -33,7 +33,7 @@ async def test_a_bus_that_refuses_a_request_ends_the_job_as_error(
     assert first.ran == first.cancelled
 
 
-async def test_deadline_and_cancel_reach_a_caller_whose_request_the_bus_does_not_take(
+async def test_deadline_and_cancel_reach_a_requester_whose_request_the_bus_does_not_take(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     asker, answerer = Asker(), Answerer()
@@ -51,7 +51,7 @@ async def test_deadline_and_cancel_reach_a_caller_whose_request_the_bus_does_not
     assert answerer.ran == answerer.cancelled
 
 
-async def test_an_answer_that_comes_before_the_bus_has_taken_its_request_counts(
+async def test_a_response_that_arrives_before_its_request_was_published_counts(
     chaos_harness: JobHarness, chaos_bus: ChaosBus, monkeypatch
 ):
     asker = Asker()
@@ -68,7 +68,7 @@ async def test_an_answer_that_comes_before_the_bus_has_taken_its_request_counts(
     taken.set()
 
 
-async def test_cancelling_the_caller_wins_over_an_end_that_comes_at_the_same_time(
+async def test_cancelling_the_requester_wins_over_a_simultaneous_end(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     asker = Asker()
@@ -83,7 +83,7 @@ async def test_cancelling_the_caller_wins_over_an_end_that_comes_at_the_same_tim
     blocked.release()
 
 
-async def test_a_requester_without_hooks_hears_at_once_that_a_worker_has_ended(
+async def test_a_requester_without_hooks_notices_at_once_that_a_worker_has_ended(
     job_harness: JobHarness,
 ):
     asker, answerer = BaseWorker("asker"), Answerer()
@@ -94,7 +94,9 @@ async def test_a_requester_without_hooks_hears_at_once_that_a_worker_has_ended(
             pass
 
 
-async def test_asking_after_the_worker_has_stopped_says_so(job_harness: JobHarness):
+async def test_asking_after_the_worker_has_stopped_is_an_error_that_says_so(
+    job_harness: JobHarness,
+):
     asker = Asker()
     await job_harness.start(asker, Answerer())
     await job_harness.end(asker)

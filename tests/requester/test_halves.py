@@ -222,7 +222,7 @@ async def test_a_policy_fails_once_too_few_can_respond(network: Network):
     await asked["c"].cancelled.wait()
 
 
-async def test_a_worker_that_has_ended_is_lost_and_one_that_ends_as_well(network: Network):
+async def test_a_worker_that_has_ended_or_ends_during_the_job_is_lost(network: Network):
     requester, asked = await join(network, "a", "gone")
     network.ended["gone"] = "worker 'gone' has ended"
     group = await dispatch(requester, "a", "gone", cancel_on_error=False)

@@ -72,7 +72,9 @@ ALL = [{"saved": 1}, {"rest": "of the text"}, {"closed": 2}, "cancelled"]
 
 
 @pytest.mark.parametrize("how", ["cancel_job_group", "leaving the block", "timeout"])
-async def test_overrides_hear_all_of_it_in_order(job_harness: JobHarness, how: str):
+async def test_overrides_get_all_messages_of_the_clean_up_in_order(
+    job_harness: JobHarness, how: str
+):
     asker, cleaner = Hearing(), Cleaner()
     await job_harness.start(asker, cleaner)
 
@@ -95,7 +97,9 @@ async def test_overrides_hear_all_of_it_in_order(job_harness: JobHarness, how: s
     assert asker.heard == ALL
 
 
-async def test_the_other_workers_of_a_group_that_failed_are_heard(job_harness: JobHarness):
+async def test_hooks_get_the_messages_of_the_other_workers_of_a_failed_group(
+    job_harness: JobHarness,
+):
     asker, cleaner = Hearing(), Cleaner()
     failing = Failing("failing")
     await job_harness.start(asker, cleaner, failing)
@@ -109,7 +113,7 @@ async def test_the_other_workers_of_a_group_that_failed_are_heard(job_harness: J
     assert asker.heard == ALL
 
 
-async def test_event_handlers_hear_it(job_harness: JobHarness):
+async def test_event_handlers_get_the_messages_of_the_clean_up(job_harness: JobHarness):
     asker, cleaner = BaseWorker("asker"), Cleaner()
     updates, answered = parity.listen(asker, "on_job_update"), asyncio.Event()
 
@@ -127,7 +131,7 @@ async def test_event_handlers_hear_it(job_harness: JobHarness):
     assert [message.update for message in updates] == [{"saved": 1}, {"closed": 2}]
 
 
-async def test_nothing_is_heard_of_a_worker_that_was_not_asked_or_has_answered(
+async def test_hooks_get_nothing_from_a_worker_that_was_not_asked_or_has_responded(
     job_harness: JobHarness,
 ):
     asker = Hearing()

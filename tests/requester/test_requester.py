@@ -47,7 +47,9 @@ async def test_job_gives_response_outcome_and_id(job_harness: JobHarness):
     assert j.outcome.ran > 0
 
 
-async def test_a_response_read_before_the_job_ended_says_where_to_read_it(job_harness: JobHarness):
+async def test_reading_a_response_before_the_end_is_an_error_that_says_where_to_read_it(
+    job_harness: JobHarness,
+):
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
 
@@ -117,7 +119,7 @@ async def test_the_responses_of_a_group_may_be_read_at_any_time(job_harness: Job
         JobGroupParams(name="echo", payload={"n": 1}),
     ],
 )
-async def test_params_object_does_what_keywords_do(job_harness: JobHarness, params):
+async def test_a_params_object_has_the_same_effect_as_keywords(job_harness: JobHarness, params):
     asker = Asker()
     await job_harness.start(asker, Answerer())
     async with asker.job("answerer", params=params) as j:
@@ -134,7 +136,7 @@ async def test_group_gives_responses_and_outcomes_by_worker(job_harness: JobHarn
     assert all(outcome.completed for outcome in group.outcomes.values())
 
 
-async def test_caller_chooses_the_job_id_and_the_label(job_harness: JobHarness):
+async def test_the_requester_can_choose_the_job_id_and_the_label(job_harness: JobHarness):
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
     async with asker.job("answerer", name="wait", job_id="mine", label="Research") as j:
@@ -151,7 +153,7 @@ async def test_caller_chooses_the_job_id_and_the_label(job_harness: JobHarness):
     assert await asker.request_job("answerer", name="echo", job_id="another") == "another"
 
 
-async def test_fire_and_forget_answers_come_to_the_hooks(job_harness: JobHarness):
+async def test_responses_to_fire_and_forget_jobs_reach_the_hooks(job_harness: JobHarness):
     asker = Asker()
     await job_harness.start(asker, Answerer("a"), Answerer("b"))
     job_id = await asker.request_job_group("a", "b", name="echo")
@@ -162,7 +164,7 @@ async def test_fire_and_forget_answers_come_to_the_hooks(job_harness: JobHarness
     assert set(completed.responses) == {"a", "b"}
 
 
-async def test_group_object_can_be_waited_on_by_several(job_harness: JobHarness):
+async def test_several_tasks_can_wait_for_a_group(job_harness: JobHarness):
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
     group = await asker.create_job_group_and_request_job(["answerer"], name="wait")
@@ -262,7 +264,7 @@ async def test_job_error_names_job_and_worker_for_code(job_harness: JobHarness):
     assert not isinstance(caught.value, JobGroupError)
 
 
-async def test_a_second_answer_and_an_answer_after_the_end_are_ignored(
+async def test_a_second_response_and_a_response_after_the_end_are_ignored(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     asker = Asker()
@@ -273,7 +275,7 @@ async def test_a_second_answer_and_an_answer_after_the_end_are_ignored(
     assert asker.fired() == ["on_job_response", "on_job_completed"]
 
 
-async def test_a_second_answer_while_others_still_work_is_ignored(
+async def test_a_second_response_while_others_still_work_is_ignored(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     asker, slow = Asker(), Answerer("slow")
@@ -291,7 +293,7 @@ async def test_a_second_answer_while_others_still_work_is_ignored(
     assert asker.fired().count("on_job_response") == 2
 
 
-async def test_answer_after_the_deadline_is_ignored(chaos_harness, chaos_bus):
+async def test_a_response_after_the_deadline_is_ignored(chaos_harness, chaos_bus):
     asker = Asker()
     await chaos_harness.start(asker, Answerer())
     held = chaos_bus.hold(BusJobResponseMessage)
@@ -302,7 +304,7 @@ async def test_answer_after_the_deadline_is_ignored(chaos_harness, chaos_bus):
     assert asker.fired() == []
 
 
-async def test_cancelled_answer_to_a_cancel_still_reaches_the_hook_once(
+async def test_a_cancelled_response_to_a_cancel_still_reaches_the_hook_once(
     job_harness: JobHarness,
 ):
     """Pipecat promises it: on_job_response with status "cancelled"."""
@@ -330,7 +332,7 @@ async def test_request_cancel_respects_cancellable(job_harness: JobHarness):
     assert not await asker.request_cancel_job_group("unknown")
 
 
-async def test_request_job_update_reaches_the_worker_and_its_answer_comes_back(
+async def test_request_job_update_reaches_the_worker_and_its_update_returns(
     job_harness: JobHarness,
 ):
     class Reporting(Answerer):
@@ -350,7 +352,7 @@ async def test_request_job_update_reaches_the_worker_and_its_answer_comes_back(
         await asker.request_job_update(j.job_id, "answerer")
 
 
-async def test_a_worker_can_ask_itself(job_harness: JobHarness):
+async def test_a_worker_can_request_a_job_from_itself(job_harness: JobHarness):
     answerer = Answerer()
     await job_harness.start(answerer)
     async with answerer.job("answerer", name="echo") as j:
@@ -377,7 +379,7 @@ async def test_hooks_of_a_job_wait_until_the_call_has_returned_its_id(
     assert asker.fired() == ["on_job_response", "on_job_response", "on_job_completed"]
 
 
-async def test_a_failure_while_requests_are_sent_spares_the_workers_not_yet_asked(
+async def test_after_a_failure_while_requests_are_sent_the_remaining_workers_are_not_asked(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     asker, last = Asker(), Answerer("last")
@@ -402,7 +404,7 @@ async def test_a_failure_while_requests_are_sent_spares_the_workers_not_yet_aske
     assert targets == ["failing", "middle"]
 
 
-async def test_a_slow_hook_does_not_keep_events_from_the_loop_over_them(job_harness: JobHarness):
+async def test_a_slow_hook_does_not_delay_iteration_over_events(job_harness: JobHarness):
     class Slow(Asker):
         gate = asyncio.Event()
 
@@ -421,7 +423,7 @@ async def test_a_slow_hook_does_not_keep_events_from_the_loop_over_them(job_harn
         answerer.release.set()
 
 
-async def test_an_update_nobody_iterates_is_not_kept_by_a_fire_and_forget_job(
+async def test_a_fire_and_forget_job_does_not_keep_updates_that_are_not_iterated(
     job_harness: JobHarness,
 ):
     asker, answerer = Asker(), Answerer()
@@ -449,7 +451,7 @@ async def test_a_context_is_entered_once(job_harness: JobHarness):
             pass
 
 
-async def test_update_messages_are_pipecats_own(chaos_harness, chaos_bus):
+async def test_updates_are_sent_as_pipecats_own_messages(chaos_harness, chaos_bus):
     class Reporting(BaseWorker):
         async def on_job_request(self, message) -> None:
             await self.send_job_update(message.job_id, {"n": 1})

@@ -211,7 +211,7 @@ async def test_publishers_are_released_one_by_one(bus: ChaosBus):
     assert len(bus.delivered) == len(bus.dropped) == 1
 
 
-async def test_a_cancelled_publisher_is_forgotten_even_if_released_meanwhile(bus: ChaosBus):
+async def test_a_cancelled_publisher_is_removed_even_if_released_meanwhile(bus: ChaosBus):
     block = bus.block_publish(BusJobRequestMessage)
     gone = asyncio.create_task(bus.send(request("1")))
     stays = asyncio.create_task(bus.send(request("2")))
@@ -280,7 +280,7 @@ def test_drain_waits_for_every_delay():
     assert run_virtual(main()) == 2.0
 
 
-async def test_stopping_loses_what_is_delayed_or_held_and_leaves_no_task():
+async def test_stopping_drops_delayed_and_held_messages_and_leaves_no_task():
     before = asyncio.all_tasks()
     bus = ChaosBus()
     await bus.setup(TaskManager())
@@ -316,7 +316,7 @@ async def test_wait_for_counts_messages_already_sent(bus: ChaosBus):
     assert await bus.wait_for(lambda message: message.source == "worker") is bus.sent[1]
 
 
-async def test_a_cancelled_wait_is_forgotten(bus: ChaosBus):
+async def test_a_cancelled_wait_is_removed(bus: ChaosBus):
     waiting = asyncio.create_task(bus.wait_for(BusJobRequestMessage))
     await asyncio.sleep(0)
     waiting.cancel()
@@ -348,7 +348,7 @@ async def test_local_messages_are_never_touched(bus: ChaosBus):
     assert bus.sent == []
 
 
-async def test_seeded_faults_leave_lifecycle_messages_alone():
+async def test_seeded_faults_do_not_affect_lifecycle_messages():
     bus = ChaosBus(seed=1, faults=Faults(drop=1))
     await bus.send(ready())
     await bus.send(request())
@@ -356,14 +356,14 @@ async def test_seeded_faults_leave_lifecycle_messages_alone():
     assert [type(message) for message in bus.dropped] == [BusJobRequestMessage]
 
 
-async def test_only_chooses_what_seeded_faults_strike():
+async def test_only_selects_the_messages_that_seeded_faults_affect():
     bus = ChaosBus(seed=1, faults=Faults(drop=1), only=(BusJobUpdateMessage, BusWorkerReadyMessage))
     for message in (ready(), request(), update()):
         await bus.send(message)
     assert [type(message) for message in bus.delivered] == [BusJobRequestMessage]
 
 
-async def test_seeded_faults_leave_a_message_with_a_rule_alone():
+async def test_seeded_faults_do_not_affect_a_message_with_a_rule():
     bus = ChaosBus(seed=1, faults=Faults(drop=1))
     bus.duplicate(BusJobRequestMessage)
     await bus.send(request())
@@ -391,14 +391,14 @@ def job_ids(messages: list[BusMessage]) -> list[str]:
 
 @pytest.mark.schedules
 @given(st.integers())
-def test_a_seed_repeats_exactly_and_accounts_for_every_message(seed: int):
+def test_a_seed_gives_the_same_faults_again_and_every_message_is_accounted_for(seed: int):
     sent, delivered, dropped = play(seed)
     assert play(seed) == (sent, delivered, dropped)
     assert set(delivered) | set(dropped) == set(sent)
     assert not set(delivered) & set(dropped)
 
 
-def test_seeds_differ_and_every_fault_strikes():
+def test_seeds_differ_and_every_fault_occurs():
     runs = [play(seed) for seed in range(5)]
     assert len({tuple(delivered) for _, delivered, _ in runs}) == 5
     assert any(len(set(delivered)) < len(delivered) for _, delivered, _ in runs)
@@ -406,7 +406,7 @@ def test_seeds_differ_and_every_fault_strikes():
     assert any(list(dict.fromkeys(delivered)) != sorted(delivered) for _, delivered, _ in runs)
 
 
-def test_one_probability_does_not_reshuffle_the_others():
+def test_one_probability_does_not_change_the_other_faults():
     _, delivered, _ = play(3, Faults(delay=0.4, max_delay=5))
     _, with_slow, _ = play(3, Faults(delay=0.4, max_delay=5, drop=0.3))
     assert with_slow == [each for each in delivered if each in with_slow]

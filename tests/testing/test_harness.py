@@ -99,7 +99,7 @@ async def test_a_name_can_be_started_only_once():
             await harness.start(BaseWorker("worker"))
 
 
-async def test_there_is_no_runner_before_entering():
+async def test_the_runner_does_not_exist_before_entering():
     with pytest.raises(RuntimeError, match="once it is entered"):
         _ = JobHarness().runner
 
@@ -140,7 +140,7 @@ async def test_a_cancelled_entry_leaves_no_runner():
     assert asyncio.all_tasks() == tasks
 
 
-async def test_pipeline_workers_are_run_and_ended_as_well():
+async def test_pipeline_workers_are_also_run_and_ended():
     async with JobHarness() as harness:
         worker = PipelineWorker(Pipeline([IdentityFilter()]), name="bot")
         await harness.start(worker)
@@ -149,7 +149,7 @@ async def test_pipeline_workers_are_run_and_ended_as_well():
 
 
 @pytest.mark.parametrize("how", ["end", "cancel"])
-async def test_one_worker_is_finished_and_the_others_live_on(how: str):
+async def test_finishing_one_worker_does_not_end_the_others(how: str):
     first, second = BaseWorker("first"), Echo("second")
     bus = ChaosBus()
     async with JobHarness(bus) as harness:
@@ -173,7 +173,7 @@ def test_a_worker_that_does_not_end_is_named():
     run_virtual(main())
 
 
-async def test_settle_waits_for_every_message_a_message_leads_to():
+async def test_settle_waits_for_every_message_that_follows_from_a_message():
     class Relay(BaseWorker):
         async def on_job_request(self, message: BusJobRequestMessage) -> None:
             assert message.payload is not None
@@ -196,7 +196,7 @@ async def test_settle_waits_for_every_message_a_message_leads_to():
         assert len([each for each in bus.sent if isinstance(each, BusJobResponseMessage)]) == 11
 
 
-async def test_settle_raises_for_workers_that_never_rest():
+async def test_settle_raises_for_workers_that_never_stop_sending():
     class Restless(BaseWorker):
         async def on_job_request(self, message: BusJobRequestMessage) -> None:
             if not enough.is_set():
@@ -224,7 +224,7 @@ async def test_settle_does_not_wait_for_held_messages():
         assert len(held.messages) == 1
 
 
-async def test_an_unanswered_job_is_left_behind_until_it_is_cancelled():
+async def test_a_job_without_a_response_is_left_behind_until_it_is_cancelled():
     async with JobHarness() as harness:
         stuck = Stuck("stuck")
         await harness.start(stuck)
@@ -254,7 +254,7 @@ async def test_a_forgotten_job_fails_the_test():
     assert isinstance(caught.value, AssertionError)
 
 
-async def test_a_job_group_and_its_timeout_are_left_behind_until_it_is_over():
+async def test_a_job_group_and_its_timeout_are_left_behind_until_the_group_ends():
     async with JobHarness(check_watches=False) as harness:
         asker, stuck = BaseWorker("asker"), Stuck("stuck")
         await harness.start(asker, stuck)
@@ -269,7 +269,7 @@ async def test_a_job_group_and_its_timeout_are_left_behind_until_it_is_over():
         assert harness.left_behind() == []
 
 
-async def test_a_job_of_a_child_worker_counts_as_well():
+async def test_a_job_of_a_child_worker_also_counts():
     async with JobHarness() as harness:
         parent, child = BaseWorker("parent"), Stuck("child")
         await harness.start(parent)
@@ -349,7 +349,7 @@ async def test_tasks_from_before_the_harness_are_ignored():
     await earlier
 
 
-async def test_the_error_of_the_test_is_not_hidden_by_what_it_left_behind():
+async def test_leftovers_of_a_test_do_not_hide_its_error():
     stuck, tasks = Stuck("stuck"), asyncio.all_tasks()
 
     async def run() -> None:
@@ -411,7 +411,7 @@ def test_a_runner_that_does_not_stop_is_reported():
     run_virtual(main())
 
 
-async def test_a_session_ended_by_a_worker_is_torn_down_all_the_same():
+async def test_a_session_ended_by_a_worker_is_still_torn_down():
     async with JobHarness() as harness:
         worker = BaseWorker("worker")
         await harness.start(worker)
@@ -450,7 +450,7 @@ async def test_the_chaos_fixtures_share_one_bus(chaos_bus: ChaosBus, chaos_harne
     await chaos_harness.bus.send(BusJobCancelMessage(source="test", target="idle", job_id="1"))
 
 
-async def test_the_log_fixture_captures_what_was_logged(job_log: list[LogRecord]):
+async def test_the_log_fixture_captures_log_messages(job_log: list[LogRecord]):
     error = LookupError("lost")
     logger.opt(exception=error).warning("look: {}", 1)
     logger.trace("closer")

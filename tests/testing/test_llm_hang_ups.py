@@ -15,7 +15,9 @@ from pipecat_jobs.testing.llm_server import (
 # Connections that end early
 
 
-async def test_hang_up_during_a_stall(server: ScriptedLLMServer, client: AsyncOpenAI) -> None:
+async def test_a_hang_up_during_a_stall_is_noticed(
+    server: ScriptedLLMServer, client: AsyncOpenAI
+) -> None:
     server.reply(Stall("Let me"))
 
     async with await open_stream(client) as stream:
@@ -30,7 +32,9 @@ async def test_hang_up_during_a_stall(server: ScriptedLLMServer, client: AsyncOp
     assert request.sent_text == "Let me"
 
 
-async def test_hang_up_between_paced_tokens(server: ScriptedLLMServer, client: AsyncOpenAI) -> None:
+async def test_a_hang_up_between_paced_tokens_is_noticed(
+    server: ScriptedLLMServer, client: AsyncOpenAI
+) -> None:
     # A pace the test cannot outlive: the hang-up has to be noticed between two tokens.
     server.reply(Text("one two", pace=3600))
 
@@ -44,7 +48,9 @@ async def test_hang_up_between_paced_tokens(server: ScriptedLLMServer, client: A
         await request.wait_token(2)
 
 
-async def test_hang_up_in_an_unpaced_stream(server: ScriptedLLMServer, client: AsyncOpenAI) -> None:
+async def test_a_hang_up_in_an_unpaced_stream_is_noticed(
+    server: ScriptedLLMServer, client: AsyncOpenAI
+) -> None:
     server.reply("word " * 100_000)
 
     async with await open_stream(client) as stream:
@@ -57,7 +63,7 @@ async def test_hang_up_in_an_unpaced_stream(server: ScriptedLLMServer, client: A
     assert 3 <= sent == len(request.sent) < 100_000
 
 
-async def test_hang_up_before_the_first_token(
+async def test_a_hang_up_before_the_first_token_is_noticed(
     server: ScriptedLLMServer, client: AsyncOpenAI
 ) -> None:
     server.reply(Text("late", first_token_after=3600))
@@ -71,7 +77,9 @@ async def test_hang_up_before_the_first_token(
     assert request.sent == []
 
 
-async def test_hang_up_without_a_stream(server: ScriptedLLMServer, client: AsyncOpenAI) -> None:
+async def test_a_hang_up_without_a_stream_is_noticed(
+    server: ScriptedLLMServer, client: AsyncOpenAI
+) -> None:
     server.reply(Stall())
     asking = asyncio.create_task(
         client.chat.completions.create(
@@ -88,7 +96,7 @@ async def test_hang_up_without_a_stream(server: ScriptedLLMServer, client: Async
         await asking
 
 
-async def test_disconnect_breaks_the_stream_off(
+async def test_a_scripted_disconnect_breaks_off_the_stream(
     server: ScriptedLLMServer, client: AsyncOpenAI
 ) -> None:
     server.reply(Disconnect("Let me"))
@@ -106,7 +114,9 @@ async def test_disconnect_breaks_the_stream_off(
     await ask_default(server, client)
 
 
-async def test_disconnect_without_a_stream(server: ScriptedLLMServer) -> None:
+async def test_a_scripted_disconnect_without_a_stream_fails_the_request(
+    server: ScriptedLLMServer,
+) -> None:
     server.reply(Disconnect())
 
     async with AsyncOpenAI(api_key="test", base_url=server.base_url, max_retries=0) as client:
@@ -118,7 +128,7 @@ async def test_disconnect_without_a_stream(server: ScriptedLLMServer) -> None:
     assert server.requests[0].outcome == "disconnected"
 
 
-async def test_client_that_vanishes_in_mid_request(
+async def test_a_client_that_disconnects_during_its_request_is_handled(
     server: ScriptedLLMServer, client: AsyncOpenAI, caplog: pytest.LogCaptureFixture
 ) -> None:
     host, port = server.base_url.removeprefix("http://").removesuffix("/v1").split(":")

@@ -51,7 +51,7 @@ async def test_stream_has_the_shape_of_openai(
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (5, 2, 7)
 
 
-async def test_usage_is_sent_only_to_those_who_ask(
+async def test_usage_is_sent_only_on_request(
     server: ScriptedLLMServer, client: AsyncOpenAI
 ) -> None:
     server.reply("one")
@@ -80,7 +80,7 @@ async def test_pace_and_first_token_delay_are_kept(
     assert request.ended_at - request.first_token_at >= 0.035
 
 
-async def test_whole_answer_without_a_stream(
+async def test_an_answer_without_a_stream_is_sent_whole(
     server: ScriptedLLMServer, client: AsyncOpenAI
 ) -> None:
     server.reply("Hello there.", ToolCalls(ToolCall("look", {"at": "it"}), text="A moment."))
@@ -264,7 +264,7 @@ async def test_replies_of_a_rule_take_turns(server: ScriptedLLMServer, client: A
     assert [await ask(client, "once") for _ in range(3)] == ["three", "four", "four"]
 
 
-async def test_simultaneous_requests_are_answered_at_the_same_time(
+async def test_simultaneous_requests_are_served_at_the_same_time(
     server: ScriptedLLMServer, client: AsyncOpenAI
 ) -> None:
     server.on("slow", Stall("wait"))
@@ -276,7 +276,7 @@ async def test_simultaneous_requests_are_answered_at_the_same_time(
         assert [request.outcome for request in server.requests] == ["streaming", "completed"]
 
 
-async def test_a_request_records_what_was_asked(
+async def test_a_request_is_recorded_with_its_content(
     server: ScriptedLLMServer, client: AsyncOpenAI
 ) -> None:
     server.reply("ok")
@@ -353,7 +353,7 @@ async def test_stop_leaves_nothing_behind() -> None:
         assert await ask(client) == "again"
 
 
-async def test_start_on_a_taken_port_fails_cleanly(server: ScriptedLLMServer) -> None:
+async def test_starting_on_a_used_port_fails_cleanly(server: ScriptedLLMServer) -> None:
     port = int(server.base_url.removesuffix("/v1").rpartition(":")[2])
     second = ScriptedLLMServer(port=port)
 

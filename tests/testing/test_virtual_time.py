@@ -42,7 +42,7 @@ def test_a_sleep_of_many_days_ends():
     assert run_virtual(main()) == 30 * 24 * 3600
 
 
-def test_the_clock_stands_still_while_something_is_ready():
+def test_the_clock_does_not_advance_while_a_callback_is_ready():
     async def main() -> float:
         timer = asyncio.create_task(asyncio.sleep(1))
         for _ in range(100):
@@ -55,7 +55,7 @@ def test_the_clock_stands_still_while_something_is_ready():
     assert run_virtual(main()) == 0.0
 
 
-def test_the_clock_stands_still_while_an_executor_works():
+def test_the_clock_does_not_advance_while_an_executor_works():
     async def main() -> float:
         gate = threading.Event()
         threading.Timer(0.05, gate.set).start()
@@ -112,7 +112,7 @@ def test_sockets_of_the_same_process_are_served_before_the_clock_jumps():
     assert now < 1
 
 
-def test_an_idle_loop_with_an_open_socket_waits_for_it():
+def test_an_idle_loop_with_an_open_socket_waits_for_its_data():
     async def main() -> bytes:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()

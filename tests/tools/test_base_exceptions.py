@@ -93,7 +93,7 @@ def in_block_of_a_job(error: BaseException) -> type[LLMContextWorker]:
 
 @pytest.mark.parametrize("error", RAISED, ids=repr)
 @pytest.mark.parametrize("place", [in_function, in_block, in_block_of_a_job])
-async def test_a_call_is_settled_as_an_error_whatever_is_raised(
+async def test_a_call_is_settled_as_an_error_after_any_exception(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -116,7 +116,7 @@ async def test_a_call_is_settled_as_an_error_whatever_is_raised(
 
 
 @pytest.mark.parametrize("error", RAISED[:-1], ids=repr)
-async def test_what_is_raised_after_the_result_is_logged(
+async def test_an_exception_after_the_result_is_logged(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -205,7 +205,7 @@ async def test_a_say_that_raises_says_nothing(
 
 
 @pytest.mark.parametrize("error", RAISED, ids=repr)
-async def test_a_flows_call_is_settled_as_an_error_whatever_is_raised(
+async def test_a_call_of_a_flow_is_settled_as_an_error_after_any_exception(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,

@@ -106,7 +106,7 @@ ENDINGS: dict[str, tuple[Body, Any]] = {
 
 
 @pytest.mark.parametrize(("body", "expected"), ENDINGS.values(), ids=ENDINGS)
-async def test_however_the_block_ends_the_llm_gets_one_readable_result(
+async def test_the_llm_gets_one_readable_result_after_any_end_of_the_block(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -230,7 +230,7 @@ async def test_a_second_result_is_refused(
     assert len(refused) == 2
 
 
-async def test_what_is_raised_after_the_result_goes_to_pipecat(
+async def test_an_exception_after_the_result_goes_to_pipecat(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -251,7 +251,7 @@ async def test_what_is_raised_after_the_result_goes_to_pipecat(
     assert [r for r in job_log if r.level == "ERROR" and "too late" in r.message]
 
 
-async def test_a_plain_pipecat_worker_is_told_what_to_import(
+async def test_a_plain_pipecat_worker_raises_an_error_that_says_what_to_import(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,

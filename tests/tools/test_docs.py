@@ -16,7 +16,7 @@ from pipecat_jobs.tools.options import JobToolKeywords, JobToolOptions, check_op
 PAGE = "docs/tools.md"
 
 
-async def test_the_first_snippet_answers_the_user(
+async def test_the_first_snippet_gives_the_user_an_answer(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, monkeypatch
 ):
     monkeypatch.setenv("OPENAI_BASE_URL", scripted_llm.base_url)

@@ -51,7 +51,7 @@ def test_one_class_is_exported_from_both_places():
         (ValueError("no such booking"), False),
     ],
 )
-def test_what_is_for_the_llm_is_a_field_that_survives_the_bus(error: Exception, for_llm: bool):
+def test_the_text_for_the_llm_is_a_field_that_survives_the_bus(error: Exception, for_llm: bool):
     details = ErrorDetails.from_exception(error)
 
     assert details.for_llm is for_llm
@@ -139,7 +139,7 @@ async def told(
 
 @pytest.mark.parametrize(("failure", "one", "_"), FAILURES.values(), ids=FAILURES)
 @pytest.mark.parametrize("options", [{}, {"on_failure": "fail"}])
-async def test_one_workers_failure_is_reported_without_its_name(
+async def test_the_failure_of_one_worker_is_reported_without_its_name(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,

@@ -382,7 +382,7 @@ def test_the_deadline_counts_the_tools_own_work(new_local_bus: Callable[[], Work
     assert run_virtual(main()) == pytest.approx(30, abs=0.5)
 
 
-async def test_two_tools_of_one_answer_are_commented_on_once(
+async def test_two_tool_calls_of_one_generation_are_commented_on_once(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     both = (ToolCall("debate", {"topic": "AI"}), ToolCall("debate", {"topic": "cats"}))
@@ -419,7 +419,7 @@ async def test_every_open_call_is_settled_at_the_end(
     assert advocate.stopped.qsize() == calls
 
 
-async def test_a_worker_class_of_ones_own_has_job_tools_through_the_mixin(
+async def test_a_custom_worker_class_has_job_tools_through_the_mixin(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     from pipecat.workers.llm import LLMContextWorker as PipecatLLMContextWorker
@@ -440,7 +440,7 @@ async def test_a_worker_class_of_ones_own_has_job_tools_through_the_mixin(
     await worker.flush_pipeline()
 
 
-async def test_a_plain_pipecat_worker_is_told_what_to_import(
+async def test_a_plain_pipecat_worker_raises_an_error_that_says_what_to_import(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,

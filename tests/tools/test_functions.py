@@ -122,7 +122,7 @@ async def test_a_method_of_any_object_is_a_tool(
 
 
 @pytest.mark.parametrize("frame", [InterruptionFrame, EndFrame])
-async def test_a_functions_call_is_cancelled_like_a_methods(
+async def test_a_call_of_a_function_is_cancelled_like_a_call_of_a_method(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM, frame: Any
 ):
     calls_debate(scripted_llm)
@@ -140,7 +140,7 @@ async def test_a_functions_call_is_cancelled_like_a_methods(
     assert "IN_PROGRESS" not in talk.tool_texts
 
 
-async def test_a_function_on_a_plain_pipecat_worker_says_what_to_import(
+async def test_a_function_on_a_plain_pipecat_worker_raises_an_error_that_says_what_to_import(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -207,7 +207,7 @@ async def test_a_function_of_a_flow_may_lead_to_the_next_node(
         ({"topic": "AI", "style": "rude"}, "'style' is 'rude': Input should be"),
     ],
 )
-async def test_what_a_flows_function_cannot_do_is_told_to_the_llm(
+async def test_the_failure_of_a_function_of_a_flow_is_reported_to_the_llm(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -227,7 +227,7 @@ async def test_what_a_flows_function_cannot_do_is_told_to_the_llm(
     await talk.worker.flush_pipeline()
 
 
-async def test_an_interruption_cancels_a_flows_call(
+async def test_an_interruption_cancels_a_call_of_a_flow(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     """Flows' own default would let it run on."""
@@ -246,7 +246,7 @@ async def test_an_interruption_cancels_a_flows_call(
     assert len(scripted_llm.requests) == 1
 
 
-async def test_the_end_of_a_flows_session_stops_the_jobs_and_runs_no_llm(
+async def test_the_end_of_the_session_of_a_flow_stops_the_jobs_and_runs_no_llm(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     calls_flow_debate(scripted_llm)
@@ -329,7 +329,7 @@ def test_a_method_cannot_be_a_function_of_a_flow():
         job_tool("advocate")(debate)
 
 
-def test_flows_is_not_loaded_for_other_tools():
+def test_pipecat_flows_is_not_imported_for_other_tools():
     import subprocess
     import sys
 

@@ -124,7 +124,7 @@ async def test_no_job_begins_for_a_call_that_was_interrupted_in_the_queue(
 
 
 @pytest.mark.parametrize("name", ["background", "protected"])
-async def test_a_queued_call_that_interruptions_leave_alone_begins_all_the_same(
+async def test_a_queued_call_that_interruptions_do_not_cancel_still_begins(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM, name: str
 ):
     llm = new_llm(run_in_parallel=False)
@@ -139,7 +139,7 @@ async def test_a_queued_call_that_interruptions_leave_alone_begins_all_the_same(
     assert scene.stage.results[-1] == {"text": f"{name} says"}
 
 
-async def test_a_call_behind_a_background_call_is_dropped_by_the_interruption_it_waited_through(
+async def test_a_call_that_waits_behind_a_background_call_is_dropped_by_an_interruption(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     llm = new_llm(run_in_parallel=False)
@@ -211,7 +211,7 @@ async def test_a_function_is_dropped_behind_a_tool_of_pipecats_own(
     assert len(scripted_llm.requests) == 1
 
 
-async def test_a_function_of_a_flow_is_dropped_as_well(
+async def test_a_function_of_a_flow_is_also_dropped(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     @job_tool("first", job="argue")

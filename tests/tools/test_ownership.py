@@ -38,7 +38,7 @@ class Shared:
         (JobsMixin, Shared),
     ],
 )
-def test_a_worker_without_an_llm_says_what_to_write_instead(bases: tuple[type, ...]):
+def test_a_worker_without_an_llm_is_an_error_that_says_what_to_write(bases: tuple[type, ...]):
     body = {} if Shared in bases else {"find_book": find_book}
 
     with pytest.raises(InvalidJobTypeError) as caught:

@@ -103,7 +103,7 @@ async def test_a_joined_call_sends_its_own_jobs_when_the_first_is_cancelled(
     await stage.worker.flush_pipeline()
 
 
-async def test_a_refused_call_is_answered_at_once(
+async def test_a_refused_call_gets_its_result_at_once(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     call = ToolCall("refuse", {"topic": "AI"})
@@ -162,7 +162,7 @@ async def test_the_end_of_the_session_settles_the_first_and_the_joined_call(
     assert len(advocate.payloads) == 1
 
 
-async def test_nothing_is_kept_of_calls_that_are_over():
+async def test_nothing_is_kept_of_calls_that_have_ended():
     repeats = Repeats("debate", "replace")
     working, held = asyncio.Event(), asyncio.Event()
 

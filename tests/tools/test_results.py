@@ -52,7 +52,7 @@ async def result_of(
     return result
 
 
-async def test_one_workers_answer_is_the_result(
+async def test_the_response_of_one_worker_is_the_result(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     advocate = Colleague("advocate")
@@ -83,7 +83,7 @@ async def test_run_once_jobs_of_a_tool_are_never_started_twice(
     assert seen == [once]
 
 
-async def test_a_groups_answers_are_given_by_worker(
+async def test_the_responses_of_a_group_are_given_by_worker(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     worker = moderator(new_llm(), *WORKERS)
@@ -116,7 +116,7 @@ async def test_the_responses_are_reported_with_the_missing_workers_and_why(
     }
 
 
-async def test_one_worker_that_is_not_there_is_reported_without_its_name(
+async def test_a_single_missing_worker_is_reported_without_its_name(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     worker = moderator(new_llm(), "nobody", timeout=0.05)
@@ -126,7 +126,7 @@ async def test_one_worker_that_is_not_there_is_reported_without_its_name(
     assert result == {"error": "debate did not answer in time"}
 
 
-async def test_a_lost_worker_is_reported_as_missing_and_the_others_with_their_answers(
+async def test_a_lost_worker_is_reported_as_missing_and_the_others_with_their_responses(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     gone = Colleague("critic", holds=True)
@@ -185,7 +185,7 @@ async def test_fail_reports_responses_as_usual_when_no_worker_fails(
         ),
     ],
 )
-async def test_gap_27_an_empty_answer_does_not_silence_the_bot(
+async def test_gap_27_an_empty_response_does_not_silence_the_bot(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -250,7 +250,7 @@ def lengths(outcomes: Mapping[str, JobOutcome]) -> dict[str, int]:
     ("render", "expected"),
     [(in_order, "critic completed; advocate error"), (lengths, {"critic": 11})],
 )
-async def test_render_makes_the_result_of_the_outcomes_in_the_order_they_were_asked(
+async def test_render_gets_the_outcomes_in_the_order_of_the_workers(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,

@@ -87,7 +87,7 @@ def play(new_local_bus: Callable[[], WorkerBus]) -> Play:
     return run
 
 
-def test_it_speaks_once_after_the_silence(play: Play):
+def test_the_bot_speaks_once_after_the_silence(play: Play):
     async def story(scene: Scene) -> None:
         await scene.at(4.9)
         assert scene.stage.spoken == []
@@ -98,21 +98,21 @@ def test_it_speaks_once_after_the_silence(play: Play):
     assert play(story, say_after=5, say=WAIT).stage.spoken == [WAIT]
 
 
-def test_it_speaks_again_at_an_interval(play: Play):
+def test_the_bot_speaks_again_at_an_interval(play: Play):
     async def story(scene: Scene) -> None:
         await scene.at(25.9)
 
     assert play(story, say_after=5, say=WAIT, say_every=10).stage.spoken == [WAIT] * 3
 
 
-def test_it_says_nothing_when_the_result_comes_first(play: Play):
+def test_the_bot_says_nothing_when_the_result_comes_first(play: Play):
     async def story(scene: Scene) -> None:
         await scene.at(4.9)
 
     assert play(story, say_after=5, say=WAIT).stage.spoken == []
 
 
-def test_it_has_words_of_its_own(play: Play):
+def test_the_default_text_says_that_the_bot_waits_for_the_result(play: Play):
     async def story(scene: Scene) -> None:
         await scene.at(6)
 
@@ -125,7 +125,7 @@ BOT = (BotStartedSpeakingFrame, BotStoppedSpeakingFrame, FrameDirection.UPSTREAM
 
 
 @pytest.mark.parametrize(("starts", "stops", "direction"), [USER, BOT], ids=["user", "bot"])
-def test_it_waits_until_all_speech_ends_and_for_the_whole_silence_after(
+def test_the_bot_waits_until_all_speech_ends_and_for_the_whole_silence_after_it(
     play: Play, starts: Any, stops: Any, direction: FrameDirection
 ):
     async def story(scene: Scene) -> None:
@@ -198,7 +198,7 @@ def test_speech_at_the_last_moment_counts():
     assert run_virtual(main()) == 12
 
 
-def test_a_function_sees_the_progress_and_may_keep_silent(play: Play):
+def test_a_say_function_gets_the_progress_and_may_say_nothing(play: Play):
     seen: list[JobToolProgress] = []
 
     def words(progress: JobToolProgress) -> str | None:
@@ -220,7 +220,7 @@ def test_a_function_sees_the_progress_and_may_keep_silent(play: Play):
 
 
 @pytest.mark.parametrize("words", [lambda _: 7, lambda progress: progress.nonsense])
-def test_a_function_that_fails_is_logged_and_the_tool_goes_on(
+def test_a_say_function_that_fails_is_logged_and_the_tool_goes_on(
     play: Play, job_log: list[LogRecord], words: Any
 ):
     async def story(scene: Scene) -> None:

@@ -32,7 +32,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("keywords", "says"), WRONG)
-async def test_every_way_to_ask_refuses_it_and_the_worker_goes_on(
+async def test_every_way_to_ask_refuses_bad_input_and_the_worker_goes_on(
     job_harness: JobHarness, keywords: dict, says: str
 ):
     asker = Asker()
@@ -51,14 +51,14 @@ async def test_every_way_to_ask_refuses_it_and_the_worker_goes_on(
 
 
 @pytest.mark.parametrize("timeout", [-1.0, math.nan])
-def test_a_params_object_is_checked_as_well(timeout: float):
+def test_a_params_object_is_also_checked(timeout: float):
     for params in (PipecatJobParams(timeout=timeout), JobParams(timeout=timeout)):
         with pytest.raises(InvalidJobError, match="zero or more"):
             Asker().job("answerer", params=params)
 
 
 @pytest.mark.parametrize("name", [7, None, Answerer])
-def test_a_worker_name_that_is_no_str_is_a_type_error(name: object):
+def test_a_worker_name_that_is_not_a_str_is_a_type_error(name: object):
     with pytest.raises(TypeError, match="give the worker's name as a str"):
         Asker().job(name)  # type: ignore[arg-type]
     with pytest.raises(InvalidJobTypeError, match="give the worker's name as a str"):

@@ -67,7 +67,7 @@ async def harness(bus: FailingBus) -> AsyncIterator[JobHarness]:
         yield harness
 
 
-async def test_a_job_whose_answer_is_not_taken_is_closed_and_makes_room(
+async def test_a_job_whose_response_the_bus_refuses_is_closed_and_frees_its_slot(
     harness: JobHarness, bus: FailingBus
 ):
     asker, single = Asker(), Single()
@@ -82,7 +82,7 @@ async def test_a_job_whose_answer_is_not_taken_is_closed_and_makes_room(
     assert await asker.ask("single", "answer", timeout=5) == {"done": True}
 
 
-async def test_a_cancel_whose_answer_is_not_taken_closes_the_job_and_makes_room(
+async def test_a_cancel_whose_response_the_bus_refuses_closes_the_job_and_frees_its_slot(
     harness: JobHarness, bus: FailingBus
 ):
     asker, single = Asker(), Single()
@@ -121,7 +121,7 @@ async def test_a_cancel_that_cannot_be_sent_to_one_worker_reaches_the_others(
     first.release.set()
 
 
-async def test_an_error_that_is_too_large_for_the_bus_is_told_in_short(
+async def test_an_error_that_is_too_large_for_the_bus_is_shortened(
     harness: JobHarness, bus: FailingBus
 ):
     class Wordy(BaseWorker):
@@ -140,7 +140,7 @@ async def test_an_error_that_is_too_large_for_the_bus_is_told_in_short(
         assert str(outcome.error) == "the response could not be sent: ValueError"
 
 
-def test_of_an_error_with_much_to_say_the_middle_is_left_out():
+def test_a_long_error_is_shortened_in_the_middle():
     def fail() -> None:
         raise ValueError("begin" + "x" * 1_000_000 + "end")
 

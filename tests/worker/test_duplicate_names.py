@@ -22,7 +22,7 @@ class Other(BaseWorker):
 
 
 @pytest.mark.parametrize("worker_class", [Other, PlainWorker])
-async def test_a_child_of_the_name_of_another_worker_is_refused(
+async def test_a_child_with_the_name_of_another_worker_is_refused(
     job_harness: JobHarness, worker_class: type[PlainWorker]
 ):
     parent, asker = Parent("parent"), Asker()
@@ -33,7 +33,7 @@ async def test_a_child_of_the_name_of_another_worker_is_refused(
     assert parent.children == []
 
 
-async def test_two_children_of_one_name_are_refused(job_harness: JobHarness):
+async def test_two_children_with_the_same_name_are_refused(job_harness: JobHarness):
     parent = Parent("parent")
     await job_harness.start(parent)
     with pytest.raises(DuplicateWorkerError):
@@ -45,13 +45,13 @@ async def test_two_children_of_one_name_are_refused(job_harness: JobHarness):
     assert parent.children == [child]
 
 
-async def test_a_parent_that_no_runner_has_may_add_children():
+async def test_a_parent_without_a_runner_may_add_children():
     parent, child = Parent("parent"), Other("child")
     await parent.add_workers(child)
     assert parent.children == [child]
 
 
-async def test_the_second_worker_of_a_runner_cannot_ask_and_says_why(
+async def test_the_second_worker_of_a_name_cannot_ask_and_the_error_says_why(
     job_harness: JobHarness, job_log
 ):
     await job_harness.start(Asker(), Answerer())
@@ -63,7 +63,7 @@ async def test_the_second_worker_of_a_runner_cannot_ask_and_says_why(
         await second.ask("answerer", "echo", timeout=20)
 
 
-async def test_a_job_that_only_the_second_could_do_names_the_class_of_the_first(
+async def test_a_job_that_only_the_second_worker_could_do_names_the_class_of_the_first(
     job_harness: JobHarness,
 ):
     asker = Asker()
@@ -74,7 +74,7 @@ async def test_a_job_that_only_the_second_could_do_names_the_class_of_the_first(
 
 
 @pytest.mark.parametrize("bus_class", [RoutedBus, RedisStreamsBus])
-async def test_the_second_subscriber_of_a_name_on_a_bus_is_logged_as_an_error(
+async def test_the_second_subscriber_of_a_name_is_logged_as_an_error(
     bus_class: type[RoutedBus], job_log
 ):
     bus, first = bus_class(), Asker()

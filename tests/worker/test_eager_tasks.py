@@ -101,7 +101,7 @@ async def until(happened: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipecat", "routed", "redis"])
-async def test_jobs_end_as_they_do_without_it_and_runners_end(kind: str):
+async def test_jobs_and_runners_end_as_without_eager_tasks(kind: str):
     asker, answerer, at_once = Asker(), Answerer(), AtOnce()
     async with asyncio.timeout(120), on_bus(kind, asker, answerer, at_once):
         for _ in range(3):

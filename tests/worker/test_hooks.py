@@ -76,7 +76,7 @@ async def test_executor_hooks_fire_once_each(job_harness: JobHarness):
     assert events == ["on_job_request", "on_job_update_requested", "on_job_cancelled"]
 
 
-async def test_error_hook_gets_the_answer_and_completed_does_not_fire(job_harness: JobHarness):
+async def test_error_hook_gets_the_response_and_completed_does_not_fire(job_harness: JobHarness):
     asker = recording(Asker)("asker")
     asker.calls = []
     await job_harness.start(asker, Answerer())
@@ -145,7 +145,7 @@ async def test_event_handler_can_be_removed(job_harness: JobHarness):
     assert calls == []
 
 
-async def test_hook_that_asks_for_another_job_does_not_block_its_answer(job_harness: JobHarness):
+async def test_hook_that_asks_for_another_job_does_not_block_its_response(job_harness: JobHarness):
     class Chaining(Asker):
         async def on_job_completed(self, result) -> None:
             if result.job_id == "first":
@@ -159,7 +159,7 @@ async def test_hook_that_asks_for_another_job_does_not_block_its_answer(job_harn
     assert asker.chained["from"] == "answerer"
 
 
-async def test_slow_hook_of_one_job_does_not_hold_up_another(job_harness: JobHarness):
+async def test_slow_hook_of_one_job_does_not_delay_another(job_harness: JobHarness):
     class Slow(Asker):
         def __init__(self) -> None:
             super().__init__()
@@ -179,7 +179,7 @@ async def test_slow_hook_of_one_job_does_not_hold_up_another(job_harness: JobHar
     await slow
 
 
-async def test_all_that_arrived_is_heard_before_the_job_ends(job_harness: JobHarness):
+async def test_hooks_get_every_arrived_message_before_the_job_ends(job_harness: JobHarness):
     class Slow(Asker):
         heard: ClassVar[list[object]] = []
         gate = asyncio.Semaphore(0)

@@ -233,7 +233,7 @@ async def test_a_job_of_a_stopped_requester_is_settled(job_harness: JobHarness):
 
 
 @pytest.mark.parametrize("raised", [ValueError, SystemExit, asyncio.CancelledError])
-async def test_what_on_event_raises_is_logged_and_changes_nothing(
+async def test_an_exception_in_on_event_is_logged_and_changes_nothing(
     job_harness: JobHarness, job_log: list[LogRecord], raised: type[BaseException]
 ):
     class Broken(JobInterceptor):
@@ -266,7 +266,9 @@ class Trace(JobInterceptor):
 
 
 @pytest.mark.not_on("pubsub", reason="a plain peer could not read what carries headers")
-async def test_ask_may_replace_payload_and_headers_the_class_first(job_harness: JobHarness):
+async def test_ask_may_replace_payload_and_headers_and_the_class_goes_first(
+    job_harness: JobHarness,
+):
     class Host(Asker):
         job_interceptors = (Trace("a"), Trace("b"))
 
@@ -299,7 +301,7 @@ class Refuse(JobInterceptor):
         (SystemExit("no"), OutcomeStatus.ERROR),
     ],
 )
-async def test_what_ask_raises_is_the_jobs_failure(
+async def test_an_exception_in_ask_fails_the_job(
     job_harness: JobHarness, error: BaseException, status: OutcomeStatus, after: bool
 ):
     recorder = Recorder()
@@ -365,7 +367,7 @@ async def test_the_deadline_passes_while_ask_waits(job_harness: JobHarness):
     assert recorder.kinds == [ASKED, SETTLED]
 
 
-async def test_a_deadline_that_ask_swallows_leaves_the_requesters_task_as_it_was(
+async def test_a_deadline_that_ask_swallows_does_not_leave_the_requesters_task_cancelled(
     job_harness: JobHarness,
 ):
     class Swallows(JobInterceptor):
@@ -464,7 +466,7 @@ async def test_handle_may_respond_without_the_handler_and_replace_its_failure(
 @pytest.mark.parametrize(
     ("returned", "why"), [(None, "the handler has not run"), ("text", "handle\\(\\) is 'text'")]
 )
-async def test_a_handle_that_leaves_the_job_without_a_response_fails_it(
+async def test_a_handle_without_a_response_fails_the_job(
     job_harness: JobHarness, returned: Any, why: str
 ):
     class Silent(JobInterceptor):
@@ -490,7 +492,7 @@ async def test_a_handle_may_not_send_the_handler_to_another_job(job_harness: Job
     ("error", "status"),
     [(ValueError("no"), OutcomeStatus.ERROR), (JobToolError("no"), OutcomeStatus.FAILED)],
 )
-async def test_what_handle_raises_is_the_jobs_failure(
+async def test_an_exception_in_handle_fails_the_job(
     job_harness: JobHarness, error: Exception, status: OutcomeStatus
 ):
     class Guard(JobInterceptor):
@@ -516,7 +518,7 @@ class Waits(JobInterceptor):
     ("given", "why"),
     [(object(), "give a JobInterceptor"), (Recorder, "give a JobInterceptor"), (Waits(), "async")],
 )
-def test_what_is_not_an_interceptor_is_refused(given: Any, why: str):
+def test_an_object_that_is_not_an_interceptor_is_refused(given: Any, why: str):
     with pytest.raises(InvalidJobTypeError, match=why):
         Asker().add_job_interceptor(given)
 

@@ -50,13 +50,13 @@ def test_a_mixin_that_is_named_first_is_accepted_where_it_hides_nothing(base: ty
 
 
 @pytest.mark.parametrize("member", ["on_job_request", "on_job_cancelled", "on_activated", "start"])
-def test_a_mixin_that_is_named_first_leaves_hooks_to_the_other_bases(member: str):
+def test_a_mixin_that_is_named_first_does_not_hide_hooks_of_the_other_bases(member: str):
     own = define("Own", PipelineWorker, **{member: getattr(BaseWorker, member)})
 
     assert issubclass(define("Mine", JobsMixin, own), own)
 
 
-def test_members_are_all_that_the_mixin_has():
+def test_the_checked_members_are_all_members_of_the_mixin():
     parts = JobsMixin.__mro__[: JobsMixin.__mro__.index(BaseWorker)]
     assert {name for part in parts for name in vars(part) if name[0] != "_"} == {*MEMBERS, "start"}
 
@@ -115,7 +115,7 @@ def test_pipecats_proxies_are_refused_behind_the_mixin(module: str):
         ("JobsMixin Own BaseWorker", "Own, JobsMixin, BaseWorker"),
     ],
 )
-def test_the_line_to_write_is_one_that_works(bases: str, line: str):
+def test_the_line_that_the_error_proposes_works(bases: str, line: str):
     known = {
         "BaseWorker": BaseWorker,
         "JobsMixin": JobsMixin,

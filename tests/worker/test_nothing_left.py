@@ -38,7 +38,9 @@ def quiet():
         ("echo", {"timeout": 60}),
     ],
 )
-async def test_of_a_job_that_ended_this_way(job_harness: JobHarness, name: str, keywords: dict):
+async def test_nothing_is_left_of_a_job_after_any_kind_of_end(
+    job_harness: JobHarness, name: str, keywords: dict
+):
     asker = Asker()
     await job_harness.start(asker, Answerer())
     tasks = len(job_harness.runner.task_manager.current_tasks())
@@ -49,7 +51,7 @@ async def test_of_a_job_that_ended_this_way(job_harness: JobHarness, name: str, 
     assert len(job_harness.runner.task_manager.current_tasks()) == tasks
 
 
-async def test_of_a_deadline_that_was_not_needed(job_harness: JobHarness):
+async def test_nothing_is_left_of_a_deadline_that_was_not_needed(job_harness: JobHarness):
     asker = Asker()
     await job_harness.start(asker, Answerer())
     loop = asyncio.get_running_loop()
@@ -66,7 +68,7 @@ async def test_of_a_deadline_that_was_not_needed(job_harness: JobHarness):
 
 
 @pytest.mark.parametrize("rounds", [300, pytest.param(700, marks=pytest.mark.slow)])
-async def test_of_thousands_of_jobs(quiet, rounds: int):
+async def test_nothing_is_left_of_thousands_of_jobs(quiet, rounds: int):
     """Memory after many jobs of every kind is what it was after the first third of them."""
 
     class Light(BaseWorker):
@@ -111,7 +113,9 @@ async def test_of_thousands_of_jobs(quiet, rounds: int):
         assert after - before < 70 * 2 * rounds, f"{after - before} bytes more"
 
 
-async def test_of_callers_cancelled_at_every_point(chaos_harness: JobHarness, chaos_bus: ChaosBus):
+async def test_nothing_is_left_of_requesters_cancelled_at_every_point(
+    chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
     """Cancels the caller after each number of steps of the loop, from the first to the last."""
     asker, answerer = Asker(), Answerer()
     await chaos_harness.start(asker, answerer)

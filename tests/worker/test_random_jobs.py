@@ -472,5 +472,5 @@ def test_every_job_ends_once_and_leaves_nothing(plan: Plan):
 @pytest.mark.timeout(time_for_schedules())
 @schedules(60)
 @given(plans(lossy=True))
-def test_a_bus_that_loses_messages_holds_nobody_up(plan: Plan):
+def test_no_job_waits_for_ever_on_a_bus_that_loses_messages(plan: Plan):
     check(plan)

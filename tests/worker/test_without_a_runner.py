@@ -114,7 +114,7 @@ async def test_deadline_ends_a_job_asked_while_the_bus_starts(loop_errors: list[
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_cancelling_the_caller_before_the_runner_runs_ends_its_job(
+async def test_cancelling_the_requester_before_the_runner_runs_ends_its_job(
     runner: WorkerRunner, way: Way
 ):
     asker = Asker()
@@ -155,7 +155,7 @@ async def test_stopping_the_worker_before_the_runner_runs_ends_its_jobs(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_worker_that_no_runner_has_says_what_to_do(way: Way):
+async def test_a_worker_without_a_runner_raises_an_error_that_says_what_to_do(way: Way):
     with pytest.raises(WorkerNotAddedError, match=r"add_workers") as caught:
         await way(Asker(), timeout=LONG)
     assert caught.value.worker == "asker"
@@ -190,7 +190,7 @@ async def ready(runner: WorkerRunner, *workers: BaseWorker) -> WorkerBus:
 
 
 @pytest.mark.not_on("redis", reason="no process offers a worker that no runner has started")
-async def test_workers_that_are_not_set_up_ask_and_answer(
+async def test_workers_that_are_not_set_up_ask_and_respond(
     runner: WorkerRunner, loop_errors: list[dict[str, Any]]
 ):
     """As when a bus delivers requests to a process whose workers are about to start."""
@@ -214,7 +214,7 @@ async def test_workers_that_are_not_set_up_ask_and_answer(
     assert loop_errors == []
 
 
-async def test_a_task_without_a_manager_logs_what_it_raises(runner: WorkerRunner, job_log):
+async def test_a_task_without_a_manager_logs_its_exception(runner: WorkerRunner, job_log):
     class Broken(Asker):
         async def send_bus_message(self, message: Any) -> None:
             if isinstance(message, BusJobResponseMessage):
@@ -270,7 +270,7 @@ async def test_jobs_asked_while_and_after_the_runner_stops_end(runner: WorkerRun
 
 
 @pytest.mark.not_on("redis", reason="no process offers a worker that no runner has started")
-async def test_a_stop_that_is_cut_off_still_ends_what_the_worker_asked(runner: WorkerRunner):
+async def test_a_stop_that_is_cancelled_still_ends_the_jobs_of_the_worker(runner: WorkerRunner):
     """The task that stops a worker may be cancelled while it waits for a handler that cleans up."""
 
     class Slow(Answerer):

@@ -75,7 +75,7 @@ async def names(desk: Desk) -> list[str]:
     return [call.name for call in await desk.calls()]
 
 
-async def test_a_job_whose_answer_is_on_its_way_is_not_given_away():
+async def test_a_job_whose_response_is_on_its_way_is_not_given_back():
     """The server was asked before it had the answer, as when a connection is cut in between."""
     desk = Desk()
     desk.answer()
@@ -83,7 +83,7 @@ async def test_a_job_whose_answer_is_on_its_way_is_not_given_away():
     assert await names(desk) == ["notify_requester"]
 
 
-async def test_a_job_that_is_being_given_back_is_not_given_away_as_well():
+async def test_a_job_that_is_being_given_back_is_not_given_back_twice():
     desk = Desk()
     desk.router.open_jobs.release(HELD)
     desk.router.reassign(HELD.ref, HELD.attempt, started=True)
@@ -91,7 +91,7 @@ async def test_a_job_that_is_being_given_back_is_not_given_away_as_well():
     assert await names(desk) == ["reassign"]
 
 
-async def test_a_job_that_this_process_does_is_its_own():
+async def test_a_job_that_this_process_runs_is_not_given_back():
     desk = Desk()
     desk.server_says_it_is_held()
     assert await names(desk) == []
@@ -100,7 +100,7 @@ async def test_a_job_that_this_process_does_is_its_own():
 @pytest.mark.parametrize(
     "way", ["it was answered", "it was given back", "the process was declared dead"]
 )
-async def test_a_job_that_a_server_has_forgotten_the_end_of_is_given_away(way: str):
+async def test_a_job_whose_end_the_server_has_forgotten_is_given_back(way: str):
     desk = Desk()
     if way == "it was given back":
         desk.router.open_jobs.release(HELD)
@@ -148,7 +148,7 @@ async def test_a_requesters_death_that_overtakes_its_request_wins():
     assert desk.router.open_jobs.all_held() == []
 
 
-async def test_who_waits_for_what_is_on_its_way_waits_no_more_when_it_is_dropped():
+async def test_a_wait_for_messages_on_their_way_ends_when_they_are_dropped():
     """With the process's inbox, when it was declared dead; a drain would wait for ever."""
     desk = Desk()
     waiting = asyncio.create_task(desk.router.caught_up())

@@ -38,7 +38,7 @@ async def read(window: StreamWindow, chunks: int) -> None:
     await asyncio.sleep(0)
 
 
-async def test_a_stream_is_told_to_wait_and_to_go_on_once_each_time():
+async def test_a_stream_receives_each_pause_and_resume_once():
     desk, window = await streaming()
     chunk(desk, window, 1)
     assert await said(desk) == []
@@ -54,7 +54,7 @@ async def test_a_stream_is_told_to_wait_and_to_go_on_once_each_time():
     assert await said(desk) == [b"wait"]
 
 
-async def test_each_attempt_is_told():
+async def test_each_attempt_receives_its_own_pause():
     desk, window = await streaming()
     for number in (1, 2):
         chunk(desk, window, number)
@@ -66,7 +66,7 @@ async def test_each_attempt_is_told():
 
 
 @pytest.mark.parametrize("again", [False, True])
-async def test_a_stream_that_has_ended_is_told_nothing(again: bool):
+async def test_a_stream_that_has_ended_receives_no_pause(again: bool):
     desk, window = await streaming()
     for number in (1, 2):
         chunk(desk, window, number)

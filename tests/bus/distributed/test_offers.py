@@ -56,7 +56,7 @@ class Bounded(BaseWorker):
         (Listener("w"), None, (), None),
     ],
 )
-def test_a_worker_has_room_for_as_many_jobs_as_its_handlers_take(
+def test_a_worker_offers_as_many_slots_as_its_handlers_take(
     subscriber: BusSubscriber,
     rooms: dict[str, int] | None,
     once: tuple[str, ...],
@@ -65,7 +65,7 @@ def test_a_worker_has_room_for_as_many_jobs_as_its_handlers_take(
     assert list(find_offers(subscriber, 7)) == [Offer("w", rooms, once, affinity)]
 
 
-def test_a_proxy_is_offered_under_the_name_of_the_worker_it_stands_for_as_well():
+def test_a_proxy_is_also_offered_under_the_name_of_its_remote_worker():
     proxy = WebSocketProxyClient(
         "proxy", url="ws://nowhere", remote_worker_name="far", local_worker_name="near"
     )
@@ -75,7 +75,7 @@ def test_a_proxy_is_offered_under_the_name_of_the_worker_it_stands_for_as_well()
     ]
 
 
-def test_what_takes_no_requests_says_nothing_of_room():
+def test_a_subscriber_that_takes_no_requests_offers_no_slots():
     assert Offer("w").to_json("me") == ""
     offer = Offer("w", {"": 2}, once=("pay",))
     assert json.loads(offer.to_json("me")) == {
@@ -86,17 +86,17 @@ def test_what_takes_no_requests_says_nothing_of_room():
     assert json.loads(Offer("w", {"": 1}, affinity="prefer").to_json("me"))["affinity"] == "prefer"
 
 
-def test_a_class_says_itself_which_jobs_belong_in_one_process():
+def test_a_worker_class_sets_the_affinity_of_its_jobs():
     loose = Loose("w", llm=OpenAILLMService(api_key="none"))
     assert [offer.affinity for offer in find_offers(loose, 7)] == [None]
 
 
-def test_another_affinity_than_there_is_is_refused_where_the_class_is_made():
+def test_an_unknown_affinity_is_refused_where_the_class_is_defined():
     with pytest.raises(InvalidJobError, match=r"Wrong.job_affinity is 'sticky'; give 'requester'"):
         type("Wrong", (BaseWorker,), {"job_affinity": "sticky"})
 
 
-def test_another_affinity_than_there_is_is_refused_when_a_plain_worker_is_added():
+def test_an_unknown_affinity_is_refused_when_a_plain_worker_is_added():
     worker = PlainWorker("w")
     worker.job_affinity = ["requester"]
     with pytest.raises(InvalidJobError, match=r"BaseWorker.job_affinity is \["):

@@ -24,7 +24,7 @@ def call(lane: Lane = Lane.DATA, *, essential: bool = False) -> Call:
 # -- the outbox ----------------------------------------------------------------------------------
 
 
-async def test_what_is_more_urgent_is_taken_first_and_the_rest_in_order():
+async def test_urgent_messages_are_taken_first_and_the_rest_in_order():
     outbox = Outbox(100)
     data, urgent = [call() for _ in range(3)], [call(Lane.URGENT) for _ in range(2)]
     control = call(Lane.CONTROL)
@@ -37,7 +37,7 @@ async def test_what_is_more_urgent_is_taken_first_and_the_rest_in_order():
     assert await outbox.take(4) == [urgent[1], *data]
 
 
-async def test_the_lane_says_which_stream_it_is():
+async def test_each_lane_names_its_stream():
     assert {lane: lane.stream for lane in Lane} == {
         Lane.CONTROL: "u",
         Lane.URGENT: "u",
@@ -45,7 +45,7 @@ async def test_the_lane_says_which_stream_it_is():
     }
 
 
-async def test_as_many_wait_as_may_and_what_others_wait_for_always_may():
+async def test_the_outbox_has_a_limit_that_essential_messages_ignore():
     outbox = Outbox(2)
     outbox.put(call())
     outbox.put(call())
@@ -111,7 +111,7 @@ def test_both_sides_of_a_job_have_the_same_key():
     assert JobKey.of(BusJobUpdateMessage(source="b", target="a", job_id="1")) == key
 
 
-async def test_a_job_that_is_let_go_stays_held_by_a_later_attempt():
+async def test_a_released_job_stays_held_by_a_later_attempt():
     open_jobs, key = OpenJobs(), JobKey("a", "b", "1")
     first, second = HeldJob(key, "x:1", 1), HeldJob(key, "y:1", 2)
     open_jobs.hold(first)

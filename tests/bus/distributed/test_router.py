@@ -45,7 +45,7 @@ from pipecat_jobs.bus._distributed.engine import Lane
         (True, None, 0, "1"),
     ],
 )
-async def test_a_message_stays_here_or_crosses_the_server(
+async def test_a_message_stays_in_the_process_or_crosses_the_server(
     through_server: bool, target: str | None, delivered: int, sent_to_self: str | None
 ):
     desk = Desk(through_server=through_server)
@@ -55,7 +55,7 @@ async def test_a_message_stays_here_or_crosses_the_server(
     assert to_self == ([] if sent_to_self is None else [sent_to_self])
 
 
-async def test_what_is_urgent_is_sent_even_when_too_much_waits():
+async def test_urgent_messages_are_sent_even_when_the_outbox_is_full():
     desk = Desk(limit=0)
     desk.router.publish(cancel())
     with pytest.raises(BusFullError):
@@ -63,7 +63,7 @@ async def test_what_is_urgent_is_sent_even_when_too_much_waits():
     assert await desk.sent() == ["route"]
 
 
-async def test_a_type_that_cannot_be_carried_is_an_error_but_in_a_frame():
+async def test_a_type_that_cannot_be_carried_is_an_error_except_in_a_frame():
     class Odd(TextFrame): ...
 
     class OddMessage(BusDataMessage): ...
@@ -91,7 +91,9 @@ async def test_a_type_that_cannot_be_carried_is_an_error_but_in_a_frame():
         BusDataMessage(source="here", target={"name": "there"}),  # type: ignore[arg-type]
     ],
 )
-async def test_what_could_never_be_sent_is_an_error_and_holds_up_nothing(message: BusMessage):
+async def test_a_message_that_can_never_be_sent_is_an_error_and_does_not_delay_others(
+    message: BusMessage,
+):
     desk = Desk()
     with pytest.raises(MessageTypeError, match=r"^(target|job_name) is a (tuple|bool|dict)"):
         desk.router.publish(message)
@@ -109,7 +111,7 @@ async def test_a_request_is_sent_once():
     assert await desk.sent() == ["request"]
 
 
-async def test_a_request_that_found_no_place_may_be_sent_later():
+async def test_a_request_refused_by_a_full_outbox_may_be_sent_later():
     desk = Desk(limit=1)
     desk.router.publish(request("1"))
     with pytest.raises(BusFullError):
@@ -119,7 +121,7 @@ async def test_a_request_that_found_no_place_may_be_sent_later():
     assert await desk.sent() == ["request"]
 
 
-async def test_a_request_that_was_not_tried_is_taken_back_by_its_cancel():
+async def test_a_cancel_removes_a_request_that_was_not_sent_yet():
     desk = Desk()
     desk.router.publish(request())
     desk.router.publish(cancel())
@@ -128,7 +130,7 @@ async def test_a_request_that_was_not_tried_is_taken_back_by_its_cancel():
 
 
 @pytest.mark.parametrize("reply", ["untaken", "ok", "over"])
-async def test_a_cancel_ends_a_job_that_nobody_has_taken(reply: str):
+async def test_a_cancel_ends_a_job_that_no_process_has_taken(reply: str):
     desk = Desk()
     desk.router.publish(request())
     await desk.sent()
@@ -141,7 +143,7 @@ async def test_a_cancel_ends_a_job_that_nobody_has_taken(reply: str):
     assert (desk.router.open_jobs.all_requested() == []) == (reply == "untaken")
 
 
-async def test_an_order_that_is_no_cancel_calls_nothing_off():
+async def test_an_urgent_message_that_is_not_a_cancel_cancels_nothing():
     desk = Desk()
     desk.router.publish(request())
     await desk.sent()
@@ -151,7 +153,7 @@ async def test_an_order_that_is_no_cancel_calls_nothing_off():
     assert not desk.router.open_jobs.all_requested()[0].cancelled
 
 
-async def test_an_answer_ends_the_job_it_is_for():
+async def test_a_response_ends_its_job():
     desk = Desk()
     desk.router.publish(request())
     await desk.sent()
@@ -164,7 +166,9 @@ async def test_an_answer_ends_the_job_it_is_for():
 
 
 @pytest.mark.parametrize("hearing", [True, False])
-async def test_a_requester_is_told_that_its_job_is_lost_as_it_can_hear_it(hearing: bool):
+async def test_a_requester_is_notified_of_a_lost_job_in_a_message_that_it_understands(
+    hearing: bool,
+):
     desk = Desk()
     desk.ours.hearing = Hearing() if hearing else None  # type: ignore[assignment]
     for job_id in ("1", "2"):
@@ -186,7 +190,7 @@ async def test_a_requester_is_told_that_its_job_is_lost_as_it_can_hear_it(hearin
     assert desk.stats.lost == 1
 
 
-async def test_a_job_that_was_called_off_and_is_lost_was_cancelled():
+async def test_a_cancelled_job_that_is_lost_ends_as_cancelled():
     desk = Desk()
     desk.router.publish(request())
     await desk.sent()
@@ -197,7 +201,7 @@ async def test_a_job_that_was_called_off_and_is_lost_was_cancelled():
     assert desk.stats.lost == 0
 
 
-async def test_why_a_job_is_lost_is_told_in_words_of_our_own():
+async def test_the_reason_of_a_lost_job_is_a_text_of_this_package():
     desk = Desk()
     desk.ours.hearing = Hearing()  # type: ignore[assignment]
     desk.router.publish(request())
@@ -210,7 +214,7 @@ async def test_why_a_job_is_lost_is_told_in_words_of_our_own():
 # -- answering -----------------------------------------------------------------------------------
 
 
-async def test_a_request_is_handed_over_with_its_attempt():
+async def test_a_request_is_delivered_with_its_attempt():
     desk = Desk()
     desk.get_request("other:2", attempt=3, job_id="b")
     # Which of two comes first is up to the server.
@@ -236,7 +240,7 @@ async def test_a_request_for_a_worker_that_takes_none_is_given_back_as_not_begun
         answer(source="there", target="here"),
     ],
 )
-async def test_a_request_that_cannot_be_taken_is_refused_and_said_once(message: BusMessage):
+async def test_a_request_that_cannot_be_taken_is_refused_and_logged_once(message: BusMessage):
     desk, said = Desk(), []
     sink = logger.add(lambda text: said.append(str(text)), level="WARNING")
     for number in (1, 2):
@@ -248,7 +252,7 @@ async def test_a_request_that_cannot_be_taken_is_refused_and_said_once(message: 
     assert len(said) == 1
 
 
-async def test_the_end_of_a_job_is_sent_even_when_too_much_waits_and_an_update_is_not():
+async def test_the_end_of_a_job_is_sent_even_when_the_outbox_is_full_but_an_update_is_not():
     desk = Desk(limit=0)
     desk.get_request()
     update = BusJobUpdateMessage(source="here", target="there", job_id="1", update={})
@@ -260,7 +264,7 @@ async def test_the_end_of_a_job_is_sent_even_when_too_much_waits_and_an_update_i
     assert desk.router.open_jobs.all_held() == []
 
 
-async def test_what_is_said_of_a_job_that_is_over_is_not_sent():
+async def test_messages_of_a_job_that_has_ended_are_not_sent():
     desk = Desk()
     desk.get_request()
     desk.router.publish(answer())
@@ -270,7 +274,7 @@ async def test_what_is_said_of_a_job_that_is_over_is_not_sent():
     assert desk.stats.late_answers == 1
 
 
-async def test_an_answer_that_came_too_late_is_counted():
+async def test_a_response_that_came_too_late_is_counted():
     desk = Desk()
     desk.get_request()
     desk.router.publish(answer())
@@ -278,14 +282,14 @@ async def test_an_answer_that_came_too_late_is_counted():
     assert desk.stats.late_answers == 1
 
 
-async def test_an_answer_is_not_taken_from_who_only_sends_messages():
+async def test_a_response_is_not_taken_from_a_plain_message():
     desk = Desk()
     desk.get("m", desk.seal(answer(source="there", target="here")))
     assert desk.ours.delivered == []
     assert desk.stats.garbage == 1
 
 
-async def test_a_job_whose_asker_is_gone_is_stopped():
+async def test_a_job_whose_requester_has_died_is_stopped():
     desk = Desk()
     desk.get_request()
     desk.get("c", ref="another:1")
@@ -297,7 +301,7 @@ async def test_a_job_whose_asker_is_gone_is_stopped():
     assert desk.router.open_jobs.all_held() == []
 
 
-async def test_however_many_requests_of_a_process_that_is_gone_are_unread_none_begins():
+async def test_no_unread_request_of_a_dead_process_begins():
     desk = Desk()
     number = 5_000
     for job in range(number):
@@ -320,7 +324,7 @@ async def test_a_second_job_of_the_same_id_goes_to_another_process_while_the_fir
     assert told[:2] == ["notify_requester", "other:1"]
 
 
-async def test_a_job_whose_cancel_overtakes_its_request_never_begins_and_is_answered():
+async def test_a_job_whose_cancel_overtakes_its_request_never_begins_and_gets_a_response():
     desk = Desk()
     desk.get_cancel()
     assert desk.ours.delivered == []
@@ -335,7 +339,7 @@ async def test_a_job_whose_cancel_overtakes_its_request_never_begins_and_is_answ
 
 
 @pytest.mark.parametrize("which", ["another attempt", "after the process was declared dead"])
-async def test_a_cancel_stops_no_other_than_its_own(which: str):
+async def test_a_cancel_stops_only_its_own_job(which: str):
     desk = Desk()
     desk.get_cancel()
     if which == "another attempt":
@@ -346,7 +350,7 @@ async def test_a_cancel_stops_no_other_than_its_own(which: str):
     assert len(desk.ours.delivered) == 1
 
 
-async def test_a_cancel_of_a_job_that_was_answered_is_kept_for_nothing():
+async def test_a_cancel_of_a_job_that_has_ended_is_not_kept():
     desk = Desk()
     desk.get_request()
     desk.router.publish(answer())
@@ -354,13 +358,13 @@ async def test_a_cancel_of_a_job_that_was_answered_is_kept_for_nothing():
     assert not desk.router.open_jobs.take_unread_cancel("other:1", 1)
 
 
-async def test_who_is_gone_is_passed_on():
+async def test_the_end_of_a_process_is_reported_to_its_subscribers():
     desk = Desk()
     desk.get("g", "one\n\u2028\ud800two".encode("utf-8", "surrogatepass"), "other")
     assert desk.ours.gone == ["other", "one", "\u2028\ud800two"]
 
 
-async def test_a_request_is_taken_as_the_job_that_it_was_sent_as():
+async def test_a_request_is_taken_only_as_the_job_that_it_was_sent_as():
     desk = Desk(secret="s3cret")
     message = request(source="there", target="here")
     desk.get("j", desk.seal_request(message, 1), "other:2", 1)
@@ -370,7 +374,7 @@ async def test_a_request_is_taken_as_the_job_that_it_was_sent_as():
 
 
 @pytest.mark.parametrize("kind", ["l", "g", "x", "e"])
-async def test_what_the_server_could_not_have_said_is_counted_and_skipped(kind: str):
+async def test_entries_that_the_server_could_not_have_written_are_counted_and_skipped(kind: str):
     desk = Desk()
     desk.router.publish(request())
     await desk.sent()
@@ -382,7 +386,7 @@ async def test_what_the_server_could_not_have_said_is_counted_and_skipped(kind: 
 # -- what the books say --------------------------------------------------------------------------
 
 
-async def test_the_server_is_asked_about_what_it_has_and_about_nothing_else():
+async def test_an_audit_asks_only_about_jobs_that_the_server_has():
     desk = Desk()
     desk.router.publish(request("1"))
     await desk.sent()
@@ -398,13 +402,13 @@ async def test_the_server_is_asked_about_what_it_has_and_about_nothing_else():
     assert [asked.key.job_id for asked in desk.router.open_jobs.all_requested()] == ["2", "3"]
 
 
-async def test_a_process_that_has_asked_nothing_is_audited_for_what_it_does():
+async def test_a_process_without_requests_is_audited_for_the_jobs_that_it_runs():
     desk = Desk()
     desk.router.audit()
     assert await desk.tried() == [("audit",)]
 
 
-async def test_a_mark_goes_behind_all_that_waits_to_be_sent():
+async def test_a_mark_is_sent_after_all_waiting_messages():
     desk = Desk()
     desk.router.publish(BusCancelWorkerMessage(source="here", target="there"))
     desk.router.publish(request("1"))
@@ -417,7 +421,7 @@ async def test_a_mark_goes_behind_all_that_waits_to_be_sent():
     await waiting
 
 
-async def test_a_mark_that_comes_back_is_that_of_one_who_waits_and_of_no_other():
+async def test_a_mark_that_comes_back_wakes_only_its_own_waiter():
     desk = Desk()
     first, second = (asyncio.ensure_future(desk.router.caught_up()) for _ in range(2))
     await asyncio.sleep(0)
@@ -429,7 +433,7 @@ async def test_a_mark_that_comes_back_is_that_of_one_who_waits_and_of_no_other()
     await second
 
 
-async def test_a_mark_that_nobody_waits_for_is_ignored_and_one_that_is_none_is_counted():
+async def test_a_mark_without_a_waiter_is_ignored_and_a_malformed_one_is_counted():
     desk = Desk()
     desk.get("e", b"7")
     assert desk.stats.garbage == 0
@@ -437,7 +441,7 @@ async def test_a_mark_that_nobody_waits_for_is_ignored_and_one_that_is_none_is_c
     assert desk.stats.garbage == 1
 
 
-async def test_marks_that_came_back_are_forgotten():
+async def test_marks_that_came_back_are_removed():
     def marks() -> int:
         return sum(isinstance(each, asyncio.Event) for each in gc.get_objects())
 
@@ -452,7 +456,7 @@ async def test_marks_that_came_back_are_forgotten():
         assert marks() == (before := before or marks())
 
 
-async def test_who_was_declared_dead_gives_up_what_it_had_and_sends_what_it_had_not():
+async def test_a_process_declared_dead_drops_its_jobs_and_sends_its_unsent_messages():
     desk = Desk()
     desk.get_request()
     desk.router.publish(request("sent"))

@@ -38,7 +38,7 @@ class Sticky(Rememberer):
     job_affinity = "requester"
 
 
-async def test_a_worker_remembers_the_requester_whose_jobs_it_has_had(
+async def test_a_worker_remembers_the_requester_whose_jobs_it_did_before(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     askers = [Asker(f"asker-{n}") for n in range(4)]
@@ -56,7 +56,7 @@ async def test_a_worker_remembers_the_requester_whose_jobs_it_has_had(
     await nothing_remains(redis)
 
 
-async def test_the_next_job_after_its_process_has_gone_knows_that_it_has_moved(
+async def test_the_next_job_after_its_process_died_knows_that_it_has_moved(
     redis_server: EmbeddedRedis,
 ):
     asker = Asker()
@@ -112,7 +112,7 @@ async def test_jobs_asked_with_the_same_affinity_stay_in_one_process(
     assert len(set(by.values())) == 2
 
 
-async def test_the_worker_of_a_process_that_stalled_still_has_its_requesters(
+async def test_the_worker_of_a_process_that_stalled_keeps_its_requesters(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     asker = Asker()
@@ -140,7 +140,7 @@ async def test_an_affinity_that_is_not_a_short_text_is_refused(value: object):
         Asker().job("answerer", affinity=value)
 
 
-async def test_a_bus_within_one_process_takes_an_affinity_and_needs_none():
+async def test_a_bus_of_one_process_accepts_an_affinity_and_ignores_it():
     async with JobHarness(bus=RoutedBus()) as harness:
         asker, worker = Asker(), Sticky()
         await harness.start(asker, worker)
@@ -148,6 +148,6 @@ async def test_a_bus_within_one_process_takes_an_affinity_and_needs_none():
         assert not answer["moved"]
 
 
-def test_a_job_that_came_by_no_bus_has_not_moved():
+def test_a_job_that_came_without_a_bus_has_not_moved():
     request = BusJobRequestMessage(source="asker", target="w", job_id="1")
     assert not job_moved(request)

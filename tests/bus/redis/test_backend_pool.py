@@ -41,7 +41,7 @@ async def test_a_frontend_and_its_messages_meet_in_one_process(
                 await frontend.detach()
 
 
-async def test_a_frontend_whose_backend_is_gone_is_told_and_attaches_elsewhere(
+async def test_a_frontend_whose_backend_has_died_is_notified_and_attaches_elsewhere(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     frontend = Frontend(OurPeer("frontend"))

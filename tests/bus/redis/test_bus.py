@@ -93,7 +93,7 @@ async def test_jobs_streams_updates_errors_and_groups_cross_processes(redis_serv
         assert "ValueError" in (caught.value.outcomes["b"].error.traceback or "")
 
 
-async def test_a_name_that_is_no_unicode_text_keeps_nothing_from_being_sent(
+async def test_a_name_that_is_not_unicode_text_does_not_stop_other_messages(
     redis_server: EmbeddedRedis,
 ):
     broken = "half of an emoji: \ud83d"
@@ -137,7 +137,7 @@ async def test_an_urgent_message_overtakes_data_that_is_queued(redis_server: Emb
         assert [message.text for message in rest] == [str(number) for number in range(100)]
 
 
-async def test_plain_pipecat_workers_ask_and_answer_across_processes(redis_server: EmbeddedRedis):
+async def test_plain_pipecat_workers_ask_and_respond_across_processes(redis_server: EmbeddedRedis):
     class Plain(PipecatBaseWorker):
         async def on_job_request(self, message: BusJobRequestMessage) -> None:
             await super().on_job_request(message)
@@ -157,7 +157,7 @@ async def test_plain_pipecat_workers_ask_and_answer_across_processes(redis_serve
 # -- who gets what -------------------------------------------------------------------------------
 
 
-async def test_a_process_gets_what_is_for_it_and_what_is_for_all(redis_server: EmbeddedRedis):
+async def test_a_process_gets_targeted_messages_and_broadcasts(redis_server: EmbeddedRedis):
     async with (
         Member(redis_server.url) as sender,
         Member(redis_server.url) as one,
@@ -176,7 +176,9 @@ async def test_a_process_gets_what_is_for_it_and_what_is_for_all(redis_server: E
         assert own.heard.empty()
 
 
-async def test_what_is_for_a_worker_of_the_same_process_stays_there(redis_server: EmbeddedRedis):
+async def test_a_message_for_a_worker_of_the_same_process_stays_in_the_process(
+    redis_server: EmbeddedRedis,
+):
     async with (
         Member(redis_server.url, asker := Asker(), answerer := Answerer()),
         Member(redis_server.url, elsewhere := Answerer()),
@@ -198,7 +200,7 @@ async def test_frames_cross_processes_as_on_pipecats_buses(redis_server: Embedde
         assert message.frame.text == "hello"
 
 
-async def test_a_frame_that_cannot_be_carried_is_left_out_and_said_once(
+async def test_a_frame_that_cannot_be_carried_is_dropped_and_logged_once(
     redis_server: EmbeddedRedis,
 ):
     class Odd(TextFrame):
@@ -240,7 +242,7 @@ async def test_a_payload_too_large_or_of_unknown_type_is_an_error_at_the_sender(
         assert not worker.ran
 
 
-async def test_an_answer_that_cannot_be_carried_ends_the_job_as_an_error(
+async def test_a_response_that_cannot_be_carried_ends_the_job_as_an_error(
     redis_server: EmbeddedRedis,
 ):
     class Odd(BaseWorker):
@@ -285,7 +287,7 @@ async def test_garbage_in_a_stream_is_counted_logged_once_and_skipped(
     assert len([line for line in said if "not this channel's" in line]) == 1
 
 
-async def test_a_stranger_without_the_secret_can_send_nothing_and_replay_nothing(
+async def test_a_process_without_the_secret_can_send_nothing_and_replay_nothing(
     redis_server: EmbeddedRedis, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ):
     recorded: list[bytes] = []
@@ -321,7 +323,7 @@ async def test_a_stranger_without_the_secret_can_send_nothing_and_replay_nothing
         assert len(worker.ran) == 1
 
 
-async def test_an_answer_from_whoever_was_not_asked_counts_for_nothing(
+async def test_a_response_from_a_worker_that_was_not_asked_is_ignored(
     redis_server: EmbeddedRedis,
 ):
     async with (
@@ -426,7 +428,7 @@ async def test_without_a_url_the_bus_brings_its_own_server():
         member.bus.url  # noqa: B018
 
 
-async def test_a_client_of_the_users_says_where_the_server_is_whatever_it_decodes_to(
+async def test_a_client_of_the_user_gives_the_server_address_with_any_decoding_option(
     redis_server: EmbeddedRedis,
 ):
     async with Redis.from_url(redis_server.url, decode_responses=True, protocol=3) as client:
@@ -441,7 +443,7 @@ async def test_a_client_of_the_users_says_where_the_server_is_whatever_it_decode
         assert await client.ping()
 
 
-async def test_channels_know_nothing_of_each_other(redis_server: EmbeddedRedis, redis: Redis):
+async def test_channels_are_isolated_from_each_other(redis_server: EmbeddedRedis, redis: Redis):
     async with (
         Member(redis_server.url, asker := Asker(), channel="one") as member,
         Member(redis_server.url, first := Answerer(), channel="one"),
@@ -467,7 +469,7 @@ async def test_a_bus_that_has_stopped_leaves_no_task_and_no_connection(
     await until_async(is_alone)
 
 
-async def test_a_reader_that_fails_unforeseen_goes_on(
+async def test_a_reader_that_raises_an_unexpected_error_goes_on(
     redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ):
     reads, failed = Inbox.read, asyncio.Event()

@@ -41,7 +41,7 @@ async def test_a_dead_process_is_noticed_within_its_lease_after_the_clock_is_set
     assert await dead.call("renew") == "fenced"
 
 
-async def test_a_request_that_waits_is_given_up_in_time_after_the_clock_is_set_back(redis: Redis):
+async def test_a_request_that_waits_is_lost_in_time_after_the_clock_is_set_back(redis: Redis):
     asker = await Process(redis, "a", takeover=0.3).join()
     ref = await asker.ask("nobody")
     await set_clock(redis, -JUMP)
@@ -53,7 +53,7 @@ async def test_a_request_that_waits_is_given_up_in_time_after_the_clock_is_set_b
     await until_async(is_given_up)
 
 
-async def test_a_lease_longer_than_others_is_left_as_long(redis: Redis):
+async def test_a_lease_longer_than_others_keeps_its_length(redis: Redis):
     one = await Process(redis, "a", lease=1).join()
     await Process(redis, "b", lease=1200).join()
     before = await redis.zscore(MEMBERS, "b")

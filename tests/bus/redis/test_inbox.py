@@ -55,9 +55,7 @@ async def read(inbox: Inbox) -> list[str]:
     return [entry.body.decode() for entry in found]
 
 
-async def test_urgent_messages_are_read_before_the_others_however_many_there_are(
-    redis: Redis, link: Cuttable
-):
+async def test_urgent_messages_are_read_before_any_number_of_others(redis: Redis, link: Cuttable):
     inbox = Inbox(("u", "d"), link)
     urgent = [f"urgent {number}" for number in range(3 * BATCH)]
     await put(redis, "d", "data")
@@ -65,7 +63,9 @@ async def test_urgent_messages_are_read_before_the_others_however_many_there_are
     assert await read(inbox) == [*urgent, "data"]
 
 
-async def test_what_has_been_read_is_gone_with_the_next_reading(redis: Redis, link: Cuttable):
+async def test_messages_that_were_read_are_removed_by_the_next_reading(
+    redis: Redis, link: Cuttable
+):
     inbox = Inbox(("u", "d"), link)
     for lane in "ud":
         await put(redis, lane, "first")
@@ -78,7 +78,7 @@ async def test_what_has_been_read_is_gone_with_the_next_reading(redis: Redis, li
 
 
 @pytest.mark.parametrize("cut", ["before", "after"])
-async def test_what_is_read_when_the_connection_breaks_is_read_again_and_once(
+async def test_messages_read_as_the_connection_breaks_are_read_again_and_handled_once(
     redis: Redis, link: Cuttable, cut: str
 ):
     inbox = Inbox(("u", "d"), link)
@@ -92,14 +92,16 @@ async def test_what_is_read_when_the_connection_breaks_is_read_again_and_once(
     assert await redis.xlen("d") == 0
 
 
-async def test_a_server_that_does_not_let_it_be_read_is_out_of_reach(redis: Redis, link: Cuttable):
+async def test_a_server_that_refuses_to_be_read_is_unreachable(redis: Redis, link: Cuttable):
     inbox = Inbox(("u", "d"), link)
     await redis.set("u", "no stream")
     with pytest.raises(UnreachableError, match="WRONGTYPE"):
         await read(inbox)
 
 
-async def test_what_does_not_come_in_time_is_read_in_smaller_parts(redis: Redis, link: Cuttable):
+async def test_messages_that_do_not_arrive_in_time_are_read_in_smaller_parts(
+    redis: Redis, link: Cuttable
+):
     inbox = Inbox(("u", "d"), link)
     bodies = [f"number {number}" for number in range(BATCH)]
     await put(redis, "d", *bodies)
@@ -114,7 +116,7 @@ async def test_what_does_not_come_in_time_is_read_in_smaller_parts(redis: Redis,
     assert link.counts == [64, 16, 4, 1, 1, 2, 4, 8, 16, 32, 64]
 
 
-async def test_urgent_messages_go_first_also_in_smaller_parts(redis: Redis, link: Cuttable):
+async def test_urgent_messages_also_go_first_in_smaller_parts(redis: Redis, link: Cuttable):
     inbox = Inbox(("u", "d"), link)
     for _ in range(4):
         link.cut = "before"

@@ -61,7 +61,7 @@ async def test_a_call_that_takes_too_long_leaves_no_reply_to_the_next(redis_serv
         await link.close()
 
 
-async def test_a_link_asks_for_nothing_that_its_client_would(redis_server: EmbeddedRedis):
+async def test_a_link_does_not_send_the_health_checks_of_its_client(redis_server: EmbeddedRedis):
     """The client's ways to see whether the server is there are not those of a link."""
     async with Redis.from_url(
         redis_server.url, health_check_interval=0.000001, decode_responses=True, protocol=3
@@ -76,14 +76,14 @@ async def test_a_link_asks_for_nothing_that_its_client_would(redis_server: Embed
         await link.close()
 
 
-async def test_how_long_to_wait_is_not_up_to_the_client(redis_server: EmbeddedRedis):
+async def test_the_timeout_of_the_client_is_not_used(redis_server: EmbeddedRedis):
     async with Redis.from_url(redis_server.url, socket_timeout=0.05) as client:
         link = Link(client, timeout=5)
         assert await link.call(("BLPOP", "nothing", "0.2")) == [None]
         await link.close()
 
 
-async def test_whether_to_try_again_is_not_up_to_the_client():
+async def test_the_retry_setting_of_the_client_is_not_used():
     again = Retry(ConstantBackoff(60), 3, supported_errors=(Exception,))
     client = Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=again)
     link = Link(client, timeout=5)
@@ -105,7 +105,7 @@ async def test_a_call_that_is_cancelled_leaves_no_reply_to_the_next(redis_server
         await link.close()
 
 
-async def test_an_error_of_the_server_is_a_reply_like_another(redis_server: EmbeddedRedis):
+async def test_an_error_of_the_server_is_a_reply_like_any_other(redis_server: EmbeddedRedis):
     async with Redis.from_url(redis_server.url) as client:
         link = Link(client, timeout=5)
         first, error, last = await link.call(("PING",), ("NONSENSE",), ("PING",))
@@ -139,17 +139,17 @@ async def test_a_link_that_is_closed_while_it_waits_says_so_and_opens_another(
         ResponseError("Error running script: @user_script: 1: -READONLY You can't write"),
     ],
 )
-def test_a_server_that_takes_no_writes_any_more_is_out_of_reach(error: ResponseError):
+def test_a_server_that_no_longer_takes_writes_is_unreachable(error: ResponseError):
     """As Redis 7 says it of a script, and as Redis 6 does."""
     with pytest.raises(RedisConnectionError, match="can't write"):
         _check_primary([b"ok", error])
 
 
-def test_another_error_is_the_callers_business():
+def test_any_other_error_is_raised_to_the_caller():
     _check_primary([b"ok", ResponseError("wrong number of arguments"), None])
 
 
-async def test_no_more_is_sent_in_one_go_than_a_slow_way_carries(
+async def test_a_batch_is_no_larger_than_a_slow_connection_can_carry(
     redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(process, "_MOST_BYTES", 10_000)

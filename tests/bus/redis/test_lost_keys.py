@@ -30,7 +30,7 @@ __all__ = ["redis", "redis_server"]
         "queue:8:answerer:wait",
     ],
 )
-async def test_every_job_ends_whatever_key_the_server_loses(
+async def test_every_job_ends_if_the_server_loses_any_key(
     redis_server: EmbeddedRedis, redis: Redis, key: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(process, "_AUDIT_EVERY", 0.3)

@@ -45,7 +45,7 @@ async def at_work(url: str, script: Redis) -> AsyncIterator[tuple[Member, Proces
         await stranger.call("leave")
 
 
-async def test_the_server_takes_an_answer_from_the_owner_of_a_job_alone(
+async def test_the_server_takes_a_response_only_from_the_owner_of_the_job(
     redis_server: EmbeddedRedis, script: Redis
 ):
     async with at_work(redis_server.url, script) as (_, stranger, body):
@@ -53,7 +53,7 @@ async def test_the_server_takes_an_answer_from_the_owner_of_a_job_alone(
         assert await stranger.say("notify_requester", ref, 1, "d", "m", "1", body) == "stale"
 
 
-async def test_an_answer_that_comes_as_any_other_message_is_not_taken(
+async def test_a_response_that_is_sent_as_another_kind_of_message_is_not_taken(
     redis_server: EmbeddedRedis, script: Redis
 ):
     async with at_work(redis_server.url, script) as (host, stranger, body):

@@ -33,7 +33,7 @@ class Narrow(Answerer):
 # -- pools ---------------------------------------------------------------------------------------
 
 
-async def test_a_pool_shares_the_work_by_the_room_its_processes_have(redis_server: EmbeddedRedis):
+async def test_a_pool_shares_the_work_by_the_slots_of_its_processes(redis_server: EmbeddedRedis):
     async with (
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, one := Narrow("w")),
@@ -54,7 +54,9 @@ async def test_a_pool_shares_the_work_by_the_room_its_processes_have(redis_serve
         await asyncio.gather(*asking)
 
 
-async def test_a_full_worker_keeps_nobody_from_its_other_jobs(redis_server: EmbeddedRedis):
+async def test_a_worker_without_a_free_slot_for_one_job_still_gets_its_other_jobs(
+    redis_server: EmbeddedRedis,
+):
     async with (
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, worker := Narrow("w")),
@@ -68,7 +70,7 @@ async def test_a_full_worker_keeps_nobody_from_its_other_jobs(redis_server: Embe
         await asyncio.gather(*asking)
 
 
-async def test_a_cancel_of_a_request_that_waits_for_room_keeps_it_from_running(
+async def test_a_cancelled_request_that_waits_for_a_slot_never_runs(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async with (
@@ -88,7 +90,7 @@ async def test_a_cancel_of_a_request_that_waits_for_room_keeps_it_from_running(
         assert len(worker.ran) == 2
 
 
-async def test_a_request_that_nobody_can_take_is_lost_in_bounded_time(
+async def test_a_request_that_no_process_can_take_is_lost_in_bounded_time(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async with (
@@ -103,7 +105,7 @@ async def test_a_request_that_nobody_can_take_is_lost_in_bounded_time(
         assert not worker.ran
 
 
-async def test_a_worker_that_ends_takes_no_more_and_another_process_is_asked(
+async def test_requests_for_a_worker_that_ends_go_to_another_process(
     redis_server: EmbeddedRedis,
 ):
     async with (
@@ -119,7 +121,7 @@ async def test_a_worker_that_ends_takes_no_more_and_another_process_is_asked(
         assert len(two.ran) == 6
 
 
-async def test_many_workers_in_a_few_processes_each_answer_for_themselves(
+async def test_each_of_many_workers_in_a_few_processes_does_its_own_jobs(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     names = [f"w{number}" for number in range(64)]
@@ -157,7 +159,7 @@ async def test_every_key_has_a_time_to_live(redis_server: EmbeddedRedis, redis: 
         await asyncio.gather(*asking)
 
 
-async def test_keys_outlive_the_longest_time_that_somebody_waits(
+async def test_keys_outlive_the_longest_wait_of_a_process(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     slow = {"lease": 100.0, "takeover": 200.0}
@@ -218,7 +220,7 @@ async def test_streams_are_trimmed_as_they_are_read(redis_server: EmbeddedRedis,
         assert max(lengths) <= 2
 
 
-async def test_a_process_that_does_nothing_asks_the_server_for_nothing_but_its_lease(
+async def test_an_idle_process_only_renews_its_lease_at_the_server(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async def calls(command: str) -> int:

@@ -55,7 +55,7 @@ def ask(asker: Asker, worker: str, name: str, **keywords) -> asyncio.Task:
 # -- the process that does a job dies ------------------------------------------------------------
 
 
-async def test_a_worker_killed_at_a_job_is_relieved_by_another(
+async def test_a_job_whose_worker_is_killed_is_reassigned(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     first = await nodes.start("n1", "worker")
@@ -74,7 +74,7 @@ async def test_a_worker_killed_at_a_job_is_relieved_by_another(
     await nothing_remains(redis)
 
 
-async def test_a_worker_killed_with_nobody_to_relieve_it_is_lost_and_named(
+async def test_a_job_whose_only_worker_is_killed_is_lost_and_the_error_names_the_worker(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     node = await nodes.start("n1", "worker")
@@ -94,7 +94,7 @@ async def test_a_worker_killed_with_nobody_to_relieve_it_is_lost_and_named(
     await nothing_remains(redis)
 
 
-async def test_a_relief_that_comes_in_time_takes_the_job_of_the_killed_worker(
+async def test_a_process_that_joins_in_time_takes_the_job_of_the_killed_worker(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
@@ -128,7 +128,7 @@ async def test_a_job_that_must_not_run_twice_is_lost_with_its_process(
     assert not [note for note in await nodes.notes.rest() if note["what"] == "started"]
 
 
-async def test_a_job_that_kills_its_process_is_given_up_after_three(
+async def test_a_job_that_kills_its_process_is_lost_after_three_processes(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     for number in range(4):
@@ -143,7 +143,7 @@ async def test_a_job_that_kills_its_process_is_given_up_after_three(
         assert (await asker.ask("worker", "echo", timeout=5))["attempt"] == 1
 
 
-async def test_a_worker_killed_after_it_answered_changes_nothing(
+async def test_killing_a_worker_after_its_response_changes_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     node = await nodes.start("n1", "worker")
@@ -158,7 +158,7 @@ async def test_a_worker_killed_after_it_answered_changes_nothing(
             await asker.ask("worker", "echo", timeout=0.2)
 
 
-async def test_a_worker_killed_before_it_took_a_request_loses_none(
+async def test_killing_a_worker_before_it_took_a_request_loses_no_request(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
@@ -172,7 +172,7 @@ async def test_a_worker_killed_before_it_took_a_request_loses_none(
         assert {(await each)["pid"] for each in asking} == {second.pid}
 
 
-async def test_a_stream_that_is_taken_up_starts_anew_and_says_so(
+async def test_a_reassigned_stream_starts_again_and_says_so(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
@@ -200,7 +200,7 @@ async def test_a_stream_that_is_taken_up_starts_anew_and_says_so(
 # -- the process that asked dies -----------------------------------------------------------------
 
 
-async def test_a_requester_killed_has_its_workers_stopped(
+async def test_killing_a_requester_stops_its_workers(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     async with Mortal(redis_server.url, answerer := Answerer()) as member:
@@ -214,7 +214,7 @@ async def test_a_requester_killed_has_its_workers_stopped(
     await nothing_remains(redis)
 
 
-async def test_a_requester_killed_after_it_was_answered_leaves_nothing(
+async def test_killing_a_requester_after_its_response_leaves_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     async with Mortal(redis_server.url, answerer := Answerer()) as member:
@@ -227,7 +227,7 @@ async def test_a_requester_killed_after_it_was_answered_leaves_nothing(
         assert not answerer.active_jobs
 
 
-async def test_a_requester_killed_before_its_request_was_taken_leaves_nothing(
+async def test_killing_a_requester_before_its_request_is_taken_leaves_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     worker = await nodes.start("n1", "worker")
@@ -252,7 +252,7 @@ async def test_a_requester_killed_before_its_request_was_taken_leaves_nothing(
 # -- a process stalls ----------------------------------------------------------------------------
 
 
-async def test_a_worker_that_stalls_past_its_lease_cannot_answer_any_more(
+async def test_a_worker_that_stalls_past_its_lease_can_no_longer_respond(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
@@ -276,7 +276,7 @@ async def test_a_worker_that_stalls_past_its_lease_cannot_answer_any_more(
         assert await asking == {"pid": second.pid, "attempt": 2}
 
 
-async def test_a_requester_that_stalls_past_its_lease_is_told_that_its_job_is_lost(
+async def test_the_job_of_a_requester_that_stalls_past_its_lease_is_lost(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     async with Mortal(redis_server.url, answerer := Answerer()):
@@ -294,7 +294,7 @@ async def test_a_requester_that_stalls_past_its_lease_is_told_that_its_job_is_lo
 # -- a process leaves ----------------------------------------------------------------------------
 
 
-async def test_a_drained_process_finishes_what_it_has_and_takes_nothing_more(
+async def test_a_drained_process_finishes_its_jobs_and_takes_no_more(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     first = await nodes.start("n1", "worker")
@@ -318,7 +318,7 @@ async def test_a_drained_process_finishes_what_it_has_and_takes_nothing_more(
     await nothing_remains(redis)
 
 
-async def test_a_drain_that_takes_too_long_gives_its_jobs_to_another_process(
+async def test_a_drain_that_takes_too_long_reassigns_its_jobs(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker", drain_timeout=0.3)
@@ -361,7 +361,7 @@ async def test_adding_and_draining_processes_in_mid_traffic_loses_nothing(
     await nothing_remains(redis)
 
 
-async def test_the_workers_of_many_processes_are_as_well_in_a_few(
+async def test_the_workers_of_many_processes_also_run_in_a_few_processes(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     hosts = {

@@ -43,7 +43,7 @@ class Reporter(BaseWorker):
 # What holds
 
 
-async def test_a_job_and_a_group_are_answered_by_another_process(redis_server: EmbeddedRedis):
+async def test_a_job_and_a_group_are_done_by_another_process(redis_server: EmbeddedRedis):
     asker, first, second = Asker(), Answerer("first"), Answerer("second")
     async with (
         PubSubMember(redis_server.url, first, second),
@@ -85,7 +85,9 @@ async def test_updates_and_chunks_arrive_in_order(redis_server: EmbeddedRedis):
             assert numbers == list(range(20))
 
 
-async def test_a_worker_that_is_ended_in_the_other_process_says_so(redis_server: EmbeddedRedis):
+async def test_a_worker_that_is_ended_in_the_other_process_cancels_its_job(
+    redis_server: EmbeddedRedis,
+):
     asker, answerer = Asker(), Answerer()
     async with PubSubMember(redis_server.url, asker):
         async with PubSubMember(redis_server.url, answerer):
@@ -112,7 +114,7 @@ async def test_a_job_whose_process_dies_ends_at_its_deadline(nodes: Nodes, redis
         await _times_out(call, "worker")
 
 
-async def test_a_worker_is_not_told_that_the_process_that_asked_has_died(nodes: Nodes):
+async def test_a_worker_is_not_notified_that_the_requesters_process_has_died(nodes: Nodes):
     await nodes.start("node", "worker", pubsub=True)
     asks = {"name": "asker", "asks": "worker", "job": "hold", "gate": "open"}
     asking = await nodes.start("asking", askers=[asks], pubsub=True)
@@ -123,7 +125,7 @@ async def test_a_worker_is_not_told_that_the_process_that_asked_has_died(nodes: 
     await nodes.notes.next("finished", job=started["job"])
 
 
-async def test_what_is_sent_to_a_process_while_it_reconnects_is_lost(
+async def test_messages_sent_to_a_process_while_it_reconnects_are_lost(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     asker, answerer = Asker(), Answerer()
@@ -147,7 +149,7 @@ async def test_what_is_sent_to_a_process_while_it_reconnects_is_lost(
         assert await asker.ask("answerer", "echo", timeout=20)
 
 
-async def test_a_process_whose_client_does_not_retry_is_deaf_once_its_connection_was_cut(
+async def test_a_process_whose_client_does_not_retry_receives_nothing_after_a_cut_connection(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     asker, answerer = Asker(), Answerer()
@@ -167,7 +169,7 @@ async def test_a_process_whose_client_does_not_retry_is_deaf_once_its_connection
         await asking.runner.bus.start()
 
 
-async def test_a_server_that_falls_silent_does_not_keep_a_job_past_its_deadline(
+async def test_a_server_that_stops_responding_does_not_keep_a_job_past_its_deadline(
     redis_server: EmbeddedRedis,
 ):
     asker, answerer = Asker(), Answerer()
@@ -198,7 +200,7 @@ async def test_every_process_that_has_a_worker_does_the_job(redis_server: Embedd
         await until(lambda: not another.active_jobs)
 
 
-async def test_what_cannot_be_carried_arrives_as_none(redis_server: EmbeddedRedis):
+async def test_values_that_cannot_be_carried_arrive_as_none(redis_server: EmbeddedRedis):
     asker = Asker()
     async with (
         PubSubMember(redis_server.url, Answerer()),
@@ -208,7 +210,7 @@ async def test_what_cannot_be_carried_arrives_as_none(redis_server: EmbeddedRedi
         assert answer["payload"] == {"set": None, "pair": None}
 
 
-async def test_a_message_has_a_process_import_what_it_names(
+async def test_a_message_makes_a_process_import_the_types_that_it_names(
     redis_server: EmbeddedRedis, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "named_by_a_stranger.py").touch()

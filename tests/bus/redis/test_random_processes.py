@@ -190,7 +190,7 @@ async def play(batch: list[Plan], url: str) -> list[str]:
 # In real time, looking for a smaller schedule would take longer than reading the large one.
 @settings(schedules(4), phases=[Phase.generate])
 @given(batch=st.lists(plans(), min_size=AT_ONCE, max_size=AT_ONCE))
-def test_every_job_ends_once_whatever_fails(
+def test_every_job_ends_once_on_random_failures(
     batch: list[Plan], runner: asyncio.Runner, server_url: str
 ):
     found = runner.run(play(batch, server_url))

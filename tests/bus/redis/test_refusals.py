@@ -92,7 +92,7 @@ async def test_a_sentinel_is_refused_at_the_start(tmp_path: Path):
         (ResponseError("WRONGTYPE Operation against a key"), "another program", False),
     ],
 )
-def test_what_the_server_says_is_explained_and_quoted(
+def test_a_known_error_of_the_server_is_explained_and_quoted(
     error: ResponseError, meaning: str, is_clusters: bool
 ):
     assert meaning in explain(error)
@@ -100,7 +100,7 @@ def test_what_the_server_says_is_explained_and_quoted(
     assert is_of_cluster(error) is is_clusters
 
 
-def test_what_is_not_known_is_quoted():
+def test_an_unknown_error_of_the_server_is_quoted():
     assert explain(ResponseError("never heard of")) == "never heard of"
     assert not is_of_cluster(None)
 
@@ -112,7 +112,7 @@ async def test_a_password_that_is_missing_is_an_error_at_the_start_that_says_so(
             await Member(f"redis://{address}", start_timeout=0.3).runner.run()
 
 
-async def test_a_server_whose_memory_is_full_is_complained_of_once_a_minute(
+async def test_a_server_whose_memory_is_full_is_logged_once_a_minute(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     errors: list[str] = []

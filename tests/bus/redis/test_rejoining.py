@@ -26,7 +26,7 @@ async def member(redis_server: EmbeddedRedis) -> AsyncIterator[Mortal]:
         yield member
 
 
-async def test_a_process_that_hears_no_receipt_for_joining_is_on_the_channel_once(
+async def test_a_process_that_gets_no_receipt_for_joining_is_on_the_channel_once(
     member: Mortal, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ):
     """Jobs would be given to the other one, and its death would be told of both."""
@@ -44,7 +44,7 @@ async def test_a_process_that_hears_no_receipt_for_joining_is_on_the_channel_onc
     assert await redis.zrange("pipecat-jobs:{pipecat}:members", 0, -1) == [process.id]
 
 
-async def test_a_lease_that_is_renewed_while_the_process_joins_anew_is_not_taken_for_lost(
+async def test_a_lease_renewed_while_the_process_joins_again_is_not_considered_lost(
     member: Mortal, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ):
     process = member.bus._process
@@ -78,7 +78,7 @@ async def test_a_lease_that_is_renewed_while_the_process_joins_anew_is_not_taken
 # -- who knows of whom ---------------------------------------------------------------------------
 
 
-async def test_who_missed_that_a_process_is_back_hears_of_its_workers_all_the_same(
+async def test_a_process_that_missed_a_rejoin_still_learns_of_its_workers(
     redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
@@ -95,7 +95,7 @@ async def test_who_missed_that_a_process_is_back_hears_of_its_workers_all_the_sa
         await pair.asking.knows("answerer")
 
 
-async def test_a_process_that_joins_anew_is_answered_by_who_takes_it_for_known(
+async def test_a_rejoining_process_gets_an_introduction_from_a_process_that_already_knows_it(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async with Pair(redis_server.url, redis_server.url) as pair:
@@ -118,7 +118,7 @@ async def test_a_process_that_joins_anew_is_answered_by_who_takes_it_for_known(
 # -- what it had asked for -----------------------------------------------------------------------
 
 
-async def test_a_job_that_is_cancelled_before_its_receipt_is_not_asked_for_again(
+async def test_a_job_cancelled_before_its_receipt_is_not_requested_again(
     redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
@@ -135,7 +135,7 @@ async def test_a_job_that_is_cancelled_before_its_receipt_is_not_asked_for_again
         assert len(pair.worker.ran) == 1
 
 
-async def test_a_job_that_its_worker_has_had_before_is_not_left_waiting(
+async def test_a_job_that_its_worker_had_before_is_not_left_waiting(
     redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
 ):
     """Whoever asked was declared dead before the receipt, and asks again."""
@@ -158,7 +158,7 @@ async def test_a_job_that_its_worker_has_had_before_is_not_left_waiting(
 # -- the end -------------------------------------------------------------------------------------
 
 
-async def test_a_process_leaves_nothing_though_the_server_has_forgotten_the_script(
+async def test_a_process_leaves_nothing_even_if_the_server_has_forgotten_the_script(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async with Mortal(redis_server.url, Answerer()) as member:
@@ -172,7 +172,7 @@ async def test_a_process_leaves_nothing_though_the_server_has_forgotten_the_scri
         await nothing_remains(redis)
 
 
-async def test_a_process_that_stops_while_it_joins_anew_reads_no_more(
+async def test_a_process_that_stops_while_it_joins_again_reads_no_more(
     redis_server: EmbeddedRedis, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ):
     async with Mortal(redis_server.url, Answerer()) as member:
@@ -197,7 +197,7 @@ async def test_a_process_that_stops_while_it_joins_anew_reads_no_more(
         await nothing_remains(redis)
 
 
-async def test_what_the_server_could_not_do_is_not_overtaken_by_what_was_sent_behind_it(
+async def test_a_call_that_the_server_could_not_do_is_not_overtaken_by_later_calls(
     member: Mortal, redis: Redis
 ):
     """As when a script is loaded again, by somebody else, between two calls of one batch."""

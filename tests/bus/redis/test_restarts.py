@@ -20,7 +20,7 @@ __all__ = ["nodes", "proxy", "redis", "redis_server"]
 CHANNEL = "pipecat-jobs:{pipecat}"
 
 
-async def test_a_process_that_is_started_again_under_its_name_before_it_was_missed_stays_known(
+async def test_a_process_that_is_restarted_within_its_lease_stays_in_the_registry(
     nodes: Nodes, redis_server: EmbeddedRedis, redis: Redis
 ):
     options = {"lease": 3.0}
@@ -43,7 +43,7 @@ async def test_a_process_that_is_started_again_under_its_name_before_it_was_miss
         assert (await asker.ask("worker", "echo", timeout=10))["pid"] == two.pid
 
 
-async def test_what_waits_when_a_bus_stops_is_the_first_that_it_sends_when_it_is_started_again(
+async def test_messages_that_wait_when_a_bus_stops_are_sent_first_when_it_starts_again(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Member(redis_server.url, answerer := Answerer()) as other:
@@ -72,7 +72,7 @@ async def test_what_waits_when_a_bus_stops_is_the_first_that_it_sends_when_it_is
 # -- a process that is told to go ----------------------------------------------------------------
 
 
-async def test_a_second_sigterm_ends_a_process_that_drains_and_another_takes_its_job_up(
+async def test_a_second_sigterm_ends_a_draining_process_and_its_job_is_reassigned(
     nodes: Nodes, redis_server: EmbeddedRedis
 ):
     first = await nodes.start("n1", "worker")

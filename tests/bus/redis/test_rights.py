@@ -54,7 +54,7 @@ async def test_a_process_that_lacks_a_right_is_an_error_at_the_start_that_says_s
         await Member(user, Answerer(), start_timeout=0.3).runner.run()
 
 
-async def test_a_process_that_may_no_longer_read_loses_its_jobs_to_another_and_says_so(
+async def test_the_jobs_of_a_process_that_may_no_longer_read_are_reassigned_and_it_says_so(
     user: str, redis_server: EmbeddedRedis, redis: Redis
 ):
     deaf, other, asker, waits = Answerer(), Answerer(), Asker(), Asker("waits")
@@ -86,7 +86,7 @@ async def test_a_process_that_may_no_longer_read_loses_its_jobs_to_another_and_s
     await nothing_remains(redis)
 
 
-async def test_a_process_that_was_not_let_read_joins_anew_once(
+async def test_a_process_that_was_not_allowed_to_read_joins_again_once(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     members = "pipecat-jobs:{pipecat}:members"

@@ -14,14 +14,14 @@ __all__ = ["redis", "redis_server", "script"]
 pytestmark = pytest.mark.usefixtures("script")
 
 
-def test_limits_are_said_to_the_millisecond():
+def test_limits_are_sent_in_milliseconds():
     assert str(Limits(1.5, 0.0304, 3, inbox=7)) == "1500 30 3 7 63061"
 
 
 # -- who gets a job ------------------------------------------------------------------------------
 
 
-async def test_hosts_with_the_same_room_take_turns(redis: Redis):
+async def test_hosts_with_the_same_free_slots_take_turns(redis: Redis):
     asker = await Process(redis, "a").join()
     hosts = [await Process(redis, name).join("w") for name in "xyz"]
     given = {host.id: 0 for host in hosts}
@@ -35,7 +35,9 @@ async def test_hosts_with_the_same_room_take_turns(redis: Redis):
     assert given == {"x": 3, "y": 3, "z": 3}
 
 
-async def test_among_hosts_with_the_same_room_the_one_with_the_least_to_do_is_asked(redis: Redis):
+async def test_among_hosts_with_the_same_free_slots_the_one_with_the_fewest_jobs_is_asked(
+    redis: Redis,
+):
     asker = await Process(redis, "a").join()
     busy, idle = [await Process(redis, name).join("w", job=4) for name in "xy"]
     await busy.host("other")
@@ -48,7 +50,7 @@ async def test_among_hosts_with_the_same_room_the_one_with_the_least_to_do_is_as
     assert await busy.jobs() == []
 
 
-async def test_a_host_with_room_for_more_is_asked_more(redis: Redis):
+async def test_a_host_with_more_slots_is_asked_more_often(redis: Redis):
     asker = await Process(redis, "a").join()
     small = await Process(redis, "x").join("w", job=2)
     large = await Process(redis, "y").join("w", job=6)
@@ -61,7 +63,7 @@ async def test_a_host_with_room_for_more_is_asked_more(redis: Redis):
     assert await small.jobs() == []
 
 
-async def test_a_job_with_room_of_its_own_leaves_the_others_theirs(redis: Redis):
+async def test_a_job_with_its_own_limit_does_not_use_the_slots_of_others(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w", wide=2)
     wide = [await asker.ask("w", "wide") for _ in range(3)]
@@ -73,7 +75,7 @@ async def test_a_job_with_room_of_its_own_leaves_the_others_theirs(redis: Redis)
     assert await host.jobs() == [(wide[2], 1)]
 
 
-async def test_jobs_that_share_room_wait_for_each_other_and_each_gets_its_turn(redis: Redis):
+async def test_jobs_that_share_slots_wait_for_each_other_and_each_gets_its_turn(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     waiting = {await asker.ask("w", name) for name in ("one", "two", "three", "two")}
@@ -85,7 +87,7 @@ async def test_jobs_that_share_room_wait_for_each_other_and_each_gets_its_turn(r
     assert await host.jobs() == []
 
 
-async def test_no_job_keeps_those_that_share_its_room_waiting_for_ever(redis: Redis):
+async def test_no_job_keeps_jobs_that_share_its_slots_waiting_for_ever(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     names = {await asker.ask("w", name): name for name in ["one", "two"] * 40}
@@ -98,7 +100,7 @@ async def test_no_job_keeps_those_that_share_its_room_waiting_for_ever(redis: Re
     assert set(names.values()) == {"one", "two"}
 
 
-async def test_no_more_of_what_waits_is_looked_at_than_there_is_room_for(redis: Redis):
+async def test_no_more_waiting_jobs_are_read_than_there_are_free_slots(redis: Redis):
     asker = await Process(redis, "a").join()
     # Turns are counted among several.
     host, _ = [await Process(redis, name).join("w") for name in "xy"]
@@ -110,7 +112,7 @@ async def test_no_more_of_what_waits_is_looked_at_than_there_is_room_for(redis: 
     assert int(await redis.hget(f"{PREFIX}:turns", "w")) == before + 2
 
 
-async def test_what_waits_for_room_is_given_out_in_the_order_it_was_asked(redis: Redis):
+async def test_jobs_that_wait_for_a_slot_are_assigned_in_the_order_of_their_requests(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     refs = [await asker.ask("w") for _ in range(5)]
@@ -119,7 +121,7 @@ async def test_what_waits_for_room_is_given_out_in_the_order_it_was_asked(redis:
         await host.answer(ref)
 
 
-async def test_a_new_host_gets_what_waits(redis: Redis):
+async def test_a_new_host_gets_the_waiting_jobs(redis: Redis):
     asker = await Process(redis, "a").join()
     refs = [await asker.ask("w", name) for name in ("one", "two")]
     host = await Process(redis, "x").join("w", one=1, two=1)
@@ -129,7 +131,7 @@ async def test_a_new_host_gets_what_waits(redis: Redis):
     await nothing_remains(redis)
 
 
-async def test_a_process_without_room_for_the_name_gets_no_requests(redis: Redis):
+async def test_a_process_without_a_slot_for_the_name_gets_no_requests(redis: Redis):
     asker = await Process(redis, "a").join()
     other = await Process(redis, "x").join()
     await other.say("host", "w", "")
@@ -151,7 +153,7 @@ async def test_a_call_that_is_repeated_is_not_done_again(redis: Redis):
 
 
 @pytest.mark.parametrize("to_self", ["0", "1"])
-async def test_what_is_for_all_goes_to_all_and_back_only_if_it_is_asked_for(
+async def test_a_broadcast_goes_to_all_and_returns_to_its_sender_only_on_request(
     redis: Redis, to_self: str
 ):
     one, two = [await Process(redis, name).join() for name in "ab"]
@@ -172,7 +174,7 @@ async def test_messages_of_a_job_take_the_lane_they_are_sent_by(redis: Redis):
         assert await asker.read() == [(lane, "m", ref, "answer")]
 
 
-async def test_a_request_that_is_given_back_unread_is_given_out_at_the_same_attempt(redis: Redis):
+async def test_a_request_that_is_given_back_unread_keeps_its_attempt(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     ref, waiting = [await asker.ask("w") for _ in range(2)]
@@ -186,9 +188,7 @@ async def test_a_request_that_is_given_back_unread_is_given_out_at_the_same_atte
 
 
 @pytest.mark.parametrize("command", ["reassign", "disown"])
-async def test_the_room_of_a_job_that_is_given_back_is_given_to_the_next(
-    redis: Redis, command: str
-):
+async def test_the_slot_of_a_job_that_is_given_back_goes_to_the_next(redis: Redis, command: str):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     ref, waiting = [await asker.ask("w") for _ in range(2)]
@@ -199,7 +199,7 @@ async def test_the_room_of_a_job_that_is_given_back_is_given_to_the_next(
     assert await other.jobs() == [(ref, 2)]
 
 
-async def test_a_request_that_cannot_be_read_is_lost_to_the_one_who_asked(redis: Redis):
+async def test_a_request_that_cannot_be_read_is_lost_for_its_requester(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     ref = await asker.ask("w")
@@ -207,7 +207,7 @@ async def test_a_request_that_cannot_be_read_is_lost_to_the_one_who_asked(redis:
     assert await asker.read() == [("d", "l", ref, "unreadable")]
 
 
-async def test_only_its_owner_gives_a_job_away_or_answers_for_it(redis: Redis):
+async def test_only_its_owner_gives_back_a_job_or_responds_to_it(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     other = await Process(redis, "y").join()
@@ -221,7 +221,7 @@ async def test_only_its_owner_gives_a_job_away_or_answers_for_it(redis: Redis):
     assert await host.answer(ref) == "ok"
 
 
-async def test_the_server_says_what_it_does_not_know_and_what_it_thinks_is_held(redis: Redis):
+async def test_an_audit_names_unknown_jobs_and_jobs_that_the_server_considers_held(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     ref = await asker.ask("w")
@@ -234,7 +234,7 @@ async def test_the_server_says_what_it_does_not_know_and_what_it_thinks_is_held(
     assert await host.read() == [("d", "x", "", f"|{ref}")]
 
 
-async def test_a_request_behind_many_that_are_given_up_is_handed_out(redis: Redis):
+async def test_a_request_behind_many_lost_ones_is_assigned(redis: Redis):
     """They were lost with a process that is back, and alone."""
     jobs = 40
     asker = await Process(redis, "a", takeover=0.2).join()

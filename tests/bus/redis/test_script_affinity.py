@@ -48,7 +48,7 @@ async def test_the_jobs_of_many_requesters_are_spread_over_the_processes(redis: 
     assert [len(await host.jobs()) for host in hosts] == [10, 10]
 
 
-async def test_what_a_requester_asks_later_is_no_turn_of_the_processes(redis: Redis):
+async def test_later_jobs_of_a_requester_do_not_count_as_turns_of_the_processes(redis: Redis):
     asker, *hosts = await pool(redis, "prefer")
     homes = []
     for source in ("one", "two", "three", "four"):
@@ -72,7 +72,7 @@ async def test_subscribers_of_the_same_name_in_two_processes_are_two_requesters(
     assert {len({ref[0] for ref, _ in await host.jobs()}) for host in hosts} == {1}
 
 
-async def test_a_job_waits_for_its_process_and_keeps_no_other_job_waiting(redis: Redis):
+async def test_a_job_that_waits_for_its_process_delays_no_other_job(redis: Redis):
     asker, *hosts = await pool(redis, "requester")
     home, other = await first_job(asker, *hosts, source="one")
     running = await asker.ask("w", source="one")
@@ -90,7 +90,9 @@ async def test_a_job_waits_for_its_process_and_keeps_no_other_job_waiting(redis:
     assert await other.jobs() == []
 
 
-async def test_a_job_that_waited_before_it_had_a_home_does_not_leave_it(redis: Redis):
+async def test_a_job_that_waited_before_its_requester_had_a_process_stays_with_that_process(
+    redis: Redis,
+):
     asker, *hosts = await pool(redis, "requester")
     taken = [await asker.ask("w", source=name) for name in ("one", "two")]
     waiting = [await asker.ask("w", source="three") for _ in range(2)]
@@ -124,7 +126,7 @@ async def test_when_the_process_dies_the_next_job_goes_elsewhere_and_says_so(red
     assert await other.moved() == [(second, False)]
 
 
-async def test_what_the_process_had_and_what_waited_for_it_goes_elsewhere_when_it_dies(
+async def test_jobs_of_a_process_and_jobs_that_wait_for_it_are_reassigned_when_it_dies(
     redis: Redis,
 ):
     asker, *hosts = await pool(redis, "requester", job=1)
@@ -138,7 +140,7 @@ async def test_what_the_process_had_and_what_waited_for_it_goes_elsewhere_when_i
 
 
 @pytest.mark.parametrize("command", ["withdraw", "unhost"])
-async def test_what_waited_for_a_process_that_takes_no_more_goes_elsewhere_at_once(
+async def test_jobs_that_wait_for_a_process_that_takes_no_more_go_elsewhere_at_once(
     redis: Redis, command: str
 ):
     asker, *hosts = await pool(redis, "requester")
@@ -150,7 +152,7 @@ async def test_what_waited_for_a_process_that_takes_no_more_goes_elsewhere_at_on
     assert await other.moved() == [(waiting, True)]
 
 
-async def test_what_waited_for_a_process_goes_to_one_that_comes_after_its_death(redis: Redis):
+async def test_jobs_that_waited_for_a_process_go_to_one_that_joins_after_its_death(redis: Redis):
     asker = await Process(redis, "a").join()
     home = await Process(redis, "x").join("w", affinity="requester")
     running, waiting = await asker.ask("w"), await asker.ask("w")
@@ -162,7 +164,9 @@ async def test_what_waited_for_a_process_goes_to_one_that_comes_after_its_death(
     assert [moved for _, moved in begun] == [True, False]
 
 
-async def test_a_process_that_was_declared_dead_and_is_back_has_its_jobs_again(redis: Redis):
+async def test_a_process_that_was_declared_dead_and_rejoins_gets_jobs_of_its_requesters_again(
+    redis: Redis,
+):
     asker, *hosts = await pool(redis, "requester")
     home, other = await first_job(asker, *hosts)
     await home.call("leave")
@@ -172,7 +176,7 @@ async def test_a_process_that_was_declared_dead_and_is_back_has_its_jobs_again(r
     assert await other.jobs() == []
 
 
-async def test_a_requester_that_was_declared_dead_and_is_back_keeps_its_process(redis: Redis):
+async def test_a_requester_that_was_declared_dead_and_rejoins_keeps_its_process(redis: Redis):
     asker, *hosts = await pool(redis, "requester")
     home, _ = await first_job(asker, *hosts)
     await asker.call("leave")
@@ -183,7 +187,7 @@ async def test_a_requester_that_was_declared_dead_and_is_back_keeps_its_process(
         await home.answer(ref)
 
 
-async def test_preferred_jobs_go_elsewhere_rather_than_wait_and_come_back(redis: Redis):
+async def test_preferred_jobs_go_elsewhere_rather_than_wait_and_later_return(redis: Redis):
     asker, *hosts = await pool(redis, "prefer")
     home, other = await first_job(asker, *hosts)
     at_home, elsewhere, waiting = [await asker.ask("w") for _ in range(3)]
@@ -198,7 +202,7 @@ async def test_preferred_jobs_go_elsewhere_rather_than_wait_and_come_back(redis:
 
 
 @pytest.mark.parametrize("affinity", [None, "prefer", "requester"])
-async def test_jobs_asked_with_the_same_affinity_wait_for_one_process_whoever_asks(
+async def test_jobs_with_the_same_affinity_wait_for_one_process_from_every_requester(
     redis: Redis, affinity: str | None
 ):
     one, *hosts = await pool(redis, affinity)
@@ -212,7 +216,7 @@ async def test_jobs_asked_with_the_same_affinity_wait_for_one_process_whoever_as
     assert await home.moved() == [(waiting, False)]
 
 
-async def test_jobs_of_a_worker_without_affinity_are_nowhere_at_home(redis: Redis):
+async def test_jobs_of_a_worker_without_affinity_belong_to_no_process(redis: Redis):
     asker, *hosts = await pool(redis, None)
     refs = [await asker.ask("w") for _ in range(2)]
     assert sorted([await host.moved() for host in hosts]) == [[(ref, False)] for ref in refs]
@@ -240,7 +244,7 @@ async def test_a_session_is_lost_with_its_process_and_the_next_begins_elsewhere(
 # -- what is kept --------------------------------------------------------------------------------
 
 
-async def test_no_more_homes_are_kept_than_there_may_be_and_the_ones_in_use_longest(redis: Redis):
+async def test_affinities_are_kept_up_to_the_limit_and_the_most_recently_used_stay(redis: Redis):
     asker, *hosts = await pool(redis, "requester")
     home, _ = await first_job(asker, *hosts, source="in use")
     await redis.hset(HOMES, mapping={f"w\0session-{n}": "gone" for n in range(49_999)})
@@ -252,7 +256,9 @@ async def test_no_more_homes_are_kept_than_there_may_be_and_the_ones_in_use_long
     assert await redis.hlen(HOMES) == 2
 
 
-async def test_homes_live_as_long_as_a_process_renews_its_lease_and_go_with_the_last(redis: Redis):
+async def test_affinities_live_as_long_as_a_process_renews_its_lease_and_end_with_the_last(
+    redis: Redis,
+):
     asker, *hosts = await pool(redis, "requester")
     await first_job(asker, *hosts)
     assert 2400 < await redis.ttl(HOMES) <= 2460

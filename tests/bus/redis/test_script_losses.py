@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("script")
 # -- jobs whose process is gone ------------------------------------------------------------------
 
 
-async def test_a_job_is_not_given_again_to_the_process_that_was_lost_with_it(redis: Redis):
+async def test_a_lost_job_is_not_reassigned_to_the_process_that_lost_it(redis: Redis):
     asker = await Process(redis, "a").join()
     first = await Process(redis, "x", uid="stalls").join("w")
     ref = await asker.ask("w")
@@ -29,7 +29,7 @@ async def test_a_job_is_not_given_again_to_the_process_that_was_lost_with_it(red
     assert await other.jobs() == [(ref, 2)]
 
 
-async def test_a_job_to_be_done_again_goes_before_those_that_wait(redis: Redis):
+async def test_a_reassigned_job_goes_before_jobs_that_wait(redis: Redis):
     asker = await Process(redis, "a").join()
     first = await Process(redis, "x").join("w")
     ref, later = [await asker.ask("w") for _ in range(2)]
@@ -41,7 +41,7 @@ async def test_a_job_to_be_done_again_goes_before_those_that_wait(redis: Redis):
     assert await second.jobs() == [(later, 1)]
 
 
-async def test_jobs_that_wait_for_another_process_keep_their_order_and_hold_nobody_up(
+async def test_jobs_that_wait_for_another_process_keep_their_order_and_do_not_delay_others(
     redis: Redis,
 ):
     asker = await Process(redis, "a").join()
@@ -64,7 +64,9 @@ async def test_jobs_that_wait_for_another_process_keep_their_order_and_hold_nobo
 
 
 @pytest.mark.parametrize("by", ["the caller", "the worker"])
-async def test_a_job_that_must_not_run_twice_is_lost_once_it_was_started(redis: Redis, by: str):
+async def test_a_job_that_must_not_run_twice_is_lost_if_its_process_dies_after_the_start(
+    redis: Redis, by: str
+):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w", once=("job",) if by == "the worker" else ())
     ref = await asker.ask("w", once=by == "the caller")
@@ -79,7 +81,7 @@ async def test_a_job_that_must_not_run_twice_is_lost_once_it_was_started(redis: 
     assert ("d", "l", ref, "once") in await asker.read()
 
 
-async def test_a_request_that_may_have_run_is_not_given_to_who_runs_it_once(redis: Redis):
+async def test_a_request_that_may_have_run_is_not_given_to_a_host_that_runs_it_once(redis: Redis):
     """The caller was away, and asks again without a word of whether it was heard."""
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w", once=("job",))
@@ -91,7 +93,7 @@ async def test_a_request_that_may_have_run_is_not_given_to_who_runs_it_once(redi
     await nothing_remains(redis)
 
 
-async def test_an_attempt_that_the_caller_counts_is_counted_on(redis: Redis):
+async def test_attempts_continue_from_the_number_that_the_requester_gives(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     ref = await asker.ask("w", attempt=2)
@@ -100,7 +102,7 @@ async def test_an_attempt_that_the_caller_counts_is_counted_on(redis: Redis):
     assert await host.answer(ref, 2) == "ok"
 
 
-async def test_a_job_is_given_up_after_as_many_processes_as_are_allowed(redis: Redis):
+async def test_a_job_is_lost_after_the_maximum_number_of_processes(redis: Redis):
     asker = await Process(redis, "a").join()
     ref = await asker.ask("w")
     for attempt in (1, 2, 3):
@@ -112,7 +114,7 @@ async def test_a_job_is_given_up_after_as_many_processes_as_are_allowed(redis: R
     assert lost == [("d", "l", ref, "attempts")]
 
 
-async def test_a_job_that_was_called_off_is_not_given_to_another(redis: Redis):
+async def test_a_cancelled_job_is_not_reassigned(redis: Redis):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     other = await Process(redis, "y").join()
@@ -127,7 +129,7 @@ async def test_a_job_that_was_called_off_is_not_given_to_another(redis: Redis):
     assert await redis.keys("*:jobs:*") == []
 
 
-async def test_what_a_process_says_before_its_job_is_lost_is_read_before(redis: Redis):
+async def test_messages_that_a_process_sent_before_its_job_is_lost_are_read_first(redis: Redis):
     asker = await Process(redis, "a", max_attempts=1).join()
     host = await Process(redis, "x").join("w")
     ref = await asker.ask("w")
@@ -139,7 +141,7 @@ async def test_what_a_process_says_before_its_job_is_lost_is_read_before(redis: 
     assert rest == [("d", "m", ref, "answer"), ("d", "l", ref, "attempts")]
 
 
-async def test_who_does_a_job_for_a_process_that_is_gone_is_told(redis: Redis):
+async def test_a_worker_is_notified_when_its_requesters_process_has_died(redis: Redis):
     asker, other = [await Process(redis, name).join() for name in "ab"]
     host = await Process(redis, "x").join("w")
     ref = await asker.ask("w")
@@ -158,7 +160,7 @@ async def test_who_does_a_job_for_a_process_that_is_gone_is_told(redis: Redis):
     assert await redis.keys("*:queue*") == []
 
 
-async def test_a_process_that_is_gone_leaves_nothing_behind_and_others_hear_of_it(redis: Redis):
+async def test_a_dead_process_leaves_nothing_behind_and_other_processes_are_notified(redis: Redis):
     one, two = [await Process(redis, name).join("w", "v") for name in "ab"]
     await one.ask("w")
     await one.ask("w")
@@ -176,7 +178,7 @@ async def test_a_process_that_is_gone_leaves_nothing_behind_and_others_hear_of_i
     assert await two.call("roster") == ["runner-b"]
 
 
-async def test_a_process_that_is_gone_can_say_nothing_any_more(redis: Redis):
+async def test_a_process_that_was_declared_dead_can_send_nothing(redis: Redis):
     one, two = [await Process(redis, name).join() for name in "ab"]
     await one.lease_ends()
     await two.call("renew")
@@ -189,7 +191,7 @@ async def test_a_process_that_is_gone_can_say_nothing_any_more(redis: Redis):
     assert await one.say("mark", 1) == "ok"
 
 
-async def test_a_process_that_is_gone_before_it_offers_a_worker_gets_no_requests(redis: Redis):
+async def test_a_process_that_died_before_it_offered_a_worker_gets_no_requests(redis: Redis):
     asker, late = [await Process(redis, name).join() for name in "ab"]
     await late.lease_ends()
     await asker.call("renew")
@@ -199,14 +201,16 @@ async def test_a_process_that_is_gone_before_it_offers_a_worker_gets_no_requests
     assert await host.jobs() == [(ref, 1)]
 
 
-async def test_nothing_is_kept_for_a_process_that_is_not_on_the_channel(redis: Redis):
+async def test_no_messages_are_kept_for_a_process_that_is_not_on_the_channel(redis: Redis):
     one = await Process(redis, "a").join()
     await redis.sadd(f"{PREFIX}:names:w", "nobody")
     await one.say("route", "d", "w", "hello", "0")
     assert await redis.keys("*:in:nobody:*") == []
 
 
-async def test_a_process_that_reads_nothing_counts_as_dead_and_its_jobs_go_on(redis: Redis):
+async def test_a_process_that_reads_nothing_is_declared_dead_and_its_jobs_are_reassigned(
+    redis: Redis,
+):
     sender = await Process(redis, "a", inbox=3).join()
     host = await Process(redis, "x", inbox=3).join("w")
     ref = await sender.ask("w")
@@ -224,7 +228,9 @@ async def test_a_process_that_reads_nothing_counts_as_dead_and_its_jobs_go_on(re
 # -- requests that no process can take -----------------------------------------------------------
 
 
-async def test_a_request_that_finds_no_host_in_time_is_lost_and_the_others_are_not(redis: Redis):
+async def test_a_request_that_finds_no_host_in_time_is_lost_and_other_requests_are_not(
+    redis: Redis,
+):
     asker = await Process(redis, "a", takeover=0).join()
     full = await Process(redis, "x").join("full")
     running, queued = [await asker.ask("full") for _ in range(2)]
@@ -241,7 +247,9 @@ async def test_a_request_that_finds_no_host_in_time_is_lost_and_the_others_are_n
     await nothing_remains(redis)
 
 
-async def test_a_request_whose_time_is_over_waits_on_for_a_host_that_is_there(redis: Redis):
+async def test_a_request_whose_time_to_find_a_host_is_over_still_waits_for_a_known_host(
+    redis: Redis,
+):
     asker = await Process(redis, "a", takeover=0).join()
     refs = [await asker.ask("w") for _ in range(2)]
     host = await Process(redis, "x").join("w")
@@ -253,7 +261,7 @@ async def test_a_request_whose_time_is_over_waits_on_for_a_host_that_is_there(re
         await host.answer(ref)
 
 
-async def test_a_request_has_only_so_much_time_whatever_comes_and_goes(redis: Redis):
+async def test_hosts_that_join_and_leave_do_not_extend_the_time_of_a_request(redis: Redis):
     asker = await Process(redis, "a").join()
     ref = await asker.ask("w")
     until = await redis.zscore(f"{PREFIX}:waiting", ref)
@@ -262,7 +270,7 @@ async def test_a_request_has_only_so_much_time_whatever_comes_and_goes(redis: Re
     assert await redis.zscore(f"{PREFIX}:waiting", ref) == until
 
 
-async def test_a_job_whose_only_other_host_goes_is_lost_in_time(redis: Redis):
+async def test_a_job_whose_only_other_host_leaves_is_lost_in_time(redis: Redis):
     asker = await Process(redis, "a", takeover=0).join()
     first = await Process(redis, "x", uid="stalls", takeover=0).join("w")
     ref = await asker.ask("w")
@@ -279,7 +287,7 @@ async def test_a_job_whose_only_other_host_goes_is_lost_in_time(redis: Redis):
     assert ("d", "l", ref, "unhosted") in await asker.read()
 
 
-async def test_what_waits_for_room_is_given_up_once_nobody_is_left_to_have_any(redis: Redis):
+async def test_requests_that_wait_for_a_slot_are_lost_once_no_host_is_left(redis: Redis):
     asker = await Process(redis, "a", takeover=0).join()
     host = await Process(redis, "x", takeover=0).join("w")
     running, waiting = [await asker.ask("w") for _ in range(2)]
@@ -289,7 +297,7 @@ async def test_what_waits_for_room_is_given_up_once_nobody_is_left_to_have_any(r
     assert await host.answer(running) == "ok"
 
 
-async def test_a_request_that_is_taken_has_no_time_to_be_taken_in(redis: Redis):
+async def test_a_request_that_was_taken_has_no_time_limit_to_find_a_host(redis: Redis):
     asker = await Process(redis, "a").join()
     ref = await asker.ask("w")
     assert await redis.zscore(f"{PREFIX}:waiting", ref)
@@ -298,7 +306,7 @@ async def test_a_request_that_is_taken_has_no_time_to_be_taken_in(redis: Redis):
     assert await redis.exists(f"{PREFIX}:waiting") == 0
 
 
-async def test_a_request_that_is_called_off_while_it_waits_is_gone(redis: Redis):
+async def test_a_request_that_is_cancelled_while_it_waits_is_removed(redis: Redis):
     asker = await Process(redis, "a").join()
     ref = await asker.ask("w")
     assert await asker.cancel(ref) == "untaken"
@@ -317,7 +325,7 @@ async def lose_jobs_of(redis: Redis, process: Process) -> None:
     assert await redis.hdel(key, *(f for f in await redis.hkeys(key) if f.startswith("job:")))
 
 
-async def test_a_lost_job_of_a_process_that_is_gone_keeps_nobody_from_its_others(redis: Redis):
+async def test_a_forgotten_job_of_a_dead_process_does_not_block_its_other_jobs(redis: Redis):
     one, two = [await Process(redis, name).join() for name in "ab"]
     host = await Process(redis, "x").join("w", job=5)
     refs = [await asker.ask("w") for asker in (one, two, one, two)]
@@ -330,7 +338,7 @@ async def test_a_lost_job_of_a_process_that_is_gone_keeps_nobody_from_its_others
     assert [key for key in await redis.keys() if key.endswith((":a", ":x"))] == []
 
 
-async def test_a_lost_job_that_waits_for_room_keeps_nobody_from_it(redis: Redis):
+async def test_a_forgotten_job_that_waits_for_a_slot_does_not_block_others(redis: Redis):
     one, two = [await Process(redis, name).join() for name in "ab"]
     host = await Process(redis, "x").join("w")
     running, _, waiting = [await asker.ask("w") for asker in (two, one, two)]
@@ -340,7 +348,9 @@ async def test_a_lost_job_that_waits_for_room_keeps_nobody_from_it(redis: Redis)
     assert await host.jobs() == [(waiting, 1)]
 
 
-async def test_a_lost_job_that_waits_for_a_host_keeps_nobody_from_being_given_up(redis: Redis):
+async def test_a_forgotten_job_that_waits_for_a_host_does_not_stop_others_from_being_lost(
+    redis: Redis,
+):
     one, two = [await Process(redis, name, takeover=0).join() for name in "ab"]
     await one.ask("w")
     waiting = await two.ask("w")
@@ -351,9 +361,7 @@ async def test_a_lost_job_that_waits_for_a_host_keeps_nobody_from_being_given_up
 
 
 @pytest.mark.parametrize("lost", ["held", "members"])
-async def test_a_running_job_that_its_owner_no_longer_holds_is_lost_and_stopped(
-    redis: Redis, lost: str
-):
+async def test_a_running_job_whose_hold_was_forgotten_is_lost_and_stopped(redis: Redis, lost: str):
     asker, host = await Process(redis, "a").join(), await Process(redis, "x").join("w")
     ref = await asker.ask("w")
     await host.read()
@@ -372,7 +380,7 @@ async def test_a_running_job_that_its_owner_no_longer_holds_is_lost_and_stopped(
 
 
 @pytest.mark.parametrize("key", ["queues:w", "queue:1:w:job", "hosts:w", "waiting"])
-async def test_a_waiting_job_that_cannot_be_handed_out_any_more_is_lost(redis: Redis, key: str):
+async def test_a_waiting_job_that_can_no_longer_be_assigned_is_lost(redis: Redis, key: str):
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w") if key != "waiting" else None
     if host:
@@ -389,7 +397,7 @@ async def test_a_waiting_job_that_cannot_be_handed_out_any_more_is_lost(redis: R
     assert not await redis.hexists(f"{PREFIX}:proc:a", f"job:{number}")
 
 
-async def test_slots_are_counted_again_from_the_jobs_that_are_held(redis: Redis):
+async def test_slots_are_recounted_from_the_held_jobs(redis: Redis):
     asker, host = await Process(redis, "a").join(), await Process(redis, "x").join("w", job=2)
     ref = await asker.ask("w")
     await redis.hset(f"{PREFIX}:proc:x", "load:w\0job", 2)
@@ -401,7 +409,7 @@ async def test_slots_are_counted_again_from_the_jobs_that_are_held(redis: Redis)
 
 
 @pytest.mark.parametrize("key", ["proc:a", "in:a:u", "in:a:d"])
-async def test_a_process_of_which_something_is_lost_has_to_join_anew(redis: Redis, key: str):
+async def test_a_process_with_a_lost_key_has_to_join_again(redis: Redis, key: str):
     process = await Process(redis, "a").join()
     assert await process.call("renew") == "ok"
     await redis.delete(f"{PREFIX}:{key}")
@@ -411,7 +419,7 @@ async def test_a_process_of_which_something_is_lost_has_to_join_anew(redis: Redi
 # -- leases --------------------------------------------------------------------------------------
 
 
-async def test_the_time_that_the_server_was_away_counts_against_nobody(redis: Redis):
+async def test_the_time_that_the_server_was_down_counts_against_no_lease(redis: Redis):
     one, two = [await Process(redis, name).join() for name in "ab"]
     await one.lease_ends()
     await redis.set(f"{PREFIX}:beat", 1)
@@ -419,7 +427,7 @@ async def test_the_time_that_the_server_was_away_counts_against_nobody(redis: Re
     assert await one.call("renew") == "ok"
 
 
-async def test_no_lease_is_shortened_by_the_time_that_the_server_was_away(redis: Redis):
+async def test_no_lease_is_shortened_by_the_time_that_the_server_was_down(redis: Redis):
     one = await Process(redis, "a").join()
     await Process(redis, "b", lease=1200).join()
     before = await redis.zscore(f"{PREFIX}:members", "b")
@@ -429,7 +437,9 @@ async def test_no_lease_is_shortened_by_the_time_that_the_server_was_away(redis:
 
 
 @pytest.mark.parametrize("command", ["join", "renew"])
-async def test_whoever_comes_first_after_the_server_was_away_sees_to_it(redis: Redis, command: str):
+async def test_the_first_process_to_call_after_the_server_was_down_extends_the_leases(
+    redis: Redis, command: str
+):
     one, two = [await Process(redis, name).join() for name in "ab"]
     before = await redis.zscore(f"{PREFIX}:members", "b")
     await one.lease_ends()
@@ -438,7 +448,7 @@ async def test_whoever_comes_first_after_the_server_was_away_sees_to_it(redis: R
     assert await redis.zscore(f"{PREFIX}:members", "a") >= before
 
 
-async def test_a_lease_that_ends_while_the_server_is_there_has_ended(redis: Redis):
+async def test_a_lease_that_ends_while_the_server_is_up_has_ended(redis: Redis):
     one, two = [await Process(redis, name).join() for name in "ab"]
     await two.call("renew")
     await one.lease_ends()
@@ -446,7 +456,7 @@ async def test_a_lease_that_ends_while_the_server_is_there_has_ended(redis: Redi
     assert await one.call("renew") == "fenced"
 
 
-async def test_a_renewed_lease_is_a_whole_one(redis: Redis):
+async def test_renewing_a_lease_restores_its_full_time(redis: Redis):
     one, two = [await Process(redis, name).join() for name in "ab"]
     before = await redis.zscore(f"{PREFIX}:members", "a")
     await one.lease_ends()
@@ -458,7 +468,7 @@ async def test_a_renewed_lease_is_a_whole_one(redis: Redis):
 # -- what is kept --------------------------------------------------------------------------------
 
 
-async def test_everything_lives_as_long_as_a_process_cares_for_it(redis: Redis):
+async def test_keys_live_as_long_as_a_process_renews_them(redis: Redis):
     host = await Process(redis, "a").join("w")
     for worker in ("w", "w", "nobody's"):
         await host.ask(worker)
@@ -474,7 +484,7 @@ async def test_everything_lives_as_long_as_a_process_cares_for_it(redis: Redis):
     assert {key for key in keys if await redis.ttl(key) <= 10} == of_requests
 
 
-async def test_the_last_one_to_leave_leaves_nothing(redis: Redis):
+async def test_the_last_process_to_leave_leaves_nothing(redis: Redis):
     one, two = [await Process(redis, name).join("w") for name in "ab"]
     await one.ask("w")
     await one.call("leave")
@@ -483,7 +493,7 @@ async def test_the_last_one_to_leave_leaves_nothing(redis: Redis):
     await nothing_remains(redis)
 
 
-async def test_a_name_that_is_taken_back_is_gone(redis: Redis):
+async def test_a_worker_name_that_is_withdrawn_is_removed(redis: Redis):
     one = await Process(redis, "a").join("w")
     two = await Process(redis, "b").join()
     await one.answer(await two.ask("w"))
@@ -509,7 +519,7 @@ async def test_a_job_that_has_ended_leaves_nothing(redis: Redis):
     assert await fields(redis) == kept | {"busy"}
 
 
-async def test_whose_turn_it_is_is_kept_while_there_are_hosts(redis: Redis):
+async def test_the_turn_of_hosts_is_kept_while_there_are_hosts(redis: Redis):
     asker = await Process(redis, "a").join()
     hosts = [await Process(redis, name).join("w") for name in "xy"]
     turns = f"{PREFIX}:turns"

@@ -67,7 +67,7 @@ async def test_a_restart_that_keeps_the_data_loses_nothing(tmp_path: Path):
     await server.stop()
 
 
-async def test_what_a_restart_without_persistence_lost_ends_as_lost(tmp_path: Path):
+async def test_jobs_that_a_restart_without_persistence_forgot_end_as_lost(tmp_path: Path):
     server = EmbeddedRedis(folder=tmp_path)
     await server.start()
     async with Pair(server.url, server.url) as pair:
@@ -112,7 +112,7 @@ async def test_a_job_that_the_server_forgot_ends_as_lost(redis_server: EmbeddedR
             await held
 
 
-async def test_the_room_of_a_job_that_the_server_forgot_is_free_again(
+async def test_the_slot_of_a_job_that_the_server_forgot_is_free_again(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async with Pair(redis_server.url, redis_server.url, room=2) as pair:
@@ -131,7 +131,7 @@ async def test_the_room_of_a_job_that_the_server_forgot_is_free_again(
         assert (await waiting) == {"from": "answerer"}
 
 
-async def test_an_answer_that_the_server_forgot_is_given_again(redis_server: EmbeddedRedis):
+async def test_a_response_that_the_server_forgot_is_sent_again(redis_server: EmbeddedRedis):
     """As after a fail-over to a replica that had not heard of the answer yet."""
     async with (
         Redis.from_url(redis_server.url) as raw,
@@ -163,13 +163,13 @@ async def test_an_answer_that_the_server_forgot_is_given_again(redis_server: Emb
         assert (await held) == {"from": "answerer"}
 
 
-async def test_a_server_that_is_not_there_is_an_error_at_the_start():
+async def test_a_server_that_is_not_running_is_an_error_at_the_start():
     member = Mortal(f"redis://127.0.0.1:{free_port()}", start_timeout=0.3)
     with pytest.raises(BusUnavailableError, match="check the URL"):
         await member.runner.run()
 
 
-async def test_a_server_that_says_nothing_is_an_error_at_the_start(proxy: TcpProxy):
+async def test_a_server_that_never_replies_is_an_error_at_the_start(proxy: TcpProxy):
     proxy.block()
     with pytest.raises(BusUnavailableError, match="does not answer"):
         await Mortal(proxy.url, start_timeout=0.2).runner.run()
@@ -208,7 +208,7 @@ async def test_after_a_fail_over_jobs_go_through_the_new_primary():
 
 
 @pytest.mark.parametrize("end", ["asker", "worker"])
-async def test_connections_that_are_cut_in_mid_traffic_lose_and_double_nothing(
+async def test_connections_that_are_cut_in_mid_traffic_lose_and_repeat_nothing(
     redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis, end: str
 ):
     urls = (proxy.url, redis_server.url) if end == "asker" else (redis_server.url, proxy.url)
@@ -235,7 +235,7 @@ async def test_connections_that_are_cut_in_mid_traffic_lose_and_double_nothing(
     await nothing_remains(redis)
 
 
-async def test_requests_whose_receipt_got_lost_are_not_sent_twice(
+async def test_requests_whose_receipt_was_lost_are_not_sent_twice(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
@@ -251,7 +251,7 @@ async def test_requests_whose_receipt_got_lost_are_not_sent_twice(
         assert pair.asking.bus.stats.reconnects >= 4
 
 
-async def test_a_slow_network_delays_jobs_and_breaks_none(
+async def test_a_slow_network_delays_jobs_and_fails_none(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
@@ -266,7 +266,7 @@ async def test_a_slow_network_delays_jobs_and_breaks_none(
         assert pair.asking.bus.stats.expulsions == 0
 
 
-async def test_a_process_that_is_cut_off_for_longer_than_its_lease_gives_up_its_jobs(
+async def test_a_process_that_is_disconnected_for_longer_than_its_lease_loses_its_jobs(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Pair(redis_server.url, proxy.url) as pair:
@@ -282,7 +282,7 @@ async def test_a_process_that_is_cut_off_for_longer_than_its_lease_gives_up_its_
         assert (await pair.ask("echo", payload={"x": 1}))["payload"] == {"x": 1}
 
 
-async def test_a_cancel_while_the_server_is_away_stops_the_request_from_being_sent(
+async def test_a_cancel_while_the_server_is_down_stops_the_request_from_being_sent(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
@@ -300,7 +300,7 @@ async def test_a_cancel_while_the_server_is_away_stops_the_request_from_being_se
         assert len(pair.worker.ran) == 2
 
 
-async def test_more_messages_than_are_kept_is_an_error_at_the_sender(
+async def test_more_messages_than_the_outbox_keeps_is_an_error_at_the_sender(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Pair(proxy.url, redis_server.url, outbox_limit=3) as pair:
@@ -315,7 +315,7 @@ async def test_more_messages_than_are_kept_is_an_error_at_the_sender(
         await asyncio.gather(*asking)
 
 
-async def test_messages_come_soon_after_a_connection_that_hung_without_a_word(
+async def test_messages_arrive_soon_after_a_connection_hung_silently(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
@@ -355,7 +355,7 @@ async def test_a_lease_is_kept_over_another_connection_when_one_hangs(
         proxy.reset()
 
 
-async def test_a_process_that_lets_too_many_messages_pile_up_counts_as_dead(
+async def test_a_process_with_too_many_unread_messages_is_declared_dead(
     redis_server: EmbeddedRedis, proxy: TcpProxy, script: Redis
 ):
     redis = script

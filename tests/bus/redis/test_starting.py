@@ -110,7 +110,7 @@ async def test_a_process_that_starts_takes_no_request_from_its_pool(
         await running
 
 
-async def test_a_request_that_its_worker_raises_at_goes_to_another_process(
+async def test_a_request_whose_delivery_raises_goes_to_another_process(
     redis_server: EmbeddedRedis,
 ):
     asker, worker = Asker(), Answerer()
@@ -154,7 +154,7 @@ async def test_a_bus_that_is_cancelled_while_it_starts_ends_the_jobs_that_wait_f
             await asking
 
 
-async def test_a_bus_that_starts_after_all_sends_what_was_asked_before(tmp_path: Path):
+async def test_a_bus_that_starts_at_the_second_try_sends_earlier_requests(tmp_path: Path):
     port = free_port()
     member = Member(f"redis://127.0.0.1:{port}", asker := Asker(), Answerer(), start_timeout=0.3)
     await member.runner.add_workers(*member.workers)
@@ -170,7 +170,7 @@ async def test_a_bus_that_starts_after_all_sends_what_was_asked_before(tmp_path:
         await running
 
 
-async def test_a_worker_that_is_missing_while_the_server_is_away_is_told_from_one_that_is_not_there(
+async def test_an_error_about_a_missing_worker_says_whether_the_server_is_down(
     redis_server: EmbeddedRedis,
 ):
     async with (
@@ -188,7 +188,7 @@ async def test_a_worker_that_is_missing_while_the_server_is_away_is_told_from_on
         proxy.unblock()
 
 
-async def test_a_bus_that_was_not_started_says_so():
+async def test_an_error_says_that_the_bus_was_not_started():
     bus = RoutedBus()
     assert "has not started" in (bus.problem() or "")
     await bus.start()

@@ -48,7 +48,7 @@ async def numbers(events: JobContext) -> list[int]:
     return [event.data["number"] async for event in events if event.type == JobEvent.STREAM_DATA]
 
 
-async def test_a_stream_faster_than_the_way_to_the_server_waits_for_it(
+async def test_a_stream_waits_for_a_slow_connection_to_the_server(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async with (
@@ -61,7 +61,7 @@ async def test_a_stream_faster_than_the_way_to_the_server_waits_for_it(
     await nothing_remains(redis)
 
 
-async def test_a_stream_waits_for_a_server_that_is_away(redis_server: EmbeddedRedis):
+async def test_a_stream_waits_for_a_server_that_is_down(redis_server: EmbeddedRedis):
     async with (
         TcpProxy(redis_server.url) as proxy,
         Member(redis_server.url, asker := Asker()) as member,
@@ -92,7 +92,7 @@ async def test_a_stream_waits_for_a_reader_in_another_process(redis_server: Embe
         assert streamer.sent == ALL
 
 
-async def test_leaving_the_block_lets_a_worker_in_another_process_go_on(
+async def test_leaving_the_block_resumes_a_worker_in_another_process(
     redis_server: EmbeddedRedis,
 ):
     async with (
@@ -129,7 +129,7 @@ async def test_a_stream_that_waits_for_its_reader_can_be_cancelled(redis_server:
         assert streamer.sent < ALL / 2
 
 
-async def test_the_process_that_takes_a_stream_up_waits_for_the_reader_too(
+async def test_a_process_that_takes_over_a_stream_waits_for_the_reader_too(
     redis_server: EmbeddedRedis,
 ):
     async with (

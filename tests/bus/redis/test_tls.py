@@ -73,7 +73,9 @@ async def test_a_certificate_that_is_not_trusted_is_an_error_at_the_start_that_s
     await nothing_remains(redis)
 
 
-async def test_tls_connections_that_are_cut_come_back(front: Front, redis_server: EmbeddedRedis):
+async def test_tls_connections_that_are_cut_are_opened_again(
+    front: Front, redis_server: EmbeddedRedis
+):
     async with (
         Member(front.trusting_url, asker := Asker(), lease=5.0) as member,
         Member(redis_server.url, answerer := Answerer(), lease=5.0),
@@ -89,7 +91,7 @@ async def test_tls_connections_that_are_cut_come_back(front: Front, redis_server
         assert (member.bus.stats.expulsions, member.bus.stats.lost) == (0, 0)
 
 
-async def test_a_tls_connection_that_hangs_is_left_without_a_word(front: Front):
+async def test_a_tls_connection_that_hangs_is_closed_without_a_tls_goodbye(front: Front):
     """Closing one in good order takes the other side's goodbye."""
     async with Redis.from_url(front.trusting_url) as client:
         link = Link(client, timeout=2)

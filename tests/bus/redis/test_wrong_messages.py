@@ -19,7 +19,7 @@ __all__ = ["redis", "redis_server"]
 
 
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
-async def test_a_process_reads_the_next_entry_whatever_the_one_before_raises(
+async def test_a_process_reads_the_next_entry_after_one_that_raises(
     monkeypatch: pytest.MonkeyPatch, job_log: Any, error: BaseException
 ):
     bus = RedisStreamsBus("redis://nowhere")
@@ -41,7 +41,7 @@ async def test_a_process_reads_the_next_entry_whatever_the_one_before_raises(
     assert len(logged.message) < 400
 
 
-async def test_garbage_is_logged_in_its_first_200_characters(job_log: Any):
+async def test_only_the_first_200_characters_of_garbage_are_logged(job_log: Any):
     desk = Desk()
     desk.get("m", b"2 zz 1 -\n" + b'{"$":"%s"}' % (b"y" * 100_000))
     [logged] = [each for each in job_log if "skipping" in each.message]
@@ -86,7 +86,7 @@ async def send_to_all(redis: Redis, *messages: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("target", ["answerer", "asker", None])
-async def test_workers_and_runners_hear_on_after_messages_with_wrong_fields(
+async def test_workers_and_runners_still_receive_messages_after_ones_with_wrong_fields(
     redis_server: EmbeddedRedis, redis: Redis, target: str | None
 ):
     theirs, ours = (RedisStreamsBus(redis_server.url, channel="c", lease=CALM) for _ in range(2))
