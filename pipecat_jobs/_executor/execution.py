@@ -42,22 +42,17 @@ class ExecutionState(StrEnum):
     ENDED = "ended"
 
 
-_State = ExecutionState
+# Each job reads them several times, and reading a member from its enum is slow on Python 3.11.
+_WAITING, _RUNNING, _RETURNED, _CANCELLING, _RESPONDING, _ENDED = ExecutionState
 
 #: The states that may follow each. RESPONDING goes back when the response could not be sent.
 TRANSITIONS: dict[ExecutionState, frozenset[ExecutionState]] = {
-    _State.WAITING: frozenset(
-        {_State.RUNNING, _State.CANCELLING, _State.RESPONDING, _State.ENDED},
-    ),
-    _State.RUNNING: frozenset(
-        {_State.RETURNED, _State.CANCELLING, _State.RESPONDING, _State.ENDED},
-    ),
-    _State.RETURNED: frozenset({_State.CANCELLING, _State.RESPONDING, _State.ENDED}),
-    _State.CANCELLING: frozenset({_State.RESPONDING, _State.ENDED}),
-    _State.RESPONDING: frozenset(
-        {_State.WAITING, _State.RUNNING, _State.RETURNED, _State.CANCELLING, _State.ENDED},
-    ),
-    _State.ENDED: frozenset(),
+    _WAITING: frozenset({_RUNNING, _CANCELLING, _RESPONDING, _ENDED}),
+    _RUNNING: frozenset({_RETURNED, _CANCELLING, _RESPONDING, _ENDED}),
+    _RETURNED: frozenset({_CANCELLING, _RESPONDING, _ENDED}),
+    _CANCELLING: frozenset({_RESPONDING, _ENDED}),
+    _RESPONDING: frozenset({_WAITING, _RUNNING, _RETURNED, _CANCELLING, _ENDED}),
+    _ENDED: frozenset(),
 }
 
 
@@ -86,48 +81,48 @@ class Execution:
     @property
     def ended(self) -> bool:
         """Whether its response was sent, or never will be."""
-        return self.state is _State.ENDED
+        return self.state is _ENDED
 
     @property
     def is_open(self) -> bool:
         """Whether a response may still be sent, and none is on its way."""
-        return self.state not in (_State.RESPONDING, _State.ENDED)
+        return self.state not in (_RESPONDING, _ENDED)
 
     @property
     def cancelled(self) -> bool:
         """Whether it was cancelled before it ended."""
-        return self._progress is _State.CANCELLING
+        return self._progress is _CANCELLING
 
     def begin(self) -> None:
         """Note that its handler runs."""
-        self._advance(_State.RUNNING)
+        self._advance(_RUNNING)
 
     def leave_response(self) -> None:
         """Note that its handler left the response to other code, or that it has no handler."""
-        if self._progress is _State.WAITING:
-            self._advance(_State.RUNNING)
-        self._advance(_State.RETURNED)
+        if self._progress is _WAITING:
+            self._advance(_RUNNING)
+        self._advance(_RETURNED)
 
     def cancel(self) -> bool:
         """Note that it was cancelled; False when it was already: other code cleans up."""
         if self.cancelled:
             return False
-        self._advance(_State.CANCELLING)
+        self._advance(_CANCELLING)
         return True
 
     def begin_response(self) -> None:
         """Note that its response is being sent."""
-        self._move(_State.RESPONDING)
+        self._move(_RESPONDING)
 
     def fail_response(self) -> None:
         """Note that the response could not be sent: it is where it was."""
-        if self.state is _State.RESPONDING:
+        if self.state is _RESPONDING:
             self._move(self._progress)
 
     def end(self) -> None:
         """Note that its response was sent, or never will be. May be called more than once."""
         # Every state may end.
-        self.state = _State.ENDED
+        self.state = _ENDED
         if self._end is not None:
             self._end.set()
         if self.window is not None:
@@ -135,12 +130,12 @@ class Execution:
 
     def _advance(self, progress: ExecutionState) -> None:
         # The handler may go on, or begin, after the response; a cancel is final.
-        if self._progress is _State.CANCELLING or self.state is _State.ENDED:
+        if self._progress is _CANCELLING or self.state is _ENDED:
             return
         assert progress in TRANSITIONS[self._progress], (self._progress, progress)
+        if self.state is self._progress:
+            self.state = progress
         self._progress = progress
-        if self.state is not _State.RESPONDING:
-            self._move(progress)
 
     def _move(self, state: ExecutionState) -> None:
         assert state in TRANSITIONS[self.state], (self.state, state)

@@ -18,7 +18,7 @@ from pipecat_jobs._protocol.tasks import RunningTask
 from pipecat_jobs._requester.call import Call
 from pipecat_jobs._requester.events import EventQueue, JobEvents
 from pipecat_jobs._requester.handle import CancelAt, HandleState, JobHandle, OutcomeFacts
-from pipecat_jobs._requester.policy import ALL_COMPLETE, ALL_END, Policy, Verdict
+from pipecat_jobs._requester.policy import ALL_COMPLETE, ALL_END, FAILED, OPEN, SUCCEEDED, Policy
 from pipecat_jobs.errors import InvalidJobError, JobError, failure_of
 from pipecat_jobs.outcomes import CancelReason, JobData, JobOutcome, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
@@ -87,7 +87,7 @@ class JobGroup(PipecatJobGroup):
     #: Whether its end is being announced to the hooks, or to the workers that are cancelled.
     concluded = False
     #: How it stands.
-    verdict = Verdict.OPEN
+    verdict = OPEN
     #: The first response of a worker that did not complete.
     failing: ResponseMessage | None = None
     #: The task that dispatches it, while that is under way.
@@ -211,7 +211,7 @@ class JobGroup(PipecatJobGroup):
     @property
     def failed(self) -> bool:
         """Whether the group has to end without success."""
-        return self.verdict is Verdict.FAILED
+        return self._first_failure is not None
 
     @property
     def failure_reason(self) -> str:
@@ -233,7 +233,7 @@ class JobGroup(PipecatJobGroup):
     def awaits(self, worker_name: str) -> bool:
         """Tell whether a response from this worker counts."""
         handle = self.handles.get(worker_name)
-        return handle is not None and handle.state is HandleState.OPEN
+        return handle is not None and handle.awaited
 
     def owes(self, worker_name: str) -> bool:
         """Tell whether a worker was asked and has not responded, whatever became of the group."""
@@ -255,7 +255,9 @@ class JobGroup(PipecatJobGroup):
         for name in self.pending:
             outcome = self.handles[name].abandon(self._now(), status, facts)
             self._note(outcome)
-            self._fail(outcome)
+            if self.verdict is OPEN:
+                self.verdict = FAILED
+                self._first_failure = outcome
 
     @property
     def has_abandoned(self) -> bool:
@@ -275,14 +277,13 @@ class JobGroup(PipecatJobGroup):
 
     def _judge(self, outcome: JobOutcome) -> None:
         self._note(outcome)
-        if self.verdict is not Verdict.OPEN:
+        if self.verdict is not OPEN:
             return
         pending = len(self.worker_names) - len(self.outcomes)
-        verdict = self._policy.judge(outcome, self._completed, pending)
-        if verdict is Verdict.FAILED:
-            self._fail(outcome)
-        elif verdict is Verdict.SUCCEEDED:
-            self.verdict = verdict
+        self.verdict = self._policy.judge(outcome, self._completed, pending)
+        if self.verdict is FAILED:
+            self._first_failure = outcome
+        elif pending and self.verdict is SUCCEEDED:
             facts = OutcomeFacts(reason=NOT_NEEDED, cancel_reason=CancelReason.NOT_NEEDED)
             for name in self.pending:
                 handle = self.handles[name]
@@ -295,11 +296,6 @@ class JobGroup(PipecatJobGroup):
             self.responses[outcome.worker] = outcome.response or {}
         if self.on_settled is not None:
             self.on_settled(outcome)
-
-    def _fail(self, outcome: JobOutcome) -> None:
-        if self.verdict is Verdict.OPEN:
-            self.verdict = Verdict.FAILED
-            self._first_failure = outcome
 
     # -- what arrives meanwhile --------------------------------------------------------------
 

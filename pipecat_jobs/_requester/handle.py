@@ -41,14 +41,15 @@ class HandleState(StrEnum):
     SETTLED = "settled"
 
 
-_State = HandleState
+# Each job reads them several times, and reading a member from its enum is slow on Python 3.11.
+_UNSENT, _OPEN, _ABANDONED, _SETTLED = HandleState
 
 #: The states that may follow each.
 TRANSITIONS: dict[HandleState, frozenset[HandleState]] = {
-    _State.UNSENT: frozenset({_State.OPEN, _State.SETTLED}),
-    _State.OPEN: frozenset({_State.ABANDONED, _State.SETTLED}),
-    _State.ABANDONED: frozenset({_State.SETTLED}),
-    _State.SETTLED: frozenset(),
+    _UNSENT: frozenset({_OPEN, _SETTLED}),
+    _OPEN: frozenset({_ABANDONED, _SETTLED}),
+    _ABANDONED: frozenset({_SETTLED}),
+    _SETTLED: frozenset(),
 }
 
 
@@ -73,7 +74,7 @@ class JobHandle:
     def __init__(self, job_id: str, worker: str, asked_at: float, cancel: CancelAt):
         self.job_id = job_id
         self.worker = worker
-        self.state = HandleState.UNSENT
+        self.state = _UNSENT
         self.outcome: JobOutcome | None = None
         self._asked_at = asked_at
         self._sent_at: float | None = None
@@ -81,9 +82,14 @@ class JobHandle:
         self._ended: asyncio.Event | None = None
 
     @property
+    def awaited(self) -> bool:
+        """Whether a response from its worker counts."""
+        return self.state is _OPEN
+
+    @property
     def owes_response(self) -> bool:
         """Whether its worker was asked, and has neither responded nor been cancelled."""
-        return self.state is _State.OPEN or self.state is _State.ABANDONED
+        return self.state is _OPEN or self.state is _ABANDONED
 
     @property
     def was_sent(self) -> bool:
@@ -92,21 +98,21 @@ class JobHandle:
 
     def mark_sent(self, now: float) -> None:
         """Note that its request is being sent."""
-        self._move(_State.OPEN)
+        self._move(_OPEN)
         self._sent_at = now
 
     def settle(self, now: float, status: OutcomeStatus, facts: OutcomeFacts) -> JobOutcome:
         """Record an outcome after which the worker owes nothing."""
-        return self._end(_State.SETTLED, now, status, facts)
+        return self._end(_SETTLED, now, status, facts)
 
     def abandon(self, now: float, status: OutcomeStatus, facts: OutcomeFacts) -> JobOutcome:
         """Record an outcome that the worker does not know of."""
-        state = _State.ABANDONED if self.state is _State.OPEN else _State.SETTLED
+        state = _ABANDONED if self.state is _OPEN else _SETTLED
         return self._end(state, now, status, facts)
 
     def release(self) -> None:
         """Note that the worker of an abandoned job is being cancelled."""
-        self._move(_State.SETTLED)
+        self._move(_SETTLED)
 
     def _end(
         self, state: HandleState, now: float, status: OutcomeStatus, facts: OutcomeFacts

@@ -39,7 +39,7 @@ from pipecat_jobs._requester.cancellation import CancelGroup, Cancellation
 from pipecat_jobs._requester.group import NOT_NEEDED, JobGroup
 from pipecat_jobs._requester.handle import OutcomeFacts
 from pipecat_jobs._requester.liveness import Liveness
-from pipecat_jobs._requester.policy import Verdict
+from pipecat_jobs._requester.policy import OPEN
 from pipecat_jobs.errors import InvalidJobError, UnknownJobError
 from pipecat_jobs.interceptors import JobCall, JobLifeEventKind
 from pipecat_jobs.outcomes import (
@@ -444,10 +444,10 @@ class Requester:
 
     def _conclude(self, group: JobGroup) -> None:
         """End a group once the hooks have run for everything that arrived for it."""
-        if group.concluded or group.verdict is Verdict.OPEN:
+        if group.concluded or group.verdict is OPEN:
             return
         group.concluded = True
-        if group.verdict is Verdict.FAILED:
+        if group.failed:
             self._steps_of(group).run(partial(self._fail, group))
             return
         self._groups.pop(group.job_id, None)
