@@ -150,7 +150,10 @@ class Requester:
             group.deadline = Deadline(params.timeout, lambda: self._expired(group))
         group.dispatcher = task = RunningTask()
         try:
-            await self._send_requests(group, workers)
+            if self._interceptors.active:
+                await self._send_through_interceptors(group, workers)
+            else:
+                await self._send_requests(group, workers, params.payload)
         except asyncio.CancelledError:
             if not task.resume():
                 await self._cancellation.cancel(group, "requester cancelled")
@@ -166,30 +169,12 @@ class Requester:
             steps.release()
             if not steps.busy:
                 self._conclude(group)
-        if group.is_done and group.failed:
+        if group.failed and group.is_done:
             raise group.failure()
         return group
 
-    async def _send_requests(self, group: JobGroup, workers: WorkersView) -> None:
+    async def _send_through_interceptors(self, group: JobGroup, workers: WorkersView) -> None:
         params = group.params
-        if not self._interceptors.active:
-            if missing := workers.find_missing(group.worker_names):
-                await self._wait_for_workers(group, workers, missing)
-            headers = JobHeaders(
-                run_once=params.run_once,
-                affinity=params.affinity,
-                time_left=_time_left(group),
-                find_window=group.window,
-            )
-            await self._send_to_workers(group, workers, params.payload, headers)
-            return
-
-        async def send(call: JobCall) -> None:
-            if missing := workers.find_missing(group.worker_names):
-                await self._wait_for_workers(group, workers, missing)
-            headers = replace(call.headers, time_left=_time_left(group), find_window=group.window)
-            await self._send_to_workers(group, workers, call.payload, headers)
-
         call = JobCall(
             job_id=group.job_id,
             job_name=params.name,
@@ -199,7 +184,9 @@ class Requester:
             payload=params.payload,
             headers=JobHeaders(run_once=params.run_once, affinity=params.affinity),
         )
-        await self._interceptors.ask(call, send)
+        await self._interceptors.ask(
+            call, lambda call: self._send_requests(group, workers, call.payload, call.headers)
+        )
 
     def _tell(
         self,
@@ -230,15 +217,49 @@ class Requester:
         await self._wait_for_bus(group)
         await workers.wait_until_known(missing)
 
-    async def _send_to_workers(
-        self, group: JobGroup, workers: WorkersView, payload: JobData | None, headers: JobHeaders
+    async def _send_requests(
+        self,
+        group: JobGroup,
+        workers: WorkersView,
+        payload: JobData | None,
+        headers: JobHeaders | None = None,
     ) -> None:
-        for handle in group.handles.values():
+        params = group.params
+        if missing := workers.find_missing(group.worker_names):
+            await self._wait_for_workers(group, workers, missing)
+        time_left = group.deadline.left if group.deadline is not None else None
+        if headers is None:
+            headers = JobHeaders(
+                run_once=params.run_once,
+                affinity=params.affinity,
+                time_left=time_left,
+                find_window=group.window,
+            )
+        else:
+            headers = replace(headers, time_left=time_left, find_window=group.window)
+        for name, handle in group.handles.items():
             if group.failed:
                 break
-            # One that was cancelled on its own meanwhile is not asked.
-            if handle.outcome is None:
-                await self._send_request(group, workers, handle.worker, payload, headers)
+            if handle.outcome is not None:
+                # It was cancelled on its own meanwhile, and is not asked.
+                continue
+            group.mark_sent(name)
+            try:
+                self._liveness.watch(workers, name, group.job_id)
+            except WorkerHasEnded as ended:
+                self._settle_lost(group, name, str(ended))
+                continue
+            request = BusJobRequestMessage(
+                source=self._runtime.name,
+                target=name,
+                job_id=group.job_id,
+                job_name=params.name,
+                payload=payload,
+            )
+            set_headers(request, headers)
+            if self._interceptors.active:
+                self._tell(JobLifeEventKind.SENT, group, name)
+            await self._runtime.send(request)
 
     async def _wait_for_bus(self, group: JobGroup) -> None:
         bus = group.findings.bus = self._runtime.bus
@@ -249,32 +270,6 @@ class Requester:
         except Exception as error:
             group.findings.bus_failure = error
             raise
-
-    async def _send_request(
-        self,
-        group: JobGroup,
-        workers: WorkersView,
-        name: str,
-        payload: JobData | None,
-        headers: JobHeaders,
-    ) -> None:
-        group.mark_sent(name)
-        try:
-            self._liveness.watch(workers, name, group.job_id)
-        except WorkerHasEnded as ended:
-            self._settle_lost(group, name, str(ended))
-            return
-        request = BusJobRequestMessage(
-            source=self._runtime.name,
-            target=name,
-            job_id=group.job_id,
-            job_name=group.params.name,
-            payload=payload,
-        )
-        set_headers(request, headers)
-        if self._interceptors.active:
-            self._tell(JobLifeEventKind.SENT, group, name)
-        await self._runtime.send(request)
 
     async def request_update(self, job_id: str, worker_name: str) -> None:
         """Ask a worker how far it is."""
@@ -561,7 +556,3 @@ class Requester:
             group.findings.sharing_loop = [
                 name for name in group.pending if workers.shares_loop(name)
             ]
-
-
-def _time_left(group: JobGroup) -> float | None:
-    return group.deadline.left if group.deadline is not None else None

@@ -107,7 +107,7 @@ class JobContext(_JobScope, PipecatJobContext):
             JobNotEndedError: If the job has not ended.
         """
         (worker_name,) = self._worker_names
-        if self._group is None or (self.outcome is None and not self._group.is_done):
+        if self._group is None or not (self._group.is_done or self.outcome):
             raise JobNotEndedError(self.job_id, worker_name)
         return self._group.responses.get(worker_name, {})
 
