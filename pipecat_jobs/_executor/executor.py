@@ -173,13 +173,22 @@ class Executor:
     # -- its handler runs --------------------------------------------------------------------
 
     async def _run(self, execution: Execution, call: _Call, slots: Slots | None) -> None:
-        task = RunningTask()
         try:
             if slots is not None:
                 await execution.take_slot(slots)
             execution.begin()
             current_execution.set(execution)
-            await self._call(execution, call)
+            if self._interceptors.active:
+                response = await self._call_intercepted(execution, call)
+            else:
+                response = await self._call_handler(execution, call, execution.request)
+            if response is not None:
+                check_response(response)
+                await self._responses.finish(execution, JobStatus.COMPLETED, response)
+            else:
+                execution.leave_response()
+                if execution.turn_failure is not None:
+                    raise execution.turn_failure
             if slots is not None and slots.until_response:
                 await execution.until_ended()
             if execution.turn_failure is not None:
@@ -192,7 +201,8 @@ class Executor:
                 await self._end(execution, JobStatus.CANCELLED, response)
             raise
         except BaseException as error:
-            task.survive(error)
+            # The execution's: a coroutine that is being closed is not run by its own task.
+            RunningTask(execution.task).survive(error)
             await self._failed(execution, error)
         finally:
             # The task's context knows the job; without this they would keep each other alive.
@@ -257,18 +267,6 @@ class Executor:
                 f"{self}: the LLM turn of job '{execution.request.job_id}' has not stopped after "
                 f"{self._cancel_grace:g} s; the job ends before it"
             )
-
-    async def _call(self, execution: Execution, call: _Call) -> None:
-        if self._interceptors.active:
-            response = await self._call_intercepted(execution, call)
-        else:
-            response = await self._call_handler(execution, call, execution.request)
-        if response is None:
-            execution.leave_response()
-            if execution.turn_failure is not None:
-                raise execution.turn_failure
-            return
-        await self._responses.finish(execution, JobStatus.COMPLETED, check_response(response))
 
     async def _call_intercepted(self, execution: Execution, call: _Call) -> JobData | None:
         request = execution.request

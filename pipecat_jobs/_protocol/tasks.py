@@ -34,8 +34,8 @@ class RunningTask:
 
     __slots__ = ("_cancels", "_interrupted", "_task")
 
-    def __init__(self) -> None:
-        self._task = asyncio.current_task()
+    def __init__(self, task: asyncio.Task[Any] | None = None):
+        self._task = asyncio.current_task() if task is None else task
         self._cancels = self._task.cancelling() if self._task is not None else 0
         self._interrupted = False
 
