@@ -94,8 +94,8 @@ class WorkerJobs(Responding, IgnoresOthers):
         hooks = self.__hooks
         where = f"{type(self).__name__}.job_interceptors"
         self.__interceptors = interceptors = Interceptors(self.job_interceptors, where)
-        self.__departure = Departure()
-        runtime = WorkerRuntime(self, self.__departure_of)
+        self._job_departure = Departure()
+        runtime = WorkerRuntime(self)
         self.__requester = Requester(
             runtime,
             hooks,
@@ -480,7 +480,7 @@ class WorkerJobs(Responding, IgnoresOthers):
         return True
 
     def __why_inactive(self) -> str | None:
-        if self.active or self.takes_jobs_when_inactive:
+        if self.takes_jobs_when_inactive or self.active:
             return None
         return f"worker '{self.name}' is inactive and takes no jobs meanwhile"
 
@@ -499,11 +499,7 @@ class WorkerJobs(Responding, IgnoresOthers):
             if self.__turns is not None:
                 self.__turns.end()
             await super().stop()
-            self.__departure.happen()
-
-    @staticmethod
-    def __departure_of(worker: BaseWorker) -> Departure | None:
-        return worker.__departure if isinstance(worker, WorkerJobs) else None
+            self._job_departure.happen()
 
     def add_event_handler(self, event_name: str, handler: Callable[..., Any]) -> None:
         """Add a handler, whose exceptions are logged with their traceback for job events.

@@ -25,32 +25,21 @@ OnEnd = Callable[[str], None]
 class Departure:
     """Calls back when its worker has stopped, without a task that waits for it."""
 
-    __slots__ = ("_calls", "stopped")
+    __slots__ = ("stopped", "watches")
 
     def __init__(self) -> None:
         self.stopped = False
         """Whether it has."""
         # In the order they came, and each is removed in one step however many there are.
-        self._calls: dict[object, Callable[[], None]] = {}
-
-    def call(self, key: object, call: Callable[[], None]) -> None:
-        """Register a call for when the worker stops; ``key`` is for :meth:`forget`."""
-        self._calls[key] = call
-
-    def forget(self, key: object) -> None:
-        """Remove a :meth:`call`. Does nothing when it has been made."""
-        self._calls.pop(key, None)
+        self.watches: dict[_DepartureWatch, None] = {}
+        """What is told, as the keys."""
 
     def happen(self) -> None:
-        """Make the calls: the worker has stopped. Does nothing the second time."""
+        """Tell the watches: the worker has stopped. Does nothing the second time."""
         self.stopped = True
-        calls, self._calls = self._calls, {}
-        for call in calls.values():
-            call()
-
-
-#: Finds the departure of a worker; None for a worker that has none and has to be waited for.
-DepartureOf = Callable[[BaseWorker], Departure | None]
+        watches, self.watches = self.watches, {}
+        for watch in watches:
+            watch.end()
 
 
 class _DepartureWatch:
@@ -58,13 +47,13 @@ class _DepartureWatch:
 
     def __init__(self, departure: Departure, reason: str, on_end: OnEnd):
         self._departure, self._reason, self._on_end = departure, reason, on_end
-        departure.call(self, self._end)
+        departure.watches[self] = None
 
-    def _end(self) -> None:
+    def end(self) -> None:
         self._on_end(self._reason)
 
     def stop(self) -> None:
-        self._departure.forget(self)
+        self._departure.watches.pop(self, None)
 
 
 class _TaskWatch:
@@ -114,10 +103,9 @@ class _BothWatches:
 class OtherWorkers:
     """The registry and the runner of one worker."""
 
-    def __init__(self, worker: BaseWorker, registry: WorkerRegistry, departure_of: DepartureOf):
+    def __init__(self, worker: BaseWorker, registry: WorkerRegistry):
         self._worker = worker
         self.registry = registry
-        self._departure_of = departure_of
 
     def find_missing(self, names: Sequence[str]) -> list[str]:
         """Find the workers that have not registered."""
@@ -166,7 +154,8 @@ class OtherWorkers:
         )
 
     def _watch_worker(self, name: str, target: BaseWorker, reason: str, on_end: OnEnd) -> EndWatch:
-        departure = self._departure_of(target)
+        # Only a worker of this package has one; any other has to be waited for.
+        departure: Departure | None = getattr(target, "_job_departure", None)
         if departure.stopped if departure is not None else has_ended(target):
             raise WorkerHasEnded(reason)
         if departure is None:

@@ -8,7 +8,7 @@ from pipecat.bus.messages import BusMessage
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._protocol.runtime import StartableBus
-from pipecat_jobs._worker.others import DepartureOf, OtherWorkers
+from pipecat_jobs._worker.others import OtherWorkers
 from pipecat_jobs._worker.tasks import start_task
 from pipecat_jobs.errors import WorkerNotAddedError
 
@@ -18,13 +18,12 @@ Result = TypeVar("Result")
 class WorkerRuntime:
     """The :class:`~pipecat_jobs._protocol.runtime.JobRuntime` of a Pipecat worker."""
 
-    __slots__ = ("_departure_of", "_worker", "_workers", "kind", "name")
+    __slots__ = ("_worker", "_workers", "kind", "name")
 
-    def __init__(self, worker: BaseWorker, departure_of: DepartureOf):
+    def __init__(self, worker: BaseWorker):
         self.name = worker.name
         self.kind = type(worker).__name__
         self._worker = worker
-        self._departure_of = departure_of
         self._workers: OtherWorkers | None = None
 
     @property
@@ -36,7 +35,7 @@ class WorkerRuntime:
             raise WorkerNotAddedError(self.name) from error
         workers = self._workers
         if workers is None or workers.registry is not registry:
-            workers = self._workers = OtherWorkers(self._worker, registry, self._departure_of)
+            workers = self._workers = OtherWorkers(self._worker, registry)
         return workers
 
     @property
