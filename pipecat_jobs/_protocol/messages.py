@@ -67,10 +67,10 @@ def find_problem(message: JobMessage) -> str | None:
     Returns:
         What is wrong, in a few words, or None when it can be acted on.
     """
-    if not _is_name(source := getattr(message, "source", None)):
-        return f"source is {shorten(source)}, not a name"
-    if not _is_name(job_id := getattr(message, "job_id", None)):
-        return f"job_id is {shorten(job_id)}, not a name"
+    for field in ("source", "job_id"):
+        name = getattr(message, field, None)
+        if not isinstance(name, str) or not name:
+            return f"{field} is {shorten(name)}, not a name"
     for field, kind in _CARRIED[type(message)]:
         value = getattr(message, field, None)
         if value is not None and not isinstance(value, kind):
@@ -78,10 +78,6 @@ def find_problem(message: JobMessage) -> str | None:
     if isinstance(message, _RESPONSES) and response_status(message) is None:
         return f"status is {shorten(getattr(message, 'status', None))}, not a JobStatus"
     return None
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and bool(value)
 
 
 def response_status(message: ResponseMessage) -> JobStatus | None:

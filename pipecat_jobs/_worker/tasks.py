@@ -5,7 +5,6 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from loguru import logger
-from pipecat.utils.asyncio.task_manager import BaseTaskManager
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._protocol.tasks import deferred
@@ -25,20 +24,19 @@ def start_task(
     no task manager and its own ``create_task()`` raises.
     """
     coroutine = deferred(coroutine)
-    if _task_manager_of(worker) is not None:
-        return worker.create_task(coroutine, name)
-    task = asyncio.create_task(coroutine, name=f"{worker}::{name}")
+    try:
+        _ = worker.task_manager
+    except Exception:
+        # Pipecat has no other way to ask, and raises a bare Exception.
+        return _start_unmanaged(coroutine, f"{worker}::{name}")
+    return worker.create_task(coroutine, name)
+
+
+def _start_unmanaged(coroutine: Coroutine[Any, Any, Result], name: str) -> asyncio.Task[Result]:
+    task = asyncio.create_task(coroutine, name=name)
     _unmanaged.add(task)
     task.add_done_callback(_end_unmanaged)
     return task
-
-
-def _task_manager_of(worker: BaseWorker) -> BaseTaskManager | None:
-    try:
-        return worker.task_manager
-    except Exception:
-        # Pipecat has no other way to ask, and raises a bare Exception.
-        return None
 
 
 def _end_unmanaged(task: asyncio.Task[Any]) -> None:
