@@ -136,7 +136,7 @@ async def test_the_worker_of_a_process_that_stalled_keeps_its_requesters(
 
 @pytest.mark.parametrize("value", ["", "x" * 257, 7, b"key", ["key"]])
 async def test_an_affinity_that_is_not_a_short_text_is_refused(value: object):
-    with pytest.raises(InvalidJobError, match="affinity (is|has)"):
+    with pytest.raises(InvalidJobError, match=r"affinity (is|has)"):
         Asker().job("answerer", affinity=value)
 
 
