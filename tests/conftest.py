@@ -12,7 +12,7 @@ from support.schedules import play_more
 from pipecat_jobs.bus.redis import EmbeddedRedis, embedded
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
 
-# For the examples. Last, so that an installed pipecat_jobs is tested, not the one beside them.
+# For the examples. The path is last, so that an installed pipecat_jobs is tested.
 sys.path.append(str(Path(__file__).parent.parent))
 
 pytest_plugins = ["pipecat_jobs.testing.fixtures"]
@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_server() -> Iterator[EmbeddedRedis]:
-    """A Redis server for all tests of this process that neither stop it nor look at all keys."""
+    """A Redis server shared by the tests of this process that neither stop it nor list its keys."""
     with server_of_a_session() as server:
         yield server
 
@@ -100,7 +100,7 @@ def local_bus_name() -> str:
 
 @pytest.fixture
 def new_local_bus(local_bus_name: str) -> Callable[[], WorkerBus]:
-    """Makes the buses of a test with an event loop of its own, as that of virtual time."""
+    """Makes the buses of a test that has its own event loop, such as that of virtual time."""
     return LOCAL[local_bus_name]
 
 

@@ -1,4 +1,4 @@
-"""No message, and nothing that a subscriber does with one, ends the delivery of the next."""
+"""Neither a message nor an exception of its subscriber ends the delivery of the next message."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ class Raising(Listener):
         self.error: BaseException | None = error
 
     async def on_bus_message(self, message: BusMessage) -> None:
-        self.heard.put_nowait(message)
+        self.received.put_nowait(message)
         error, self.error = self.error, None
         if error is not None:
             raise error
@@ -41,7 +41,7 @@ class RaisingTaker(Raising):
     """Raises at its first message, in the call that sends it."""
 
     def take_bus_message(self, message: BusMessage) -> bool:
-        self.heard.put_nowait(message)
+        self.received.put_nowait(message)
         error, self.error = self.error, None
         if error is not None:
             raise error
@@ -61,7 +61,7 @@ async def test_a_subscriber_receives_the_next_message_after_any_exception(
     async with asyncio.timeout(100):
         for message in (data(), data(), system(), system()):
             mailbox.put(message)
-        assert len(await subscriber.hear(4)) == 4
+        assert len(await subscriber.receive(4)) == 4
     [logged] = [each for each in job_log if each.exception is error]
     assert logged.level == ("CRITICAL" if isinstance(error, SystemExit) else "ERROR")
     assert "subscriber 'a' raised at Bus" in logged.message
@@ -82,7 +82,7 @@ async def test_a_message_that_cannot_be_written_as_text_does_not_end_the_deliver
     async with asyncio.timeout(100):
         await bus.send(Unwritable(source="sender", target="a", text="x"))
         await bus.send(data())
-        assert len(await subscriber.hear(2)) == 2
+        assert len(await subscriber.receive(2)) == 2
     assert any("<Unwritable that cannot be written as text>" in each.message for each in job_log)
 
 
@@ -91,9 +91,9 @@ async def test_the_log_has_only_the_beginning_of_a_long_message(bus: RoutedBus, 
     await bus.subscribe(subscriber)
     async with asyncio.timeout(100):
         await bus.send(data(source="x" * 100_000))
-        await subscriber.hear(1)
+        await subscriber.receive(1)
         await bus.send(data())
-        await subscriber.hear(1)
+        await subscriber.receive(1)
     [logged] = [each for each in job_log if "raised at" in each.message]
     assert len(logged.message) < 300
 

@@ -1,4 +1,4 @@
-"""What goes around a message on the wire keeps strangers and recordings out."""
+"""The envelope of a message on the wire: forged and replayed messages are refused."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_a_replayed_message_is_refused():
     for recorded in (first, second):
         with pytest.raises(UnreadableMessageError, match="was read before"):
             reader.open("data", recorded)
-    # Each sender and each purpose counts for itself.
+    # Each sender and each purpose has its own sequence.
     assert reader.open("urgent", signed().seal("urgent", "p1", 1, b"body"))
     assert reader.open("data", signed().seal("data", "p2", 1, b"body"))
 

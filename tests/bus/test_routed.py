@@ -1,4 +1,4 @@
-"""``RoutedBus``: a message wakes those it is for."""
+"""``RoutedBus``: a message wakes only its receivers."""
 
 import asyncio
 import gc
@@ -49,7 +49,7 @@ async def listeners(bus: WorkerBus, *names: str) -> list[Listener]:
     return made
 
 
-# Who gets what
+# Routing
 
 
 async def test_a_targeted_message_goes_to_its_target_and_to_subscribers_that_see_everything(
@@ -63,9 +63,9 @@ async def test_a_targeted_message_goes_to_its_target_and_to_subscribers_that_see
 
     await bus.send(message)
 
-    assert await target.hear(1) == await tap.hear(1) == [message]
+    assert await target.receive(1) == await tap.receive(1) == [message]
     await bus.send(last := data(None))
-    assert await other.hear(1) == [last]
+    assert await other.receive(1) == [last]
     assert (target.offered, other.offered) == (2, 1)
 
 
@@ -75,7 +75,7 @@ async def test_a_subscriber_that_sees_everything_gets_its_own_messages_once(bus:
     await bus.subscribe(tap)
     await bus.send(first := data("a"))
     await bus.send(second := data("b"))
-    assert await tap.hear(2) == [first, second]
+    assert await tap.receive(2) == [first, second]
 
 
 async def test_a_message_without_a_target_reaches_every_subscriber(bus: RoutedBus):
@@ -84,14 +84,14 @@ async def test_a_message_without_a_target_reaches_every_subscriber(bus: RoutedBu
 
     await bus.send(message)
 
-    assert [await listener.hear(1) for listener in everybody] == [[message]] * 3
+    assert [await listener.receive(1) for listener in everybody] == [[message]] * 3
 
 
 async def test_a_message_for_an_unknown_target_is_dropped(bus: RoutedBus):
     (listener,) = await listeners(bus, "a")
     await bus.send(data("nobody"))
     await bus.send(last := data("a"))
-    assert await listener.hear(1) == [last]
+    assert await listener.receive(1) == [last]
     assert listener.offered == 1
 
 
@@ -166,22 +166,22 @@ async def test_a_worker_whose_method_was_replaced_sees_everything(monkeypatch: p
 async def test_subscribers_that_do_not_see_everything_miss_nothing(
     make: Callable[[], PipecatBaseWorker],
 ):
-    """A release whose workers look at messages for others has to be noticed."""
-    told: list[BusMessage] = []
+    """This fails when a release of Pipecat has workers that use messages for others."""
+    received: list[BusMessage] = []
     harness = JobHarness(AsyncQueueBus())
     async with harness:
         worker = make()
-        worker.add_event_handler("on_bus_message", lambda _, message: told.append(message))
+        worker.add_event_handler("on_bus_message", lambda _, message: received.append(message))
         await harness.start(worker)
         for_others = [data("b"), system("b")]
         for message in for_others:
             await harness.bus.send(message)
         await harness.settle()
-        assert told
-        assert not [message for message in told if message in for_others]
+        assert received
+        assert not [message for message in received if message in for_others]
 
 
-# In which order
+# Order
 
 
 async def test_messages_of_one_sender_arrive_in_order(bus: RoutedBus):
@@ -189,7 +189,7 @@ async def test_messages_of_one_sender_arrive_in_order(bus: RoutedBus):
     sent = [data("a", number=number) for number in range(100)]
     for message in sent:
         await bus.send(message)
-    assert await listener.hear(100) == sent
+    assert await listener.receive(100) == sent
 
 
 async def test_a_system_message_overtakes_data_that_waits(bus: RoutedBus):
@@ -198,7 +198,7 @@ async def test_a_system_message_overtakes_data_that_waits(bus: RoutedBus):
     await bus.send(first)
     await bus.send(second)
     await bus.send(urgent)
-    assert await listener.hear(3) == [urgent, first, second]
+    assert await listener.receive(3) == [urgent, first, second]
 
 
 async def test_a_system_message_overtakes_data_behind_a_slow_handler(bus: RoutedBus):
@@ -212,12 +212,12 @@ async def test_a_system_message_overtakes_data_behind_a_slow_handler(bus: Routed
     await bus.subscribe(listener)
     first, second, urgent = data("a"), data("a"), system("a")
     await bus.send(first)
-    assert await listener.hear(1) == [first]
+    assert await listener.receive(1) == [first]
     await bus.send(second)
     await bus.send(urgent)
-    assert await listener.hear(1) == [urgent]
+    assert await listener.receive(1) == [urgent]
     release.set()
-    assert await listener.hear(1) == [second]
+    assert await listener.receive(1) == [second]
 
 
 async def test_a_slow_system_handler_does_not_delay_data(bus: RoutedBus):
@@ -230,7 +230,7 @@ async def test_a_slow_system_handler_does_not_delay_data(bus: RoutedBus):
     urgent, next_urgent, message = system("a"), system("a"), data("a")
     for each in (urgent, next_urgent, message):
         await bus.send(each)
-    assert await listener.hear(2) == [urgent, message]
+    assert await listener.receive(2) == [urgent, message]
 
 
 async def test_messages_sent_before_the_start_are_delivered_after_it_system_messages_first():
@@ -244,15 +244,15 @@ async def test_messages_sent_before_the_start_are_delivered_after_it_system_mess
 
     await bus.start()
 
-    assert await listener.hear(2) == [urgent, message]
+    assert await listener.receive(2) == [urgent, message]
     await bus.stop()
     await bus.send(later := data("a"))
     await bus.start()
-    assert await listener.hear(1) == [later]
+    assert await listener.receive(1) == [later]
     await bus.stop()
 
 
-# Who harms whom
+# Failures of a subscriber
 
 
 @pytest.mark.parametrize("kind", [data, system])
@@ -269,16 +269,16 @@ async def test_a_subscriber_that_raises_gets_its_next_message_and_affects_no_oth
     for message in sent:
         await bus.send(message)
 
-    assert await broken.hear(2) == await sound.hear(2) == sent
+    assert await broken.receive(2) == await sound.receive(2) == sent
     await bus.send(data("broken"))
-    await broken.hear(1)
+    await broken.receive(1)
     assert [record.level for record in job_log if "'broken' raised" in record.message] == [
         "ERROR"
     ] * 3
 
 
 class Undeliverable(BaseWorker):
-    """A worker that raises at every request, before or after it has begun."""
+    """A worker whose delivery of a request raises, before or after its job has begun."""
 
     def __init__(self, *, begins: bool):
         super().__init__("undeliverable")
@@ -321,11 +321,11 @@ async def test_a_slow_subscriber_delays_only_itself(bus: RoutedBus):
         await bus.subscribe(listener)
     for _ in range(3):
         await bus.send(data(None))
-    assert len(await quick.hear(3)) == 3
+    assert len(await quick.receive(3)) == 3
     assert slow.offered == 1
 
 
-# Coming and going
+# Joining and leaving
 
 
 async def test_a_name_is_taken_once(bus: RoutedBus, job_log: Any):
@@ -333,7 +333,7 @@ async def test_a_name_is_taken_once(bus: RoutedBus, job_log: Any):
     second = Listener("a")
     await bus.subscribe(second)
     await bus.send(data("a"))
-    await first.hear(1)
+    await first.receive(1)
     assert second.offered == 0
     await bus.subscribe(first)
     assert [r.level for r in job_log if "'a' is subscribed already" in r.message] == ["ERROR"]
@@ -346,7 +346,7 @@ async def test_a_subscriber_that_has_left_gets_nothing_and_may_return(bus: Route
     await bus.send(data("a"))
     await bus.subscribe(listener)
     await bus.send(later := data("a"))
-    assert await listener.hear(1) == [later]
+    assert await listener.receive(1) == [later]
     assert listener.offered == 1
 
 
@@ -355,13 +355,13 @@ async def test_a_subscriber_that_saw_everything_leaves_nothing_behind(bus: Route
     tap.sees_all_bus_messages = True
     await bus.subscribe(tap)
     await bus.send(data("a"))
-    await tap.hear(1)
+    await tap.receive(1)
     await bus.unsubscribe(tap)
-    gone = weakref.ref(tap)
+    reference = weakref.ref(tap)
     del tap
-    # Python 3.12 lets go of the cancelled task one turn of the loop later.
+    # Python 3.12 releases the cancelled task one turn of the loop later.
     async with asyncio.timeout(100):
-        while gone() is not None:
+        while reference() is not None:
             await asyncio.sleep(0)
             gc.collect()
 
@@ -381,7 +381,7 @@ async def test_a_subscriber_may_leave_in_its_own_handler(bus: RoutedBus, job_log
     await bus.send(data("a"))
     (other,) = await listeners(bus, "b")
     await bus.send(data("b"))
-    await other.hear(1)
+    await other.receive(1)
     assert listener.offered == 1
     assert not [record for record in job_log if record.level == "WARNING"]
 
@@ -397,13 +397,13 @@ async def test_thousands_of_subscribers_join_and_leave_while_messages_flow(bus: 
 
     await asyncio.gather(*(come_and_go(number) for number in range(2_000)))
 
-    heard = await steady.hear(2_000)
-    assert {message.source for message in heard} == {str(number) for number in range(2_000)}
+    received = await steady.receive(2_000)
+    assert {message.source for message in received} == {str(number) for number in range(2_000)}
     await bus.stop()
     assert not asyncio.all_tasks() - before
 
 
-# What it costs
+# Cost
 
 
 async def test_subscribers_without_messages_have_no_tasks(bus: RoutedBus):
@@ -411,7 +411,7 @@ async def test_subscribers_without_messages_have_no_tasks(bus: RoutedBus):
     everybody = await listeners(bus, *(f"worker {number}" for number in range(500)))
     for _ in range(10):
         await bus.send(data("worker 7"))
-    await everybody[7].hear(10)
+    await everybody[7].receive(10)
     assert len(asyncio.all_tasks()) - before <= 2
     assert sum(listener.offered for listener in everybody) == 10
 
@@ -441,19 +441,19 @@ async def test_a_job_is_delivered_as_often_with_many_workers_as_with_few(
 ):
     few = await deliveries_of_a_job(0, monkeypatch)
     assert few == await deliveries_of_a_job(100, monkeypatch)
-    # Request and answer, each to the one it is for and to the harness's own tap.
+    # The request and the response, each to its target and to the harness's own tap.
     assert few == 4
 
 
 async def test_a_broadcast_still_reaches_all_workers():
     async with JobHarness(RoutedBus()) as harness:
         workers = [BaseWorker(f"worker {number}") for number in range(10)]
-        told: set[str] = set()
+        received: set[str] = set()
         for worker in workers:
             worker.add_event_handler(
                 "on_bus_message",
                 lambda worker, message: (
-                    told.add(worker.name)
+                    received.add(worker.name)
                     if isinstance(message, BusWorkerRegistryMessage) and message.source == "me"
                     else None
                 ),
@@ -461,4 +461,4 @@ async def test_a_broadcast_still_reaches_all_workers():
         await harness.start(*workers)
         await harness.bus.send(BusWorkerRegistryMessage(source="me", runner="r", workers=[]))
         await harness.settle()
-        assert told == {worker.name for worker in workers}
+        assert received == {worker.name for worker in workers}

@@ -1,4 +1,4 @@
-"""``RoutedBus``: what a subscriber handles in the very call that sends it."""
+"""``RoutedBus``: messages that a subscriber handles within the call that sends them."""
 
 import asyncio
 import gc
@@ -34,7 +34,7 @@ from pipecat_jobs.testing import JobHarness
 
 
 class Taker(BusSubscriber):
-    """Takes what it is told to take; keeps what it took and what it had to be handed."""
+    """Takes the messages that a test selects; keeps the taken and the delivered ones."""
 
     sees_all_bus_messages = False
 
@@ -63,7 +63,7 @@ class Taker(BusSubscriber):
 
 @pytest.fixture
 async def bus(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RoutedBus]:
-    # As if Pipecat had written it: no message has to pass a method that only its author knows.
+    # As if the class were Pipecat's: a message then needs no check for a custom method.
     monkeypatch.setattr(
         "pipecat_jobs.bus.routed._PASS_OVER", (BusSubscriber, PipecatBaseWorker, Taker)
     )
@@ -179,10 +179,10 @@ async def test_no_message_is_taken_before_the_start():
 class Own(Answerer):
     def __init__(self) -> None:
         super().__init__("own")
-        self.heard: list[type[BusMessage]] = []
+        self.received: list[type[BusMessage]] = []
 
     async def on_bus_message(self, message: BusMessage) -> None:
-        self.heard.append(type(message))
+        self.received.append(type(message))
         await super().on_bus_message(message)
 
 
@@ -196,29 +196,29 @@ async def test_a_worker_with_an_on_bus_message_of_its_own_sees_its_jobs(kind: ty
         asker, own = Asker(), kind()
         await harness.start(asker, own)
         await asker.ask("own", "echo")
-        assert BusJobRequestMessage in own.heard
+        assert BusJobRequestMessage in own.received
 
 
 async def test_an_event_handler_for_all_messages_sees_jobs_while_it_is_registered():
     async with JobHarness(RoutedBus()) as harness:
         asker, answerer = Asker(), Answerer()
         await harness.start(asker, answerer)
-        heard: list[type[BusMessage]] = []
+        received: list[type[BusMessage]] = []
 
-        async def hear(worker: BaseWorker, message: BusMessage) -> None:
-            heard.append(type(message))
+        async def receive(worker: BaseWorker, message: BusMessage) -> None:
+            received.append(type(message))
 
         await asker.ask("answerer", "echo")
-        answerer.add_event_handler("on_bus_message", hear)
+        answerer.add_event_handler("on_bus_message", receive)
         await asker.ask("answerer", "echo")
         await harness.settle()
         question = BusJobUpdateRequestMessage(source="asker", target="answerer", job_id="1")
         assert not answerer.take_bus_message(question)
-        answerer.remove_event_handler("on_bus_message", hear)
+        answerer.remove_event_handler("on_bus_message", receive)
         assert answerer.take_bus_message(question)
         await asker.ask("answerer", "echo")
         await harness.settle()
-        assert heard.count(BusJobRequestMessage) == 1
+        assert received.count(BusJobRequestMessage) == 1
 
 
 class Tap(Answerer):
@@ -247,19 +247,19 @@ async def test_a_new_subscriber_of_a_name_receives_messages_that_the_earlier_one
 mood: ContextVar[str] = ContextVar("mood", default="calm")
 
 
-class Moody(BaseWorker):
+class ContextReader(BaseWorker):
     @job(name="mood")
     async def tell(self, message: BusJobRequestMessage) -> dict:
         return {"mood": mood.get()}
 
 
 async def test_a_handler_runs_in_the_context_of_its_worker_and_not_of_the_requester():
-    """Pipecat tells by a context variable whether a tool call is running: not the asked one's."""
+    """Pipecat marks a running tool call by a context variable; it must not reach the worker."""
     async with JobHarness(RoutedBus()) as harness:
         asker = Asker()
-        await harness.start(asker, Moody("moody"))
+        await harness.start(asker, ContextReader("reader"))
         mood.set("angry")
-        assert await asker.ask("moody", "mood") == {"mood": "calm"}
+        assert await asker.ask("reader", "mood") == {"mood": "calm"}
 
 
 async def test_a_handler_whose_first_message_is_delivered_later_runs_in_its_own_context(
@@ -277,7 +277,7 @@ async def test_a_handler_whose_first_message_is_delivered_later_runs_in_its_own_
     assert await moods.get() == "calm"
 
 
-# What it costs
+# Cost
 
 
 async def tasks_of_a_job(asker: Asker, harness: JobHarness) -> list[str]:
@@ -350,10 +350,10 @@ async def test_the_runner_is_not_woken_for_jobs_and_receives_all_other_messages(
 async def test_a_runner_class_with_its_own_on_bus_message_sees_jobs():
     class Curious(WorkerRunner):
         async def on_bus_message(self, message: BusMessage) -> None:
-            heard.append(type(message))
+            received.append(type(message))
             await super().on_bus_message(message)
 
-    heard: list[type[BusMessage]] = []
+    received: list[type[BusMessage]] = []
     bus = RoutedBus()
     await bus.setup(TaskManager())
     await bus.start()
@@ -361,7 +361,7 @@ async def test_a_runner_class_with_its_own_on_bus_message_sees_jobs():
     await bus.send(BusJobRequestMessage(source="a", target="b", job_id="1"))
     await asyncio.sleep(0)
     await bus.stop()
-    assert heard == [BusJobRequestMessage]
+    assert received == [BusJobRequestMessage]
 
 
 async def test_messages_that_pipecats_workers_ignore_do_not_wake_them():
@@ -400,10 +400,10 @@ async def test_messages_that_pipecats_workers_ignore_do_not_wake_them():
 def test_pipecats_workers_still_ignore_these_messages(
     worker: type[PipecatBaseWorker], message: type[BusMessage]
 ):
-    """A release whose workers act on one of these has to be noticed."""
+    """This fails when a release of Pipecat has workers that use one of these messages."""
     assert message.__name__ not in inspect.getsource(worker.on_bus_message)
 
 
 def test_pipecats_runner_still_ignores_job_messages():
-    """A release whose runner looks at jobs has to be noticed."""
+    """This fails when a release of Pipecat has a runner that uses job messages."""
     assert "BusJob" not in inspect.getsource(WorkerRunner.on_bus_message)

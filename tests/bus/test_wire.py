@@ -1,4 +1,4 @@
-"""Bus messages as bytes, and back: nothing is built that is not known."""
+"""Bus messages as bytes and back: only known types are built."""
 
 import dataclasses
 import json
@@ -68,7 +68,7 @@ def carried(frame: Any) -> Any:
     return arrived.frame
 
 
-# -- what arrives is what was sent ---------------------------------------------------------------
+# -- round trips ---------------------------------------------------------------------------------
 
 VALUES = st.recursive(
     st.none()
@@ -125,7 +125,7 @@ def test_every_message_of_pipecats_bus_arrives_as_it_was_sent(kind: type):
     if kind is BusFrameMessage:
         assert (arrived.frame.text, arrived.frame.id) == ("hello", message.frame.id)
         arrived.frame = message.frame
-    # The id and the name are the sender's: a copy is known by them.
+    # The copy keeps the sender's id and name, which identify the frame.
     assert vars(arrived) == vars(message)
 
 
@@ -140,8 +140,8 @@ def test_ui_messages_and_registry_snapshots_are_carried():
 def test_frames_that_bridges_carry_arrive_whole():
     audio = carried(InputAudioRawFrame(audio=bytes(range(256)), sample_rate=16000, num_channels=1))
     assert (audio.audio, audio.num_frames) == (bytes(range(256)), 128)
-    heard = TranscriptionFrame("hello", "user", "2026-11-22T10:00:00Z")
-    assert dataclasses.asdict(carried(heard)) == dataclasses.asdict(heard)
+    received = TranscriptionFrame("hello", "user", "2026-11-22T10:00:00Z")
+    assert dataclasses.asdict(carried(received)) == dataclasses.asdict(received)
     assert carried(LLMTextFrame("word")).text == "word"
     assert isinstance(carried(InterruptionFrame()), InterruptionFrame)
     appended = LLMMessagesAppendFrame([{"role": "user", "content": "hi"}], run_llm=True)
@@ -179,7 +179,7 @@ def test_fields_that_belong_to_a_pipeline_are_removed_from_a_frame_that_is_sent(
     assert carried(FunctionCallsStartedFrame([call])).function_calls[0].arguments == {"x": 1}
 
 
-# -- what a bot brings of its own ----------------------------------------------------------------
+# -- types of a bot ------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -282,7 +282,7 @@ def test_a_type_that_cannot_be_carried_is_refused_when_it_is_named():
         WireCodec(types=[twin])
 
 
-# -- limits, strangers and garbage ---------------------------------------------------------------
+# -- limits, unknown types and garbage -----------------------------------------------------------
 
 
 def test_a_message_over_the_limit_is_refused_at_the_sender():
@@ -400,7 +400,7 @@ def test_the_same_messages_with_the_declared_types_are_read():
     for name, fields in [
         ("TextFrame", {"text": "x", "pts": None, "metadata": {"a": [1]}}),
         ("LLMMessagesAppendFrame", {"messages": [{"role": "user", "content": "hi"}]}),
-        # What some services give as a language.
+        # Some services give the language as a str.
         ("TranscriptionFrame", {"text": "x", "user_id": "", "timestamp": "", "language": "en"}),
         ("ErrorFrame", {"error": "x", "processor": None}),
     ]:
@@ -449,7 +449,7 @@ def test_dataclasses_with_loose_annotations_are_understood():
 
 
 def test_every_name_in_the_annotations_of_pipecats_messages_and_frames_is_known():
-    """Else its field takes anything: a name of a new release belongs into `_PIPECATS_NAMES`."""
+    """A field with an unknown type name is not checked: add the name to `_PIPECATS_NAMES`."""
     unknown = set()
 
     class Names(dict):

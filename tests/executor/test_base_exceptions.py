@@ -1,4 +1,4 @@
-"""What is raised may be no ``Exception``: the job ends as an error all the same."""
+"""A raised ``BaseException`` that is not an ``Exception`` also ends the job as an error."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from pipecat_jobs.testing import JobHarness
 
 pytestmark = pytest.mark.every_bus
 
-#: Seconds in which a busy machine, too, gets a job done.
+#: Seconds in which even a busy machine does a job.
 LONG = 100.0
 
 
 class PanicException(BaseException):
-    """Stands for PyO3's, with which Rust code in a Python package panics."""
+    """PyO3 raises an exception of that name when Rust code in a Python package panics."""
 
 
 class Unprintable(Exception):
-    """An exception of which nothing can be said."""
+    """An exception whose text cannot be read."""
 
     def __str__(self) -> str:
         raise ValueError("no words")
@@ -33,7 +33,7 @@ class Unprintable(Exception):
     __repr__ = __str__
 
 
-#: By name: makes the exception.
+#: Functions that make the exceptions, by name.
 RAISED: dict[str, Callable[[], BaseException]] = {
     "panic": lambda: PanicException("rust panicked"),
     "group": lambda: BaseExceptionGroup("several", [PanicException("rust panicked")]),
@@ -45,7 +45,7 @@ ASKED = ["plain", "stream", "first in the stream", "one at a time", "one by one"
 
 
 class Raising(BaseWorker):
-    """Raises, in every kind of handler."""
+    """A worker that raises in every kind of handler."""
 
     def __init__(self, error: BaseException | None = None):
         super().__init__("raising")
@@ -137,7 +137,7 @@ async def test_sys_exit_in_a_handler_is_logged_as_critical_and_the_process_goes_
 
 @pytest.mark.parametrize("place", ["plain", "stream", "hook", "event handler"])
 def test_a_keyboard_interrupt_in_a_handler_ends_the_loop_and_reaches_the_requester(place: str):
-    """Should the program catch it and go on with its loop, no job is left open."""
+    """If the program catches it and goes on with its loop, no job is left open."""
 
     class Interrupted(Asker):
         async def on_job_update(self, message: Any) -> None:
@@ -188,10 +188,10 @@ async def test_a_base_exception_in_a_hook_is_logged_and_changes_nothing(
 ):
     error = RAISED[raised]()
 
-    async def clumsy(self: BaseWorker, message: object) -> None:
+    async def broken(self: BaseWorker, message: object) -> None:
         raise error
 
-    def clumsier(worker: BaseWorker, message: object) -> None:
+    def broken_handler(worker: BaseWorker, message: object) -> None:
         raise error
 
     class Talking(Answerer):
@@ -200,8 +200,8 @@ async def test_a_base_exception_in_a_hook_is_logged_and_changes_nothing(
             await self.send_job_update(message.job_id, {})
             yield {"n": 1}
 
-    asker = type("Clumsy", (Asker,), {event: clumsy})("asker")
-    asker.add_event_handler(event, clumsier)
+    asker = type("Broken", (Asker,), {event: broken})("asker")
+    asker.add_event_handler(event, broken_handler)
     await job_harness.start(asker, Talking())
     assert await asker.ask("answerer", "talk", timeout=LONG) == {}
     with pytest.raises(JobError, match="no such topic"):
@@ -214,20 +214,20 @@ async def test_a_base_exception_in_a_hook_is_logged_and_changes_nothing(
 
 
 async def test_a_base_exception_in_on_job_cancelled_lets_the_job_end(job_harness: JobHarness):
-    class Clumsy(Answerer):
+    class Broken(Answerer):
         async def on_job_cancelled(self, message: Any) -> None:
             raise PanicException("in the hook")
 
-    asker, clumsy = Asker(), Clumsy()
-    await job_harness.start(asker, clumsy)
+    asker, broken = Asker(), Broken()
+    await job_harness.start(asker, broken)
     job_id = await asker.request_job("answerer", name="wait")
-    await clumsy.started.get()
+    await broken.started.get()
     await asker.cancel_job_group(job_id)
-    await until(lambda: not clumsy.active_jobs)
+    await until(lambda: not broken.active_jobs)
 
 
 class PanickingBus(AsyncQueueBus):
-    """Panics at a message, as a bus may whose serializer is written in Rust."""
+    """A bus that panics at a message, as one with a serializer in Rust may."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,7 +264,7 @@ async def test_a_base_exception_of_a_bus_that_refuses_a_request_ends_the_job():
 
 
 async def test_a_handler_whose_coroutine_is_closed_raises_nothing(bus: WorkerBus):
-    """At the end of a program its coroutines are closed, with no loop to answer on."""
+    """At the end of a program coroutines are closed without a loop, so no response can be sent."""
     harness = await BusHarness(bus).__aenter__()
     asker, answerer = Asker(), Answerer()
     await harness.start(asker, answerer)
@@ -273,7 +273,7 @@ async def test_a_handler_whose_coroutine_is_closed_raises_nothing(bus: WorkerBus
     (task,) = [t for t in asyncio.all_tasks() if "job_wait" in t.get_name()]
     coroutine = task.get_coro()
     assert coroutine is not None
-    # RuntimeError, if the coroutine awaited something more.
+    # This raises RuntimeError if the coroutine awaits anything more.
     coroutine.close()
     await asker.cancel_job_group(job_id)
     task.cancel()

@@ -1,4 +1,4 @@
-"""The states of a job at its worker: which follow which, and what each means."""
+"""The states of a job at its worker: the transitions, and the meaning of each state."""
 
 import asyncio
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def respond(execution: Execution) -> None:
         execution.begin_response()
 
 
-#: All that happens to a job, in whatever order it does.
+#: Everything that can happen to a job, in any order.
 STEPS: list[Callable[[Execution], object]] = [
     Execution.cancel,
     respond,

@@ -1,4 +1,4 @@
-"""Answering: handlers, what they return, how many run, and what cannot be answered."""
+"""The executor: handlers, their return values, their concurrency, and refused requests."""
 
 import asyncio
 
@@ -155,15 +155,15 @@ async def test_a_handler_that_yields_another_type_than_dict_is_an_error(job_harn
 async def test_a_handler_that_raises_cancelled_error_still_gives_a_response(
     job_harness: JobHarness,
 ):
-    class Gone(BaseWorker):
-        @job(name="gone")
-        async def gone(self, message: BusJobRequestMessage):
+    class CancelsItself(BaseWorker):
+        @job(name="cancels")
+        async def cancel_itself(self, message: BusJobRequestMessage):
             raise asyncio.CancelledError
 
     asker = Asker()
-    await job_harness.start(asker, Gone("gone"))
+    await job_harness.start(asker, CancelsItself("cancels"))
     with pytest.raises(JobError, match="handler cancelled"):
-        await asker.ask("gone", "gone")
+        await asker.ask("cancels", "cancels")
 
 
 class Counting(BaseWorker):
@@ -293,14 +293,14 @@ async def test_a_nameless_request_without_a_handler_stays_open_for_a_late_respon
 
 
 async def test_a_worker_may_opt_out_of_jobs_while_inactive(job_harness: JobHarness):
-    class Shy(Answerer):
+    class OptedOut(Answerer):
         takes_jobs_when_inactive = False
 
     asker = Asker()
-    await job_harness.start(asker, Shy("shy", active=False))
-    with pytest.raises(JobRefusedError, match="'shy' is inactive") as caught:
-        await asker.ask("shy", "echo")
-    assert caught.value.outcomes["shy"].status is OutcomeStatus.FAILED
+    await job_harness.start(asker, OptedOut("opted-out", active=False))
+    with pytest.raises(JobRefusedError, match="'opted-out' is inactive") as caught:
+        await asker.ask("opted-out", "echo")
+    assert caught.value.outcomes["opted-out"].status is OutcomeStatus.FAILED
 
 
 async def test_a_job_id_open_for_another_requester_is_refused(job_harness: JobHarness):
@@ -317,19 +317,19 @@ async def test_a_job_id_open_for_another_requester_is_refused(job_harness: JobHa
 async def test_a_refused_request_that_is_delivered_again_is_not_run(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    class Shy(Answerer):
+    class OptedOut(Answerer):
         takes_jobs_when_inactive = False
 
-    asker, shy = Asker(), Shy("shy", active=False)
-    await chaos_harness.start(asker, shy)
+    asker, opted_out = Asker(), OptedOut("opted-out", active=False)
+    await chaos_harness.start(asker, opted_out)
     with pytest.raises(JobRefusedError):
-        await asker.ask("shy", "echo", job_id="j")
-    await asker.activate_worker("shy")
+        await asker.ask("opted-out", "echo", job_id="j")
+    await asker.activate_worker("opted-out")
     await chaos_harness.settle()
     await chaos_bus.send(await chaos_bus.wait_for(BusJobRequestMessage))
     await chaos_harness.settle()
-    assert shy.active
-    assert shy.ran == []
+    assert opted_out.active
+    assert opted_out.ran == []
 
 
 async def test_another_worker_can_neither_cancel_a_job_nor_request_its_updates(
@@ -440,16 +440,16 @@ async def test_an_exception_after_the_response_changes_nothing(job_harness: JobH
 async def test_a_failure_written_for_the_llm_is_a_response_and_is_not_logged_as_an_error(
     job_harness: JobHarness, job_log
 ):
-    class Desk(BaseWorker):
+    class Catalog(BaseWorker):
         @job(name="find")
         async def find(self, message: BusJobRequestMessage) -> None:
             raise JobToolError("no such booking")
 
     asker = Asker()
-    await job_harness.start(asker, Desk("desk"))
+    await job_harness.start(asker, Catalog("catalog"))
     with pytest.raises(JobError, match="no such booking") as raised:
-        await asker.ask("desk", "find")
-    outcome = raised.value.outcomes["desk"]
+        await asker.ask("catalog", "find")
+    outcome = raised.value.outcomes["catalog"]
     assert outcome.status is OutcomeStatus.FAILED
     assert outcome.error is not None
     assert outcome.error.for_llm

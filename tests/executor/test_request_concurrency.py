@@ -1,4 +1,4 @@
-"""``job_request_concurrency`` bounds whatever handles ``on_job_request``."""
+"""``job_request_concurrency`` limits the jobs of every kind of handler of ``on_job_request``."""
 
 import asyncio
 from typing import Any
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.every_bus
 
 
 class Open:
-    """Keeps the jobs that its event handler has begun, until the test answers them."""
+    """Keeps the jobs that its event handler has begun, until the test sends their responses."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a tool writes into the context can be sent to any provider, whatever it is made of."""
+"""Any value that a tool writes into the context can be sent to any provider."""
 
 import dataclasses
 import enum
@@ -32,8 +32,8 @@ HALF = "half \ud83d of a pair"
 WHOLE = "half \ufffd of a pair"
 
 
-class Mute:
-    """Has no text."""
+class WithoutText:
+    """An object whose ``str()`` raises."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -65,7 +65,7 @@ def circle() -> dict[str, Any]:
 
 
 def assert_can_be_sent(value: object) -> None:
-    # As Pipecat and the providers' clients write it.
+    # Pipecat and the clients of the providers encode it this way.
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     text.encode()
     assert json.loads(text) == value
@@ -88,9 +88,9 @@ WRITTEN: list[tuple[object, object]] = [
         {1: "a", None: "b", (1, 2): "c", Kind.ROOM: "d"},
         {"1": "a", "None": "b", "[1, 2]": "c", "room": "d"},
     ),
-    ({Mute(): 1}, {"<Unserializable Mute object>": 1}),
+    ({WithoutText(): 1}, {"<Unserializable WithoutText object>": 1}),
     ({frozenset([1]): 1}, {"[1]": 1}),
-    ({"mute": Mute()}, {"mute": "<Unserializable Mute object>"}),
+    ({"mute": WithoutText()}, {"mute": "<Unserializable WithoutText object>"}),
     ({1j}, ["1j"]),
     (KeyError, "<class 'KeyError'>"),
     (ValueError("why"), "why"),
@@ -138,7 +138,7 @@ def test_text_without_lone_surrogates_is_not_changed(text: str):
     assert to_encodable(text) == text
 
 
-# in a bot
+# In a bot
 
 
 ODD = {
@@ -146,11 +146,11 @@ ODD = {
     "bytes": ({"audio": b"\xff\xfe"}, {"audio": "\\xff\\xfe"}),
     "not a number": ({"x": math.nan}, {"x": "nan"}),
 }
-#: What not every bus between processes carries.
+#: Values that not every bus between processes can carry.
 HANDED_OVER = {
     "a key of an odd type": ({(1, 2): "x"}, {"[1, 2]": "x"}),
     "a circle": (circle(), {"self": "{'self': {...}}"}),
-    "no text": ({"mute": Mute()}, {"mute": "<Unserializable Mute object>"}),
+    "no text": ({"mute": WithoutText()}, {"mute": "<Unserializable WithoutText object>"}),
 }
 
 
@@ -192,7 +192,7 @@ async def test_the_bot_goes_on_after_any_response_of_a_worker(
     await assert_written(job_harness, scripted_llm, new_llm(), answer, written)
 
 
-@pytest.mark.not_on("redis", "pubsub", reason="what is not JSON does not cross a server")
+@pytest.mark.not_on("redis", "pubsub", reason="values that are not JSON do not cross a server")
 @pytest.mark.parametrize(("answer", "written"), HANDED_OVER.values(), ids=HANDED_OVER)
 async def test_the_bot_goes_on_after_a_response_that_few_buses_carry(
     job_harness: JobHarness,

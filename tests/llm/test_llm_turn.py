@@ -1,4 +1,4 @@
-"""``llm_turn()``: a job answered by what an LLM says."""
+"""``llm_turn()``: the text of an LLM is the response of a job."""
 
 import asyncio
 from typing import Any
@@ -41,7 +41,7 @@ from pipecat_jobs.testing import (
 __all__ = ["new_llm"]
 
 
-# What it gives
+# Results
 
 
 async def test_the_text_of_the_turn_is_the_response_of_the_job(
@@ -163,16 +163,16 @@ async def test_a_turn_also_waits_for_a_background_tool(
 async def test_the_llm_answers_after_a_tool_that_raises(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
-    class Clumsy(Researcher):
+    class FailingResearcher(Researcher):
         async def _wait(self, name: str) -> None:
             raise ValueError("I fell")
 
     server.reply(ToolCall("wait_here"), "It fell.")
-    worker = Clumsy(llm=new_llm("You research."))
+    worker = FailingResearcher(llm=new_llm("You research."))
     raised = asyncio.Event()
     worker.llm.add_event_handler("on_error", lambda *_: raised.set())
 
-    # The run is not over before the tool has raised.
+    # The run does not end before the tool has raised.
     call_functions = worker.llm.run_function_calls
 
     async def until_raised(calls: Any) -> None:
@@ -221,7 +221,7 @@ async def test_the_text_of_the_llm_is_streamed_to_the_requester_before_the_respo
     assert j.response == {"text": "Dogs are loyal friends."}
 
 
-# When it goes wrong
+# Failures
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``llm_turn()`` with four providers: answers that are cut, streams that are left."""
+"""``llm_turn()`` with four providers: answers that end early, streams that are cancelled."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ from pipecat_jobs.testing import JobHarness
 
 LONG = " ".join(f"w{number}" for number in range(2000))
 
-#: Reasons to end an answer before it is whole, None for no reason at all.
+#: Reasons to end an answer early; None means that the provider gives no reason.
 CUTS = [(kind, reason) for kind in KINDS for reason in (None, *CUT[kind])]
 
 
@@ -57,7 +57,7 @@ async def until_over(provider: FakeProvider) -> None:
             await asked.over.wait()
 
 
-# An answer that is not whole
+# Incomplete answers
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["context", "fresh"])
@@ -137,7 +137,7 @@ async def test_a_provider_that_cannot_be_reached_is_named_with_the_cause(
 ):
     url = f"http://name:secret@127.0.0.1:{provider.port}"
     await provider.stop()
-    await provider_gone(provider)
+    await assert_port_closed(provider)
     worker = Debater(llm=new_service(kind, provider.port))
     client: Any = worker.llm._client  # type: ignore[attr-defined]
     client.base_url = url if kind == "anthropic" else f"{url}/v1"
@@ -147,20 +147,20 @@ async def test_a_provider_that_cannot_be_reached_is_named_with_the_cause(
     with pytest.raises(JobError) as caught:
         await asker.ask("dogs", fresh=fresh)
 
-    told = str(caught.value)
-    assert f"http://127.0.0.1:{provider.port}/v1/" in told
-    assert "Connect call failed" in told
-    assert "secret" not in told
+    text = str(caught.value)
+    assert f"http://127.0.0.1:{provider.port}/v1/" in text
+    assert "Connect call failed" in text
+    assert "secret" not in text
     await provider.start()
     await close_client(worker.llm)
 
 
-async def provider_gone(provider: FakeProvider) -> None:
+async def assert_port_closed(provider: FakeProvider) -> None:
     with pytest.raises(OSError, match="Connect call failed"):
         await asyncio.open_connection("127.0.0.1", provider.port)
 
 
-# A stream that is left
+# Cancelled streams
 
 
 async def test_the_tokens_stop_when_the_job_is_cancelled(

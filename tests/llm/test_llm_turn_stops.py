@@ -1,4 +1,4 @@
-"""What stops the turn of ``llm_turn()``, and what it does not touch."""
+"""What stops the turn of ``llm_turn()``, and what is not affected."""
 
 import asyncio
 from typing import Any
@@ -25,7 +25,7 @@ from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, Stall, Text, Too
 __all__ = ["new_llm"]
 
 
-# Cancelling it
+# Cancelling the job
 
 
 async def test_cancelling_the_job_closes_the_connection_and_removes_the_turn_from_the_context(
@@ -216,7 +216,7 @@ async def test_a_question_of_the_user_is_answered_if_the_turn_stops_after_the_gr
     queue_frame, job_has_ended = worker.llm.queue_frame, asyncio.Event()
 
     def note_end(_: object, message: BusJobResponseMessage) -> None:
-        # The CANCELLED response, which the worker sends once the grace is over.
+        # The worker sends the CANCELLED response once the grace period is over.
         job_has_ended.set()
 
     asker.add_event_handler("on_job_response", note_end)
@@ -255,7 +255,7 @@ async def test_a_user_s_turn_that_a_late_interruption_stops_is_run_again(
 ):
     server.on(last_asked("hello"), Text("Hello to you, my dear user.", pace=0.03))
     server.on("dogs", Text("Dogs are loyal.", pace=1.0))
-    # The stop of the turn below waits for the other run to begin.
+    # The stop of the turn below waits until the other run begins.
     monkeypatch.setattr(Debater, "job_cancel_grace", 60.0)
     worker = Debater(llm=new_llm("You talk."), active=True)
     talk = Talk(worker)

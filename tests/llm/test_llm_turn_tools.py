@@ -28,7 +28,7 @@ LOOKS_UP = ToolCalls(ToolCall("wait_here"), text="Let me look that up.")
 
 
 def on_frame(processor: FrameProcessor, event: str, kind: type[Frame]) -> asyncio.Event:
-    """Set once a processor has seen a frame of a kind."""
+    """An event that is set once a processor has seen a frame of a kind."""
     seen = asyncio.Event()
 
     def see(_: object, frame: Frame) -> None:
@@ -51,7 +51,7 @@ def hold(processor: FrameProcessor, event: str, kind: type[Frame]) -> asyncio.Ev
     return release
 
 
-# A result whose run the aggregator puts off
+# Results whose run the aggregator postpones
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ async def test_a_turn_waits_for_the_run_that_speech_postpones(
     asker = await start(job_harness, worker)
     aggregator = worker.assistant_aggregator
     began = on_frame(aggregator, "on_after_process_frame", begins)
-    told = on_frame(aggregator, "on_after_process_frame", FunctionCallResultFrame)
+    result_seen = on_frame(aggregator, "on_after_process_frame", FunctionCallResultFrame)
     asking = asyncio.create_task(asker.ask("where is it?"))
     await worker.calls.get()
     await aggregator.queue_frame(begins())
     await began.wait()
 
     worker.release.set()
-    await told.wait()
+    await result_seen.wait()
     await job_harness.settle()
     assert not asking.done()
     await aggregator.queue_frame(ends())
@@ -121,14 +121,14 @@ async def test_a_run_that_the_aggregator_postpones_and_forgets_still_takes_place
     asker = await start(job_harness, worker)
     aggregator = worker.assistant_aggregator
     began = on_frame(aggregator, "on_after_process_frame", BotStartedSpeakingFrame)
-    told = on_frame(aggregator, "on_after_process_frame", FunctionCallResultFrame)
-    # The words before the call come into the context after its result.
+    result_seen = on_frame(aggregator, "on_after_process_frame", FunctionCallResultFrame)
+    # The text before the call enters the context after the result of the call.
     release = hold(worker.llm, "on_before_push_frame", LLMFullResponseEndFrame)
     await aggregator.queue_frame(BotStartedSpeakingFrame())
     await began.wait()
     worker.release.set()
     asking = asyncio.create_task(asker.ask("where is it?"))
-    await told.wait()
+    await result_seen.wait()
 
     release.set()
 
@@ -143,14 +143,14 @@ async def test_cancelling_the_job_drops_the_run_that_speech_postponed(
     asker = await start(job_harness, worker)
     aggregator = worker.assistant_aggregator
     began = on_frame(aggregator, "on_after_process_frame", BotStartedSpeakingFrame)
-    told = on_frame(aggregator, "on_after_process_frame", FunctionCallResultFrame)
+    result_seen = on_frame(aggregator, "on_after_process_frame", FunctionCallResultFrame)
     ended = on_frame(aggregator, "on_after_process_frame", BotStoppedSpeakingFrame)
     asking = asyncio.create_task(asker.ask("where is it?"))
     await worker.calls.get()
     await aggregator.queue_frame(BotStartedSpeakingFrame())
     await began.wait()
     worker.release.set()
-    await told.wait()
+    await result_seen.wait()
 
     await cancelled(asking)
     assert await asker.ask("cats") == {"text": "Cats are aloof."}
@@ -205,7 +205,7 @@ async def test_a_user_s_interruption_drops_the_calls_that_have_not_begun(
 
     await worker.queue_frame(InterruptionFrame())
 
-    # Called to go on behind the conversation, so it does.
+    # The tool runs in the background, so it goes on.
     assert await worker.calls.get() == "wait_behind"
     worker.release.set()
     while await talk.said.get() != "Done.":
@@ -215,7 +215,7 @@ async def test_a_user_s_interruption_drops_the_calls_that_have_not_begun(
     assert worker.calls.empty()
 
 
-# What a turn that did not end well leaves
+# What a failed turn leaves
 
 
 async def test_a_failed_turn_keeps_messages_that_others_added_to_the_context(
@@ -227,7 +227,9 @@ async def test_a_failed_turn_keeps_messages_that_others_added_to_the_context(
     worker = Researcher(llm=new_llm("You research."), active=True)
     talk = Talk(worker)
     asker = await start(job_harness, worker)
-    told = on_frame(worker.assistant_aggregator, "on_after_process_frame", FunctionCallResultFrame)
+    result_seen = on_frame(
+        worker.assistant_aggregator, "on_after_process_frame", FunctionCallResultFrame
+    )
     await talk.say("hello")
     await worker.calls.get()
     asking = asyncio.create_task(asker.ask("dogs"))
@@ -236,7 +238,7 @@ async def test_a_failed_turn_keeps_messages_that_others_added_to_the_context(
     note: Any = {"role": "developer", "content": "Be brief."}
     worker.context.add_message(note)
     worker.release.set()
-    await told.wait()
+    await result_seen.wait()
 
     await cancelled(asking)
     await job_harness.settle()

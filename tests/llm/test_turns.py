@@ -1,4 +1,4 @@
-"""LLM turns that jobs start by queueing a frame, as the document's ``DebateWorker`` does."""
+"""LLM turns that jobs start by queueing a frame, as ``DebateWorker`` of the document does."""
 
 import asyncio
 from typing import Any
@@ -52,7 +52,7 @@ from pipecat_jobs.testing import (
 __all__ = ["new_llm"]
 
 
-# A provider that gives no answer
+# Providers that give no answer
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ async def test_a_tool_that_responds_to_the_job_needs_no_text_of_the_turn(
     assert await asker.ask_seed("dogs") == {"text": "Dogs!"}
 
 
-# Cancelling it
+# Cancelling the job
 
 
 @pytest.mark.parametrize("active", [False, True])
@@ -315,7 +315,7 @@ async def test_a_job_s_run_that_waits_behind_the_user_s_is_stopped_as_it_begins(
     while await talk.said.get() != "Bye!":
         pass
     assert hello.outcome == "completed"
-    # It may be stopped before its request is sent.
+    # The run may be stopped before its request is sent.
     assert {r.outcome for r in server.requests if asked(r)[-1] == "dogs"} <= {"hung_up"}
 
 
@@ -420,7 +420,7 @@ async def test_a_plain_worker_with_the_mixin_stops_its_llm_while_it_is_inactive(
     await request.wait_hung_up()
 
 
-# An interruption from elsewhere
+# Interruptions from outside
 
 
 async def test_an_interruption_by_the_user_cancels_the_job_and_does_not_shorten_its_answer(

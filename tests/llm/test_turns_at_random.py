@@ -1,4 +1,4 @@
-"""Many jobs on one LLM worker, some cancelled anywhere, some failed by their provider."""
+"""Many jobs on one LLM worker; some are cancelled at any point, others fail at the provider."""
 
 import asyncio
 import os
@@ -23,15 +23,15 @@ from pipecat_jobs.testing.fixtures import LogRecord
 __all__ = ["new_llm"]
 
 JOBS = 40
-#: Seconds within which all jobs are asked for.
+#: Seconds within which all jobs are requested.
 SPELL = 1.0
-#: A topic that is always answered: after it, nothing of the others is under way.
+#: A topic that always gets an answer; after it, no message of the others is under way.
 LAST = "the last topic;"
 SEED = int(os.environ.get("PIPECAT_JOBS_SEED", "0"))
 
 
 class Script:
-    """A provider of moods: answers at several paces, errors, silence, broken connections."""
+    """A provider with random behaviour: slow answers, errors, no answer, broken connections."""
 
     def __init__(self, chance: random.Random):
         self._chance = chance
@@ -51,7 +51,7 @@ class Script:
 
 
 async def ask(asker: Asker, topic: str, *, seed_form: bool, chance: random.Random) -> str:
-    """Ask for one job; say how it ended."""
+    """Request one job and return how it ended."""
     await asyncio.sleep(SPELL * chance.random())
     asking = asyncio.create_task(asker.ask_seed(topic) if seed_form else asker.ask(topic))
     if chance.random() < 0.4:
@@ -93,13 +93,13 @@ async def test_every_job_gets_its_own_whole_text_or_none(
     assert set(ends) <= {"answered", "failed", "cancelled"}, f"PIPECAT_JOBS_SEED={SEED}"
     count = Counter(ends)
     assert count["answered"] > JOBS / 4
-    # A turn that changed its state against the table would raise in an event handler of Pipecat.
+    # A wrong transition of a turn would raise in an event handler of Pipecat.
     assert not [record for record in job_log if "a turn went from" in f"{record}"]
     if not seed_form:
         await asker.ask(LAST)
-        # What is left of them all: each question with its own answer, and nothing of the others.
+        # The context holds each question with its own answer, and nothing else.
         said = [message["content"] for message in worker.context.messages]
-        # A cancellation may come when the turn is over and its answer on the way.
+        # A cancellation may come after the turn has ended and before its response arrives.
         assert count["answered"] < len(said) / 2 <= count["answered"] + count["cancelled"] + 1
         for question, answer in zip(said[::2], said[1::2], strict=True):
             assert answer.startswith(f"about {question} ")

@@ -1,4 +1,4 @@
-"""What breaks in Pipecat's own jobs, row by row of the list this project was started from.
+"""The gaps of Pipecat's own jobs, row by row of the list that this project started from.
 
 The number in a test's name is the row's. Rows 25 to 29 and 31 to 32 are about LLM turns, cost and
 network buses.
@@ -116,7 +116,7 @@ async def test_gap_04_a_cancel_right_after_the_request_leaves_nothing_running(
 
 
 class Stubborn(Answerer):
-    """Its handler does not end when it is cancelled, until it is let go."""
+    """A worker whose handler ignores its cancellation until the test releases it."""
 
     job_cancel_grace = 0.01
 

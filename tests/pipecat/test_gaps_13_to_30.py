@@ -193,11 +193,11 @@ async def test_gap_22_a_response_from_a_worker_that_was_not_asked_is_ignored(
 
 
 async def test_gap_23_a_hook_that_raises_loses_no_response(job_harness: JobHarness, job_log):
-    class Clumsy(Asker):
+    class Broken(Asker):
         async def on_job_response(self, message: BusJobResponseMessage) -> None:
-            raise KeyError("clumsy")
+            raise KeyError("broken")
 
-    asker = Clumsy()
+    asker = Broken()
     await job_harness.start(asker, Answerer())
 
     assert (await asker.ask("answerer", "echo"))["from"] == "answerer"
@@ -207,7 +207,7 @@ async def test_gap_23_a_hook_that_raises_loses_no_response(job_harness: JobHarne
 async def test_gap_24_a_second_job_waits_for_a_worker_that_does_one_job_at_a_time(
     job_harness: JobHarness,
 ):
-    """The seed's own DebateWorker has this test in test_seed_debate.py."""
+    """The same test with the DebateWorker of the document is in test_seed_debate.py."""
 
     class OneAtATime(BaseWorker):
         job_request_concurrency = 1
@@ -238,7 +238,7 @@ async def test_gap_24_a_second_job_waits_for_a_worker_that_does_one_job_at_a_tim
 async def test_gap_30_a_malformed_message_is_dropped_and_the_worker_goes_on(
     job_harness: JobHarness, job_log
 ):
-    """What the wire's decoder makes of a message is checked before it is acted on."""
+    """A decoded message is checked before it is used."""
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
     broken = [

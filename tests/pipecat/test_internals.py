@@ -1,4 +1,4 @@
-"""What this package relies on in Pipecat beyond its public names."""
+"""The internals of Pipecat that this package relies on."""
 
 import asyncio
 import sys
@@ -65,10 +65,10 @@ __all__ = ["new_llm"]
 
 class Watcher:
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.notified: list[str] = []
 
     async def __call__(self, data: WorkerReadyData) -> None:
-        self.told.append(data.worker_name)
+        self.notified.append(data.worker_name)
 
 
 @pytest.fixture
@@ -87,20 +87,20 @@ async def test_unwatch_removes_a_watch(registry: WorkerRegistry):
     unwatch(registry, "late", watcher)
     await ready(registry, "late")
 
-    assert watcher.told == []
+    assert watcher.notified == []
 
 
 async def test_unwatch_leaves_the_other_watchers(registry: WorkerRegistry):
-    gone, stays, elsewhere = Watcher(), Watcher(), Watcher()
-    await registry.watch("late", gone)
+    removed, stays, elsewhere = Watcher(), Watcher(), Watcher()
+    await registry.watch("late", removed)
     await registry.watch("late", stays)
     await registry.watch("other", elsewhere)
 
-    unwatch(registry, "late", gone)
+    unwatch(registry, "late", removed)
     await ready(registry, "late")
     await ready(registry, "other")
 
-    assert (gone.told, stays.told, elsewhere.told) == ([], ["late"], ["other"])
+    assert (removed.notified, stays.notified, elsewhere.notified) == ([], ["late"], ["other"])
 
 
 async def test_unwatch_leaves_no_trace_of_the_worker(registry: WorkerRegistry):
@@ -120,7 +120,7 @@ async def test_a_worker_that_is_unwatched_can_be_watched_again(registry: WorkerR
     await registry.watch("late", watcher)
     await ready(registry, "late")
 
-    assert watcher.told == ["late"]
+    assert watcher.notified == ["late"]
 
 
 @pytest.mark.parametrize("name", ["late", "never seen"])
@@ -131,7 +131,7 @@ async def test_unwatch_without_a_watch_does_nothing(registry: WorkerRegistry, na
     unwatch(registry, name, Watcher())
     await ready(registry, "late")
 
-    assert other.told == ["late"]
+    assert other.notified == ["late"]
 
 
 async def test_unwatch_from_within_a_notification_skips_no_other_watcher(registry: WorkerRegistry):
@@ -144,7 +144,7 @@ async def test_unwatch_from_within_a_notification_skips_no_other_watcher(registr
     await registry.watch("late", after)
     await ready(registry, "late")
 
-    assert after.told == ["late"]
+    assert after.notified == ["late"]
 
 
 async def test_unwatch_from_elsewhere_during_a_notification_skips_no_other_watcher(
@@ -165,7 +165,7 @@ async def test_unwatch_from_elsewhere_during_a_notification_skips_no_other_watch
     go_on.set()
     await registering
 
-    assert after.told == ["late"]
+    assert after.notified == ["late"]
 
 
 async def test_watching_a_worker_that_is_ready_notifies_at_once(registry: WorkerRegistry):
@@ -174,7 +174,7 @@ async def test_watching_a_worker_that_is_ready_notifies_at_once(registry: Worker
 
     await registry.watch("early", watcher)
 
-    assert watcher.told == ["early"]
+    assert watcher.notified == ["early"]
 
 
 # -- event handlers ------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_proxied_name_of_any_other_worker_is_none():
 
 
 def test_proxied_name_imports_no_proxy(monkeypatch: pytest.MonkeyPatch):
-    """Those who use none need neither websockets nor starlette."""
+    """A bot without proxies needs neither websockets nor starlette."""
     modules = [f"pipecat.workers.proxy.websocket.{side}" for side in ("client", "server")]
     for module in modules:
         monkeypatch.delitem(sys.modules, module)
@@ -320,7 +320,7 @@ def test_proxies_have_the_event_of_a_lost_connection(make: Callable[[], PlainWor
     assert not has_event_handlers(proxy, event)
 
 
-# -- public names that must mean what they do ----------------------------------------------------
+# -- public names whose behaviour this package relies on -----------------------------------------
 
 
 async def test_job_groups_and_active_jobs_are_the_live_dicts():
@@ -352,7 +352,7 @@ async def test_pipecat_enters_its_own_jobs_in_the_dicts_it_shows(bus: WorkerBus)
 
 @pytest.mark.not_on("redis", reason="a response that no requester waits for is not sent")
 async def test_a_worker_that_has_stopped_stays_subscribed(job_harness: JobHarness):
-    """So that it can go on answering those who ask it too late."""
+    """The worker can then still respond to late requests."""
     worker, messages = PlainWorker("worker"), []
 
     async def keep(_: PlainWorker, message: Any) -> None:
@@ -410,7 +410,7 @@ async def test_accepts_bus_message_decides_what_a_bus_delivers(
             await self.send_job_response(message.job_id)
 
     requests: list[str] = []
-    # Inactive, since that is when a job worker accepts more than Pipecat would.
+    # The worker is inactive: only then does a job worker accept more than Pipecat's.
     worker = Choosy("worker", active=False)
     await job_harness.start(worker)
 
@@ -424,7 +424,7 @@ async def test_accepts_bus_message_decides_what_a_bus_delivers(
 
 
 class ToolCaller(LLMContextWorker):
-    """Calls tools that wait, and notes whose tool it was."""
+    """Calls tools that wait, and records which worker's tool runs."""
 
     def __init__(self, llm: OpenAILLMService):
         super().__init__("caller", llm=llm)

@@ -1,4 +1,4 @@
-"""What Pipecat's users rely on when they are asked, of its workers and ours alike."""
+"""The behaviour of a worker that gets requests, the same in Pipecat's workers and ours."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ bench = parity.bench
 worker_class = parity.worker_class
 
 
-# -- being asked ---------------------------------------------------------------------------------
+# -- requests ------------------------------------------------------------------------------------
 
 
 async def test_a_request_fires_its_event_and_is_an_active_job(bench: Bench, worker_class: type):

@@ -1,4 +1,4 @@
-"""What Pipecat's users rely on when they ask and call off, of its workers and ours alike."""
+"""The behaviour of a requester that asks and cancels, the same in Pipecat's workers and ours."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ bench = parity.bench
 worker_class = parity.worker_class
 
 
-# -- asking --------------------------------------------------------------------------------------
+# -- requests ------------------------------------------------------------------------------------
 
 
 async def test_each_worker_is_sent_one_request_with_name_and_payload(
@@ -99,7 +99,7 @@ async def test_a_response_in_time_cancels_the_timeout(bench: Bench, worker_class
     await bench.ready("quick", "late")
 
     quick = await asker.request_job("quick", params=JobParams(timeout=0.05))
-    await asyncio.sleep(0)  # Pipecat's own timeout task has to begin before it can be ended.
+    await asyncio.sleep(0)  # Pipecat's own timeout task has to begin before it can be cancelled.
     await asker.on_bus_message(answer("quick", quick))
     late = await asker.request_job("late", params=JobParams(timeout=0.06))
     await bench.bus.wait_for(lambda m: isinstance(m, BusJobCancelMessage) and m.job_id == late)
@@ -147,7 +147,7 @@ async def test_no_worker_is_asked_before_all_are_ready(bench: Bench, worker_clas
     assert [m.target for m in bench.sent(BusJobRequestMessage)] == ["early", "late"]
 
 
-# -- calling off ---------------------------------------------------------------------------------
+# -- cancelling ----------------------------------------------------------------------------------
 
 
 async def test_a_body_that_raises_cancels_with_that_reason(bench: Bench, worker_class: type):
@@ -182,7 +182,7 @@ async def test_a_cancel_by_hand_carries_its_reason_to_workers_and_requester(
 
 
 async def test_a_cancel_goes_once_to_each_worker_without_a_response(bench: Bench):
-    """Pipecat tells those as well that have answered."""
+    """Pipecat also sends the cancel to workers that have already responded."""
     asker = BaseWorker("asker")
     await bench.add(asker)
     await bench.ready("a", "b", "c")

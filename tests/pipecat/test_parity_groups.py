@@ -132,7 +132,7 @@ async def test_updates_reach_the_hook_and_the_event_queue(
 ):
     asker, events = worker_class("asker"), asyncio.Queue[Any]()
     group = group_class(job_id="j", worker_names=["a"], event_queue=events)
-    heard = listen(asker, "on_job_update")
+    received = listen(asker, "on_job_update")
     await add(bench, asker, group)
     half = update("a", "j", done=0.5)
 
@@ -141,7 +141,7 @@ async def test_updates_reach_the_hook_and_the_event_queue(
     await end_of(group)
     await asyncio.sleep(0)
 
-    assert heard == [half]
+    assert received == [half]
     assert events.get_nowait() == JobGroupEvent(JobGroupEvent.UPDATE, "a", {"done": 0.5})
     assert events.get_nowait() is None
 
@@ -150,16 +150,16 @@ async def test_overrides_are_called_for_a_group(bench: Bench, worker_class: Any,
     class Listening(worker_class):
         def __init__(self, name: str):
             super().__init__(name)
-            self.heard: list[str] = []
+            self.received: list[str] = []
 
         async def on_job_response(self, message: Any) -> None:
-            self.heard.append("response")
+            self.received.append("response")
 
         async def on_job_update(self, message: Any) -> None:
-            self.heard.append("update")
+            self.received.append("update")
 
         async def on_job_completed(self, result: Any) -> None:
-            self.heard.append("completed")
+            self.received.append("completed")
 
     asker, group = Listening("asker"), group_class(job_id="j", worker_names=["a"])
     await add(bench, asker, group)
@@ -168,7 +168,7 @@ async def test_overrides_are_called_for_a_group(bench: Bench, worker_class: Any,
     await asker.on_bus_message(answer("a", "j"))
     await end_of(group)
 
-    assert asker.heard == ["update", "response", "completed"]
+    assert asker.received == ["update", "response", "completed"]
 
 
 async def test_a_cancel_reaches_the_workers_and_fails_the_group(
@@ -271,7 +271,7 @@ async def test_a_request_handled_by_the_worker_itself_is_not_taken_for_a_respons
     assert list(asker.active_jobs) == ["j"]
 
 
-# -- what our own group adds ---------------------------------------------------------------------
+# -- additions of our own group ------------------------------------------------------------------
 
 
 async def test_our_group_keeps_outcomes(bench: Bench):

@@ -1,4 +1,4 @@
-"""How handlers are found and run, one by one or at once, in Pipecat's workers and ours alike."""
+"""How handlers are found and run, one by one or at once, the same in Pipecat's workers and ours."""
 
 import asyncio
 from typing import Any
@@ -20,7 +20,7 @@ worker_class = parity.worker_class
 
 
 class Gated:
-    """Runs until its job's gate is opened, and keeps count."""
+    """Its handler runs until the gate of its job is opened, and counts the running ones."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What Pipecat's users rely on to be told, and when, of its workers and ours alike."""
+"""Which hooks fire and when, the same in Pipecat's workers and ours."""
 
 import asyncio
 
@@ -156,7 +156,7 @@ async def test_an_error_does_not_end_a_group_with_cancel_on_error_off(
 
 
 async def test_hooks_get_every_response_before_the_completion(bench: Bench, worker_class: type):
-    """Also when an override takes its time and the answers come at once."""
+    """This also holds when an override is slow and the responses arrive together."""
     order: list[str] = []
 
     class Listening(worker_class):

@@ -104,7 +104,7 @@ async def test_a_message_while_it_works_joins_the_work(running: Backend):
     await llm.wait_for_requests(1)
     assert await frontend.send("the second") == "working"
     said: list[str] = []
-    # Pipecat may call itself idle between the two.
+    # Pipecat may report idle between the two.
     while len(said) < 2:
         update = await frontend.updates.get()
         said += [update["text"]] if update["type"] == "output" else []
@@ -229,7 +229,7 @@ async def test_a_message_without_a_frontend_is_refused_with_the_reason(running: 
 async def test_a_group_opened_without_a_context_gives_its_updates_to_a_queue_set_afterwards(
     running: Backend,
 ):
-    """As Pipecat's own session does it."""
+    """Pipecat's own session does so."""
     harness, _, _ = running
     asker = OurPeer("asker")
     await harness.start(asker)

@@ -1,4 +1,4 @@
-"""Plain Pipecat workers and ours answer each other on one bus: results, failures, names."""
+"""Jobs between plain Pipecat workers and ours on one bus: results, failures, names."""
 
 import asyncio
 from typing import Any
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.every_bus("slow")
 harness = peers.harness
 
 
-# -- both ways alike -----------------------------------------------------------------------------
+# -- both directions -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("asks", "answers"), PAIRS)
@@ -82,7 +82,7 @@ async def test_a_stream_of_a_plain_worker_arrives_whole(harness: JobHarness):
 
 
 @pytest.mark.parametrize(
-    ("name", "heard"),
+    ("name", "received"),
     [
         ("update", ["on_job_update", "on_job_update", "on_job_response", "on_job_completed"]),
         (
@@ -98,13 +98,13 @@ async def test_a_stream_of_a_plain_worker_arrives_whole(harness: JobHarness):
     ],
 )
 async def test_hooks_of_a_plain_requester_get_our_updates_and_chunks(
-    harness: JobHarness, name: str, heard: list[str]
+    harness: JobHarness, name: str, received: list[str]
 ):
-    """By hooks, since Pipecat's ``async for`` may miss what a quick worker says."""
+    """The test uses hooks, since Pipecat's ``async for`` may miss messages of a quick worker."""
     asker = PlainPeer("asker")
     fired: list[str] = []
     completed = asyncio.Event()
-    for event in {*heard}:
+    for event in {*received}:
 
         async def keep(_: Any, __: Any, event: str = event) -> None:
             fired.append(event)
@@ -121,12 +121,12 @@ async def test_hooks_of_a_plain_requester_get_our_updates_and_chunks(
     await completed.wait()
     await harness.settle()
 
-    assert sorted(fired) == sorted(heard)
+    assert sorted(fired) == sorted(received)
 
 
 async def test_a_plain_requester_iterates_over_messages_of_our_worker(harness: JobHarness):
     class Patient(OurPeer):
-        """Speaks once its requester listens: Pipecat attaches its queue after sending."""
+        """Sends once its requester iterates, since Pipecat attaches its queue late."""
 
         @pipecat_jobs.job(name="count")
         async def count(self, message: BusJobRequestMessage):
@@ -276,7 +276,7 @@ async def test_the_first_failure_stops_the_rest_of_a_mixed_group(
     await harness.start(asker, plain, ours)
     waiting = {"plain": plain, "ours": ours}[waits]
 
-    # The one that waits is asked first: Pipecat drops a cancel that overtakes its request.
+    # The waiting worker is asked first: Pipecat drops a cancel that overtakes its request.
     with pytest.raises(PipecatJobGroupError):
         await asker.ask_group(waits, fails, name="fail or wait", payload={"fails": fails})
     await harness.settle()
@@ -323,7 +323,7 @@ async def test_a_plain_workers_response_reaches_our_inactive_requester(harness: 
 async def test_a_job_for_an_inactive_plain_worker_waits_until_the_deadline(
     harness: JobHarness,
 ):
-    """Pipecat drops the request before anybody of it could answer; the deadline decides."""
+    """Pipecat drops the request unseen, so only the deadline can end the job."""
     asker = OurPeer("asker")
     await harness.start(asker, PlainPeer("answerer", active=False))
 

@@ -1,4 +1,4 @@
-"""Plain Pipecat workers and ours on one bus: jobs that are called off, stuck or left behind."""
+"""Plain Pipecat workers and ours on one bus: jobs that are cancelled, stuck or left behind."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ async def blocking_harness(blocking_bus: ChaosBus) -> AsyncIterator[JobHarness]:
         yield harness
 
 
-# -- calling off ---------------------------------------------------------------------------------
+# -- cancelling ----------------------------------------------------------------------------------
 
 
 async def test_cancelling_our_requester_stops_a_plain_handler(harness: JobHarness):
@@ -72,7 +72,7 @@ async def test_a_plain_requester_whose_body_is_cancelled_stops_our_handler(harne
     caller = asyncio.create_task(asker.events("answerer", "wait"))
     job_id = await answerer.started.get()
 
-    # Pipecat's own leaves the job to itself when it is cancelled while it sends the request.
+    # Pipecat's own requester leaves a job behind if it is cancelled while it sends the request.
     await harness.settle()
     await cancel(caller)
 
@@ -200,7 +200,7 @@ async def test_the_deadline_holds_while_a_plain_workers_response_is_stuck_in_the
     assert not asker.job_groups
 
 
-# -- workers that go away ------------------------------------------------------------------------
+# -- workers that end ----------------------------------------------------------------------------
 
 
 async def test_a_plain_worker_that_ends_with_a_job_open_cancels_it(harness: JobHarness):
@@ -260,8 +260,8 @@ async def test_a_plain_worker_that_has_ended_is_lost_at_once(harness: JobHarness
         await asker.ask("answerer", "echo")
 
 
-class Mute(PlainPeer):
-    """Ends without a word for the jobs it holds, as a worker that crashed does."""
+class Silent(PlainPeer):
+    """Ends without a response to the jobs that it holds, as a worker that crashed does."""
 
     async def stop(self) -> None:
         self.active_jobs.clear()
@@ -269,7 +269,7 @@ class Mute(PlainPeer):
 
 
 async def test_a_plain_worker_that_finished_without_a_response_is_lost(harness: JobHarness):
-    asker, answerer = OurPeer("asker"), Mute("answerer")
+    asker, answerer = OurPeer("asker"), Silent("answerer")
     await harness.start(asker, answerer)
     caller = asyncio.create_task(asker.ask("answerer", "silent"))
     await answerer.started.get()
@@ -300,18 +300,18 @@ async def test_a_worker_of_ours_whose_last_response_was_never_sent_is_lost(
 
 
 async def test_a_group_that_loses_one_plain_worker_stops_the_others(harness: JobHarness):
-    asker, mute, other = OurPeer("asker"), Mute("mute"), PlainPeer("other")
-    await harness.start(asker, mute, other)
+    asker, silent, other = OurPeer("asker"), Silent("silent"), PlainPeer("other")
+    await harness.start(asker, silent, other)
 
     async def call() -> None:
-        await asker.ask_group("mute", "other", name="wait")
+        await asker.ask_group("silent", "other", name="wait")
 
-    mute.release.set()
-    mute.send_job_response = _say_nothing
+    silent.release.set()
+    silent.send_job_response = _say_nothing
     caller = asyncio.create_task(call())
-    await mute.started.get()
+    await silent.started.get()
     job_id = await other.started.get()
-    await harness.end(mute)
+    await harness.end(silent)
 
     with pytest.raises(WorkerLostError):
         await caller
@@ -325,7 +325,7 @@ async def _say_nothing(*_: Any, **__: Any) -> None:
 async def test_a_worker_is_lost_when_worker_lost_reports_it(harness: JobHarness):
     asker = OurPeer("asker")
     await harness.start(asker)
-    # A worker of another process: nothing here can notice its end.
+    # The worker is in another process: this process cannot notice its end.
     await harness.registry.register(WorkerReadyData(worker_name="far", runner="elsewhere"))
     caller = asyncio.create_task(asker.ask("far", "echo"))
     await asker.group_id

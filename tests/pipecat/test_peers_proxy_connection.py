@@ -1,4 +1,4 @@
-"""Jobs between two runners whose WebSocket goes away, or is not there yet."""
+"""Jobs between two runners whose WebSocket closes, or is not connected yet."""
 
 import asyncio
 
@@ -60,7 +60,7 @@ async def test_asking_through_a_closed_connection_is_lost_at_once(
         caller = asyncio.create_task(asker.ask("answerer", "wait"))
         await call.answerer.started.get()
         await call.lose_connection(how)
-        # The end of this first job tells that the asking end knows.
+        # The end of this first job shows that the requester's side knows the worker.
         with pytest.raises(WorkerLostError):
             await caller
 
@@ -95,7 +95,7 @@ async def test_a_response_that_arrived_right_before_the_connection_closed_counts
 async def test_a_response_still_on_the_requesters_bus_when_the_connection_closed_counts(
     harness: JobHarness, direction: Direction
 ):
-    """As on a network bus, which takes its time from the proxy to the asker."""
+    """This happens on a network bus, which is slow between the proxy and the requester."""
     asker, answerer = OurPeer("asker"), OurPeer("answerer")
     async with calling(harness, direction, asker, answerer) as call:
         caller = asyncio.create_task(asker.ask("answerer", "wait"))

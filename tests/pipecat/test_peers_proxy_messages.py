@@ -1,4 +1,4 @@
-"""What crosses the WebSocket between two runners: jobs, answers, cancels, and nonsense."""
+"""Messages across the WebSocket between two runners: jobs, responses, cancels, malformed data."""
 
 import asyncio
 
@@ -147,7 +147,7 @@ async def test_a_timeout_reaches_the_remote_handler(
         assert await answerer.stopped.get() == await answerer.started.get()
 
 
-# -- nonsense on the wire ------------------------------------------------------------------------
+# -- malformed data ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Cards of Pipecat's ``UIWorker`` whose jobs are cancelled, late or lost: none stays open."""
+"""Cards of Pipecat's ``UIWorker`` whose jobs are cancelled, late or lost: all of them close."""
 
 import asyncio
 from typing import Any

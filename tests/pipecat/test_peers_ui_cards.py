@@ -1,4 +1,4 @@
-"""The cards of Pipecat's ``UIWorker`` with jobs: what its client sees as workers answer."""
+"""The cards of Pipecat's ``UIWorker`` with jobs: the messages that its client gets."""
 
 import asyncio
 

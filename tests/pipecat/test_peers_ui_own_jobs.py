@@ -1,4 +1,4 @@
-"""The jobs that Pipecat's ``UIWorker`` brings along, with the mixin on: respond and screen."""
+"""The jobs that Pipecat's ``UIWorker`` defines, with the mixin: respond and screen."""
 
 import asyncio
 
@@ -63,7 +63,7 @@ async def test_a_cancelled_respond_job_frees_its_slot_for_the_next(
 
     assert ui.current_job is None
     assert not ui.active_jobs
-    # The stalled turn holds the pipeline; nothing of this package may hold the job.
+    # The stalled turn blocks the pipeline; this package must not block the job.
     await ui.queue_frame(InterruptionFrame())
     response = await asker.ask("ui", "respond", payload={"query": "quick"})
     assert response == {"answer": "done"}

@@ -1,7 +1,7 @@
 """The samples of "Job Coordination" about cancellation, each run as it is written there.
 
-The lines between ``fmt: off`` and ``fmt: on`` are the document's own, line lengths included. What a
-sample leaves out (who is asked, what the work is, how the method is called) stands around it.
+The lines between ``fmt: off`` and ``fmt: on`` are the document's own, line lengths included. The
+code around a sample adds its missing parts: the workers, the work, the name of the method.
 """
 # ruff: noqa: F841
 
@@ -55,7 +55,7 @@ class Working(BaseWorker):
 
 
 class Failing(BaseWorker):
-    """Answers with an error once it is told to."""
+    """Responds with an error once the test releases it."""
 
     def __init__(self, name: str):
         super().__init__(name)
@@ -127,7 +127,7 @@ async def test_a_cancellation_in_the_block_cancels_every_worker(job_harness: Job
 async def test_a_cancellation_while_the_context_waits_at_its_exit_cancels_every_worker(
     job_harness: JobHarness,
 ):
-    """The sample's own form: an empty block, and all the waiting done on leaving it."""
+    """The form of the sample: an empty block, which waits only at its exit."""
     asker, w1, w2 = AutomaticCancellation("asker"), Working("w1"), Working("w2")
     await job_harness.start(asker, w1, w2)
     asking = asyncio.create_task(asker.ask())
@@ -202,7 +202,7 @@ async def test_a_worker_s_error_cancels_the_rest_and_raises_job_group_error(
 
 
 class ManualCancellation(BaseWorker):
-    """Runs the sample; waiting stands for its ``# ...``."""
+    """Runs the sample; a wait stands for its ``# ...``."""
 
     def __init__(self, name: str):
         super().__init__(name)
@@ -329,7 +329,7 @@ async def test_a_worker_that_stops_responds_cancelled_to_each_job_it_holds(
 ):
     class Asker(BaseWorker):
         async def ask(self) -> None:
-            # No timeout: only the worker's own answer can end this.
+            # Without a timeout, only the worker's own response can end the job.
             async with self.job("worker", name="work"):
                 pass
 

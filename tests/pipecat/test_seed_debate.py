@@ -91,10 +91,10 @@ class Asker(BaseWorker):
 
 
 class Conversation:
-    """A worker with a context of its own, spoken to as a user would.
+    """A worker with its own context, which gets messages as from a user.
 
-    An ``LLMWorker`` leaves the context to its surroundings: in a voice bot, to the pipeline of the
-    transport. Here it has one around its LLM, and nothing else.
+    An ``LLMWorker`` has no context of its own: in a voice bot the pipeline of the transport has it.
+    Here a context is added around the LLM, and nothing else.
     """
 
     def __init__(self, moderator_class: type[LLMWorker]):
@@ -114,7 +114,7 @@ class Conversation:
 
         @aggregators.assistant().event_handler("on_assistant_turn_stopped")
         async def on_assistant_turn_stopped(aggregator: object, message: Any) -> None:
-            # A turn that only calls a tool ends too, with nothing said.
+            # A turn that only calls a tool also ends, without text.
             if message.content:
                 self._answers.put_nowait(message.content)
 
@@ -126,7 +126,7 @@ class Conversation:
         return await self._answers.get()
 
 
-#: Closes a worker's HTTP connections when the test ends, which a process leaves to its own end.
+#: Closes a worker's HTTP connections when the test ends; a bot leaves that to its process.
 Closing = Callable[[LLMWorker], None]
 
 
@@ -161,7 +161,7 @@ def last_text(request: LLMRequest) -> object:
 
 
 def asks_about(topic: str) -> Callable[[LLMRequest], bool]:
-    # The last message alone: a debater's context keeps the topics it had before.
+    # Only the last message: a debater's context keeps its earlier topics.
     return lambda request: last_text(request) == f"Topic: {topic}"
 
 
@@ -186,7 +186,7 @@ async def test_the_debate_reaches_the_user_as_a_summary_of_all_three_perspective
     closing(conversation.worker)
     debaters = [debater("advocate"), debater("critic"), debater("analyst")]
     await job_harness.start(conversation.worker, *debaters)
-    # Nobody here holds the conversation, which is an LLM worker's default.
+    # No worker here holds the conversation; that is the default of an LLM worker.
     assert not any(worker.active for worker in debaters)
 
     await conversation.say("debate whether AI should be regulated")
@@ -353,7 +353,7 @@ async def test_two_groups_over_the_same_debaters_do_not_mix(
     assert cats == {"advocate": "All about cats.", "critic": "All about cats."}
 
 
-@pytest.mark.not_on("redis", reason="it waits in the bus")
+@pytest.mark.not_on("redis", reason="the waiting job is in the bus")
 async def test_a_job_cancelled_while_it_waits_for_its_turn_never_reaches_the_llm(
     job_harness: JobHarness,
     provider: ScriptedLLMServer,
@@ -403,7 +403,7 @@ async def test_a_job_that_times_out_while_it_waits_for_its_turn_never_reaches_th
     assert [last_text(r) for r in provider.requests] == ["Topic: dogs"]
 
 
-@pytest.mark.not_on("redis", reason="the next job waits in the bus")
+@pytest.mark.not_on("redis", reason="the waiting job is in the bus")
 @pytest.mark.parametrize("second_waits", [True, False])
 async def test_text_of_a_job_cancelled_during_generation_never_reaches_the_next_job(
     job_harness: JobHarness,
@@ -446,7 +446,7 @@ async def test_a_debater_that_stops_while_it_generates_ends_the_job_as_cancelled
     provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=3600))
     asker, advocate = Asker("asker"), debater("advocate")
     await job_harness.start(asker, advocate)
-    # No timeout: only the debater's own answer can end this.
+    # Without a timeout, only the debater's own response can end the job.
     asking = asyncio.create_task(asker.ask("advocate", "dogs"))
     (request,) = await provider.wait_for_requests(1)
     await request.wait_token(1)
@@ -460,7 +460,7 @@ async def test_a_debater_that_stops_while_it_generates_ends_the_job_as_cancelled
     await request.wait_hung_up()
 
 
-@pytest.mark.not_on("redis", reason="what waits does so in the bus")
+@pytest.mark.not_on("redis", reason="the waiting job is in the bus")
 async def test_a_debater_that_is_ended_finishes_its_text_and_cancels_waiting_jobs(
     job_harness: JobHarness,
     provider: ScriptedLLMServer,

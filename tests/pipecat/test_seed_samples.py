@@ -1,7 +1,7 @@
 """The short samples of "Job Coordination", each run as it is written there.
 
-The lines between ``fmt: off`` and ``fmt: on`` are the document's own, line lengths included. What a
-sample leaves out (who is asked, what the work is, how the method is called) stands around it.
+The lines between ``fmt: off`` and ``fmt: on`` are the document's own, line lengths included. The
+code around a sample adds its missing parts: the workers, the work, the name of the method.
 """
 # ruff: noqa: E501, T201
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.every_bus
 
 
 class Answering(BaseWorker):
-    """Answers whatever it is asked, and keeps what that was."""
+    """Responds to every request, and keeps its payload."""
 
     def __init__(self, name: str, answer: dict[str, Any] | None = None):
         super().__init__(name)
@@ -131,11 +131,11 @@ async def test_a_job_group_gives_every_worker_the_payload_and_collects_all_respo
 async def test_a_job_group_runs_its_workers_in_parallel(
     job_harness: JobHarness, capsys: pytest.CaptureFixture[str]
 ):
-    everyone_is_at_it = asyncio.Barrier(3)
+    all_have_begun = asyncio.Barrier(3)
 
     class Meeting(BaseWorker):
         async def on_job_request(self, message: BusJobRequestMessage) -> None:
-            await everyone_is_at_it.wait()
+            await all_have_begun.wait()
             await self.send_job_response(message.job_id, {"met": True})
 
     asker = JobGroup("asker")

@@ -1,4 +1,4 @@
-"""Every benchmark of what jobs cost, run with counts so small that nothing is learnt of time."""
+"""Every benchmark of the cost of jobs, with counts too small to measure time."""
 
 import html
 import json
@@ -39,7 +39,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "_DEBATES", 1)
     monkeypatch.setattr(sessions, "_INTERRUPTIONS", 1)
     monkeypatch.setattr(sessions, "fresh_process", lambda: ThreadPoolExecutor(1))
-    # A process takes seconds to import Pipecat; what memory it has is nothing to these tests.
+    # A process takes seconds to import Pipecat, and these tests do not check its memory.
     monkeypatch.setattr(child, "fresh_process", lambda: ThreadPoolExecutor(1))
     monkeypatch.setattr(child, "_AT_ONCE", 1)
 
@@ -111,7 +111,7 @@ def test_memory_is_measured_and_our_jobs_leave_nothing(path: Path):
             assert figures[f"held by {what}", subject]["spread"]["minimum"] > 0
     for what in ("registry watches", "tasks", "entries"):
         assert figures[f"{what}, left by 600 to 700 jobs", OURS.name]["spread"]["maximum"] == 0
-    # What is left can be seen: Pipecat leaves a watch for each job.
+    # Leftovers are measured: Pipecat leaves a watch for each job.
     watches = figures["registry watches, left by 600 to 610 jobs", PIPECATS.name]
     assert watches["spread"]["maximum"] == 10
 

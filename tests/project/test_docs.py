@@ -1,4 +1,4 @@
-"""What the documents say runs."""
+"""The code in the documents runs."""
 
 import asyncio
 import importlib
@@ -37,7 +37,7 @@ EXAMPLES = [
     for name, code in docstring_examples(module)
 ]
 
-#: Every command of the README, and what runs it.
+#: Every command of the README, and the test that runs it.
 COMMANDS = {
     "make demo": "`make test` runs the same without a terminal; test_example_debate.py with one",
     "make demo-distributed": "test_example_distributed.py; `make test` runs it without a terminal",
@@ -72,7 +72,7 @@ class Worker(pipecat_jobs.BaseWorker):
 
 @pytest.fixture
 async def names(job_harness: JobHarness) -> dict[str, object]:
-    """What a snippet may take for granted: a worker that is ``self``, others to ask."""
+    """The names that a snippet may use: a worker as ``self``, and other workers to ask."""
     host = pipecat_jobs.BaseWorker("host")
     others = ("worker", "researcher", "writer", "wiki", "news", "advocate", "critic")
     await job_harness.start(host, *(Worker(name) for name in others))
@@ -216,7 +216,7 @@ from pipecat_jobs.testing import JobHarness, Text, run_virtual
 async def test_examples_in_docstrings_run(where: str, code: str, names: dict[str, object]):
     await run(code, names)
     if "llm" in names:
-        # Pipecat has no public way to close a service that never was in a pipeline.
+        # Pipecat has no public way to close a service that was never in a pipeline.
         await names["llm"]._client.close()
 
 

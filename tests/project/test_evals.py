@@ -30,7 +30,7 @@ class Verdict:
 
 @pytest.fixture
 async def bot() -> AsyncIterator[BotProcess]:
-    # Quicker than people, and still slow enough to be interrupted in the middle.
+    # Quicker than people, but slow enough to be interrupted in the middle.
     async with BotProcess(DEBATE_TEMPO="0.3") as bot:
         yield bot
 
@@ -60,7 +60,7 @@ async def test_every_scenario_passes(bot: BotProcess, tmp_path: Path):
 async def test_a_bot_that_does_not_say_the_expected_text_fails_the_scenario(
     bot: BotProcess, tmp_path: Path
 ):
-    """With every debater there, nobody is missing from the summary."""
+    """All debaters run, so the summary does not name a missing one."""
     failing = (EVALS / "failing.yaml").read_text(encoding="utf-8")
     whole = failing.replace(" without the critic.", ".").replace("15000", "6000")
     scenario = tmp_path / "whole.yaml"

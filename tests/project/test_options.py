@@ -1,4 +1,4 @@
-"""Every option is checked where it is given, in one style: its name, its value, what to give."""
+"""Every option is checked where it is given; errors name the option, its value and the fix."""
 
 import math
 import signal
@@ -223,7 +223,7 @@ def test_an_attribute_of_a_class_is_checked_when_a_worker_is_made(attribute: str
         odd("odd")
 
 
-# -- values of others as text ---------------------------------------------------------------------
+# -- values of users as text ----------------------------------------------------------------------
 
 
 class Unwritable:

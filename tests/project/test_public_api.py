@@ -88,7 +88,7 @@ def test_our_workers_are_pipecats_with_only_the_mixin_added_above_base_worker(ou
 
 @pytest.mark.parametrize(("ours", "pipecats"), WORKERS.items())
 def test_our_workers_are_instances_of_the_same_classes_as_pipecats(ours, pipecats):
-    # Pipecat 1.8's UIWorker is a BaseUIWorker as well, the later ones are not.
+    # Pipecat 1.8's UIWorker is also a BaseUIWorker, the later ones are not.
     for other_ours, other_pipecats in WORKERS.items():
         if other_ours is not pipecat_jobs.BaseUIWorker:
             assert issubclass(ours, other_ours) == issubclass(pipecats, other_pipecats)

@@ -45,12 +45,12 @@ PACE = 0.05
 
 
 def argument(seconds: float) -> Text:
-    """What a debater says, for a time."""
+    """A text that a debater speaks for some time."""
     return Text(" ".join(["regulation"] * round(seconds / PACE)), pace=PACE)
 
 
 class Bot:
-    """A moderator with ears and a voice, and the three debaters it asks."""
+    """A moderator with audio input and output, and the three debaters that it asks."""
 
     def __init__(self, base_url: str):
         self.microphone, self.voice, self.speaker = Microphone(), Voice(), Speaker()
@@ -70,7 +70,7 @@ class Bot:
         )
         self.moderator = JobsModerator(llm, pipeline)
         self.debaters = [JobsDebater(name, LLM(base_url, instruction(name))) for name in DEBATERS]
-        #: Which frames the LLM has seen, among them those of the transports on both its sides.
+        #: The frames that the LLM has seen, including those of the transports on both its sides.
         self.seen: defaultdict[type[Frame], asyncio.Event] = defaultdict(asyncio.Event)
         llm.add_event_handler("on_before_process_frame", self._see)
 
@@ -78,7 +78,7 @@ class Bot:
         self.seen[type(frame)].set()
 
     async def hear(self, text: str) -> None:
-        """The user's first words, which no speech recognition has to understand."""
+        """The first words of the user, as text, without speech recognition."""
         message = {"role": "user", "content": text}
         await self.moderator.queue_frame(LLMMessagesAppendFrame([message], run_llm=True))
 
@@ -91,12 +91,12 @@ async def bot(job_harness: JobHarness, scripted_llm: ScriptedLLMServer) -> Bot:
 
 
 async def requests_of_debaters(server: ScriptedLLMServer) -> list[LLMRequest]:
-    """Their requests, which come after the moderator's first."""
+    """The requests of the debaters, which come after the moderator's first."""
     return (await server.wait_for_requests(1 + len(DEBATERS)))[1 : 1 + len(DEBATERS)]
 
 
 async def test_speech_of_the_user_stops_every_debater(bot: Bot, scripted_llm: ScriptedLLMServer):
-    # Whatever the moderator is asked afterwards, it says nothing that could be taken for its old
+    # The moderator gives no further speech, which could otherwise be mistaken for its earlier
     # speech.
     scripted_llm.on(MODERATOR, ToolCalls(DEBATE, text=4 * ANNOUNCEMENT), Stall())
     long = argument(seconds=30)

@@ -1,4 +1,4 @@
-"""The voice bot: typed to over WebRTC, with a voice, and started without what it needs."""
+"""The voice bot: with typed text over WebRTC, with a voice, and with wrong settings."""
 
 import asyncio
 import subprocess
@@ -43,7 +43,7 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_rules_of_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pipecat 1.8 downloads NLTK's rules of sentences; a set without any needs no network."""
+    """Pipecat 1.8 downloads NLTK's sentence rules; an empty set of rules needs no network."""
     rules = tmp_path / "tokenizers" / "punkt_tab" / "english"
     rules.mkdir(parents=True)
     for part in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
@@ -63,7 +63,7 @@ async def server() -> AsyncIterator[ScriptedLLMServer]:
 async def conversation(
     server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[TypingClient]:
-    """Call the bot as the runner does, for a client in this process."""
+    """Call the bot as Pipecat's runner does, for a client in this process."""
     monkeypatch.setenv("OPENAI_API_KEY", "a key")
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
     connection = SmallWebRTCConnection()
@@ -82,7 +82,7 @@ def of_debaters(server: ScriptedLLMServer) -> list[LLMRequest]:
     return [request for request in server.requests if not request.tools]
 
 
-# Typed
+# Typed text
 
 
 async def test_a_typed_topic_is_debated_and_the_summary_can_be_read(
@@ -102,7 +102,7 @@ async def test_a_typed_topic_is_debated_and_the_summary_can_be_read(
 
 @pytest.mark.skipif(
     PIPECAT < (1, 14),
-    reason="Pipecat 1.8 has its page show only what is spoken",
+    reason="the page of Pipecat 1.8 shows only spoken text",
 )
 async def test_pipecats_own_page_shows_sentences_that_are_not_spoken(
     server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
@@ -118,7 +118,7 @@ async def test_pipecats_own_page_shows_sentences_that_are_not_spoken(
 
 @pytest.mark.skipif(
     PIPECAT < (1, 14),
-    reason="Pipecat 1.8 has its page show only what is spoken",
+    reason="the page of Pipecat 1.8 shows only spoken text",
 )
 async def test_the_moderator_reports_progress_when_the_debaters_take_long(
     server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
@@ -206,8 +206,8 @@ async def test_a_conversation_that_the_client_ends_ends_every_worker(
 # With a voice
 
 
-class Heard(FrameProcessor):
-    """Stands in for a service that needs a key, and notes the words that pass it."""
+class Recorder(FrameProcessor):
+    """Stands in for a service that needs a key, and records the text that passes it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ async def test_with_keys_the_moderators_text_goes_to_the_speech_service(
     server: ScriptedLLMServer,
 ):
     write_script(server, tempo=0)
-    ears, mouth = Heard(), Heard()
+    ears, mouth = Recorder(), Recorder()
 
     class StandIn(Speech):
         def stt(self) -> FrameProcessor:
@@ -270,7 +270,7 @@ def test_every_transport_has_sound_only_with_keys(speech: Speech | None):
         assert params.audio_in_enabled == params.audio_out_enabled == (speech is not None)
 
 
-# Started
+# Settings
 
 
 async def test_without_keys_the_bot_says_so_and_serves_a_page_to_type_in():

@@ -132,7 +132,7 @@ def test_fire_and_forget_job_that_times_out_is_cancelled_at_its_worker(
 def test_timeout_counts_from_the_call_of_a_context_that_is_entered_later(
     in_virtual_time: InVirtualTime,
 ):
-    """The budget starts when the job does: on entry, not when the context was made."""
+    """The time starts with the job: on entry, not when the context was made."""
 
     async def test(harness: JobHarness) -> None:
         asker, answerer = Asker(), Answerer()
@@ -218,7 +218,7 @@ async def test_a_blocked_event_loop_is_reported_with_its_duration(
         await harness.start(asker, blocking)
         with pytest.raises(JobTimeoutError) as caught:
             await asker.ask("answerer", name, timeout=0.1)
-        # It blocks for 0.6 s, and not before the job has been asked.
+        # The loop blocks for 0.6 s, after the job has been requested.
         blocked = caught.value.loop_blocked
         assert blocked > 0.45
         whose = "event loop of 'answerer' and the requester"

@@ -1,4 +1,4 @@
-"""A worker that streams faster than it is read waits; nothing else does."""
+"""Flow control: only a worker that streams faster than its reader waits."""
 
 import asyncio
 
@@ -29,7 +29,7 @@ ALL = 20
 
 
 class Streamer(BaseWorker):
-    """Streams a count, and keeps how many chunks it got rid of."""
+    """Streams a count, and keeps how many chunks it has sent."""
 
     def __init__(self, name: str = "streamer"):
         super().__init__(name)
@@ -222,7 +222,7 @@ async def test_a_chunk_that_arrives_twice_counts_once(
         await anext(j)
         await chaos_harness.settle()
         assert streamer.sent == 4
-        # Eight are unread, and four may be: one less makes no room.
+        # Eight chunks are unread and four are allowed: reading one does not resume the worker.
         await anext(j)
         await chaos_harness.settle()
         assert streamer.sent == 4
@@ -264,7 +264,7 @@ async def test_a_plain_pipecat_requester_does_not_delay_a_stream(bus: WorkerBus)
             assert streamer.sent == ALL
 
 
-# Updates of which only the latest counts
+# Updates of which only the latest is kept
 
 
 async def updates(job_harness: JobHarness, latest_update_only: bool) -> list[object]:

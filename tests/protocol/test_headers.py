@@ -1,4 +1,4 @@
-"""What travels beside a request, and which buses carry it."""
+"""The headers of a request, and which buses carry them."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.bus.serializers import JSONMessageSerializer
 from support.redis.processes import Member, redis, redis_server
-from support.redis.router_without_server import CODEC, Desk
+from support.redis.router_without_server import CODEC, RouterHarness
 from support.workers import Asker
 
 from pipecat_jobs import BaseWorker, JobHeaders, job, job_attempt, job_headers, job_moved
@@ -44,7 +44,7 @@ def request() -> BusJobRequestMessage:
 
 
 @pytest.mark.every_bus("slow")
-@pytest.mark.not_on("pubsub", reason="a plain peer could not read what carries them")
+@pytest.mark.not_on("pubsub", reason="headers are dropped, since a plain peer could not read them")
 async def test_a_bus_carries_the_headers_whole(job_harness: JobHarness):
     asker, reader = Asker(), Reader()
     await job_harness.start(asker, reader)
@@ -58,14 +58,14 @@ async def test_the_redis_bus_carries_the_headers_that_the_requester_set(
 ):
     asker, reader = Asker(), Reader()
     async with Member(redis_server.url, asker) as member, Member(redis_server.url, reader):
-        await member.knows("reader")
+        await member.wait_until_known("reader")
         await asker.ask("reader", "read", affinity="a", run_once=True)
         await asker.ask("reader", "read")
     assert reader.seen == [JobHeaders(affinity="a", run_once=True), JobHeaders()]
 
 
 @pytest.mark.every_bus
-@pytest.mark.not_on("pubsub", reason="a plain peer could not read what carries them")
+@pytest.mark.not_on("pubsub", reason="headers are dropped, since a plain peer could not read them")
 async def test_the_headers_say_how_much_time_is_left_of_the_timeout(job_harness: JobHarness):
     asker, reader = Asker(), Reader()
     await job_harness.start(asker, reader)
@@ -156,8 +156,8 @@ def test_malformed_headers_are_refused(line: bytes):
 
 
 async def test_a_request_whose_headers_cannot_be_read_is_refused():
-    desk = Desk()
+    harness = RouterHarness()
     body = b"[]\n" + CODEC.encode(request())
-    desk.get(EntryKind.REQUEST, desk.others.seal("job", "other", 1, body), "other:1")
-    assert (desk.ours.delivered, desk.stats.garbage) == ([], 1)
-    assert [call.name for call in await desk.calls()] == [Command.REJECT]
+    harness.deliver(EntryKind.REQUEST, harness.others.seal("job", "other", 1, body), "other:1")
+    assert (harness.local.delivered, harness.stats.garbage) == ([], 1)
+    assert [call.name for call in await harness.calls()] == [Command.REJECT]

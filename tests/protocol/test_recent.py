@@ -1,4 +1,4 @@
-"""Memories that forget."""
+"""Sets of recent keys."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

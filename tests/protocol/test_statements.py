@@ -1,4 +1,4 @@
-"""Whether a handler has begun, and who cancelled a job, are facts and no guesses."""
+"""Responses state whether a handler has begun; outcomes state which side cancelled."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -34,12 +34,12 @@ from pipecat_jobs.tools.results import has_stopped
 
 pytestmark = pytest.mark.every_bus
 
-#: Seconds in which a busy machine, too, gets a job done.
+#: Seconds in which even a busy machine does a job.
 LONG = 100.0
 
 
 async def outcome_of(asker: BaseWorker, worker: str, name: str | None = None, **keywords: Any):
-    """Ask, and give the error and the outcome of a job that does not complete."""
+    """Ask, and return the error and the outcome of a job that does not complete."""
     with pytest.raises(JobError) as caught:
         async with asker.job(worker, name=name, **{"timeout": LONG, **keywords}):
             pass
@@ -80,11 +80,11 @@ async def test_a_job_without_a_handler_is_refused(job_harness: JobHarness):
 
 
 async def test_an_inactive_worker_that_takes_no_jobs_refuses(job_harness: JobHarness):
-    class Shy(Answerer):
+    class OptedOut(Answerer):
         takes_jobs_when_inactive = False
 
     asker = Asker()
-    await job_harness.start(asker, Shy(active=False))
+    await job_harness.start(asker, OptedOut(active=False))
     error, outcome = await outcome_of(asker, "answerer", "echo")
     assert isinstance(error, JobRefusedError)
     assert outcome.refusal is JobRefusal.INACTIVE
@@ -124,7 +124,7 @@ FORGED = {"error": "no", RESERVED_KEY: {"refusal": "no_handler"}}
 
 
 class Forger(BaseWorker):
-    """Answers in the name of the package."""
+    """A worker whose responses imitate the statements of the package."""
 
     @job(name="return")
     async def return_it(self, message: BusJobRequestMessage) -> dict:
@@ -165,7 +165,7 @@ async def test_the_name_of_an_error_states_no_refusal(job_harness: JobHarness):
 
 
 class Plain(PlainWorker):
-    """A plain Pipecat worker, or one of an earlier release: it states nothing."""
+    """A plain Pipecat worker, or one of an earlier release; its responses have no statements."""
 
     def __init__(self, status: JobStatus, response: dict | None):
         super().__init__("plain")
@@ -214,7 +214,7 @@ def test_a_statement_is_read_as_it_was_written():
             assert read_statement(written.add_to({"n": 1})) == (written, {"n": 1})
 
 
-# -- who cancelled -------------------------------------------------------------------------------
+# -- the cancel reason ---------------------------------------------------------------------------
 
 
 async def leave_the_block(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
@@ -281,7 +281,7 @@ class Ended(Answerer):
 
 
 class Keeping(Asker):
-    """Keeps its groups, and has a cancel_job_group() of its own, as Pipecat's UIWorker does."""
+    """Keeps its groups, and overrides cancel_job_group(), as Pipecat's UIWorker does."""
 
     def __init__(self) -> None:
         super().__init__()

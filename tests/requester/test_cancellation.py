@@ -1,4 +1,4 @@
-"""Cancel anywhere, cancel everywhere: the caller at every point, and what it had started."""
+"""Cancel anywhere, cancel everywhere: a requester at every point, and the jobs that it started."""
 
 import asyncio
 import contextlib
@@ -243,7 +243,7 @@ async def test_cancelling_an_unknown_or_ended_job_does_nothing(job_harness: JobH
 
 
 async def test_a_worker_that_was_considered_lost_is_sent_a_cancel(job_harness: JobHarness):
-    """It may only be out of reach."""
+    """The worker may only be unreachable."""
     asker, answerer = Asker(), Answerer()
     await job_harness.start(asker, answerer)
     caller = asyncio.create_task(asker.ask("answerer", "wait"))
@@ -269,7 +269,7 @@ async def test_a_manual_cancel_during_readiness_ends_the_call(job_harness: JobHa
 async def test_a_handler_is_cancelled_even_after_it_caught_cancels_of_its_own(
     job_harness: JobHarness,
 ):
-    """As client libraries leave them behind, whose timeouts are cancels."""
+    """Client libraries whose timeouts are cancels leave such cancels behind."""
 
     class Busy(Answerer):
         @job(name="get over")
@@ -419,7 +419,7 @@ class TestShutdown:
     async def test_the_end_of_a_worker_cancels_again_a_handler_that_went_on_after_a_cancel(
         self, job_harness: JobHarness
     ):
-        class Deaf(Answerer):
+        class IgnoresCancel(Answerer):
             job_cancel_grace = 1.0
             went_on, stopped = asyncio.Event(), asyncio.Event()
 
@@ -436,7 +436,7 @@ class TestShutdown:
                     self.stopped.set()
                 return {}
 
-        asker, worker = Asker(), Deaf()
+        asker, worker = Asker(), IgnoresCancel()
         await job_harness.start(asker, worker)
         caller = asyncio.create_task(asker.ask("answerer", "go on"))
         await worker.started.get()

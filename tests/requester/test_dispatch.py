@@ -1,4 +1,4 @@
-"""Sending the requests of a job, and what may come in between."""
+"""Sending the requests of a job, and the events that may happen in between."""
 
 import asyncio
 

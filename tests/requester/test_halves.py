@@ -18,13 +18,13 @@ from pipecat_jobs._requester.policy import Policy, Verdict
 from pipecat_jobs.outcomes import JobOutcome
 from pipecat_jobs.params import JobGroupKeywords, JobGroupParams, group_params
 
-#: Seconds that no part of a test needs.
+#: Seconds; longer than any part of a test takes.
 LONG = 60.0
 
 
 @dataclass
 class Enough:
-    """So many responses are enough."""
+    """A policy that succeeds with a number of responses."""
 
     need: int
 
@@ -35,7 +35,7 @@ class Enough:
 
 
 class Asked:
-    """What became of the requests of one worker."""
+    """The requests that one worker got, and how they ended."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()

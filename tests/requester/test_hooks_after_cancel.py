@@ -1,4 +1,4 @@
-"""What a worker says while it cleans up after a cancel reaches the hooks of its requester."""
+"""Messages that a worker sends in its clean-up after a cancel reach the requester's hooks."""
 
 import asyncio
 from typing import Any
@@ -46,25 +46,25 @@ class Failing(BaseWorker):
         await self.send_job_response(message.job_id, {"error": "no"}, status=JobStatus.FAILED)
 
 
-class Hearing(BaseWorker):
-    """Keeps what its hooks hear, in order, until the CANCELLED answer."""
+class Recorder(BaseWorker):
+    """Keeps the messages of its hooks, in order, until the CANCELLED response."""
 
     def __init__(self, name: str = "asker"):
         super().__init__(name)
-        self.heard: list[Any] = []
+        self.received: list[Any] = []
         self.acknowledged = asyncio.Event()
 
     async def on_job_update(self, message: Any) -> None:
-        # Hooks that take their time must not change the order.
+        # Slow hooks must not change the order.
         await asyncio.sleep(0)
-        self.heard.append(message.update)
+        self.received.append(message.update)
 
     async def on_job_stream_data(self, message: Any) -> None:
-        self.heard.append(message.data)
+        self.received.append(message.data)
 
     async def on_job_response(self, message: Any) -> None:
         if message.status == JobStatus.CANCELLED:
-            self.heard.append("cancelled")
+            self.received.append("cancelled")
             self.acknowledged.set()
 
 
@@ -75,7 +75,7 @@ ALL = [{"saved": 1}, {"rest": "of the text"}, {"closed": 2}, "cancelled"]
 async def test_overrides_get_all_messages_of_the_clean_up_in_order(
     job_harness: JobHarness, how: str
 ):
-    asker, cleaner = Hearing(), Cleaner()
+    asker, cleaner = Recorder(), Cleaner()
     await job_harness.start(asker, cleaner)
 
     if how == "cancel_job_group":
@@ -94,13 +94,13 @@ async def test_overrides_get_all_messages_of_the_clean_up_in_order(
     async with asyncio.timeout(100):
         await asker.acknowledged.wait()
 
-    assert asker.heard == ALL
+    assert asker.received == ALL
 
 
 async def test_hooks_get_the_messages_of_the_other_workers_of_a_failed_group(
     job_harness: JobHarness,
 ):
-    asker, cleaner = Hearing(), Cleaner()
+    asker, cleaner = Recorder(), Cleaner()
     failing = Failing("failing")
     await job_harness.start(asker, cleaner, failing)
     params = JobGroupParams(name="work", cancel_on_error=True)
@@ -110,7 +110,7 @@ async def test_hooks_get_the_messages_of_the_other_workers_of_a_failed_group(
     async with asyncio.timeout(100):
         await asker.acknowledged.wait()
 
-    assert asker.heard == ALL
+    assert asker.received == ALL
 
 
 async def test_event_handlers_get_the_messages_of_the_clean_up(job_harness: JobHarness):
@@ -134,7 +134,7 @@ async def test_event_handlers_get_the_messages_of_the_clean_up(job_harness: JobH
 async def test_hooks_get_nothing_from_a_worker_that_was_not_asked_or_has_responded(
     job_harness: JobHarness,
 ):
-    asker = Hearing()
+    asker = Recorder()
     cleaner = Cleaner()
     await job_harness.start(asker, cleaner)
     job_id = await asker.request_job("cleaner", params=JobParams(name="work"))
@@ -149,4 +149,4 @@ async def test_hooks_get_nothing_from_a_worker_that_was_not_asked_or_has_respond
         )
     await job_harness.settle()
 
-    assert asker.heard == ALL
+    assert asker.received == ALL

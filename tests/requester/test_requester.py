@@ -1,4 +1,4 @@
-"""Asking: what the calls return, what contexts give, and what is kept of them."""
+"""The requester: the results of its calls and contexts, and the state that it keeps."""
 
 import asyncio
 

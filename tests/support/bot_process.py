@@ -19,9 +19,9 @@ KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "DEEPGRAM_API_KEY",
 
 
 def bot_environment(**variables: str) -> dict[str, str]:
-    """This process's environment without the user's keys, and with what a test sets."""
+    """The environment of this process without the user's keys, and with the variables of a test."""
     inherited = {name: value for name, value in os.environ.items() if name not in KEYS}
-    # The bot and its scripted LLM are not to be looked for behind a proxy.
+    # The bot and its scripted LLM are not behind an HTTP proxy.
     return {**inherited, "NO_PROXY": "*", "no_proxy": "*", **variables}
 
 
@@ -45,7 +45,7 @@ class BotProcess:
 
     @property
     def log(self) -> str:
-        """What it has written so far."""
+        """The output so far."""
         return "".join(self._log)
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The buses that a test can run on, and a harness that knows when a server is done with a message.
+"""The buses that a test can run on, and a harness that also waits for messages at a server.
 
 A test takes the `bus` fixture, or `job_harness`, which runs on it. It runs on the bus of one
 process by default, on every bus with the marker ``every_bus``, and on the buses that the option
@@ -20,7 +20,7 @@ from pipecat_jobs.bus import RoutedBus
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
 from pipecat_jobs.testing import ChaosBus, Faults, JobHarness
 
-#: The bus of a test that says nothing else.
+#: The bus of a test without a marker.
 DEFAULT = "queue"
 #: The buses of a test that is marked with ``every_bus``.
 EVERY = (DEFAULT, "routed", "redis", "pubsub")
@@ -31,7 +31,7 @@ ON_SERVER = ("redis", "pubsub")
 
 
 class BusHarness(JobHarness):
-    """A harness that also waits for what is on its way to a server and back."""
+    """A harness that also waits for messages on their way to a server and back."""
 
     def __init__(self, bus: WorkerBus, *, check_watches: bool = True):
         super().__init__(bus, timeout=100.0, check_watches=check_watches)
@@ -39,7 +39,7 @@ class BusHarness(JobHarness):
     async def start(self, *workers: BaseWorker) -> None:
         await super().start(*workers)
         if isinstance(self.bus, PubSubBus):
-            # They are active only some messages after they are ready.
+            # Workers become active some messages after they are ready.
             await self.settle()
 
     async def settle(self) -> None:
@@ -54,7 +54,7 @@ class BusHarness(JobHarness):
             await super().settle()
 
     async def _while_it_runs(self, waiting: Awaitable[None]) -> bool:
-        """Wait as long as the runner lives; one that has ended has stopped its bus."""
+        """Wait while the runner runs; a runner that has ended has stopped its bus."""
         waited = asyncio.ensure_future(waiting)
         running = {self._run_task} - {None}
         await asyncio.wait({waited, *running}, return_when=asyncio.FIRST_COMPLETED)
@@ -68,7 +68,7 @@ class StreamsBus(RedisStreamsBus):
     """Our bus, with every message sent through the server."""
 
     def __init__(self, url: str, channel: str):
-        # No process dies here, and one that loads a module must not be considered dead.
+        # No process dies here, and a slow import must not make a process count as dead.
         super().__init__(
             url,
             channel=channel,
@@ -80,19 +80,19 @@ class StreamsBus(RedisStreamsBus):
 
     @property
     def traffic(self) -> int:
-        """How many messages have come."""
+        """How many messages have arrived."""
         return self.stats.received - self._own
 
     async def catch_up(self) -> None:
-        """Wait until what the server has by now has been read."""
+        """Wait until all messages that the server has now have been read."""
         if self._process is not None:
-            # The entry that shows it counts as a message.
+            # The mark that shows it counts as a message.
             self._own += 1
             await self._router.caught_up()
 
 
 class PubSubBus(RedisBus):
-    """Pipecat's bus, which here can tell when all that was sent has come back."""
+    """Pipecat's bus, which here can wait until all sent messages have come back."""
 
     def __init__(self, client: Redis, channel: str):
         self._serializer_with_marks = _Marks()
@@ -113,11 +113,11 @@ class PubSubBus(RedisBus):
 
     @property
     def traffic(self) -> tuple[int, int]:
-        """How many messages were sent, and how many came."""
+        """How many messages were sent, and how many arrived."""
         return self._begun, self._serializer_with_marks.received
 
     async def catch_up(self) -> None:
-        """Wait until the server has every message, and what it has has been read."""
+        """Wait until the server has every message, and all of them have been read."""
         await self._all_sent.wait()
         if self._pubsub is not None:
             self._serializer_with_marks.seen.clear()
@@ -126,7 +126,7 @@ class PubSubBus(RedisBus):
 
 
 class _Marks(JSONMessageSerializer):
-    """Pipecat's serializer, with data that is not a message: the bus passes over it."""
+    """Pipecat's serializer, which also decodes marks; the bus ignores them."""
 
     MARK = b"null"
 
@@ -145,7 +145,7 @@ class _Marks(JSONMessageSerializer):
 
 @asynccontextmanager
 async def new_bus(name: str, server_url: str | None) -> AsyncIterator[WorkerBus]:
-    """Give a bus, on a channel of its own if it is on the server."""
+    """Make a bus, on its own channel if it uses the server."""
     channel = f"test-{uuid.uuid4().hex[:8]}"
     match name, server_url:
         case "queue", None:

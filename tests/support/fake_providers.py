@@ -12,7 +12,7 @@ from pipecat.services.llm_service import LLMService
 
 Send = Callable[[bytes], Awaitable[None]]
 
-#: What ends an answer well, and what cuts it off, as each provider says it.
+#: The finish reasons of a whole answer and of one cut off, for each provider.
 WHOLE = {"chat": "stop", "responses": "completed", "anthropic": "end_turn", "google": "STOP"}
 CUT = {
     "chat": ["length", "content_filter"],
@@ -29,9 +29,9 @@ class Scripted:
 
     words: list[str]
     pace: float = 0.0
-    #: Why it ends; None closes the stream without a reason.
+    #: The finish reason; None closes the stream without one.
     reason: str | None = ""
-    #: Whether nothing comes after the words.
+    #: Whether the stream stalls after the words.
     stalls: bool = False
 
 

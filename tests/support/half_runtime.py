@@ -1,4 +1,4 @@
-"""A worker for the two halves that is not Pipecat's: their runtime, and a bus of one event loop."""
+"""A worker for the two halves without Pipecat: their runtime, and a bus of one event loop."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence

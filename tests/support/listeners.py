@@ -1,4 +1,4 @@
-"""A subscriber that keeps what it hears, and messages for it."""
+"""A subscriber that keeps the messages that it receives, and messages for it."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from pipecat.bus.subscriber import BusSubscriber
 
 
 class Listener(BusSubscriber):
-    """Keeps what it hears, in order; what it does meanwhile is up to the test."""
+    """Keeps the messages that it receives, in order; a test may add its own action."""
 
     sees_all_bus_messages = False
 
     def __init__(self, name: str, on_message: Callable[[BusMessage], Any] | None = None):
         self._name = name
-        self.heard: asyncio.Queue[BusMessage] = asyncio.Queue()
+        self.received: asyncio.Queue[BusMessage] = asyncio.Queue()
         self.offered = 0
         self._on_message = on_message
 
@@ -28,12 +28,12 @@ class Listener(BusSubscriber):
         return True
 
     async def on_bus_message(self, message: BusMessage) -> None:
-        self.heard.put_nowait(message)
+        self.received.put_nowait(message)
         if self._on_message is not None:
             await self._on_message(message)
 
-    async def hear(self, count: int) -> list[BusMessage]:
-        return [await self.heard.get() for _ in range(count)]
+    async def receive(self, count: int) -> list[BusMessage]:
+        return [await self.received.get() for _ in range(count)]
 
 
 def data(target: str | None = "a", source: str = "sender", number: int = 0) -> BusMessage:

@@ -13,7 +13,7 @@ from pipecat.services.openai.llm import OpenAILLMService
 from pipecat_jobs import BaseWorker, LLMContextWorker, job, tool
 from pipecat_jobs.testing import JobHarness, LLMRequest, ScriptedLLMServer, Text
 
-#: An answer that nobody waits for to end.
+#: An answer whose end no test waits for.
 LONG = Text(" ".join(f"word{number}" for number in range(400)), pace=0.01)
 
 #: Makes a service that talks to the test's provider, and closes its connections afterwards.
@@ -38,7 +38,7 @@ async def new_llm(scripted_llm: ScriptedLLMServer) -> AsyncIterator[NewLLM]:
 
 
 class Debater(LLMContextWorker):
-    """Answers jobs with its LLM."""
+    """Responds to jobs with the text of its LLM."""
 
     def __init__(self, name: str = "debater", *, llm: OpenAILLMService, **keywords: Any):
         super().__init__(name, llm=llm, **keywords)
@@ -94,7 +94,7 @@ class Researcher(Debater):
 
 
 class SeedDebater(LLMContextWorker):
-    """The document's ``DebateWorker``: queues a frame, answers from the event handler."""
+    """The document's ``DebateWorker``: queues a frame, and responds from the event handler."""
 
     def __init__(self, name: str = "debater", *, llm: OpenAILLMService, **keywords: Any):
         super().__init__(name, llm=llm, **keywords)
@@ -115,7 +115,7 @@ class SeedDebater(LLMContextWorker):
 
 
 class Asker(BaseWorker):
-    """Asks the debater."""
+    """A requester that asks the debater."""
 
     async def ask(self, topic: str, **payload: Any) -> dict[str, Any]:
         payload["topic"] = topic
@@ -152,7 +152,7 @@ async def start(harness: JobHarness, *workers: Any) -> Asker:
 
 
 def asked(request: LLMRequest) -> list[object]:
-    """What the provider was told, system instruction aside."""
+    """The messages that the provider got, without the system instruction."""
     return [m.get("content") for m in request.messages if m["role"] != "system"]
 
 

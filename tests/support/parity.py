@@ -1,4 +1,4 @@
-"""Workers of Pipecat and of ours on a bench, where neither is run.
+"""A bench for workers of Pipecat and ours, which does not run them.
 
 A test file takes the fixtures with ``bench = parity.bench`` and the like.
 """
@@ -42,7 +42,7 @@ class Bench:
             await self.registry.register(WorkerReadyData(worker_name=name, runner="bench"))
 
     async def settle(self) -> None:
-        """Let everything run that can."""
+        """Let the loop run until no callback is ready."""
         for _ in range(50):
             await asyncio.sleep(0)
 
@@ -66,7 +66,7 @@ def worker_class(request: pytest.FixtureRequest) -> type[PlainWorker]:
 
 
 def listen(worker: PlainWorker, event: str) -> list[Any]:
-    """Keep what an event handler gets."""
+    """Keep the arguments of an event."""
     got: list[Any] = []
 
     async def keep(_: PlainWorker, message: Any) -> None:

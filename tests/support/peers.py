@@ -1,4 +1,4 @@
-"""Workers that speak Pipecat's job protocol alike, with and without this package's mixin.
+"""Workers with the same job handlers, with and without this package's mixin.
 
 A test file takes the ``harness`` fixture with ``harness = peers.harness``.
 """
@@ -22,7 +22,7 @@ from support.buses import BusHarness
 
 
 class PlainPeer(PlainWorker):
-    """A worker of Pipecat alone: asks, and answers in each of the ways Pipecat knows."""
+    """A plain Pipecat worker: asks, and responds in each of the ways that Pipecat has."""
 
     def __init__(self, name: str, **kwargs: Any):
         super().__init__(name, **kwargs)
@@ -45,7 +45,7 @@ class PlainPeer(PlainWorker):
         return jg.responses
 
     async def events(self, target: str, name: str) -> tuple[list[tuple[str, Any]], dict]:
-        """Ask, and collect what comes before the answer."""
+        """Ask, and collect the events before the response."""
         async with self.job(target, params=JobParams(name=name)) as j:
             events = [(event.type, event.data) async for event in j]
         return events, j.response
@@ -67,7 +67,7 @@ class PlainPeer(PlainWorker):
     async def update(self, message: BusJobRequestMessage) -> None:
         for step in (1, 2):
             await self.send_job_update(message.job_id, {"step": step})
-        # The requester's order is kept only within one priority.
+        # The bus keeps the order only within one priority.
         await self.send_job_response(message.job_id, {"steps": 2})
 
     @pipecat_job(name="stream")

@@ -18,7 +18,7 @@ class Mine(BackendLLMWorker, JobsMixin):
 
 
 class Frontend:
-    """What a frontend session does, through public names alone."""
+    """Does the same as a frontend session, through public names only."""
 
     def __init__(self, worker: PlainPeer):
         self.worker = worker
@@ -34,7 +34,7 @@ class Frontend:
                 self.updates.put_nowait(event.data)
 
     async def attach(self) -> dict:
-        """Attach, and give what the backend says first."""
+        """Attach, and return the first message of the backend."""
         self.ended = asyncio.create_task(self._attach())
         return await self.updates.get()
 

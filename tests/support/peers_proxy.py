@@ -1,4 +1,4 @@
-"""Two runners that Pipecat's WebSocket proxies join, with a worker on each.
+"""Two runners connected by Pipecat's WebSocket proxies, with a worker on each.
 
 A test file takes the fixtures with ``harness = peers_proxy.harness`` and the like.
 """
@@ -75,7 +75,7 @@ class Link:
     async def __aenter__(self) -> Self:
         await self.far_runner.add_workers(self.far)
         self._running = asyncio.create_task(self.far_runner.run(auto_end=False))
-        # As uvicorn.Server does it, without the ticks of its clock that end each test late.
+        # As in uvicorn.Server, without its periodic tick, which would end each test late.
         self._config.load()
         self._server = await asyncio.get_running_loop().create_server(
             lambda: self._config.http_protocol_class(
@@ -106,7 +106,7 @@ class Link:
         await self.gateway
 
     async def cut(self) -> None:
-        """Drop the connection without a word."""
+        """Drop the connection without a closing handshake."""
         for connection in list(self._state.connections):
             connection.transport.abort()
 
@@ -118,7 +118,7 @@ class Link:
 
 
 class Call:
-    """A link whose asker may be at either end of it."""
+    """A link with the requester at either end."""
 
     def __init__(self, link: Link, direction: Direction, harness: JobHarness):
         self.link = link
@@ -131,7 +131,7 @@ class Call:
 
     async def lose_connection(self, how: str) -> None:
         await getattr(self.link, how)()
-        # Nothing tells the answering end that nobody waits for it; its handler may now return.
+        # The worker's side does not learn that the requester has left; its handler may now return.
         self.answerer.release.set()
 
 

@@ -1,4 +1,4 @@
-"""UI workers with this package's mixin, and what their clients see and send.
+"""UI workers with this package's mixin, and the messages of their clients.
 
 A test file takes the ``make`` fixture with ``make = peers_ui.make``.
 """
@@ -21,7 +21,7 @@ from pipecat_jobs import JobsMixin
 from pipecat_jobs.testing import ChaosBus
 from support.peers import llm_services
 
-#: Pipecat's constants for these two moved between releases; what is on the bus did not.
+#: Pipecat's constants for these two moved between releases; the values on the bus did not.
 SNAPSHOT = "__ui_snapshot"
 CANCEL_JOB_GROUP = "__cancel_job_group"
 
@@ -44,7 +44,7 @@ MakeUI = Callable[..., Any]
 
 @pytest.fixture
 async def make() -> AsyncIterator[MakeUI]:
-    """Makes a UI worker; first in a test's arguments, to close its connections last."""
+    """Makes a UI worker; it has to be a test's first fixture, to close its connections last."""
     async with llm_services() as new_llm:
 
         def make(worker_class: type = Mine, base_url: str = "http://127.0.0.1:1/v1") -> Any:
@@ -54,7 +54,7 @@ async def make() -> AsyncIterator[MakeUI]:
 
 
 def cards(bus: ChaosBus) -> list[tuple[Any, ...]]:
-    """What the client was shown, in order, each event short."""
+    """The card events that the client got, in order and shortened."""
     shown: list[tuple[Any, ...]] = []
     for message in bus.sent:
         match message:
@@ -70,7 +70,7 @@ def cards(bus: ChaosBus) -> list[tuple[Any, ...]]:
 
 
 async def client_sends(worker: Any, event: str, payload: Any) -> None:
-    """Send what Pipecat's client-facing worker makes of a client's message."""
+    """Send the bus message that Pipecat makes of a client's message."""
     await worker.send_bus_message(
         BusUIEventMessage(source="client", target=None, event_name=event, payload=payload)
     )

@@ -2,12 +2,12 @@
 
 from hypothesis import HealthCheck, settings
 
-#: What `play_more()` was called with.
+#: The factor that `play_more()` was called with.
 _times = 1
 
 
 def play_more(times: int) -> None:
-    """Play the same schedules every time, or many times as many, which are others every time.
+    """Play the same schedules in each run, or many times as many, with new ones in each run.
 
     Health checks and deadlines are off: they fail on a machine that is busy with something else.
     """
@@ -26,7 +26,7 @@ def play_more(times: int) -> None:
 
 
 def schedules(count: int) -> settings:
-    """Have a test play this many schedules, or as many times more as was asked for."""
+    """Have a test play this many schedules, times the factor of `play_more()`."""
     return settings(max_examples=count * _times)
 
 

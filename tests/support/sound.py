@@ -1,4 +1,4 @@
-"""A user who speaks, and a bot that is heard: real speech through Pipecat's own transports."""
+"""A user and a bot that speak: real speech through Pipecat's own transports."""
 
 import asyncio
 import io
@@ -54,19 +54,19 @@ def loudness(pcm: bytes) -> float:
 
 async def speech(text: str) -> bytes:
     """Have espeak-ng say a text."""
-    # In a thread, because a bot that is interrupted may stop waiting for what it is about to say.
+    # In a thread, because an interrupted bot may stop waiting for its next speech.
     espeak = await asyncio.to_thread(
         subprocess.run, ["espeak-ng", "--stdout", text], check=True, stdout=subprocess.PIPE
     )
     with wave.open(io.BytesIO(espeak.stdout)) as recording:
         assert (recording.getnchannels(), recording.getsampwidth()) == (1, 2)
-        # Into a pipe, espeak-ng cannot write the length it announces; read what there is.
+        # espeak-ng cannot write the right length into a pipe; read all data instead.
         pcm = recording.readframes(len(espeak.stdout) // 2)
         return await create_file_resampler().resample(pcm, recording.getframerate(), RATE)
 
 
 class Microphone(BaseInputTransport):
-    """The user's side of the line, in real time: silence, but for what the user says."""
+    """The audio input in real time: silence, except for the user's speech."""
 
     def __init__(self) -> None:
         super().__init__(TransportParams(audio_in_enabled=True, audio_in_sample_rate=RATE))
@@ -74,7 +74,7 @@ class Microphone(BaseInputTransport):
         self._said = asyncio.Event()
 
     async def say(self, pcm: bytes) -> None:
-        """Speak, and return when it has been said."""
+        """Speak, and return after the last word."""
         self._said.clear()
         self._chunks.extend(
             pcm[start : start + _CHUNK_BYTES].ljust(_CHUNK_BYTES, b"\0")
@@ -104,7 +104,7 @@ class Microphone(BaseInputTransport):
 
 
 class Speaker(BaseOutputTransport):
-    """The bot's side of the line, which plays in real time and counts what it has played."""
+    """The audio output, which plays in real time and counts what it has played."""
 
     def __init__(self) -> None:
         super().__init__(TransportParams(audio_out_enabled=True, audio_out_sample_rate=RATE))
@@ -122,7 +122,7 @@ class Speaker(BaseOutputTransport):
 
 
 class Voice(TTSService):
-    """Speaks with espeak-ng, and counts how much it was asked to say."""
+    """Speaks with espeak-ng, and counts the requested speech."""
 
     def __init__(self) -> None:
         settings = TTSSettings(model=None, voice=None, language=None)

@@ -1,4 +1,4 @@
-"""A proxy between a bus and its server that delays, swallows and cuts."""
+"""A proxy between a bus and its server that delays or drops data, and cuts connections."""
 
 import asyncio
 import contextlib
@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 
 class TcpProxy:
-    """Stands before a server on a unix socket, at a port of this machine.
+    """Listens at a port of this machine, in front of a server on a unix socket.
 
     Args:
-        url: Where the server is.
-        tls: What the proxy speaks TLS with; None to speak plainly.
+        url: The URL of the server.
+        tls: The TLS context of the proxy; None for plain connections.
     """
 
     def __init__(self, url: str, *, tls: ssl.SSLContext | None = None):
@@ -53,21 +53,21 @@ class TcpProxy:
         self._socket = urlsplit(url).path
 
     def reset(self) -> None:
-        """Cut every connection, with whatever is on its way."""
+        """Cut every connection; data on its way is lost."""
         for writer in list(self._writers):
             writer.transport.abort()
 
     def forsake(self) -> None:
-        """Never again pass on what the server says over the connections there are."""
+        """Pass on no more replies over the existing connections."""
         self._forsaken |= self._writers
 
     def stall(self) -> None:
-        """Hear nothing more over the connections there are, not even that they are closed."""
+        """Read nothing more from the existing connections, not even their end."""
         for writer in self._writers:
             writer.transport.pause_reading()  # type: ignore[attr-defined]
 
     def block(self) -> None:
-        """Let nothing through, and keep the connections open."""
+        """Pass no data, and keep the connections open."""
         self._open.clear()
 
     def unblock(self) -> None:

@@ -1,4 +1,4 @@
-"""A terminal of the tests' own, and a program at it."""
+"""A pseudo-terminal, and a program that runs in it."""
 
 import os
 import re
@@ -59,7 +59,7 @@ class Terminal:
         os.write(self._ours, keys.encode())
 
     def wait_exit(self) -> int:
-        """Wait for the end, and give the exit code."""
+        """Wait for the end, and return the exit code."""
         deadline = time.monotonic() + 200
         while self.process.poll() is None:
             assert time.monotonic() < deadline, "it does not exit"

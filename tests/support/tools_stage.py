@@ -1,4 +1,4 @@
-"""A moderator with job tools, those it asks, and what can be seen of its calls."""
+"""A moderator with job tools, its workers, and the visible effects of its calls."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ def scripted_service(server: ScriptedLLMServer, **keywords: Any) -> OpenAILLMSer
 
 
 class Colleague(BaseWorker):
-    """Answers an "argue" job as a test tells it to."""
+    """Responds to an "argue" job as the test sets it."""
 
     def __init__(self, name: str, *, holds: bool = False, answer: Any = "default"):
         super().__init__(name)
@@ -78,18 +78,18 @@ class Colleague(BaseWorker):
 
 
 class Stage:
-    """What happens to the tool calls of one worker that owns its conversation."""
+    """Records the tool calls of one worker that owns its conversation."""
 
     def __init__(self, worker: PipecatLLMContextWorker):
         self.worker = worker
         self.settled: list[FunctionCallResultFrame | FunctionCallCancelFrame] = []
         self.reported: list[Any] = []
         self.spoken: list[str] = []
-        self.heard: set[int] = set()
+        self.seen: set[int] = set()
         """Ids of the frames that have reached the LLM."""
         self._changed = asyncio.Event()
         worker.assistant_aggregator.add_event_handler("on_before_process_frame", self._keep)
-        worker.llm.add_event_handler("on_after_process_frame", self._hear)
+        worker.llm.add_event_handler("on_after_process_frame", self._record)
         worker.assistant_aggregator.add_event_handler("on_after_process_frame", self._wake)
 
     def _keep(self, _: object, frame: Frame) -> None:
@@ -102,8 +102,8 @@ class Stage:
                 self.spoken.append(frame.text)
                 assert not frame.append_to_context
 
-    def _hear(self, _: object, frame: Frame) -> None:
-        self.heard.add(frame.id)
+    def _record(self, _: object, frame: Frame) -> None:
+        self.seen.add(frame.id)
         self._wake(_, frame)
 
     def _wake(self, _: object, frame: Frame) -> None:
@@ -132,7 +132,7 @@ class Stage:
 
     @property
     def tool_texts(self) -> list[str]:
-        """What the context has in the place of each tool's result."""
+        """The text in the context for each tool's result."""
         return [m["content"] for m in self.messages if m["role"] == "tool"]
 
 
@@ -143,7 +143,7 @@ def calls_debate(server: ScriptedLLMServer, *then: Reply | str, **arguments: Any
 
 
 def tool_schema(request: LLMRequest, name: str = "debate") -> dict[str, Any]:
-    """A tool as the provider was offered it."""
+    """The schema of a tool that the provider got."""
     (function,) = [
         tool["function"] for tool in request.body["tools"] if tool["function"]["name"] == name
     ]
@@ -163,6 +163,6 @@ async def raise_stage(
     """Start the workers."""
     stage = Stage(moderator)
     await harness.start(moderator, *others)
-    # Its tools are set once it is active.
+    # The worker sets its tools once it is active.
     await moderator.flush_pipeline()
     return stage

@@ -1,4 +1,4 @@
-"""Conversations whose tools are functions: in a context's tools, and in the nodes of a flow."""
+"""Conversations whose tools are functions: in the tools of a context, and in nodes of a flow."""
 
 from enum import Enum
 from typing import Any
@@ -21,7 +21,7 @@ class Style(Enum):
 
 
 class Talk:
-    """A pipeline around an LLM and a context, as a voice bot has one."""
+    """A pipeline around an LLM and a context, as in a voice bot."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ async def flow_debate(flow_manager: FlowManager, topic: str, style: Style = Styl
 
 
 class FlowTalk(Talk):
-    """A conversation that a flow leads."""
+    """A conversation that a flow controls."""
 
     def __init__(self, llm: Any, function: Any = flow_debate, **keywords: Any):
         super().__init__(llm, [], **keywords)

@@ -14,7 +14,7 @@ Answer = Callable[[dict[str, str]], Awaitable[dict[str, str]]]
 
 
 class TypingClient:
-    """Connects with the answer that a bot gives to its offer, and keeps what the bot sends."""
+    """Connects with the bot's answer to its WebRTC offer, and keeps the bot's messages."""
 
     def __init__(self, answer: Answer):
         if not aioice.ice.get_host_addresses(use_ipv4=True, use_ipv6=True):
@@ -48,21 +48,21 @@ class TypingClient:
 
     @property
     def left(self) -> bool:
-        """Whether the bot has hung up."""
+        """Whether the bot has closed the connection."""
         return self._peer.connectionState in ("closed", "failed")
 
     @property
     def read(self) -> str:
-        """Everything the bot's LLM wrote, word by word."""
+        """All text of the bot's LLM, word by word."""
         return "".join(data["text"] for data in self.of_type("bot-llm-text"))
 
     @property
     def shown(self) -> str:
-        """The same as Pipecat's own page draws it: in the sentences that the bot gave out."""
+        """The same text as Pipecat's own page shows it: in sentences."""
         return " ".join(data["text"].strip() for data in self.of_type("bot-output"))
 
     def of_type(self, kind: str) -> list[dict[str, Any]]:
-        """What the messages of a type say."""
+        """The data of the messages of a type."""
         return [m.get("data") or {} for m in self.messages if m.get("type") == kind]
 
     def type(self, text: str) -> None:
@@ -74,7 +74,7 @@ class TypingClient:
         self._channel.send(json.dumps(message))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is true of what was received."""
+        """Wait until a condition on the received messages holds."""
         async with asyncio.timeout(100):
             while not condition():
                 await self._changed.wait()

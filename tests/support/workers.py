@@ -10,7 +10,7 @@ from pipecat_jobs import BaseWorker, job
 
 
 class Asker(BaseWorker):
-    """A requester that keeps what its hooks were called with, in order."""
+    """A requester that keeps the calls of its hooks, in order."""
 
     def __init__(self, name: str = "asker", **kwargs: Any):
         super().__init__(name, **kwargs)
@@ -42,7 +42,7 @@ class Asker(BaseWorker):
 
 
 class Answerer(BaseWorker):
-    """A worker with a handler for each way a job can go."""
+    """A worker with a handler for each way a job can end."""
 
     def __init__(self, name: str = "answerer", **kwargs: Any):
         super().__init__(name, **kwargs)
@@ -86,7 +86,7 @@ class Answerer(BaseWorker):
 
 
 class Delegator(BaseWorker):
-    """A worker whose handler asks another one."""
+    """A worker whose handler asks another worker."""
 
     def __init__(self, name: str, *, asks: str):
         super().__init__(name)
@@ -117,7 +117,7 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
 
 
 class Foreign(BaseException):
-    """As PyO3's PanicException: not an Exception."""
+    """Like PyO3's PanicException, this is not an Exception."""
 
 
 RAISED = [

@@ -1,4 +1,4 @@
 from pipecat_jobs.testing.fixtures import job_harness
 
-# The tests of this folder are about the fixture that a bot builder gets.
+# The tests of this folder use the public fixture that a bot builder gets.
 __all__ = ["job_harness"]

@@ -36,7 +36,7 @@ class Echo(BaseWorker):
 
 
 class Stuck(BaseWorker):
-    """Takes jobs and never answers them."""
+    """Takes jobs and never responds."""
 
     def __init__(self, name: str):
         super().__init__(name)
@@ -462,7 +462,7 @@ async def test_the_log_fixture_captures_log_messages(job_log: list[LogRecord]):
 
 @pytest.fixture
 def late_socket() -> Iterator[socket.socket]:
-    """A socket that is closed only when everything set up after it was torn down."""
+    """A socket that is closed only after the tear-down of everything set up after it."""
     with socket.socket() as late:
         late.setblocking(False)
         yield late

@@ -35,7 +35,7 @@ async def test_a_hang_up_during_a_stall_is_noticed(
 async def test_a_hang_up_between_paced_tokens_is_noticed(
     server: ScriptedLLMServer, client: AsyncOpenAI
 ) -> None:
-    # A pace the test cannot outlive: the hang-up has to be noticed between two tokens.
+    # The pace is slower than the test: the hang-up has to be noticed between two tokens.
     server.reply(Text("one two", pace=3600))
 
     async with await open_stream(client):
@@ -103,7 +103,7 @@ async def test_a_scripted_disconnect_breaks_off_the_stream(
 
     async with await open_stream(client) as stream:
         assert await read_tokens(stream, 2) == ["Let", " me"]
-        # Its message depends on the client's release: before openai 3 it is that of httpx.
+        # The message depends on the client's release: before openai 3 it is that of httpx.
         with pytest.raises(Exception, match=r"incomplete chunked read|Connection error"):
             await anext(stream)
 

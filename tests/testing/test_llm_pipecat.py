@@ -62,7 +62,7 @@ async def next_answer(bot: LLMContextWorker) -> str:
 
     @bot.assistant_aggregator.event_handler("on_assistant_turn_stopped")
     async def on_assistant_turn_stopped(aggregator: object, message: object) -> None:
-        # A turn that only calls tools ends too, with nothing said.
+        # A turn that only calls tools also ends, without text.
         if message.content and not said.done():
             said.set_result(message.content)
 

@@ -236,7 +236,7 @@ async def test_malformed_request_gets_400(server: ScriptedLLMServer, body: str) 
     assert server.requests == []
 
 
-# Which reply
+# The choice of a reply
 
 
 async def test_rules_come_first_in_order_then_the_queue_then_the_default() -> None:

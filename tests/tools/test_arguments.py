@@ -1,4 +1,4 @@
-"""A job tool's schema, and the check of what the LLM gave."""
+"""The schema of a job tool, and the check of the LLM's arguments."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -40,7 +40,7 @@ class Limits:
 
 
 class Moderator(LLMContextWorker):
-    """Takes arguments of every kind, and asks with what it was given."""
+    """Takes arguments of every kind, and passes them on in its job."""
 
     def __init__(self, llm: Any):
         super().__init__("moderator", llm=llm, active=True)
@@ -159,7 +159,7 @@ async def test_the_method_gets_typed_arguments_and_its_defaults(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "explanation"),
     [
         ({"topic": "AI"}, "'style' is missing."),
         ({"topic": "AI", "style": "rude"}, "'style' is 'rude': Input should be 'formal' or"),
@@ -187,7 +187,7 @@ async def test_invalid_arguments_are_explained_to_the_llm_and_no_job_is_sent(
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
     arguments: dict[str, Any],
-    told: str,
+    explanation: str,
 ):
     right = {"topic": "AI", "style": "formal"}
     calls_debate(scripted_llm, ToolCall("debate", right), "Done.", **arguments)
@@ -198,7 +198,7 @@ async def test_invalid_arguments_are_explained_to_the_llm_and_no_job_is_sent(
     _, second, third = await scripted_llm.wait_for_requests(3)
     (error,) = tool_results(second)
     assert error["error"].startswith("debate was not run, its arguments are wrong. ")
-    assert told in error["error"]
+    assert explanation in error["error"]
     assert "http" not in error["error"]
     assert tool_results(third) == [error, {"text": "advocate says"}]
     assert len(advocate.payloads) == 1
@@ -233,7 +233,7 @@ def test_a_tool_may_take_no_arguments():
     assert (debate.name, debate.properties, debate.required) == ("debate", {}, [])
 
 
-# What cannot be a tool
+# Functions that cannot be tools
 
 
 class Tree(BaseModel):

@@ -1,4 +1,4 @@
-"""A call has its result whatever is raised within: a Rust panic, ``sys.exit()``."""
+"""A call has its result after any exception: a Rust panic, ``sys.exit()``."""
 
 import asyncio
 import gc
@@ -21,7 +21,7 @@ __all__ = ["new_llm"]
 
 
 class PanicError(BaseException):
-    """As PyO3 raises when Rust code panics."""
+    """PyO3 raises such an exception when Rust code panics."""
 
 
 RAISED: list[BaseException] = [
@@ -29,7 +29,7 @@ RAISED: list[BaseException] = [
     BaseExceptionGroup("several", [PanicError("index out of bounds")]),
     GeneratorExit(),
     SystemExit(1),
-    # Last, as what was awaited and is cancelled raises it.
+    # This is raised last, as by an awaited call that is cancelled.
     asyncio.CancelledError(),
 ]
 SAYS: dict[str, Any] = {"text": "critic says"}

@@ -73,7 +73,7 @@ async def time_out(call: ToolCallContext) -> None:
         await asyncio.Event().wait()
 
 
-async def ask_nobody(call: ToolCallContext) -> None:
+async def ask_unknown_worker(call: ToolCallContext) -> None:
     async with call.job("nobody", timeout=0.02):
         pass
 
@@ -97,7 +97,7 @@ ENDINGS: dict[str, tuple[Body, Any]] = {
     "a result that is not JSON": (finish_opaque, {"kinds": ["<class 'KeyError'>"]}),
     "an exception": (fail, {"error": "debate had an internal error (ValueError)."}),
     "a timeout of its own": (time_out, {"error": "debate had an internal error (TimeoutError)."}),
-    "a job that fails": (ask_nobody, {"error": "debate did not answer in time"}),
+    "a job that fails": (ask_unknown_worker, {"error": "debate did not answer in time"}),
     "a cancelled task of its own": (
         await_what_is_cancelled,
         {"error": "debate had an internal error (CancelledError)."},
@@ -263,8 +263,8 @@ async def test_a_plain_pipecat_worker_raises_an_error_that_says_what_to_import(
     await stage.say()
 
     _, second = await scripted_llm.wait_for_requests(2)
-    told = {"error": "debate is not set up correctly and cannot be used."}
-    assert tool_results(second) == [told]
+    failure = {"error": "debate is not set up correctly and cannot be used."}
+    assert tool_results(second) == [failure]
     (record,) = [r for r in job_log if r.message.startswith("tool debate raised")]
     assert "from pipecat_jobs, or add JobsMixin" in str(record.exception)
     await worker.flush_pipeline()

@@ -1,4 +1,4 @@
-"""What the page "Jobs as tools" says runs."""
+"""The code of the page "Jobs as tools" runs."""
 
 import re
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""What an LLM is told of a failure: the words that were written for it, and no other text."""
+"""The LLM gets only failure texts that were written for it, and no other text."""
 
 from typing import Any
 
@@ -27,14 +27,14 @@ SECRET = "postgres://admin:hunter2@db/"
 
 
 class LookupRefused(JobToolError):
-    """A bot's own kind."""
+    """A bot's own exception."""
 
 
 class SecretError(Exception):
-    """Named like nothing that is decided upon."""
+    """An exception whose name decides nothing."""
 
 
-# Named like ours without being it.
+# An exception with the name of ours, but of another class.
 Pretender = type("JobToolError", (Exception,), {})
 
 
@@ -67,7 +67,7 @@ def test_only_a_true_value_on_the_bus_makes_a_text_for_the_llm(value: object):
 
 
 class Failing(BaseWorker):
-    """Raises or answers "failed" as a test tells it to."""
+    """Raises or responds "failed" as the test sets it."""
 
     def __init__(self, name: str, failure: Exception | dict[str, Any]):
         super().__init__(name)
@@ -80,7 +80,7 @@ class Failing(BaseWorker):
         await self.send_job_response(message.job_id, self.failure, status=JobStatus.FAILED)
 
 
-#: What fails, and what the LLM is told of one worker and of one of several.
+#: The failure, and the text for the LLM with one worker and with one of several.
 FAILURES: dict[str, tuple[Any, str, str]] = {
     "an exception": (
         SecretError(SECRET),
@@ -124,7 +124,7 @@ def moderator(llm: Any, *workers: str, **options: Any) -> LLMContextWorker:
     return Moderator("moderator", llm=llm, active=True)
 
 
-async def told(
+async def result_for_llm(
     harness: JobHarness, server: ScriptedLLMServer, worker: LLMContextWorker, *others: BaseWorker
 ) -> Any:
     calls_debate(server)
@@ -150,7 +150,7 @@ async def test_the_failure_of_one_worker_is_reported_without_its_name(
 ):
     worker = moderator(new_llm(), "bookings", **options)
 
-    result = await told(job_harness, scripted_llm, worker, Failing("bookings", failure))
+    result = await result_for_llm(job_harness, scripted_llm, worker, Failing("bookings", failure))
 
     assert result == {"error": one}
 
@@ -166,7 +166,7 @@ async def test_the_failures_of_several_workers_are_reported_by_worker(
 ):
     worker = moderator(new_llm(), "bookings", "critic")
 
-    result = await told(
+    result = await result_for_llm(
         job_harness, scripted_llm, worker, Failing("bookings", failure), Colleague("critic")
     )
 
@@ -182,7 +182,9 @@ async def test_the_first_failure_of_several_names_its_worker(
     worker = moderator(new_llm(), "bookings", "critic", on_failure="fail")
     failing = Failing("bookings", JobToolError("no such booking"))
 
-    result = await told(job_harness, scripted_llm, worker, failing, Colleague("critic", holds=True))
+    result = await result_for_llm(
+        job_harness, scripted_llm, worker, failing, Colleague("critic", holds=True)
+    )
 
     assert result == {"error": "bookings: no such booking"}
 
@@ -210,7 +212,7 @@ async def test_a_hand_written_tool_reports_no_other_exception_text(
 
     worker = Moderator("moderator", llm=new_llm(), active=True)
 
-    assert await told(job_harness, scripted_llm, worker) == {"error": result}
+    assert await result_for_llm(job_harness, scripted_llm, worker) == {"error": result}
 
 
 @pytest.mark.parametrize(
@@ -236,9 +238,9 @@ async def test_a_job_of_a_hand_written_tool_is_reported_like_that_of_a_job_tool(
 
     worker = Moderator("moderator", llm=new_llm(), active=True)
 
-    assert await told(job_harness, scripted_llm, worker, Failing("bookings", failure)) == {
-        "error": result
-    }
+    assert await result_for_llm(
+        job_harness, scripted_llm, worker, Failing("bookings", failure)
+    ) == {"error": result}
 
 
 @pytest.mark.parametrize(

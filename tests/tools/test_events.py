@@ -1,4 +1,4 @@
-"""What ends a job tool's call, and what becomes of the jobs, the call and the conversation."""
+"""What ends a job tool's call, and what happens to the jobs, the call and the conversation."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -90,7 +90,7 @@ async def begin(
     return Scene(harness, server, stage, others)
 
 
-# What the events are
+# The events
 
 
 async def interruption(scene: Scene) -> None:
@@ -102,7 +102,7 @@ async def llm_cancels(scene: Scene) -> None:
 
 
 async def nothing(scene: Scene) -> None:
-    """The deadline comes by itself."""
+    """The deadline passes by itself."""
 
 
 def queued(frame: type[EndFrame] | type[CancelFrame] | type[StopFrame]) -> Any:
@@ -129,14 +129,14 @@ async def worker_is_cancelled(scene: Scene) -> None:
 
 @dataclass
 class Event:
-    """An event and what has to follow.
+    """An event and its expected effects.
 
     Parameters:
-        happens: Makes it happen.
-        settled_as: The result the call gets, or None for Pipecat's cancellation.
-        comments: How often the LLM is run afterwards.
-        options: Of the tool.
-        llm: Of the LLM service.
+        happens: Triggers the event.
+        settled_as: The result that the call gets, or None for Pipecat's cancellation.
+        comments: How often the LLM runs afterwards.
+        options: The options of the tool.
+        llm: The options of the LLM service.
     """
 
     happens: Callable[[Scene], Awaitable[None]]
@@ -171,7 +171,7 @@ EVENTS = {
     "Pipecat's limit, background": Event(
         nothing, None, 1, timeout=None, llm={"function_call_timeout_secs": 0.1}, **BACKGROUND
     ),
-    # The LLM is run to hear the user, and to answer what its cancelling came to.
+    # The LLM runs once for the user's words, and once for the result of its cancelling.
     "cancel_debate": Event(llm_cancels, None, 2, cancellable_by_llm=True, **BACKGROUND),
 }
 for mode, options in {"": {}, ", background": BACKGROUND, ", protected": PROTECTED}.items():
@@ -268,14 +268,14 @@ async def test_an_interruption_leaves_background_jobs_running_and_the_result_com
 async def test_a_protected_call_survives_interruptions_and_is_not_offered_to_be_cancelled(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    # Pipecat's own limit does not end it either.
+    # Pipecat's own limit does not end the call either.
     worker = moderator(new_llm(function_call_timeout_secs=0.05), "advocate", protected=True)
     scene = await begin(job_harness, scripted_llm, worker, "Paid.", workers=("advocate",))
 
     for _ in range(2):
         await interruption(scene)
         await worker.flush_pipeline()
-    # Time for the limit to pass, which nothing tells of when it has no effect.
+    # The limit passes in this time; no event shows a limit without an effect.
     passed = asyncio.Event()
     asyncio.get_running_loop().call_later(0.1, passed.set)
     await passed.wait()
@@ -295,7 +295,7 @@ async def test_a_protected_call_survives_interruptions_and_is_not_offered_to_be_
 async def test_a_cancelled_group_is_reported_and_commented_on(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    """As when a user closes its card."""
+    """This happens when a user closes its card."""
     scene = await begin(job_harness, scripted_llm, moderator(new_llm()), "As you like.")
     (job_id,) = scene.worker.job_groups
 
@@ -328,7 +328,7 @@ async def test_progress_arrives_without_an_inference_for_each(
     advocate.release.set()
     _, last = await scripted_llm.wait_for_requests(2)
     await worker.flush_pipeline()
-    # Quoted within the message that Pipecat puts it into.
+    # The text is quoted within Pipecat's message.
     assert last.mentions('\\"percent\\": 90')
 
 

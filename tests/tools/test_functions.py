@@ -48,7 +48,7 @@ SCHEMA = {
 }
 
 
-# in a context
+# In the tools of a context
 
 
 async def given_at_the_start(talk: Talk) -> None:
@@ -152,8 +152,8 @@ async def test_a_function_on_a_plain_pipecat_worker_raises_an_error_that_says_wh
     await talk.say()
 
     _, second = await scripted_llm.wait_for_requests(2)
-    told = {"error": "debate is not set up correctly and cannot be used."}
-    assert tool_results(second) == [told]
+    failure = {"error": "debate is not set up correctly and cannot be used."}
+    assert tool_results(second) == [failure]
     (record,) = [r for r in job_log if r.message.startswith("tool debate raised")]
     assert "import PipelineWorker" in str(record.exception)
     await talk.worker.flush_pipeline()
@@ -164,7 +164,7 @@ def test_a_function_is_a_schema_with_its_handler():
     assert debate.handler is debate
 
 
-# in a flow
+# In a flow
 
 
 async def test_a_function_of_a_flow_asks_its_jobs_and_stays_at_its_node(
@@ -201,7 +201,7 @@ async def test_a_function_of_a_flow_may_lead_to_the_next_node(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "explanation"),
     [
         ({"topic": "broken"}, "flow_debate had an internal error (ValueError)."),
         ({"topic": "AI", "style": "rude"}, "'style' is 'rude': Input should be"),
@@ -212,7 +212,7 @@ async def test_the_failure_of_a_function_of_a_flow_is_reported_to_the_llm(
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
     arguments: dict[str, str],
-    told: str,
+    explanation: str,
 ):
     calls_flow_debate(scripted_llm, **arguments)
     talk, advocate = FlowTalk(new_llm()), Colleague("advocate")
@@ -222,7 +222,7 @@ async def test_the_failure_of_a_function_of_a_flow_is_reported_to_the_llm(
 
     _, second = await scripted_llm.wait_for_requests(2)
     (result,) = tool_results(second)
-    assert told in result["error"]
+    assert explanation in result["error"]
     assert advocate.payloads == []
     await talk.worker.flush_pipeline()
 
@@ -230,7 +230,7 @@ async def test_the_failure_of_a_function_of_a_flow_is_reported_to_the_llm(
 async def test_an_interruption_cancels_a_call_of_a_flow(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    """Flows' own default would let it run on."""
+    """By the default of Pipecat Flows the call would go on."""
     calls_flow_debate(scripted_llm)
     talk, advocate = FlowTalk(new_llm()), Colleague("advocate", holds=True)
     await job_harness.start(talk.worker, advocate)

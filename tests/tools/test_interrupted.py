@@ -20,7 +20,7 @@ NAMES = ("first", "second", "third", "background", "protected")
 
 
 class Moderator(LLMContextWorker):
-    """Has a tool for each of the colleagues, and one that is written by hand."""
+    """A moderator with a tool for each colleague, and one hand-written tool."""
 
     def __init__(self, llm: Any):
         super().__init__("moderator", llm=llm, active=True)
@@ -61,7 +61,7 @@ def calls(*names: str) -> ToolCalls:
 
 
 class Scene:
-    """A call that runs, with others behind it."""
+    """A call that runs, with other calls behind it."""
 
     def __init__(self, stage: Stage, others: dict[str, Colleague]):
         self.stage, self.others = stage, others
@@ -153,7 +153,7 @@ async def test_a_call_that_waits_behind_a_background_call_is_dropped_by_an_inter
     await scripted_llm.wait_for_requests(2)
     await scene.worker.flush_pipeline()
     assert not scene.asked("first")
-    # The worker's turn takes the call out of the queue at once, in Pipecat's own word.
+    # The worker's turn removes the call from the queue at once, with Pipecat's own text.
     assert scene.stage.results == ["CANCELLED", {"text": "background says"}]
 
 
@@ -166,7 +166,7 @@ async def test_a_call_that_was_made_after_the_interruption_begins(
     await scene.worker.queue_frame(InterruptionFrame())
     await scene.worker.flush_pipeline()
 
-    # The same tools, by a later generation, behind those that were dropped.
+    # A later generation calls the same tools, behind the dropped calls.
     await scene.stage.say()
     await scripted_llm.wait_for_requests(2)
     for other in scene.others.values():
@@ -182,7 +182,7 @@ async def test_a_call_that_was_made_after_the_interruption_begins(
 async def test_a_function_is_dropped_behind_a_tool_of_pipecats_own(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    """No job tool has been called yet, so that nothing but the worker can have watched."""
+    """No job tool has been called yet, so only the worker can have noticed."""
     began = asyncio.Event()
 
     async def wait(params: FunctionCallParams) -> None:
@@ -195,7 +195,7 @@ async def test_a_function_is_dropped_behind_a_tool_of_pipecats_own(
         return {"topic": topic}
 
     scripted_llm.reply(ToolCalls(ToolCall("wait", {}), ToolCall("ask_first", {"topic": "AI"})))
-    # Registered last, so that the other begins when Pipecat has looked for it already.
+    # The tool is registered last, so the other begins after Pipecat has looked for it.
     waiting = FunctionSchema("wait", "Wait.", {}, [], handler=wait)
     talk = Talk(new_llm(run_in_parallel=False), [ask_first, waiting])
     first = Colleague("first")
@@ -235,7 +235,7 @@ async def test_a_function_of_a_flow_is_also_dropped(
 
 
 async def until_settled(talk: Talk, count: int) -> None:
-    """Wait until so many calls have their result in the context."""
+    """Wait until this many calls have their result in the context."""
     changed = asyncio.Event()
     talk.aggregators.assistant().add_event_handler(
         "on_after_process_frame", lambda *_: changed.set()

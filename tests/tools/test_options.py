@@ -1,4 +1,4 @@
-"""Options of ``@job_tool`` that make no sense are refused where they are written."""
+"""Invalid options of ``@job_tool`` are refused where they are written."""
 
 import math
 from typing import Any

@@ -39,7 +39,7 @@ class Moderator(LLMContextWorker):
 async def calling(
     harness: JobHarness, server: ScriptedLLMServer, llm: Any, *calls: ToolCall
 ) -> tuple[Stage, Colleague]:
-    """Have the LLM make calls in one answer, and the worker hold its answers back."""
+    """Have the LLM make calls in one answer, and the worker delay its responses."""
     server.reply(ToolCalls(*calls))
     advocate = Colleague("advocate", holds=True)
     stage = await raise_stage(harness, Moderator("moderator", llm=llm, active=True), advocate)
@@ -54,7 +54,7 @@ async def test_a_joined_call_sends_no_job_and_has_the_same_result(
 ):
     calls = [
         ToolCall("join", {"topic": "AI"}),
-        # The same, with its default written out.
+        # The same call, with its default value written out.
         ToolCall("join", {"topic": "AI", "style": "calm"}),
     ]
     stage, advocate = await calling(job_harness, scripted_llm, new_llm(), *calls)

@@ -1,4 +1,4 @@
-"""What the LLM is told of a job tool's call."""
+"""The results of a job tool's call that the LLM gets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ async def result_of(
     worker: LLMContextWorker,
     *others: Colleague,
 ) -> Any:
-    """What the provider is sent as the tool's result, which it has to comment on."""
+    """The tool's result that the provider gets, with a request to comment on it."""
     calls_debate(server)
     stage = await raise_stage(harness, worker, *others)
     await stage.say()
@@ -64,7 +64,7 @@ async def test_the_response_of_one_worker_is_the_result(
     assert advocate.payloads == [{"topic": "AI"}]
 
 
-@pytest.mark.not_on("pubsub", reason="a plain peer could not read what carries headers")
+@pytest.mark.not_on("pubsub", reason="headers are dropped, since a plain peer could not read them")
 @pytest.mark.parametrize("once", [True, False])
 async def test_run_once_jobs_of_a_tool_are_never_started_twice(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM, once: bool
@@ -200,12 +200,12 @@ async def test_gap_27_an_empty_response_does_not_silence_the_bot(
 
 @dataclass
 class Opaque:
-    """Nothing that JSON knows."""
+    """A value that JSON cannot express."""
 
     words: set[str]
 
 
-@pytest.mark.not_on("redis", "pubsub", reason="what is not JSON does not cross a server")
+@pytest.mark.not_on("redis", "pubsub", reason="values that are not JSON do not cross a server")
 async def test_a_response_that_is_not_json_is_written_as_the_values_it_holds(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
@@ -235,7 +235,7 @@ async def test_no_traceback_reaches_the_llm(
     assert len(result["missing"]["critic"]) < 350
 
 
-# render
+# The render option
 
 
 async def in_order(outcomes: Mapping[str, JobOutcome]) -> str:
@@ -283,7 +283,7 @@ async def test_a_render_without_a_usable_result_is_logged_and_replaced(
     assert [r.level for r in job_log if r.message.startswith("render ")] == ["ERROR"]
 
 
-# the method
+# The return value of the method
 
 
 @pytest.mark.parametrize(

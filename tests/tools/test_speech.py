@@ -1,4 +1,4 @@
-"""What the bot says while a tool waits: in silence only, and never after the result."""
+"""Texts that the bot says while a tool waits: only in silence, and never after the result."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -26,7 +26,7 @@ WAIT = "One moment."
 
 
 class Scene:
-    """A call whose job takes until it is released, on the virtual clock."""
+    """A call whose job runs until it is released, on the virtual clock."""
 
     def __init__(self, stage: Stage, advocate: Colleague):
         self.stage = stage
@@ -35,12 +35,12 @@ class Scene:
         self._began = self._clock()
 
     async def at(self, seconds: float) -> None:
-        """Go on when this many seconds have passed since the call."""
+        """Wait until this many seconds have passed since the call."""
         await asyncio.sleep(self._began + seconds - self._clock())
 
     async def hears(self, frame: Any, direction: Any = FrameDirection.DOWNSTREAM) -> None:
         await self.stage.worker.queue_frame(frame, direction)
-        await self.stage.until(lambda: frame.id in self.stage.heard)
+        await self.stage.until(lambda: frame.id in self.stage.seen)
 
 
 Play = Callable[..., Scene]
@@ -49,7 +49,7 @@ Play = Callable[..., Scene]
 @pytest.fixture
 def play(new_local_bus: Callable[[], WorkerBus]) -> Play:
     def run(story: Callable[[Scene], Awaitable[None]], **options: Any) -> Scene:
-        """Run a story with a tool that has these options; return what came of it."""
+        """Run a story with a tool that has these options, and return its scene."""
 
         class Moderator(LLMContextWorker):
             @job_tool("advocate", job="argue", timeout=300, **options)

@@ -1,4 +1,4 @@
-"""What a type checker says of a bot's code; `make lint` runs pyright over it.
+"""The types that pyright infers in a bot's code; `make lint` runs pyright over it.
 
 ``assert_type`` says what has to be inferred. Each ignored error has to occur: pyright reports an
 ignore that is not needed.

@@ -1,4 +1,4 @@
-"""What a type checker says of a bot's tools; `make lint` runs pyright over it.
+"""The types that pyright infers in a bot's tools; `make lint` runs pyright over it.
 
 As in ``usage.py``: each ignored error has to occur.
 """

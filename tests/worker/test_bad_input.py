@@ -1,4 +1,4 @@
-"""Bad input is refused where it enters, and says what to write instead."""
+"""Bad input is refused where it enters, and the error says what to write instead."""
 
 import math
 

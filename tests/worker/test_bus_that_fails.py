@@ -1,4 +1,4 @@
-"""What a worker does when the bus does not take what it says, as on a network that is down."""
+"""A worker whose bus refuses its messages, as when the network is down."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from pipecat_jobs.testing import JobHarness
 
 
 class FailingBus(AsyncQueueBus):
-    """Raises for the messages that a test names."""
+    """A bus that raises for the messages that a test selects."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Two workers of one name: the second is told, wherever this package can tell."""
+"""Two workers of one name: the second gets an error wherever this package can notice it."""
 
 import pytest
 from pipecat.utils.asyncio.task_manager import TaskManager
@@ -57,7 +57,7 @@ async def test_the_second_worker_of_a_name_cannot_ask_and_the_error_says_why(
     await job_harness.start(Asker(), Answerer())
     second = Asker()
     await job_harness.runner.add_workers(second)
-    # Pipecat's runner takes no second worker of a name, and says so.
+    # Pipecat's runner refuses a second worker of a name, and logs it.
     assert any("'asker' already exists" in r.message for r in job_log if r.level == "ERROR")
     with pytest.raises(WorkerNotAddedError, match="skips the second worker of a name"):
         await second.ask("answerer", "echo", timeout=20)

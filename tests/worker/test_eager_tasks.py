@@ -1,4 +1,4 @@
-"""Under ``asyncio.eager_task_factory`` (Python 3.12) everything goes as without it."""
+"""Jobs behave the same under ``asyncio.eager_task_factory`` (Python 3.12)."""
 
 import asyncio
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pipecat.frames.frames import LLMMessagesAppendFrame
-from support.redis.processes import CALM, Process
+from support.redis.processes import LONG_LEASE, Process
 from support.tools_stage import NewLLM, new_llm, tool_results
 from support.workers import Answerer, Asker
 
@@ -42,7 +42,7 @@ async def eager_tasks() -> AsyncIterator[None]:
 
 
 class AtOnce(BaseWorker):
-    """Has handlers that end, or do harm, before they first wait."""
+    """A worker whose handlers end or raise before their first await."""
 
     def __init__(self, name: str = "at_once"):
         super().__init__(name)
@@ -82,12 +82,12 @@ async def on_bus(kind: str, *workers: BaseWorker) -> AsyncIterator[None]:
             server = await stack.enter_async_context(EmbeddedRedis(start_timeout=100.0))
             started = [
                 await stack.enter_async_context(
-                    Process(RedisStreamsBus(server.url, channel="c", lease=CALM), worker)
+                    Process(RedisStreamsBus(server.url, channel="c", lease=LONG_LEASE), worker)
                 )
                 for worker in workers
             ]
             for process in started:
-                await process.knows(*(worker.name for worker in workers))
+                await process.wait_until_known(*(worker.name for worker in workers))
         else:
             bus = RoutedBus() if kind == "routed" else None
             harness = await stack.enter_async_context(JobHarness(bus, timeout=60))

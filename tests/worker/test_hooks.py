@@ -86,14 +86,14 @@ async def test_error_hook_gets_the_response_and_completed_does_not_fire(job_harn
 
 
 @pytest.mark.parametrize("event", REQUESTER_ORDER)
-@pytest.mark.parametrize("error", [ValueError("clumsy"), asyncio.CancelledError()])
+@pytest.mark.parametrize("error", [ValueError("broken"), asyncio.CancelledError()])
 async def test_override_that_raises_is_logged_and_changes_nothing(
     job_harness: JobHarness, job_log, event: str, error: BaseException
 ):
-    async def clumsy(self, message) -> None:
+    async def broken(self, message) -> None:
         raise error
 
-    asker = type("Clumsy", (Asker,), {event: clumsy})("asker")
+    asker = type("Broken", (Asker,), {event: broken})("asker")
     await job_harness.start(asker, Everything())
     async with asker.job("answerer", name="everything") as j:
         assert len([e async for e in j]) == 4
@@ -112,8 +112,8 @@ async def test_event_handler_that_raises_is_logged_with_its_traceback(
     for worker in (asker, answerer):
 
         @worker.event_handler(event)
-        async def clumsy(worker: BaseWorker, message: object) -> None:
-            raise ValueError("clumsy")
+        async def broken(worker: BaseWorker, message: object) -> None:
+            raise ValueError("broken")
 
     await job_harness.start(asker, answerer)
     assert await asker.ask("answerer", "everything") == {"n": 3}
@@ -121,13 +121,13 @@ async def test_event_handler_that_raises_is_logged_with_its_traceback(
     job_id = await asker.request_job("answerer", name="wait")
     await answerer.started.get()
     await asker.request_job_update(job_id, "answerer")
-    # A cancel may overtake it.
+    # A cancel may overtake the event.
     await job_harness.settle()
     await asker.cancel_job_group(job_id)
     await job_harness.settle()
     errors = [r for r in job_log if isinstance(r.exception, ValueError)]
     assert errors
-    assert all("clumsy" in r.message and event in r.message for r in errors)
+    assert all("broken" in r.message and event in r.message for r in errors)
 
 
 async def test_event_handler_can_be_removed(job_harness: JobHarness):
@@ -181,12 +181,12 @@ async def test_slow_hook_of_one_job_does_not_delay_another(job_harness: JobHarne
 
 async def test_hooks_get_every_arrived_message_before_the_job_ends(job_harness: JobHarness):
     class Slow(Asker):
-        heard: ClassVar[list[object]] = []
+        received: ClassVar[list[object]] = []
         gate = asyncio.Semaphore(0)
 
         async def on_job_update(self, message) -> None:
             await self.gate.acquire()
-            self.heard.append(message.update)
+            self.received.append(message.update)
 
     asker, answerer = Slow(), Answerer()
     await job_harness.start(asker, answerer)
@@ -198,8 +198,8 @@ async def test_hooks_get_every_arrived_message_before_the_job_ends(job_harness: 
     await job_harness.settle()
     asker.gate.release()
     await job_harness.settle()
-    assert (len(asker.heard), group.is_done) == (1, False)
+    assert (len(asker.received), group.is_done) == (1, False)
     asker.gate.release()
     asker.gate.release()
     await group.wait()
-    assert asker.heard == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert asker.received == [{"n": 0}, {"n": 1}, {"n": 2}]

@@ -1,4 +1,4 @@
-"""What watches and wraps every job of a worker."""
+"""Interceptors: they observe and wrap every job of a worker."""
 
 import asyncio
 import contextlib
@@ -68,7 +68,7 @@ class Recorder(JobInterceptor):
 
 
 class Worker(BaseWorker):
-    """A handler for each way a job may go."""
+    """A worker with a handler for each way a job can end."""
 
     def __init__(self, name: str = "worker"):
         super().__init__(name)
@@ -245,8 +245,8 @@ async def test_an_exception_in_on_event_is_logged_and_changes_nothing(
     assert (await asker.ask("worker", "echo", payload={}))["payload"] == {}
     await job_harness.settle()
     assert set(recorder.kinds) == {ASKED, SENT, BEGUN, HANDLER_ENDED, SETTLED}
-    told = [record for record in job_log if "Broken.on_event() raised" in record.message]
-    assert len(told) == 5
+    records = [record for record in job_log if "Broken.on_event() raised" in record.message]
+    assert len(records) == 5
 
 
 # -- ask -------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class Trace(JobInterceptor):
         await proceed(replace(call, payload={"path": path}, headers=headers))
 
 
-@pytest.mark.not_on("pubsub", reason="a plain peer could not read what carries headers")
+@pytest.mark.not_on("pubsub", reason="headers are dropped, since a plain peer could not read them")
 async def test_ask_may_replace_payload_and_headers_and_the_class_goes_first(
     job_harness: JobHarness,
 ):
@@ -315,7 +315,7 @@ async def test_an_exception_in_ask_fails_the_job(
 
 
 class Misbehave(JobInterceptor):
-    """Does with a call what it must not."""
+    """An interceptor that uses a call in forbidden ways."""
 
     def __init__(self, how: str):
         self.how = how
@@ -383,7 +383,7 @@ async def test_a_deadline_that_ask_swallows_does_not_leave_the_requesters_task_c
     assert task.cancelling() == 0
 
 
-@pytest.mark.not_on("pubsub", reason="a plain peer could not read what carries headers")
+@pytest.mark.not_on("pubsub", reason="headers are dropped, since a plain peer could not read them")
 @pytest.mark.not_on("redis", reason="the server holds more than the window")
 async def test_the_window_of_a_stream_survives_other_headers(job_harness: JobHarness):
     class Plain(JobInterceptor):

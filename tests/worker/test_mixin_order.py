@@ -15,12 +15,12 @@ import pipecat_jobs
 from pipecat_jobs import InvalidJobTypeError, JobsMixin, MixinOrderError, job
 from pipecat_jobs.testing import JobHarness
 
-#: Pipecat's workers that extend nothing of the mixin that has to do with jobs.
+#: Pipecat's workers that override no job method of the mixin.
 PLAIN = [PipelineWorker, LLMWorker, LLMContextWorker]
-if hasattr(llm, "BackendLLMWorker"):  # Pipecat 1.8 has none.
+if hasattr(llm, "BackendLLMWorker"):  # Pipecat 1.8 does not have this worker.
     PLAIN.append(llm.BackendLLMWorker)
 
-#: What a plain class may define and the mixin defines as well.
+#: Members that both a plain class and the mixin may define.
 MEMBERS = """
     accepts_bus_message add_event_handler add_job_interceptor add_workers cancel_job_group
     create_job_group_and_request_job job job_affinity job_cancel_grace job_group job_interceptors
@@ -32,7 +32,7 @@ MEMBERS = """
 
 
 def define(name: str, *bases: type, **body: Any) -> type:
-    """A class as a class statement makes it."""
+    """Make a class as a class statement does."""
     return type(JobsMixin)(name, bases, body)
 
 
@@ -111,7 +111,7 @@ def test_pipecats_proxies_are_refused_behind_the_mixin(module: str):
         ("Middle UIWorker", "UIWorker, Middle"),
         ("Ours Own", "Own, Ours"),
         ("Tools JobsMixin Own Other", "Tools, Own, Other, JobsMixin"),
-        # BaseWorker is a base of the mixin, and Python takes it behind the mixin alone.
+        # BaseWorker is a base of the mixin, so Python accepts it only behind the mixin.
         ("JobsMixin Own BaseWorker", "Own, JobsMixin, BaseWorker"),
     ],
 )
@@ -135,25 +135,25 @@ def test_the_line_that_the_error_proposes_works(bases: str, line: str):
 
 
 class Listening(PlainPeer):
-    """Adds event handlers in its constructor, of which one asks its process to exit."""
+    """Adds event handlers in its constructor; one of them raises SystemExit."""
 
     def __init__(self, name: str):
         super().__init__(name)
-        self.heard: list[str] = []
+        self.received: list[str] = []
         self.add_event_handler("on_job_request", self._exit)
-        self.add_event_handler("on_job_request", self._hear)
+        self.add_event_handler("on_job_request", self._record)
 
     async def _exit(self, worker: Any, message: Any) -> None:
         raise SystemExit(1)
 
-    async def _hear(self, worker: Any, message: Any) -> None:
-        self.heard.append(message.job_id)
-        await self.send_job_response(message.job_id, {"heard": len(self.heard)})
+    async def _record(self, worker: Any, message: Any) -> None:
+        self.received.append(message.job_id)
+        await self.send_job_response(message.job_id, {"received": len(self.received)})
 
     @job(name="forget")
     async def forget(self, message: Any) -> None:
         self.remove_event_handler("on_job_request", self._exit)
-        self.remove_event_handler("on_job_request", self._hear)
+        self.remove_event_handler("on_job_request", self._record)
 
 
 class First(JobsMixin, Listening):
@@ -176,6 +176,6 @@ async def test_event_handlers_of_a_constructor_are_guarded_in_either_order(
     async with asker.job("worker", name="forget", timeout=50):
         pass
 
-    assert asked.response == {"heard": 1}
+    assert asked.response == {"received": 1}
     assert any("Listening._exit" in str(record) for record in job_log)
     assert not worker._event_handlers["on_job_request"].handlers

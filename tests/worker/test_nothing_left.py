@@ -1,4 +1,4 @@
-"""After a job ends neither side keeps anything of it, however it ended and however many."""
+"""After any number of jobs with any kind of end, neither side keeps anything of them."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.every_bus
 
 @pytest.fixture
 def quiet():
-    """Logging dominates the time of a test that runs thousands of jobs."""
+    """Logging would take most of the time of a test that runs thousands of jobs."""
     logger.disable("pipecat_jobs")
     logger.disable("pipecat")
     yield
@@ -69,7 +69,7 @@ async def test_nothing_is_left_of_a_deadline_that_was_not_needed(job_harness: Jo
 
 @pytest.mark.parametrize("rounds", [300, pytest.param(700, marks=pytest.mark.slow)])
 async def test_nothing_is_left_of_thousands_of_jobs(quiet, rounds: int):
-    """Memory after many jobs of every kind is what it was after the first third of them."""
+    """After many jobs of every kind, memory is the same as after the first third of them."""
 
     class Light(BaseWorker):
         @job(name="echo")
@@ -116,7 +116,7 @@ async def test_nothing_is_left_of_thousands_of_jobs(quiet, rounds: int):
 async def test_nothing_is_left_of_requesters_cancelled_at_every_point(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    """Cancels the caller after each number of steps of the loop, from the first to the last."""
+    """Cancels the requester after each number of steps of the loop, from the first to the last."""
     asker, answerer = Asker(), Answerer()
     await chaos_harness.start(asker, answerer)
     chaos_bus.duplicate(BusJobRequestMessage)

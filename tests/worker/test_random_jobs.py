@@ -1,8 +1,8 @@
-"""Whatever happens, every job ends once, as what it is, and leaves nothing behind.
+"""On any schedule, every job ends once with the right outcome, and leaves nothing behind.
 
-Hypothesis invents schedules (`random_jobs.plan.Plan`) and this file says what has to hold of each.
-A failing schedule is shrunk, printed as a plan that can be read, and can be pasted into an
-``@example`` here. ``pytest --schedules 50`` plays 50 times as many, which are others every time.
+Hypothesis makes schedules (`random_jobs.plan.Plan`), and this file checks the properties of each
+story. A failing schedule is shrunk and printed as a readable plan, which can be pasted into an
+``@example`` here. ``pytest --schedules 50`` plays 50 times as many, with new ones in each run.
 """
 
 import asyncio
@@ -46,21 +46,21 @@ from pipecat_jobs import (
 )
 from pipecat_jobs._requester.cancellation import CANCEL_GRACE
 
-# -- what has to hold ------------------------------------------------------------------------
+# -- properties ------------------------------------------------------------------------------
 
 #: Virtual time is exact; the sums of floats that tests make of it are not.
 EXACT = 1e-6
 
 
 def problems(story: Story) -> Iterator[str]:
-    """Everything that is wrong with a story, in words."""
+    """The problems of a story, as text."""
     yield from nothing_hangs_and_nothing_is_left(story)
     for asked in story.asked:
         yield from (f"{asked}: {problem}" for problem in problems_of(story, asked))
     for run in story.runs:
         yield from (f"{run}: {problem}" for problem in problems_of_run(story, run))
-    yield from rooms_are_kept(story)
-    yield from each_request_runs_once_and_is_answered_once(story)
+    yield from limits_are_kept(story)
+    yield from each_request_runs_once_and_gets_one_response(story)
     yield from hooks_fire_once(story)
 
 
@@ -87,13 +87,13 @@ def problems_of(story: Story, asked: Asked) -> Iterator[str]:
 
 
 def ends_in_time(asked: Asked) -> Iterator[str]:
-    """Timeout, cancel and calling off end the call at once, but for a bounded clean-up."""
+    """Timeout, task cancel and group cancel end the call at once, except for a bounded clean-up."""
     assert asked.ended is not None
-    called_off = asked.called_off_at if asked.waits else None
+    group_cancelled = asked.group_cancelled_at if asked.waits else None
     for what, at in (
         ("its deadline", asked.deadline),
         ("it was cancelled", asked.cancelled_at),
-        ("it was called off", called_off),
+        ("its group was cancelled", group_cancelled),
     ):
         if at is None:
             continue
@@ -113,9 +113,9 @@ def raises_what_happened(story: Story, asked: Asked) -> Iterator[str]:
             if asked.request.body is not Body.RAISES:
                 yield "raised a BodyError that is not its own"
         case asyncio.CancelledError():
-            # A nested call may be cancelled through its handler, for as many reasons.
+            # A nested call may also be cancelled through its handler, for the same reasons.
             if asked.cancelled_at is None and not asked.finale and asked.parent is None:
-                yield "was cancelled by nobody"
+                yield "was cancelled without a cause"
         case InvalidJobError():
             if not shares_its_id(story, asked):
                 yield f"raised {asked.error!r}"
@@ -157,11 +157,11 @@ def failed_for_a_reason(
         case _:
             expected = {OutcomeStatus.FAILED, OutcomeStatus.ERROR}
     if not statuses & expected:
-        yield f"raised {error!r}, which is none of {asked.outcomes}"
+        yield f"raised {error!r}, which is not in {asked.outcomes}"
 
 
 def is_what_it_says(story: Story, asked: Asked, outcome: JobOutcome) -> Iterator[str]:
-    """A status has a cause: no false success, no false failure, no crossed answer."""
+    """A status has a cause: no false success, no false failure, no response of another job."""
     if confuses_a_plain_worker(story, asked):
         return
     runs = story.runs_of(asked, outcome.worker)
@@ -171,35 +171,35 @@ def is_what_it_says(story: Story, asked: Asked, outcome: JobOutcome) -> Iterator
         yield f"decided after the deadline, at {took:g} s"
     for run in runs:
         if outcome.response and "request" in outcome.response and outcome.response != run.answer:
-            yield f"got {outcome.response}, which is not this job's answer"
+            yield f"got {outcome.response}, which is not this job's response"
     match outcome.status:
         case OutcomeStatus.COMPLETED:
-            answered = [run for run in runs if JobStatus.COMPLETED in run.answers]
+            answered = [run for run in runs if JobStatus.COMPLETED in run.sent_statuses]
             if not answered:
-                yield "nobody answered"
+                yield "no worker responded"
             elif not outcome.response and asked.request.route is not Route.STREAM:
-                yield "the answer is missing"
+                yield "the response is missing"
         case OutcomeStatus.FAILED | OutcomeStatus.ERROR:
             if not any(failed(run) for run in runs) and not may_be_refused(story, asked, outcome):
                 yield "nothing failed"
         case OutcomeStatus.CANCELLED:
             if not may_be_cancelled(story, asked, outcome):
-                yield "nobody cancelled"
+                yield "no cancel was requested"
         case OutcomeStatus.TIMED_OUT:
             if deadline is None or abs(took - deadline) > EXACT:
                 yield f"timed out after {took:g} s"
         case OutcomeStatus.LOST:
-            said = (asked.asker, outcome.worker) in story.lost
-            if not said and outcome.worker not in story.stopped:
-                yield "the worker is there"
+            reported = (asked.asker, outcome.worker) in story.lost
+            if not reported and outcome.worker not in story.stopped:
+                yield "the worker runs"
 
 
 def failed(run: Run) -> bool:
     return (
         isinstance(run.raised, Exception)
         or run.work.ending is Ending.RETURNS_JUNK
-        or JobStatus.FAILED in run.answers
-        or JobStatus.ERROR in run.answers
+        or JobStatus.FAILED in run.sent_statuses
+        or JobStatus.ERROR in run.sent_statuses
     )
 
 
@@ -219,13 +219,13 @@ def may_be_cancelled(story: Story, asked: Asked, outcome: JobOutcome) -> bool:
     )
     return (
         asked.cancelled_at is not None
-        or asked.called_off_at is not None
+        or asked.group_cancelled_at is not None
         or asked.finale
         or others_failed
         or isinstance(asked.error, BodyError | asyncio.CancelledError)
         or asked.asker in story.stopped
         or outcome.worker in story.stopped
-        # Pipecat's own workers obey whoever says so.
+        # Pipecat's own workers accept a cancel from any sender.
         or (plan is not None and plan.plain and Forge in map(type, story.plan.actions))
         or any(
             isinstance(r.raised, asyncio.CancelledError)
@@ -242,19 +242,19 @@ def shares_its_id(story: Story, asked: Asked) -> bool:
 
 
 def confuses_a_plain_worker(story: Story, asked: Asked) -> bool:
-    """Pipecat's own workers take two askers' jobs of one id for one job."""
+    """Pipecat's own workers treat two requesters' jobs of one id as one job."""
     workers = [story.plan.worker(work.worker) for work in asked.request.works]
     any_plain = any(worker is not None and worker.plain for worker in workers)
     return any_plain and shares_its_id(story, asked)
 
 
 def misses_nothing(story: Story, asked: Asked) -> Iterator[str]:
-    """Events belong to the job; on a bus in order, all of them arrive, in order."""
+    """Events belong to the job; a bus that keeps the order delivers all of them, in order."""
     if confuses_a_plain_worker(story, asked):
         return
     for event in asked.events:
         if event.data is not None and event.data.get("request") != asked.number:
-            yield f"got a stranger's event: {event}"
+            yield f"got an event of another job: {event}"
     numbers = [event.data["n"] for event in asked.events if event.data and "n" in event.data]
     if story.plan.faults is None and asked.request.form is Form.JOB and numbers != sorted(numbers):
         yield f"got its events out of order: {asked.events}"
@@ -286,14 +286,14 @@ def problems_of_run(story: Story, run: Run) -> Iterator[str]:
         return
     cancel_arrives = asked.ended + (len(asked.workers) + 2) * plan.longest_delay
     own_clean_up = run.work.resists + LINGER + (CANCEL_GRACE if run.work.asks else 0.0)
-    # What a handler still sends may be kept by the bus.
+    # The bus may still delay messages that a handler sends.
     sends = (run.work.reports + 4) * plan.longest_delay if run.work.resists else 0.0
     if run.ended > cancel_arrives + own_clean_up + sends + EXACT:
         yield f"went on until {run.ended:g} for a job that ended at {asked.ended:g}"
 
 
-def rooms_are_kept(story: Story) -> Iterator[str]:
-    """Handlers that run one at a time do, unless one resists its cancellation for too long."""
+def limits_are_kept(story: Story) -> Iterator[str]:
+    """Sequential handlers run one at a time, unless one resists its cancellation for too long."""
     for name in {run.worker for run in story.runs}:
         number = int(name[1:])
         for route in Route:
@@ -307,15 +307,15 @@ def rooms_are_kept(story: Story) -> Iterator[str]:
                     yield f"{after} began before {before} had ended"
 
 
-def each_request_runs_once_and_is_answered_once(story: Story) -> Iterator[str]:
+def each_request_runs_once_and_gets_one_response(story: Story) -> Iterator[str]:
     ours = [worker_name(n) for n, each in enumerate(story.plan.workers) if not each.plain]
     for run in story.runs:
         if run.worker in ours and len(story.runs_of(run.asked, run.worker)) > 1:
             yield f"{run}: ran more than once"
     asked = Counter((a.asker, a.job_id) for a in story.asked)
-    for (worker, asker, job_id), count in Counter(story.answers).items():
+    for (worker, asker, job_id), count in Counter(story.sent_responses).items():
         if worker in ours and count > (asked[asker, job_id] or 1):
-            yield f"{worker} answered job {job_id} of {asker} {count} times"
+            yield f"{worker} responded to job {job_id} of {asker} {count} times"
 
 
 def hooks_fire_once(story: Story) -> Iterator[str]:
@@ -326,7 +326,7 @@ def hooks_fire_once(story: Story) -> Iterator[str]:
         if hook in ("on_job_response", "on_job_stream_end")
     )
     for (worker, job_id, source), count in ends.items():
-        # Who is cancelled while sending never learns the id.
+        # A requester that is cancelled while sending never learns the id.
         if count > (requests[worker, job_id] or 1):
             yield f"{worker}: {count} ends of job {job_id} at {source} were announced"
     completed = Counter(
@@ -342,7 +342,7 @@ def hooks_fire_once(story: Story) -> Iterator[str]:
         quiet = (
             hooks in (Hooks.QUICK, Hooks.RAISE)
             and asked.deadline is None
-            and asked.called_off_at is None
+            and asked.group_cancelled_at is None
             and asked.asker not in story.stopped
         )
         if (
@@ -358,14 +358,14 @@ def hooks_fire_once(story: Story) -> Iterator[str]:
 
 
 def ends_by_itself(plan: Plan, request: Request) -> bool:
-    """Whether a request is sure to end without its caller's doing."""
+    """Whether a request is sure to end without an action of its requester."""
     return request.timeout is not None or all(
-        is_answered(plan, request, work) for work in request.works
+        gets_response(plan, request, work) for work in request.works
     )
 
 
-def is_answered(plan: Plan, request: Request, work: Work) -> bool:
-    """Whether a worker is sure to answer a request. When in doubt it is not."""
+def gets_response(plan: Plan, request: Request, work: Work) -> bool:
+    """Whether a worker is sure to respond to a request; False in doubt."""
     worker = plan.worker(work.worker)
     if worker is None or plan.loses_messages:
         return False
@@ -380,7 +380,7 @@ def is_answered(plan: Plan, request: Request, work: Work) -> bool:
             and not toggled
             and request.route is not Route.STREAM
             and (worker.takes_unnamed or request.route not in (Route.UNNAMED, Route.UNKNOWN))
-            and work.ending in PLAINLY_ANSWERED
+            and work.ending in RESPONDING_ENDINGS
         )
     if request.route is Route.UNKNOWN and not worker.takes_unnamed:
         return True
@@ -398,18 +398,18 @@ def stops(plan: Plan, name: str) -> bool:
     return any(
         isinstance(action, Stop)
         and worker_name(action.worker) == name
-        # A worker that is not there yet does not hear of it.
+        # A worker that has not started yet does not receive it.
         and plan.workers[action.worker].starts_at == 0.0
         for action in plan.actions
     )
 
 
-#: The endings that a worker of Pipecat's own makes an answer of.
-PLAINLY_ANSWERED = (
-    Ending.ANSWERS,
-    Ending.ANSWERS_URGENTLY,
-    Ending.ANSWERS_TWICE,
-    Ending.ANSWERS_LATER,
+#: The endings after which a plain Pipecat worker sends a response.
+RESPONDING_ENDINGS = (
+    Ending.RESPONDS,
+    Ending.RESPONDS_URGENTLY,
+    Ending.RESPONDS_TWICE,
+    Ending.RESPONDS_LATER,
     Ending.LINGERS,
     Ending.STREAMS,
     Ending.FAILS,
@@ -425,7 +425,7 @@ def is_room(plan: Plan, worker: int, route: Route) -> bool:
 
 
 def keeps_moving(plan: Plan) -> bool:
-    """Whether nobody blocks a room for good: every handler ends by itself, and asks nobody."""
+    """Whether no handler blocks a slot for ever: each ends by itself, and requests no job."""
     return all(
         work.asks is None and work.ending not in (Ending.SAYS_NOTHING, Ending.NEVER_ENDS)
         for request in plan.requests
@@ -434,7 +434,7 @@ def keeps_moving(plan: Plan) -> bool:
 
 
 def once_broken(test: Callable[..., None]) -> Callable[..., None]:
-    """Play the schedules that have failed before, ahead of the others."""
+    """Play the schedules that have failed before, and then the others."""
     for plan in ONCE_BROKEN:
         test = example(plan=plan)(test)
     return test
@@ -445,7 +445,7 @@ def once_broken(test: Callable[..., None]) -> Callable[..., None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def silence() -> Iterator[None]:
-    """Logging is most of the work of a schedule otherwise."""
+    """Logging would otherwise be most of the work of a schedule."""
     for name in ("pipecat", "pipecat_jobs"):
         logger.disable(name)
     yield

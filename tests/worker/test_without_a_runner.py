@@ -1,4 +1,4 @@
-"""A job always ends, also when it is asked before its worker's runner runs, or while it starts."""
+"""A job always ends, also one requested before its worker's runner runs, or while it starts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,12 +22,12 @@ from pipecat_jobs import (
 
 pytestmark = pytest.mark.every_bus
 
-#: Seconds in which a busy machine, too, gets a job done.
+#: Seconds in which even a busy machine does a job.
 LONG = 100.0
 
 
 class HeldBus(AsyncQueueBus):
-    """Does not start before it is released, as a bus does whose server is late."""
+    """A bus that starts once the test releases it, as a bus with a slow server does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class HeldBus(AsyncQueueBus):
 
 @pytest.fixture
 async def loop_errors() -> AsyncIterator[list[dict[str, Any]]]:
-    """What callbacks and tasks of the event loop raised with no code to catch it."""
+    """The uncaught exceptions of callbacks and tasks of the event loop."""
     errors: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: errors.append(context))
@@ -161,8 +161,8 @@ async def test_a_worker_without_a_runner_raises_an_error_that_says_what_to_do(wa
     assert caught.value.worker == "asker"
 
 
-class Heard(Asker):
-    """Has every hook overridden, so that each of them needs a task."""
+class Recorder(Asker):
+    """Overrides every hook, so that each of them needs a task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class Heard(Asker):
 
 
 async def ready(runner: WorkerRunner, *workers: BaseWorker) -> WorkerBus:
-    """Make workers known and their bus deliver, while nothing has set the workers up."""
+    """Make workers known and their bus deliver, before the workers are set up."""
     await runner.add_workers(*workers)
     await runner.bus.setup(runner.task_manager)
     await runner.bus.start()
@@ -193,8 +193,8 @@ async def ready(runner: WorkerRunner, *workers: BaseWorker) -> WorkerBus:
 async def test_workers_that_are_not_set_up_ask_and_respond(
     runner: WorkerRunner, loop_errors: list[dict[str, Any]]
 ):
-    """As when a bus delivers requests to a process whose workers are about to start."""
-    asker, answerer = Heard(), Answerer()
+    """A bus may deliver requests to a process whose workers are about to start."""
+    asker, answerer = Recorder(), Answerer()
     bus = await ready(runner, asker, answerer)
     async with asyncio.timeout(LONG):
         async with asker.job("answerer", name="echo", payload={"n": 1}, timeout=LONG) as j:
@@ -233,7 +233,7 @@ async def test_a_task_without_a_manager_logs_its_exception(runner: WorkerRunner,
 @pytest.mark.parametrize("how", ["end", "cancel"])
 async def test_jobs_asked_while_and_after_the_runner_stops_end(runner: WorkerRunner, how: str):
     class Late(Answerer):
-        """Asks once more when its job is cut off, as clean-up code does."""
+        """A worker whose clean-up code requests another job when its job is cancelled."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Where the books of a process and those of the server differ."""
+"""Audits: when the open jobs of a process and those that the server knows differ."""
 
 import asyncio
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from pipecat_jobs.bus.wire import WireCodec
 HELD = HeldJob(JobKey("asker", "answerer", "1"), "process:7", 1)
 
 
-class Nobody:
+class EmptyProcess:
     """A process without subscribers."""
 
     drained = False
@@ -41,11 +41,11 @@ class Nobody:
     def report_lost(self, requester: LossListener, key: JobKey, reason: str) -> None: ...
 
 
-class Desk:
-    """A post whose outbox is emptied by the test."""
+class RouterHarness:
+    """A router without a server; the test takes the calls from its outbox."""
 
     def __init__(self) -> None:
-        self.outbox, self.local = Outbox(100), Nobody()
+        self.outbox, self.local = Outbox(100), EmptyProcess()
         self.router = Router(
             self.local,
             self.outbox,
@@ -57,7 +57,7 @@ class Desk:
         )
         self.router.open_jobs.hold(HELD)
 
-    def answer(self) -> None:
+    def respond(self) -> None:
         self.router.publish(
             BusJobResponseMessage(
                 source="answerer", target="asker", job_id="1", status=JobStatus.COMPLETED
@@ -71,51 +71,51 @@ class Desk:
         return await self.outbox.take(10) if len(self.outbox) else []
 
 
-async def names(desk: Desk) -> list[str]:
-    return [call.name for call in await desk.calls()]
+async def names(harness: RouterHarness) -> list[str]:
+    return [call.name for call in await harness.calls()]
 
 
 async def test_a_job_whose_response_is_on_its_way_is_not_given_back():
-    """The server was asked before it had the answer, as when a connection is cut in between."""
-    desk = Desk()
-    desk.answer()
-    desk.server_says_it_is_held()
-    assert await names(desk) == ["notify_requester"]
+    """The server is audited before it has the response, as after a cut connection."""
+    harness = RouterHarness()
+    harness.respond()
+    harness.server_says_it_is_held()
+    assert await names(harness) == ["notify_requester"]
 
 
 async def test_a_job_that_is_being_given_back_is_not_given_back_twice():
-    desk = Desk()
-    desk.router.open_jobs.release(HELD)
-    desk.router.reassign(HELD.ref, HELD.attempt, started=True)
-    desk.server_says_it_is_held()
-    assert await names(desk) == ["reassign"]
+    harness = RouterHarness()
+    harness.router.open_jobs.release(HELD)
+    harness.router.reassign(HELD.ref, HELD.attempt, started=True)
+    harness.server_says_it_is_held()
+    assert await names(harness) == ["reassign"]
 
 
 async def test_a_job_that_this_process_runs_is_not_given_back():
-    desk = Desk()
-    desk.server_says_it_is_held()
-    assert await names(desk) == []
+    harness = RouterHarness()
+    harness.server_says_it_is_held()
+    assert await names(harness) == []
 
 
 @pytest.mark.parametrize(
     "way", ["it was answered", "it was given back", "the process was declared dead"]
 )
 async def test_a_job_whose_end_the_server_has_forgotten_is_given_back(way: str):
-    desk = Desk()
+    harness = RouterHarness()
     if way == "it was given back":
-        desk.router.open_jobs.release(HELD)
-        desk.router.reassign(HELD.ref, HELD.attempt, started=True)
+        harness.router.open_jobs.release(HELD)
+        harness.router.reassign(HELD.ref, HELD.attempt, started=True)
     else:
-        desk.answer()
-    (call,) = await desk.calls()
-    desk.outbox.sent([call])
+        harness.respond()
+    (call,) = await harness.calls()
+    harness.outbox.sent([call])
     if way != "the process was declared dead":
         call.replied("ok")
     else:
-        desk.router.on_evicted()
-    desk.server_says_it_is_held()
-    desk.server_says_it_is_held()
-    assert await names(desk) == ["disown"]
+        harness.router.on_evicted()
+    harness.server_says_it_is_held()
+    harness.server_says_it_is_held()
+    assert await names(harness) == ["disown"]
 
 
 def request() -> Entry:
@@ -126,32 +126,32 @@ def request() -> Entry:
 
 @pytest.mark.parametrize("meanwhile", ["it was answered", "the process is drained"])
 async def test_a_request_that_comes_again_changes_nothing(meanwhile: str):
-    """HeldJob again, it would never be answered; given back, others would do it as well."""
-    desk = Desk()
-    desk.router.open_jobs.release(HELD)
-    desk.router.read(request())
+    """Held twice, the job would get no response; given back, it would run twice."""
+    harness = RouterHarness()
+    harness.router.open_jobs.release(HELD)
+    harness.router.read(request())
     if meanwhile == "it was answered":
-        desk.answer()
+        harness.respond()
     else:
-        desk.local.drained = True
-    before, held = await names(desk), desk.router.open_jobs.all_held()
-    desk.router.read(request())
-    assert await names(desk) == before
-    assert desk.router.open_jobs.all_held() == held
+        harness.local.drained = True
+    before, held = await names(harness), harness.router.open_jobs.all_held()
+    harness.router.read(request())
+    assert await names(harness) == before
+    assert harness.router.open_jobs.all_held() == held
 
 
 async def test_a_requesters_death_that_overtakes_its_request_wins():
-    desk = Desk()
-    desk.router.open_jobs.release(HELD)
-    desk.router.read(Entry(Lane.URGENT, EntryKind.ABANDONED, "process:8", 1, b""))
-    desk.router.read(request())
-    assert desk.router.open_jobs.all_held() == []
+    harness = RouterHarness()
+    harness.router.open_jobs.release(HELD)
+    harness.router.read(Entry(Lane.URGENT, EntryKind.ABANDONED, "process:8", 1, b""))
+    harness.router.read(request())
+    assert harness.router.open_jobs.all_held() == []
 
 
 async def test_a_wait_for_messages_on_their_way_ends_when_they_are_dropped():
-    """With the process's inbox, when it was declared dead; a drain would wait for ever."""
-    desk = Desk()
-    waiting = asyncio.create_task(desk.router.caught_up())
+    """An evicted process loses its inbox; a drain would otherwise wait for ever."""
+    harness = RouterHarness()
+    waiting = asyncio.create_task(harness.router.caught_up())
     await asyncio.sleep(0)
-    desk.router.on_evicted()
+    harness.router.on_evicted()
     await asyncio.wait_for(waiting, timeout=100)

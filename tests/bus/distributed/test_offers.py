@@ -1,4 +1,4 @@
-"""What a process offers to a channel, as it is read off its subscribers."""
+"""The offers of a process: which workers it hosts, and how many jobs each takes."""
 
 import json
 
@@ -46,7 +46,7 @@ class Bounded(BaseWorker):
 
 
 @pytest.mark.parametrize(
-    ("subscriber", "rooms", "once", "affinity"),
+    ("subscriber", "slots", "once", "affinity"),
     [
         (Mixed("w"), {"": 7, "wide": 7, "narrow": 2, "single": 1, "pay": 7}, ("pay",), None),
         (Bounded("w"), {"": 3}, (), None),
@@ -58,11 +58,11 @@ class Bounded(BaseWorker):
 )
 def test_a_worker_offers_as_many_slots_as_its_handlers_take(
     subscriber: BusSubscriber,
-    rooms: dict[str, int] | None,
+    slots: dict[str, int] | None,
     once: tuple[str, ...],
     affinity: Affinity | None,
 ):
-    assert list(find_offers(subscriber, 7)) == [Offer("w", rooms, once, affinity)]
+    assert list(find_offers(subscriber, 7)) == [Offer("w", slots, once, affinity)]
 
 
 def test_a_proxy_is_also_offered_under_the_name_of_its_remote_worker():

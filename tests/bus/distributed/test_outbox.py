@@ -1,4 +1,4 @@
-"""What waits to be sent, and whose job it is."""
+"""The outbox, and the jobs that a process has open."""
 
 import asyncio
 
@@ -31,7 +31,7 @@ async def test_urgent_messages_are_taken_first_and_the_rest_in_order():
     for each in (*data, *urgent, control):
         outbox.put(each)
     assert await outbox.take(4) == [control, *urgent, data[0]]
-    # They are given again until the server has them.
+    # The outbox returns them again until the server has them.
     assert await outbox.take(4) == [control, *urgent, data[0]]
     outbox.sent([control, urgent[0]])
     assert await outbox.take(4) == [urgent[1], *data]

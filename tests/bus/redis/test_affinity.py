@@ -1,9 +1,16 @@
-"""``RedisStreamsBus``: jobs that belong in one process, asked as a bot asks them."""
+"""``RedisStreamsBus``: the affinity of jobs, through the public API."""
 
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage
 from redis.asyncio import Redis
-from support.redis.processes import Member, Mortal, nothing_remains, redis, redis_server, until
+from support.redis.processes import (
+    Member,
+    ShortLeaseMember,
+    assert_nothing_remains,
+    redis,
+    redis_server,
+    until,
+)
 from support.workers import Asker
 
 from pipecat_jobs import (
@@ -22,16 +29,16 @@ __all__ = ["redis", "redis_server"]
 
 
 class Rememberer(BaseWorker):
-    """A worker whose answers show what it has heard before."""
+    """A worker whose responses show which requesters it has had before."""
 
     def __init__(self) -> None:
         super().__init__("rememberer")
-        self.heard: list[str] = []
+        self.received: list[str] = []
 
     @job(name="tell")
     async def tell(self, message: BusJobRequestMessage) -> dict:
-        self.heard.append(message.source)
-        return {"by": id(self), "heard": list(self.heard), "moved": job_moved(message)}
+        self.received.append(message.source)
+        return {"by": id(self), "requesters": list(self.received), "moved": job_moved(message)}
 
 
 class Sticky(Rememberer):
@@ -47,13 +54,13 @@ async def test_a_worker_remembers_the_requester_whose_jobs_it_did_before(
         Member(redis_server.url, Sticky()),
         Member(redis_server.url, Sticky()),
     ):
-        await member.knows("rememberer")
+        await member.wait_until_known("rememberer")
         for number in range(3):
             for asker in askers:
                 answer = await asker.ask("rememberer", "tell")
-                assert answer["heard"].count(asker.name) == number + 1
+                assert answer["requesters"].count(asker.name) == number + 1
                 assert not answer["moved"]
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_the_next_job_after_its_process_died_knows_that_it_has_moved(
@@ -62,10 +69,10 @@ async def test_the_next_job_after_its_process_died_knows_that_it_has_moved(
     asker = Asker()
     async with Member(redis_server.url, asker) as member:
         async with Member(redis_server.url, Sticky()):
-            await member.knows("rememberer")
+            await member.wait_until_known("rememberer")
             await asker.ask("rememberer", "tell")
         async with Member(redis_server.url, Sticky()):
-            await member.knows("rememberer")
+            await member.wait_until_known("rememberer")
             answers = [await asker.ask("rememberer", "tell") for _ in range(2)]
     assert [answer["moved"] for answer in answers] == [True, False]
 
@@ -104,7 +111,7 @@ async def test_jobs_asked_with_the_same_affinity_stay_in_one_process(
         Member(redis_server.url, Rememberer()),
         Member(redis_server.url, Rememberer()),
     ):
-        await member.knows("rememberer")
+        await member.wait_until_known("rememberer")
         customers = [f"customer {n}" for n in range(6)]
         by = {customer: (await ask(askers[0], customer))["by"] for customer in customers}
         for asker in askers:
@@ -118,18 +125,18 @@ async def test_the_worker_of_a_process_that_stalled_keeps_its_requesters(
     asker = Asker()
     async with (
         Member(redis_server.url, asker) as member,
-        Mortal(redis_server.url, Sticky()) as one,
-        Mortal(redis_server.url, Sticky()) as two,
+        ShortLeaseMember(redis_server.url, Sticky()) as one,
+        ShortLeaseMember(redis_server.url, Sticky()) as two,
     ):
-        await member.knows("rememberer")
+        await member.wait_until_known("rememberer")
         first = await asker.ask("rememberer", "tell")
-        [home] = [each for each in (one, two) if id(each.workers[0]) == first["by"]]
-        process = home.bus._process
+        [owner] = [each for each in (one, two) if id(each.workers[0]) == first["by"]]
+        process = owner.bus._process
         assert process is not None
         expelled = process.id
         await redis.execute_command(*process._channel.call("leave", expelled, 0))
         await until(lambda: process.id != expelled)
-        await home.sent()
+        await owner.wait_until_sent()
         again = await asker.ask("rememberer", "tell")
         assert (again["by"], again["moved"]) == (first["by"], False)
 

@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 from support.peers import OurPeer, llm_services
 from support.peers_backend import BackendLLMWorker, Frontend, Mine
-from support.redis.processes import Member, Mortal, redis, redis_server
+from support.redis.processes import Member, ShortLeaseMember, redis, redis_server
 
 from pipecat_jobs import WorkerLostError
 from pipecat_jobs.bus._distributed.offers import find_offers
@@ -28,7 +28,7 @@ async def test_a_frontend_and_its_messages_meet_in_one_process(
             Member(redis_server.url, backends[0]),
             Member(redis_server.url, backends[1]),
         ):
-            await member.knows("backend")
+            await member.wait_until_known("backend")
             for frontend in frontends:
                 await frontend.attach()
             for number in range(6):
@@ -49,14 +49,14 @@ async def test_a_frontend_whose_backend_has_died_is_notified_and_attaches_elsewh
         backends = [Mine(name="backend", llm=new_llm(llm.base_url)) for _ in range(2)]
         async with (
             Member(redis_server.url, frontend.worker) as member,
-            Mortal(redis_server.url, backends[0]) as one,
-            Mortal(redis_server.url, backends[1]) as two,
+            ShortLeaseMember(redis_server.url, backends[0]) as one,
+            ShortLeaseMember(redis_server.url, backends[1]) as two,
         ):
-            await member.knows("backend")
+            await member.wait_until_known("backend")
             await frontend.attach()
-            [home] = [each for each in (one, two) if each.workers[0].active_jobs]
-            [other] = [each for each in (one, two) if each is not home]
-            process = home.bus._process
+            [owner] = [each for each in (one, two) if each.workers[0].active_jobs]
+            [other] = [each for each in (one, two) if each is not owner]
+            process = owner.bus._process
             assert process is not None
             await redis.execute_command(*process._channel.call("leave", process.id, 0))
             with pytest.raises(WorkerLostError):

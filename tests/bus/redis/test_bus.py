@@ -1,4 +1,4 @@
-"""``RedisStreamsBus`` while all is well: who gets what, pools, strangers, and the end."""
+"""``RedisStreamsBus`` without failures: routing, pools, refused messages, and the end."""
 
 import asyncio
 import math
@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from support.listeners import Listener, data
 from support.redis.processes import (
     Member,
-    nothing_remains,
+    assert_nothing_remains,
     process_of,
     redis,
     redis_server,
@@ -50,8 +50,8 @@ from pipecat_jobs.bus.redis.inbox import Inbox
 __all__ = ["redis", "redis_server"]
 
 
-class Hears(Listener):
-    """Keeps what the tests send, and not what runners tell each other."""
+class Receiver(Listener):
+    """Keeps the messages of the tests, and not those that runners exchange."""
 
     def accepts_bus_message(self, message: BusMessage) -> bool:
         return super().accepts_bus_message(message) and not isinstance(
@@ -60,10 +60,10 @@ class Hears(Listener):
 
 
 async def listener(member: Member, name: str) -> Listener:
-    listener = Hears(name)
+    listener = Receiver(name)
     await member.bus.subscribe(listener)
-    # What was offered has reached the server once this has.
-    await member.sent()
+    # The offers were sent earlier, so they have reached the server once this returns.
+    await member.wait_until_sent()
     return listener
 
 
@@ -75,7 +75,7 @@ async def test_jobs_streams_updates_errors_and_groups_cross_processes(redis_serv
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, Answerer("a"), Answerer("b")),
     ):
-        await member.knows("a", "b")
+        await member.wait_until_known("a", "b")
         assert (await asker.ask("a", "echo", payload={"x": (1, b"2")}, timeout=5))["payload"] == {
             "x": (1, b"2")
         }
@@ -101,7 +101,7 @@ async def test_a_name_that_is_not_unicode_text_does_not_stop_other_messages(
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, Answerer(broken)),
     ):
-        await member.knows(broken)
+        await member.wait_until_known(broken)
         assert (await asker.ask(broken, "echo", timeout=5))["from"] == broken
 
 
@@ -110,7 +110,7 @@ async def test_a_cancel_stops_the_handler_in_the_other_process(redis_server: Emb
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, answerer := Answerer()),
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         asking = asyncio.create_task(asker.ask("answerer", "wait", timeout=20))
         await answerer.started.get()
         await cancelled(asking)
@@ -123,16 +123,16 @@ async def test_an_urgent_message_overtakes_data_that_is_queued(redis_server: Emb
         Member(redis_server.url) as sender,
         Member(proxy.url) as receiver,
     ):
-        heard = await listener(receiver, "a")
-        # All wait in the inbox before any is read.
+        target = await listener(receiver, "a")
+        # All messages wait in the inbox before the first is read.
         proxy.block()
         for number in range(100):
             await sender.bus.send(data("a", number=number))
         await sender.bus.send(BusJobCancelMessage(source="sender", target="a", job_id="1"))
-        await sender.sent()
+        await sender.wait_until_sent()
         proxy.reset()
         proxy.unblock()
-        first, *rest = await heard.hear(101)
+        first, *rest = await target.receive(101)
         assert isinstance(first, BusJobCancelMessage)
         assert [message.text for message in rest] == [str(number) for number in range(100)]
 
@@ -147,14 +147,14 @@ async def test_plain_pipecat_workers_ask_and_respond_across_processes(redis_serv
         Member(redis_server.url, plain := Plain("plain"), asker := Asker()) as member,
         Member(redis_server.url, Plain("other"), Answerer()),
     ):
-        await member.knows("other", "answerer")
+        await member.wait_until_known("other", "answerer")
         assert await asker.ask("other", payload={"x": 1}, timeout=5) == {"plain": {"x": 1}}
         async with plain.job("answerer", params=JobParams(name="echo", timeout=5)) as j:
             pass
         assert j.response["from"] == "answerer"
 
 
-# -- who gets what -------------------------------------------------------------------------------
+# -- routing -------------------------------------------------------------------------------------
 
 
 async def test_a_process_gets_targeted_messages_and_broadcasts(redis_server: EmbeddedRedis):
@@ -167,13 +167,13 @@ async def test_a_process_gets_targeted_messages_and_broadcasts(redis_server: Emb
         before = two.bus.stats.received
         for number in range(20):
             await sender.bus.send(data("a", number=number))
-        assert [message.text for message in await a.hear(20)] == [str(n) for n in range(20)]
+        assert [message.text for message in await a.receive(20)] == [str(n) for n in range(20)]
         assert two.bus.stats.received == before
         await sender.bus.send(to_all := BusActivateWorkerMessage(source="x", args={"y": 1}))
-        for hears in (a, b, own):
-            [message] = await hears.hear(1)
+        for each in (a, b, own):
+            [message] = await each.receive(1)
             assert message.args == to_all.args
-        assert own.heard.empty()
+        assert own.received.empty()
 
 
 async def test_a_message_for_a_worker_of_the_same_process_stays_in_the_process(
@@ -190,12 +190,12 @@ async def test_a_message_for_a_worker_of_the_same_process_stays_in_the_process(
 
 async def test_frames_cross_processes_as_on_pipecats_buses(redis_server: EmbeddedRedis):
     async with Member(redis_server.url) as one, Member(redis_server.url) as two:
-        heard = await listener(two, "bridge")
+        target = await listener(two, "bridge")
         frame = BusFrameMessage(
             source="a", frame=TextFrame("hello"), direction=FrameDirection.DOWNSTREAM
         )
         await one.bus.send(frame)
-        [message] = await heard.hear(1)
+        [message] = await target.receive(1)
         assert isinstance(message, BusFrameMessage)
         assert message.frame.text == "hello"
 
@@ -206,22 +206,22 @@ async def test_a_frame_that_cannot_be_carried_is_dropped_and_logged_once(
     class Odd(TextFrame):
         pass
 
-    said: list[str] = []
-    sink = logger.add(lambda text: said.append(str(text)), level="WARNING")
+    logged: list[str] = []
+    sink = logger.add(lambda text: logged.append(str(text)), level="WARNING")
     async with Member(redis_server.url) as one, Member(redis_server.url) as two:
-        mine, heard = await listener(one, "mine"), await listener(two, "bridge")
+        mine, target = await listener(one, "mine"), await listener(two, "bridge")
         for frame in (Odd("x"), Odd("y"), TextFrame("z")):
             await one.bus.send(
                 BusFrameMessage(source="a", frame=frame, direction=FrameDirection.DOWNSTREAM)
             )
-        [message] = await heard.hear(1)
+        [message] = await target.receive(1)
         assert message.frame.text == "z"
-        assert len(await mine.hear(3)) == 3
+        assert len(await mine.receive(3)) == 3
     logger.remove(sink)
-    assert len([line for line in said if "Odd" in line]) == 1
+    assert len([line for line in logged if "Odd" in line]) == 1
 
 
-# -- what is refused -----------------------------------------------------------------------------
+# -- refused messages and options ----------------------------------------------------------------
 
 
 async def test_a_payload_too_large_or_of_unknown_type_is_an_error_at_the_sender(
@@ -231,7 +231,7 @@ async def test_a_payload_too_large_or_of_unknown_type_is_an_error_at_the_sender(
         Member(redis_server.url, asker := Asker(), max_message_bytes=2000) as member,
         Member(redis_server.url, worker := Answerer()),
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         for payload, error in (
             ({"text": "x" * 2000}, MessageTooLargeError),
             ({"thing": object()}, MessageTypeError),
@@ -254,7 +254,7 @@ async def test_a_response_that_cannot_be_carried_ends_the_job_as_an_error(
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, Odd("odd")),
     ):
-        await member.knows("odd")
+        await member.wait_until_known("odd")
         with pytest.raises(JobError, match=r"response\.thing is a object"):
             await asker.ask("odd", "odd", timeout=5)
 
@@ -266,10 +266,10 @@ async def inbox_of(redis: Redis, name: str) -> str:
 async def test_garbage_in_a_stream_is_counted_logged_once_and_skipped(
     redis_server: EmbeddedRedis, redis: Redis
 ):
-    said: list[str] = []
-    sink = logger.add(lambda text: said.append(str(text)), level="WARNING")
+    logged: list[str] = []
+    sink = logger.add(lambda text: logged.append(str(text)), level="WARNING")
     async with Member(redis_server.url) as one, Member(redis_server.url) as two:
-        heard = await listener(two, "a")
+        target = await listener(two, "a")
         stream = await inbox_of(redis, "a")
         for fields in (
             {"b": "no kind"},
@@ -281,10 +281,10 @@ async def test_garbage_in_a_stream_is_counted_logged_once_and_skipped(
         ):
             await redis.xadd(stream, fields)
         await one.bus.send(data("a"))
-        await heard.hear(1)
+        await target.receive(1)
         assert two.bus.stats.garbage == 5
     logger.remove(sink)
-    assert len([line for line in said if "not this channel's" in line]) == 1
+    assert len([line for line in logged if "not this channel's" in line]) == 1
 
 
 async def test_a_process_without_the_secret_can_send_nothing_and_replay_nothing(
@@ -301,23 +301,23 @@ async def test_a_process_without_the_secret_can_send_nothing_and_replay_nothing(
         Member(redis_server.url, asker := Asker(), secret="s3cret") as one,
         Member(redis_server.url, worker := Answerer(), secret="s3cret") as two,
     ):
-        await one.knows("answerer")
-        heard = await listener(two, "a")
+        await one.wait_until_known("answerer")
+        target = await listener(two, "a")
         async with Member(redis_server.url) as stranger:
             await stranger.bus.send(data("a", number=2))
             await until(lambda: two.bus.stats.garbage)
-        assert heard.heard.empty()
+        assert target.received.empty()
 
         monkeypatch.setattr(Envelopes, "open", record)
         await one.bus.send(data("a", number=3))
-        [message] = await heard.hear(1)
+        [message] = await target.receive(1)
         assert message.text == "3"
         garbage = two.bus.stats.garbage
         [sealed] = [sealed for sealed in recorded if b'"text":"3"' in sealed]
         again = {"k": "m", "r": "", "a": 0, "b": sealed}
         await redis.xadd(await inbox_of(redis, "a"), again)
         await until(lambda: two.bus.stats.garbage > garbage)
-        assert heard.heard.empty()
+        assert target.received.empty()
 
         assert await asker.ask("answerer", "echo", timeout=5)
         assert len(worker.ran) == 1
@@ -331,7 +331,7 @@ async def test_a_response_from_a_worker_that_was_not_asked_is_ignored(
         Member(redis_server.url, answerer := Answerer()),
         Member(redis_server.url, Answerer("stranger")) as three,
     ):
-        await one.knows("answerer", "stranger")
+        await one.wait_until_known("answerer", "stranger")
         asking = asyncio.create_task(asker.ask("answerer", "wait", timeout=20))
         job_id = await answerer.started.get()
         for source in ("stranger", "answerer"):
@@ -356,7 +356,7 @@ async def test_a_request_that_a_process_cannot_read_is_lost_and_not_left_waiting
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, Answerer(), max_message_bytes=1000),
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         with pytest.raises(WorkerLostError, match="could not read it"):
             await asker.ask("answerer", "echo", payload={"text": "x" * 2000}, timeout=20)
 
@@ -366,14 +366,14 @@ async def test_a_request_published_twice_runs_once(redis_server: EmbeddedRedis):
         Member(redis_server.url, Asker()) as member,
         Member(redis_server.url, answerer := Answerer()),
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         request = BusJobRequestMessage(
             source="asker", target="answerer", job_id="1", job_name="echo"
         )
         for _ in range(2):
             await member.bus.send(request)
         await until(lambda: answerer.ran)
-        await member.sent()
+        await member.wait_until_sent()
         assert answerer.ran == ["1"]
 
 
@@ -422,7 +422,7 @@ def test_the_first_attempt_is_one_on_every_bus():
 
 async def test_without_a_url_the_bus_brings_its_own_server():
     async with Member(None, asker := Asker()) as member, Member(member.bus.url, Answerer()):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         assert await asker.ask("answerer", "echo", timeout=5)
     with pytest.raises(RuntimeError, match="before it is started"):
         member.bus.url  # noqa: B018
@@ -436,7 +436,7 @@ async def test_a_client_of_the_user_gives_the_server_address_with_any_decoding_o
             Member(client, asker := Asker()) as member,
             Member(redis_server.url, Answerer()),
         ):
-            await member.knows("answerer")
+            await member.wait_until_known("answerer")
             assert await asker.ask("answerer", "echo", timeout=5)
             with pytest.raises(RuntimeError, match="given a client"):
                 member.bus.url  # noqa: B018
@@ -449,11 +449,11 @@ async def test_channels_are_isolated_from_each_other(redis_server: EmbeddedRedis
         Member(redis_server.url, first := Answerer(), channel="one"),
         Member(redis_server.url, second := Answerer(), channel="two"),
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         for _ in range(4):
             await asker.ask("answerer", "echo", timeout=5)
         assert (len(first.ran), len(second.ran)) == (4, 0)
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_a_bus_that_has_stopped_leaves_no_task_and_no_connection(
@@ -485,6 +485,6 @@ async def test_a_reader_that_raises_an_unexpected_error_goes_on(
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, Answerer()),
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         assert await asker.ask("answerer", "echo", timeout=10)
         assert failed.is_set()

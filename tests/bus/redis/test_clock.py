@@ -1,4 +1,4 @@
-"""The channel's script, when the server's clock is set back or forward."""
+"""The script of the channel, when the clock of the server is set back or forward."""
 
 import pytest
 from redis.asyncio import Redis
@@ -15,7 +15,7 @@ JUMP = 600_000
 
 
 async def set_clock(redis: Redis, by: int) -> None:
-    """Store what would be stored had the clock been that many milliseconds further."""
+    """Change the stored times as if the clock had been that many milliseconds ahead."""
     for key in (MEMBERS, WAITING):
         for name, score in await redis.zrange(key, 0, -1, withscores=True):
             await redis.zadd(key, {name: score - by})
@@ -46,11 +46,11 @@ async def test_a_request_that_waits_is_lost_in_time_after_the_clock_is_set_back(
     ref = await asker.ask("nobody")
     await set_clock(redis, -JUMP)
 
-    async def is_given_up() -> bool:
+    async def is_lost() -> bool:
         assert await asker.call("renew") == "ok"
         return ("d", "l", ref, "unhosted") in await asker.read()
 
-    await until_async(is_given_up)
+    await until_async(is_lost)
 
 
 async def test_a_lease_longer_than_others_keeps_its_length(redis: Redis):

@@ -1,4 +1,4 @@
-"""``RedisStreamsBus``: what holds when nothing is said."""
+"""``RedisStreamsBus``: the defaults of its options."""
 
 import inspect
 from itertools import islice
@@ -9,7 +9,7 @@ from pipecat_jobs.bus.redis import process as module
 
 def test_a_dead_process_is_noticed_within_two_seconds():
     lease = inspect.signature(RedisStreamsBus).parameters["lease"].default
-    # By whoever renews its own next.
+    # The next process that renews its own lease notices it.
     assert lease * (1 + 1 / module._RENEWALS) <= 2.0
 
 

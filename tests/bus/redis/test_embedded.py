@@ -1,4 +1,4 @@
-"""The Redis server that comes up and goes with its process."""
+"""The Redis server that starts and ends with its process."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 from support.bot_process import free_port
-from support.redis.processes import gone, pid_of
+from support.redis.processes import pid_of, wait_exit
 
 from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.bus.redis.embedded import find_server
@@ -29,7 +29,7 @@ async def test_a_server_starts_replies_and_leaves_nothing(port: str | None):
             folder = (await redis.config_get("dir"))["dir"]
         assert os.stat(folder).st_mode & 0o077 == 0
         pid = await pid_of(server)
-    await gone(pid)
+    await wait_exit(pid)
     assert not exists(folder)
     with pytest.raises(RuntimeError, match="before it is started"):
         server.url  # noqa: B018
@@ -67,7 +67,7 @@ async def test_the_server_ends_with_its_process_even_by_sigkill():
         pid = (await redis.info("server"))["process_id"]
     process.send_signal(signal.SIGKILL)
     await process.wait()
-    await asyncio.wait_for(gone(pid), 10)
+    await asyncio.wait_for(wait_exit(pid), 10)
 
 
 async def test_writes_that_a_persistent_server_confirmed_survive_sigkill(tmp_path: Path):
@@ -76,7 +76,7 @@ async def test_writes_that_a_persistent_server_confirmed_survive_sigkill(tmp_pat
             await redis.set("key", "value")
         pid = await pid_of(server)
         os.kill(pid, signal.SIGKILL)
-        await gone(pid)
+        await wait_exit(pid)
     async with (
         EmbeddedRedis(folder=tmp_path, persistent=True) as server,
         Redis.from_url(server.url) as redis,
@@ -107,7 +107,7 @@ def test_a_server_is_found_on_the_path_or_an_error_says_what_to_install(
 
 
 async def test_a_server_that_is_still_starting_can_be_ended(tmp_path: Path):
-    """Redis at first forgets a SIGTERM; a shell never hears one that was ignored at its start."""
+    """Redis ignores a SIGTERM while it starts, and a shell never gets one ignored at its start."""
     server = tmp_path / "server"
     server.write_text(
         "#!/bin/sh\ntrap 'exit 0' TERM\necho Ready to accept connections\n"

@@ -1,4 +1,4 @@
-"""``RedisStreamsBus``: somebody else has written to the keys of a channel."""
+"""``RedisStreamsBus``: another client has written to the keys of a channel."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 from redis.asyncio import Redis
-from support.redis.processes import Mortal, redis, redis_server, until
+from support.redis.processes import ShortLeaseMember, redis, redis_server, until
 from support.workers import Answerer, Asker
 
 from pipecat_jobs import WorkerLostError
@@ -24,18 +24,20 @@ def audits_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def pair(url: str, redis: Redis) -> AsyncIterator[tuple[Mortal, Mortal, Rename]]:
-    """A job that runs and one that waits for it, which have to end however the block ends."""
+async def pair(
+    url: str, redis: Redis
+) -> AsyncIterator[tuple[ShortLeaseMember, ShortLeaseMember, Rename]]:
+    """A job that runs and one that waits for its slot; both have to end however the block ends."""
     async with (
-        Mortal(url, asker := Asker(), room=1) as asking,
-        Mortal(url, worker := Answerer(), room=1) as working,
+        ShortLeaseMember(url, asker := Asker(), room=1) as asking,
+        ShortLeaseMember(url, worker := Answerer(), room=1) as working,
     ):
-        await asking.knows("answerer")
+        await asking.wait_until_known("answerer")
         running = asyncio.create_task(asker.ask("answerer", "wait"))
         await worker.started.get()
         waiting = asyncio.create_task(asker.ask("answerer", "wait"))
         await asyncio.sleep(0)
-        await asking.sent()
+        await asking.wait_until_sent()
         ids = {"asker": asking.bus._process.id, "worker": working.bus._process.id}
         yield asking, working, lambda key: f"{CHANNEL}:{key.format_map(ids)}"
         worker.release.set()

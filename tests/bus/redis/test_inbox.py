@@ -1,4 +1,4 @@
-"""What waits for a process at the server, and how it is read."""
+"""The inbox: messages that wait for a process at the server, and how they are read."""
 
 from collections.abc import AsyncIterator
 
@@ -15,7 +15,7 @@ __all__ = ["redis", "redis_server"]
 
 
 class Cuttable(Link):
-    """A link whose next call may be cut, before it is heard or before it is answered."""
+    """A link whose next call may be cut, before the server receives it or before it replies."""
 
     cut: str | None = None
 
@@ -88,7 +88,7 @@ async def test_messages_read_as_the_connection_breaks_are_read_again_and_handled
         with pytest.raises(UnreachableError):
             await read(inbox)
         assert await read(inbox) == [body]
-    # Whether the first was taken off the server is not known, so it is again.
+    # Whether the first was removed from the server is unknown, so it is removed again.
     assert await redis.xlen("d") == 0
 
 

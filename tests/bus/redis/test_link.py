@@ -1,4 +1,4 @@
-"""One connection to the server, whatever becomes of it."""
+"""One connection to the server, in good order and with failures."""
 
 import asyncio
 
@@ -56,13 +56,13 @@ async def test_a_call_that_takes_too_long_leaves_no_reply_to_the_next(redis_serv
         with pytest.raises(UnreachableError, match="TimeoutError"):
             await link.call(("BLPOP", "nothing", 1))
         assert await link.call(("PING",)) == [b"PONG"]
-        # Only what may take longer does.
+        # Only a call that may take longer waits longer.
         assert await link.call(("BLPOP", "nothing", "0.2"), wait=5) == [None]
         await link.close()
 
 
 async def test_a_link_does_not_send_the_health_checks_of_its_client(redis_server: EmbeddedRedis):
-    """The client's ways to see whether the server is there are not those of a link."""
+    """The client would check with PING and HELLO whether the server is up; a link must not."""
     async with Redis.from_url(
         redis_server.url, health_check_interval=0.000001, decode_responses=True, protocol=3
     ) as client:
@@ -140,7 +140,7 @@ async def test_a_link_that_is_closed_while_it_waits_says_so_and_opens_another(
     ],
 )
 def test_a_server_that_no_longer_takes_writes_is_unreachable(error: ResponseError):
-    """As Redis 7 says it of a script, and as Redis 6 does."""
+    """Redis 7 and Redis 6 report it of a script with different errors."""
     with pytest.raises(RedisConnectionError, match="can't write"):
         _check_primary([b"ok", error])
 
@@ -156,13 +156,13 @@ async def test_a_batch_is_no_larger_than_a_slow_connection_can_carry(
     sizes: list[int] = []
     waits: list[float] = []
     async with Member(redis_server.url, Answerer()) as member:
-        await member.caught_up()
+        await member.wait_until_caught_up()
         link = member.bus._process._sending
         call = link.call
 
         async def note(*commands: Command, wait: float = 0) -> list[Reply]:
-            said = [each for command in commands if command[0] == "EVALSHA" for each in command]
-            sizes.append(sum(map(len, map(str, said))))
+            words = [each for command in commands if command[0] == "EVALSHA" for each in command]
+            sizes.append(sum(map(len, map(str, words))))
             waits.append(wait)
             return await call(*commands, wait=wait)
 
@@ -174,8 +174,8 @@ async def test_a_batch_is_no_larger_than_a_slow_connection_can_carry(
                     source="asker", target="nobody", job_id=str(number), payload=payload
                 )
             )
-        await member.sent()
+        await member.wait_until_sent()
     assert len(sizes) >= 6
     assert max(sizes) < 16_000
-    # And it is given the time.
+    # The call also gets the time that it needs.
     assert max(waits) >= 10_000 / process._SLOWEST

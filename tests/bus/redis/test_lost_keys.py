@@ -1,11 +1,11 @@
-"""``RedisStreamsBus``: a server that has lost a key, as by eviction or somebody's hand."""
+"""``RedisStreamsBus``: a server that has lost a key, by eviction or because a client deleted it."""
 
 import asyncio
 import contextlib
 
 import pytest
 from redis.asyncio import Redis
-from support.redis.processes import Mortal, redis, redis_server
+from support.redis.processes import ShortLeaseMember, redis, redis_server
 from support.workers import Answerer, Asker
 
 from pipecat_jobs import WorkerLostError
@@ -35,15 +35,15 @@ async def test_every_job_ends_if_the_server_loses_any_key(
 ):
     monkeypatch.setattr(process, "_AUDIT_EVERY", 0.3)
     async with (
-        Mortal(redis_server.url, asker := Asker(), room=1) as asking,
-        Mortal(redis_server.url, worker := Answerer(), room=1) as working,
+        ShortLeaseMember(redis_server.url, asker := Asker(), room=1) as asking,
+        ShortLeaseMember(redis_server.url, worker := Answerer(), room=1) as working,
     ):
-        await asking.knows("answerer")
+        await asking.wait_until_known("answerer")
         running = asyncio.create_task(asker.ask("answerer", "wait"))
         await worker.started.get()
         waiting = asyncio.create_task(asker.ask("answerer", "wait"))
         await asyncio.sleep(0)
-        await asking.sent()
+        await asking.wait_until_sent()
         ids = {"asker": asking.bus._process.id, "worker": working.bus._process.id}
         assert await redis.delete(f"pipecat-jobs:{{pipecat}}:{key.format_map(ids)}") == 1
         worker.release.set()
@@ -51,10 +51,10 @@ async def test_every_job_ends_if_the_server_loses_any_key(
             for job in (running, waiting):
                 with contextlib.suppress(WorkerLostError):
                     assert await job == {"from": "answerer"}
-            # What it lost is told again, if not at once.
+            # The process sends the lost entries again, but not at once.
             while True:
                 with contextlib.suppress(WorkerLostError):
                     assert await asker.ask("answerer", "echo")
                     break
-    # Nobody knows any more that the rest is there, which takes itself away.
+    # No process knows of the remaining keys any more; they expire.
     assert [key for key in await redis.keys() if await redis.pttl(key) < 0] == []

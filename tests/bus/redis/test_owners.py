@@ -1,4 +1,4 @@
-"""Only the process that has taken a job answers for it, whoever else is on the channel."""
+"""Only the process that has taken a job can respond to it; other processes cannot."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ __all__ = ["redis", "redis_server", "script"]
 
 
 def forged(job_id: str) -> bytes:
-    """An answer as any process of the channel can write it."""
+    """A response as any process of the channel can write it."""
     answer = BusJobResponseMessage(
         source="answerer",
         target="asker",
@@ -32,11 +32,11 @@ def forged(job_id: str) -> bytes:
 
 @contextlib.asynccontextmanager
 async def at_work(url: str, script: Redis) -> AsyncIterator[tuple[Member, Process, bytes]]:
-    """A job that is answered in the end: the asker's process, a stranger and a forged answer."""
+    """A job that completes: the requester's process, another process and its forged response."""
     asker, answerer = Asker(), Answerer()
     async with Member(url, asker) as host, Member(url, answerer):
         stranger = await Process(script, "stranger", channel="pipecat").join()
-        await host.knows("answerer")
+        await host.wait_until_known("answerer")
         call = asyncio.create_task(asker.ask("answerer", "wait"))
         yield host, stranger, forged(await answerer.started.get())
         assert not call.done()
@@ -50,13 +50,13 @@ async def test_the_server_takes_a_response_only_from_the_owner_of_the_job(
 ):
     async with at_work(redis_server.url, script) as (_, stranger, body):
         [ref] = await held_jobs(script)
-        assert await stranger.say("notify_requester", ref, 1, "d", "m", "1", body) == "stale"
+        assert await stranger.call_once("notify_requester", ref, 1, "d", "m", "1", body) == "stale"
 
 
 async def test_a_response_that_is_sent_as_another_kind_of_message_is_not_taken(
     redis_server: EmbeddedRedis, script: Redis
 ):
     async with at_work(redis_server.url, script) as (host, stranger, body):
-        await stranger.say("route", "d", "asker", body, "0")
-        await host.caught_up()
+        await stranger.call_once("route", "d", "asker", body, "0")
+        await host.wait_until_caught_up()
         assert host.bus.stats.garbage == 1

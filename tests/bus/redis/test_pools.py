@@ -1,4 +1,4 @@
-"""``RedisStreamsBus``: several processes host a worker of one name, and what is kept of it all."""
+"""``RedisStreamsBus``: several processes host a worker of one name, and what the server keeps."""
 
 import asyncio
 import contextlib
@@ -9,8 +9,8 @@ from redis.asyncio import Redis
 from support.redis.processes import (
     LEASE,
     Member,
-    Mortal,
-    nothing_remains,
+    ShortLeaseMember,
+    assert_nothing_remains,
     redis,
     redis_server,
     until,
@@ -39,14 +39,14 @@ async def test_a_pool_shares_the_work_by_the_slots_of_its_processes(redis_server
         Member(redis_server.url, one := Narrow("w")),
         Member(redis_server.url, two := Narrow("w")),
     ):
-        await member.knows("w")
+        await member.wait_until_known("w")
         asking = [
             asyncio.create_task(asker.ask("w", "narrow", timeout=20, job_id=f"job-{number}"))
             for number in range(6)
         ]
         started = [await worker.started.get() for worker in (one, two, one, two)]
         assert len(one.active_jobs) == len(two.active_jobs) == 2
-        # What waits for room waits at the server, and comes in order.
+        # Jobs that wait for a slot wait at the server, and arrive in order.
         one.release.set()
         rest = [await one.started.get() for _ in range(2)]
         assert sorted(started + rest) == [f"job-{number}" for number in range(6)]
@@ -61,7 +61,7 @@ async def test_a_worker_without_a_free_slot_for_one_job_still_gets_its_other_job
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, worker := Narrow("w")),
     ):
-        await member.knows("w")
+        await member.wait_until_known("w")
         asking = [asyncio.create_task(asker.ask("w", "narrow", timeout=20)) for _ in range(3)]
         for _ in range(2):
             await worker.started.get()
@@ -77,7 +77,7 @@ async def test_a_cancelled_request_that_waits_for_a_slot_never_runs(
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, worker := Narrow("w")),
     ):
-        await member.knows("w")
+        await member.wait_until_known("w")
         held = [asyncio.create_task(asker.ask("w", "narrow", timeout=20)) for _ in range(2)]
         for _ in held:
             await worker.started.get()
@@ -94,10 +94,10 @@ async def test_a_request_that_no_process_can_take_is_lost_in_bounded_time(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async with (
-        Mortal(redis_server.url, asker := Asker()) as member,
-        Mortal(redis_server.url, worker := Answerer()) as other,
+        ShortLeaseMember(redis_server.url, asker := Asker()) as member,
+        ShortLeaseMember(redis_server.url, worker := Answerer()) as other,
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         await other.bus.drain()
         with pytest.raises(WorkerLostError, match=f"came within {LEASE:g} s") as caught:
             await asker.ask("answerer", "echo", timeout=20)
@@ -113,7 +113,7 @@ async def test_requests_for_a_worker_that_ends_go_to_another_process(
         Member(redis_server.url, one := Answerer()),
         Member(redis_server.url, two := Answerer()),
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         await one.stop()
         for _ in range(6):
             await asker.ask("answerer", "echo", timeout=5)
@@ -130,13 +130,13 @@ async def test_each_of_many_workers_in_a_few_processes_does_its_own_jobs(
         Member(redis_server.url, *map(Answerer, names[:32])),
         Member(redis_server.url, *map(Answerer, names[32:])),
     ):
-        await member.knows(*names)
+        await member.wait_until_known(*names)
         async with asker.job_group(*names, name="echo", timeout=20) as group:
             pass
         assert {name: answer["from"] for name, answer in group.responses.items()} == {
             name: name for name in names
         }
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 # -- what is kept at the server ------------------------------------------------------------------
@@ -147,11 +147,11 @@ async def test_every_key_has_a_time_to_live(redis_server: EmbeddedRedis, redis: 
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, worker := Narrow("w")),
     ):
-        await member.knows("w")
+        await member.wait_until_known("w")
         asking = [asyncio.create_task(asker.ask("w", "narrow", timeout=20)) for _ in range(4)]
         for _ in range(2):
             await worker.started.get()
-        await member.sent()
+        await member.wait_until_sent()
         keys = await redis.keys()
         assert len({key.split(":")[2] for key in keys}) == 9
         assert [key for key in keys if await redis.pttl(key) < 0] == []
@@ -167,7 +167,7 @@ async def test_keys_outlive_the_longest_wait_of_a_process(
         Member(redis_server.url, asker := Asker(), **slow) as member,
         Member(redis_server.url, worker := Narrow("w"), **slow) as working,
     ):
-        await member.knows("w")
+        await member.wait_until_known("w")
         asking = [asyncio.create_task(asker.ask("w", "narrow", timeout=300)) for _ in range(4)]
         for _ in range(2):
             await worker.started.get()
@@ -191,18 +191,18 @@ async def test_a_job_costs_the_server_as_much_with_many_processes_as_with_two(
         stats = await redis.info("commandstats")
         return sum(each["calls"] for each in stats.values())
 
-    # No lease is renewed meanwhile.
-    calm = {"lease": 100.0}
+    # No process renews its lease during the measurement.
+    long_lease = {"lease": 100.0}
     async with contextlib.AsyncExitStack() as stack:
-        member = Member(redis_server.url, asker := Asker(), **calm)
+        member = Member(redis_server.url, asker := Asker(), **long_lease)
         await stack.enter_async_context(member)
-        await stack.enter_async_context(Member(redis_server.url, Answerer("w"), **calm))
-        await member.knows("w")
+        await stack.enter_async_context(Member(redis_server.url, Answerer("w"), **long_lease))
+        await member.wait_until_known("w")
         with_two = await commands_for(100)
         for number in range(8):
-            idle = Member(redis_server.url, Answerer(f"idle-{number}"), **calm)
+            idle = Member(redis_server.url, Answerer(f"idle-{number}"), **long_lease)
             await stack.enter_async_context(idle)
-            await member.knows(f"idle-{number}")
+            await member.wait_until_known(f"idle-{number}")
         with_ten = await commands_for(100)
     assert with_ten == pytest.approx(with_two, rel=0.1)
     assert with_two <= 100 * 30
@@ -213,7 +213,7 @@ async def test_streams_are_trimmed_as_they_are_read(redis_server: EmbeddedRedis,
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, Answerer()),
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         for _ in range(200):
             await asker.ask("answerer", "echo", timeout=5)
         lengths = [await redis.xlen(key) for key in await redis.keys("*:in:*")]
@@ -226,15 +226,15 @@ async def test_an_idle_process_only_renews_its_lease_at_the_server(
     async def calls(command: str) -> int:
         return (await redis.info("commandstats")).get(f"cmdstat_{command}", {"calls": 0})["calls"]
 
-    async with Mortal(redis_server.url, Answerer()) as member:
-        await member.caught_up()
+    async with ShortLeaseMember(redis_server.url, Answerer()) as member:
+        await member.wait_until_caught_up()
         scripts, reads = await calls("evalsha"), await calls("xread")
 
         async def renewed_twice() -> bool:
             return await calls("evalsha") >= scripts + 2
 
         await until_async(renewed_twice)
-        # One is under way, and one began when the last message had been read.
+        # One read is under way, and another began when the last message had been read.
         assert await calls("xread") <= reads + 2
 
 
@@ -246,15 +246,15 @@ async def test_a_process_that_joins_costs_the_others_a_message_or_two_each(
         for member in members:
             await stack.enter_async_context(member)
         for member in members:
-            await member.knows(*(f"w{number}" for number in range(8)))
-            await member.caught_up()
+            await member.wait_until_known(*(f"w{number}" for number in range(8)))
+            await member.wait_until_caught_up()
         before = [member.bus.stats.received for member in members]
         await stack.enter_async_context(last := Member(redis_server.url, Answerer("last")))
         for member in members:
-            await member.knows("last")
-        await last.knows(*(f"w{number}" for number in range(8)))
+            await member.wait_until_known("last")
+        await last.wait_until_known(*(f"w{number}" for number in range(8)))
         for member in (*members, last, *members):
-            await member.caught_up()
+            await member.wait_until_caught_up()
         after = [member.bus.stats.received for member in members]
         marks = 2
         assert max(now - then for now, then in zip(after, before, strict=True)) <= 3 + marks

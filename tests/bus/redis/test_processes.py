@@ -1,4 +1,4 @@
-"""``RedisStreamsBus``: what becomes of a job when a process dies, stalls or leaves.
+"""``RedisStreamsBus``: what happens to a job when a process dies, stalls or leaves.
 
 Every test runs real processes on a real server, and is a row of the table in docs/distributed.md.
 """
@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 from support.redis.nodes import Nodes, nodes
 from support.redis.processes import (
     LEASE,
-    Mortal,
-    nothing_remains,
+    ShortLeaseMember,
+    assert_nothing_remains,
     redis,
     redis_server,
     until,
@@ -30,15 +30,15 @@ __all__ = ["nodes", "redis", "redis_server"]
 
 
 @pytest.fixture(autouse=True)
-async def nothing_is_left(nodes: Nodes, redis: Redis) -> AsyncIterator[None]:
-    """Whatever died meanwhile, nothing is on the server when the last one has left."""
+async def assert_nothing_is_left(nodes: Nodes, redis: Redis) -> AsyncIterator[None]:
+    """Check that nothing is left on the server once the last process has left."""
     yield
     await nodes.end_all()
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def lost(asking: asyncio.Task) -> str:
-    """Check that a job ends as lost, and give what the caller is told."""
+    """Check that a job ends as lost, and return the error that the requester gets."""
     with pytest.raises(WorkerLostError) as caught:
         await asking
     [outcome] = caught.value.outcomes.values()
@@ -52,15 +52,15 @@ def ask(asker: Asker, worker: str, name: str, **keywords) -> asyncio.Task:
     return asyncio.create_task(asker.ask(worker, name, timeout=30, **keywords))
 
 
-# -- the process that does a job dies ------------------------------------------------------------
+# -- the process of the worker dies --------------------------------------------------------------
 
 
 async def test_a_job_whose_worker_is_killed_is_reassigned(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     first = await nodes.start("n1", "worker")
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known("worker")
         asking = ask(asker, "worker", "hold", payload={"gate": "open"})
         started = await nodes.notes.next("started")
         assert (started["pid"], started["attempt"]) == (first.pid, 1)
@@ -71,15 +71,15 @@ async def test_a_job_whose_worker_is_killed_is_reassigned(
         await nodes.notes.open_gate("open")
         assert await asking == {"pid": second.pid, "attempt": 2}
         await nodes.end(second)
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_a_job_whose_only_worker_is_killed_is_lost_and_the_error_names_the_worker(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     node = await nodes.start("n1", "worker")
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known("worker")
         asking = ask(asker, "worker", "hold")
         await nodes.notes.next("started")
         node.send(signal.SIGKILL)
@@ -91,22 +91,22 @@ async def test_a_job_whose_only_worker_is_killed_is_lost_and_the_error_names_the
         assert time.monotonic() - killed < 2 * LEASE + LEASE + 1
         assert "worker" not in member.runner.registry
         assert member.bus.stats.lost == 1
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_a_process_that_joins_in_time_takes_the_job_of_the_killed_worker(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with Mortal(redis_server.url, asker := Asker(), takeover=20) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker(), takeover=20) as member:
+        await member.wait_until_known("worker")
         asking = ask(asker, "worker", "hold", payload={"gate": "open"})
         await nodes.notes.next("started")
         first.send(signal.SIGKILL)
-        await member.forgets("worker")
-        relief = await nodes.start("n2", "worker")
+        await member.wait_until_unknown("worker")
+        replacement = await nodes.start("n2", "worker")
         await nodes.notes.open_gate("open")
-        assert await asking == {"pid": relief.pid, "attempt": 2}
+        assert await asking == {"pid": replacement.pid, "attempt": 2}
 
 
 @pytest.mark.parametrize("by", ["worker", "caller"])
@@ -114,8 +114,8 @@ async def test_a_job_that_must_not_run_twice_is_lost_with_its_process(
     redis_server: EmbeddedRedis, nodes: Nodes, by: str
 ):
     first = await nodes.start("n1", "worker")
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known("worker")
         if by == "worker":
             asking = ask(asker, "worker", "pay")
         else:
@@ -133,8 +133,8 @@ async def test_a_job_that_kills_its_process_is_lost_after_three_processes(
 ):
     for number in range(4):
         await nodes.start(f"n{number}", "worker")
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known("worker")
         asking = ask(asker, "worker", "poison")
         assert "every process that ran it was lost" in await lost(asking)
         started = [await nodes.notes.next("started") for _ in range(3)]
@@ -147,13 +147,13 @@ async def test_killing_a_worker_after_its_response_changes_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     node = await nodes.start("n1", "worker")
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known("worker")
         assert (await asker.ask("worker", "echo", timeout=5))["pid"] == node.pid
         node.send(signal.SIGKILL)
-        await member.forgets("worker")
+        await member.wait_until_unknown("worker")
         assert asker.fired() == ["on_job_response", "on_job_completed"]
-        # The next one is not asked in vain for as long as it has time.
+        # The next requester does not wait in vain for its whole timeout.
         with pytest.raises(JobTimeoutError):
             await asker.ask("worker", "echo", timeout=0.2)
 
@@ -162,8 +162,8 @@ async def test_killing_a_worker_before_it_took_a_request_loses_no_request(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with Mortal(redis_server.url, asker := Asker(), takeover=60) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker(), takeover=60) as member:
+        await member.wait_until_known("worker")
         first.send(signal.SIGSTOP)
         asking = [ask(asker, "worker", "echo") for _ in range(5)]
         await until(lambda: member.bus.stats.sent >= 5)
@@ -176,53 +176,53 @@ async def test_a_reassigned_stream_starts_again_and_says_so(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows("worker")
-        heard = []
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known("worker")
+        received = []
 
         async def listen() -> None:
             payload = {"to": 2, "gate": "never"}
             async with asker.job("worker", name="count", payload=payload, timeout=30) as j:
                 async for event in j:
-                    heard.append((event.type, (event.data or {}).get("attempt")))
+                    received.append((event.type, (event.data or {}).get("attempt")))
 
         listening = asyncio.create_task(listen())
         await nodes.notes.next("counted")
-        await until(lambda: len(heard) == 3)
+        await until(lambda: len(received) == 3)
         await nodes.start("n2", "worker")
         first.send(signal.SIGKILL)
         await listening
     kinds = ["stream_start", "stream_data", "stream_data"]
-    assert [kind for kind, _ in heard] == [*kinds, *kinds, "stream_end"]
-    assert [attempt for _, attempt in heard] == [None, 1, 1, None, 2, 2, None]
+    assert [kind for kind, _ in received] == [*kinds, *kinds, "stream_end"]
+    assert [attempt for _, attempt in received] == [None, 1, 1, None, 2, 2, None]
 
 
-# -- the process that asked dies -----------------------------------------------------------------
+# -- the process of the requester dies -----------------------------------------------------------
 
 
 async def test_killing_a_requester_stops_its_workers(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
-    async with Mortal(redis_server.url, answerer := Answerer()) as member:
+    async with ShortLeaseMember(redis_server.url, answerer := Answerer()) as member:
         asker = {"name": "asker", "asks": "answerer", "job": "wait"}
-        node = await nodes.start("n1", askers=[asker])
+        node = await nodes.start("n1", requesters=[asker])
         await answerer.started.get()
         node.send(signal.SIGKILL)
         await until(lambda: answerer.cancelled)
         await until(lambda: not answerer.active_jobs)
-        await member.forgets("asker")
-    await nothing_remains(redis)
+        await member.wait_until_unknown("asker")
+    await assert_nothing_remains(redis)
 
 
 async def test_killing_a_requester_after_its_response_leaves_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
-    async with Mortal(redis_server.url, answerer := Answerer()) as member:
+    async with ShortLeaseMember(redis_server.url, answerer := Answerer()) as member:
         asker = {"name": "asker", "asks": "answerer", "job": "echo"}
-        node = await nodes.start("n1", askers=[asker])
-        await nodes.notes.next("answered")
+        node = await nodes.start("n1", requesters=[asker])
+        await nodes.notes.next("completed")
         node.send(signal.SIGKILL)
-        await member.forgets("asker")
+        await member.wait_until_unknown("asker")
         assert (len(answerer.ran), answerer.cancelled) == (1, [])
         assert not answerer.active_jobs
 
@@ -231,21 +231,21 @@ async def test_killing_a_requester_before_its_request_is_taken_leaves_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     worker = await nodes.start("n1", "worker")
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known("worker")
         taking_the_room = [ask(asker, "worker", "narrow", payload={"gate": "g"}) for _ in range(2)]
         for _ in taking_the_room:
             await nodes.notes.next("started")
         other = {"name": "other", "asks": "worker", "job": "narrow"}
-        node = await nodes.start("n2", askers=[other])
+        node = await nodes.start("n2", requesters=[other])
         await until_async(lambda: redis.keys("*:queue:*"))
         node.send(signal.SIGKILL)
-        await member.forgets("other")
+        await member.wait_until_unknown("other")
         assert not await redis.keys("*:queue:*")
         await nodes.notes.open_gate("g", 2)
         await asyncio.gather(*taking_the_room)
         await nodes.end(worker)
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
     assert not [note for note in await nodes.notes.rest() if note["what"] == "started"]
 
 
@@ -256,18 +256,18 @@ async def test_a_worker_that_stalls_past_its_lease_can_no_longer_respond(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known("worker")
         asking = ask(asker, "worker", "hold", payload={"gate": "first"})
         await nodes.notes.next("started", pid=first.pid)
         second = await nodes.start("n2", "worker")
         first.send(signal.SIGSTOP)
         await nodes.notes.next("started", pid=second.pid, attempt=2)
-        # The one that stalled was in line before the other: it gets through, and answers.
+        # The stalled process was next in turn: it is connected again, and responds.
         await nodes.notes.open_gate("first")
         first.send(signal.SIGCONT)
         await nodes.notes.next("finished", pid=first.pid)
-        # Back on the channel, it does other jobs; that answer has counted for nothing.
+        # Back on the channel, it does other jobs; its late response was ignored.
         pids: set[int] = set()
         while first.pid not in pids:
             pids.add((await asker.ask("worker", "echo", timeout=5))["pid"])
@@ -279,9 +279,9 @@ async def test_a_worker_that_stalls_past_its_lease_can_no_longer_respond(
 async def test_the_job_of_a_requester_that_stalls_past_its_lease_is_lost(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
-    async with Mortal(redis_server.url, answerer := Answerer()):
+    async with ShortLeaseMember(redis_server.url, answerer := Answerer()):
         asker = {"name": "asker", "asks": "answerer", "job": "wait"}
-        node = await nodes.start("n1", askers=[asker])
+        node = await nodes.start("n1", requesters=[asker])
         await answerer.started.get()
         node.send(signal.SIGSTOP)
         await until(lambda: answerer.cancelled)
@@ -298,8 +298,8 @@ async def test_a_drained_process_finishes_its_jobs_and_takes_no_more(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     first = await nodes.start("n1", "worker")
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known("worker")
         asking = ask(asker, "worker", "hold", payload={"gate": "open"})
         await nodes.notes.next("started", pid=first.pid)
         second = await nodes.start("n2", "worker")
@@ -315,15 +315,15 @@ async def test_a_drained_process_finishes_its_jobs_and_takes_no_more(
         assert await asking == {"pid": first.pid, "attempt": 1}
         await first.ended()
         await nodes.end(second)
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_a_drain_that_takes_too_long_reassigns_its_jobs(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker", drain_timeout=0.3)
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known("worker")
         asking = ask(asker, "worker", "hold", payload={"gate": "open"})
         await nodes.notes.next("started", pid=first.pid)
         second = await nodes.start("n2", "worker")
@@ -339,8 +339,8 @@ async def test_adding_and_draining_processes_in_mid_traffic_loses_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     node = await nodes.start("n0", "worker")
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known("worker")
         answered: list[int] = []
         over = asyncio.Event()
 
@@ -358,7 +358,7 @@ async def test_adding_and_draining_processes_in_mid_traffic_loses_nothing(
         await asyncio.gather(*asking)
         assert len(set(answered)) == 4
         await nodes.end(node)
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_the_workers_of_many_processes_also_run_in_a_few_processes(
@@ -368,23 +368,23 @@ async def test_the_workers_of_many_processes_also_run_in_a_few_processes(
         number: [f"w{each}" for each in range(16 * number, 16 * number + 16)] for number in range(4)
     }
     first, *_ = [await nodes.start(f"n{number}", *names) for number, names in hosts.items()]
-    everyone = [name for names in hosts.values() for name in names]
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows(*everyone)
-        async with asker.job_group(*everyone, name="echo", timeout=30) as group:
+    all_workers = [name for names in hosts.values() for name in names]
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known(*all_workers)
+        async with asker.job_group(*all_workers, name="echo", timeout=30) as group:
             pass
         assert len({answer["pid"] for answer in group.responses.values()}) == 4
-        held = asyncio.create_task(_outcomes(asker, everyone))
-        for _ in everyone:
+        held = asyncio.create_task(_outcomes(asker, all_workers))
+        for _ in all_workers:
             await nodes.notes.next("started")
         first.send(signal.SIGKILL)
-        await member.forgets(hosts[0][-1])
+        await member.wait_until_unknown(hosts[0][-1])
         await nodes.notes.open_gate("open", times=48)
         outcomes = await held
         lost_ones = {name for name, each in outcomes.items() if each is OutcomeStatus.LOST}
         completed = {name for name, each in outcomes.items() if each is OutcomeStatus.COMPLETED}
         assert lost_ones == set(hosts[0])
-        assert completed == set(everyone) - lost_ones
+        assert completed == set(all_workers) - lost_ones
 
 
 async def _outcomes(asker: Asker, workers: list[str]) -> dict[str, OutcomeStatus]:

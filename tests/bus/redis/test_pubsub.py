@@ -1,4 +1,4 @@
-"""Jobs across processes on Pipecat's own bus: what holds there, and what the bus cannot promise."""
+"""Jobs across processes on Pipecat's own bus: which promises hold there, and which do not."""
 
 import asyncio
 import signal
@@ -21,12 +21,12 @@ from pipecat_jobs.bus.redis import EmbeddedRedis
 
 __all__ = ["nodes", "redis", "redis_server"]
 
-#: Seconds, for a job that is meant to end at its deadline.
+#: Seconds; the timeout of a job that has to end at its deadline.
 SOON = 0.5
 
 
 class Reporter(BaseWorker):
-    """Reports and streams."""
+    """A worker that sends updates and streams."""
 
     @job(name="report")
     async def report(self, message: BusJobRequestMessage) -> dict:
@@ -40,7 +40,7 @@ class Reporter(BaseWorker):
             yield {"number": number}
 
 
-# What holds
+# Promises that hold
 
 
 async def test_a_job_and_a_group_are_done_by_another_process(redis_server: EmbeddedRedis):
@@ -100,7 +100,7 @@ async def test_a_worker_that_is_ended_in_the_other_process_cancels_its_job(
     assert outcome.reason == "worker 'answerer' stopped"
 
 
-# What does not
+# Promises that do not hold
 
 
 async def test_a_job_whose_process_dies_ends_at_its_deadline(nodes: Nodes, redis_server):
@@ -117,7 +117,7 @@ async def test_a_job_whose_process_dies_ends_at_its_deadline(nodes: Nodes, redis
 async def test_a_worker_is_not_notified_that_the_requesters_process_has_died(nodes: Nodes):
     await nodes.start("node", "worker", pubsub=True)
     asks = {"name": "asker", "asks": "worker", "job": "hold", "gate": "open"}
-    asking = await nodes.start("asking", askers=[asks], pubsub=True)
+    asking = await nodes.start("asking", requesters=[asks], pubsub=True)
     started = await nodes.notes.next("started")
     asking.send(signal.SIGKILL)
     await asking.ended()
@@ -158,13 +158,13 @@ async def test_a_process_whose_client_does_not_retry_receives_nothing_after_a_cu
         PubSubMember(redis_server.url, answerer),
         PubSubMember(proxy.url, asker) as asking,
     ):
-        await asking.knows("answerer")
+        await asking.wait_until_known("answerer")
         proxy.reset()
         await until_async(lambda: _subscribed(redis, 1))
         await _times_out(asker.ask("answerer", "echo", job_id="unheard", timeout=2), "answerer")
         assert answerer.ran == ["unheard"]
 
-        # It would not hear its runner's cancel either.
+        # The process would not receive the cancel of its runner either.
         await asking.runner.bus.stop()
         await asking.runner.bus.start()
 
@@ -178,7 +178,7 @@ async def test_a_server_that_stops_responding_does_not_keep_a_job_past_its_deadl
         PubSubMember(redis_server.url, answerer),
         PubSubMember(proxy.url, asker) as asking,
     ):
-        await asking.knows("answerer")
+        await asking.wait_until_known("answerer")
         proxy.block()
         await _times_out(asker.ask("answerer", "echo", timeout=SOON), "answerer")
         proxy.unblock()

@@ -1,9 +1,9 @@
-"""Whatever becomes of processes, connections and the server, jobs end once, as what they are.
+"""Jobs end once and with the right outcome, whatever fails: processes, connections, the server.
 
-Hypothesis invents schedules (`random_processes.plan.Plan`), each is played by several processes
-around a real server, and this file says what has to hold of it. As most of a schedule is waiting,
-several are played at once. ``pytest --schedules 50`` plays 50 times as many, which are others
-every time.
+Hypothesis makes schedules (`random_processes.plan.Plan`), several processes around a real server
+play each of them, and this file checks the properties of its story. Most of a schedule is waiting,
+so several are played at once. ``pytest --schedules 50`` plays 50 times as many, with new ones in
+each run.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from support.schedules import schedules, time_for_schedules
 from pipecat_jobs import JobOutcome, OutcomeStatus
 from pipecat_jobs.bus.redis import EmbeddedRedis
 
-# -- what has to hold ------------------------------------------------------------------------
+# -- properties ------------------------------------------------------------------------------
 
 
 def problems(story: Story) -> Iterator[str]:
-    """Everything that is wrong with a story, in words."""
+    """The problems of a story, as text."""
     yield from story.problems
     for asked in story.asked:
         for worker in asked.workers:
@@ -41,14 +41,14 @@ def begins_as_promised(story: Story, asked: Asked, worker: str) -> Iterator[str]
     if len(runs) > 1 and asked.runs_once:
         yield f"must not run twice, and was begun as {attempts}"
     if doubts:
-        # Whoever was declared dead while it asked asks again, as the next attempt.
+        # A process that was declared dead requests its open jobs again, as the next attempt.
         most = sum(max(1, ATTEMPTS - doubt) for doubt in range(doubts + 1))
         if len(runs) > most:
-            yield f"was begun as {attempts}, asked for up to {doubts + 1} times"
+            yield f"was begun as {attempts}, requested up to {doubts + 1} times"
     elif attempts != sorted(set(attempts)) or len(attempts) > ATTEMPTS:
         yield f"was begun as {attempts}"
     if attempts not in ([], [1]) and not is_disturbed(story, asked, worker):
-        yield f"was begun as {attempts}, and nobody died"
+        yield f"was begun as {attempts}, and no process died"
 
 
 def ends_as_promised(story: Story, asked: Asked) -> Iterator[str]:
@@ -69,14 +69,14 @@ def is_what_it_says(story: Story, asked: Asked, outcome: JobOutcome) -> Iterator
     disturbed = is_disturbed(story, asked, outcome.worker)
     match outcome.status:
         case OutcomeStatus.COMPLETED:
-            if kind is Kind.RAISE or not kind.is_answered:
-                yield "nobody answered that"
+            if kind is Kind.RAISE or not kind.gets_response:
+                yield "no worker sent that response"
             run = answering(asked, outcome, runs)
             if run is None or run.end != "returned":
-                yield f"is not the answer of any of {[str(run) for run in runs]}"
+                yield f"is not the response of any of {[str(run) for run in runs]}"
                 return
             if not asked.actor.expulsions and run.attempt != max(each.attempt for each in runs):
-                yield "is the answer of one that no longer had the job"
+                yield "is the response of a process that no longer had the job"
             yield from misses_nothing(asked, run)
         case OutcomeStatus.ERROR:
             failed = [run for run in runs if "HandlerError" in run.end]
@@ -84,40 +84,42 @@ def is_what_it_says(story: Story, asked: Asked, outcome: JobOutcome) -> Iterator
             if not nested and not failed:
                 yield "nothing failed"
         case OutcomeStatus.FAILED:
-            yield "nobody answers that"
+            yield "no handler responds so"
         case OutcomeStatus.TIMED_OUT:
             if asked.ask.timeout is None:
                 yield "there was no timeout"
         case OutcomeStatus.CANCELLED:
             others = [each for each in asked.outcomes.values() if each is not outcome]
-            called_off = asked.ask.cancel_on_error and any(not each.completed for each in others)
+            group_cancelled = asked.ask.cancel_on_error and any(
+                not each.completed for each in others
+            )
             timed_out = any(each.status is OutcomeStatus.TIMED_OUT for each in others)
             stops = [asked.actor, *story.hosts_of(outcome.worker)]
             stopped = any(actor.left_at is not None for actor in stops)
-            if not called_off and not timed_out and not stopped:
-                yield "nobody cancelled"
+            if not group_cancelled and not timed_out and not stopped:
+                yield "no cancel was requested"
         case OutcomeStatus.LOST:
             if not disturbed:
-                yield "nobody died"
+                yield "no process died"
 
 
 def answering(asked: Asked, outcome: JobOutcome, runs: list[Run]) -> Run | None:
-    """The run that an answer is from: what it says, or what was streamed last."""
-    said = outcome.response
+    """The run that gave a response, according to the response or to the last streamed chunk."""
+    last = outcome.response
     if asked.ask.kind is Kind.STREAM:
         chunks = [data for worker, _, data in asked.events if worker == outcome.worker and data]
-        said = chunks[-1] if chunks else None
-    return next((run for run in runs if said and run.number == said["run"]), None)
+        last = chunks[-1] if chunks else None
+    return next((run for run in runs if last and run.number == last["run"]), None)
 
 
 def misses_nothing(asked: Asked, run: Run) -> Iterator[str]:
-    """All that an attempt has said comes, once and in order; what another said is before it."""
+    """All messages of an attempt arrive once and in order, after those of earlier attempts."""
     if asked.ask.kind not in (Kind.STREAM, Kind.REPORT):
         return
     events = [(kind, data) for worker, kind, data in asked.events if worker == run.worker]
     numbers = [data["n"] for _, data in events if data and data["run"] == run.number]
     if numbers != list(range(1, run.reports + 1)):
-        yield f"of {run.reports} events of {run} came {numbers}"
+        yield f"of {run.reports} events of {run} arrived {numbers}"
     if asked.ask.kind is Kind.STREAM:
         starts = [kind for kind, _ in events].count("stream_start")
         if starts != len({data["run"] for _, data in events if data}):
@@ -125,7 +127,7 @@ def misses_nothing(asked: Asked, run: Run) -> Iterator[str]:
 
 
 def is_disturbed(story: Story, asked: Asked, worker: str) -> bool:
-    """Whether one of the processes that a job was in the hands of was not well at any time."""
+    """Whether any process that had a part in a job failed at any time."""
     ended = float("inf") if asked.ended is None else asked.ended
     if any(at <= ended for at in story.flushed_at):
         return True
@@ -133,13 +135,13 @@ def is_disturbed(story: Story, asked: Asked, worker: str) -> bool:
     if asked.ask.kind is Kind.DELEGATE:
         involved = set(story.actors)
     return any(
-        actor.expulsions or actor.was_expelled or actor.is_gone_by(ended) for actor in involved
+        actor.expulsions or actor.was_expelled or actor.has_ended_by(ended) for actor in involved
     )
 
 
 # -- the test --------------------------------------------------------------------------------
 
-#: Schedules that are played at once.
+#: How many schedules are played at once.
 AT_ONCE = 8
 
 
@@ -151,7 +153,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def server_url(runner: asyncio.Runner) -> Iterator[str]:
-    """One server for all schedules, of which each has a database of its own."""
+    """One server for all schedules; each schedule has its own database."""
     server = EmbeddedRedis(start_timeout=100.0)
     runner.run(server.start())
     yield server.url
@@ -168,10 +170,10 @@ def silence() -> Iterator[None]:
 
 
 async def play(batch: list[Plan], url: str) -> list[str]:
-    """Play plans at once. Gives what is wrong, plan by plan."""
+    """Play plans at the same time. Returns the problems of each plan."""
     found: list[str] = []
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: found.append(f"the loop was told {context}"))
+    loop.set_exception_handler(lambda _, context: found.append(f"the loop reported {context}"))
     before = asyncio.all_tasks()
     stages = [Stage(plan, url, database) for database, plan in enumerate(batch)]
     for story in await asyncio.gather(*(stage.play() for stage in stages)):
@@ -187,7 +189,7 @@ async def play(batch: list[Plan], url: str) -> list[str]:
 
 @pytest.mark.schedules
 @pytest.mark.timeout(time_for_schedules())
-# In real time, looking for a smaller schedule would take longer than reading the large one.
+# Shrinking a schedule in real time would take longer than reading the large one.
 @settings(schedules(4), phases=[Phase.generate])
 @given(batch=st.lists(plans(), min_size=AT_ONCE, max_size=AT_ONCE))
 def test_every_job_ends_once_on_random_failures(

@@ -1,4 +1,4 @@
-"""What the server refuses is said in words that tell what to do."""
+"""An error about a refusal of the server says what to do."""
 
 import asyncio
 import contextlib
@@ -121,7 +121,7 @@ async def test_a_server_whose_memory_is_full_is_logged_once_a_minute(
         Member(redis_server.url, asker := Asker(), lease=1.0) as member,
         Member(redis_server.url, Answerer()),
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         process = member.bus._process
         assert process is not None
         refused = 0

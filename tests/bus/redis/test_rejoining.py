@@ -1,4 +1,4 @@
-"""``RedisStreamsBus``: a process that was declared dead and is back, and one that leaves."""
+"""``RedisStreamsBus``: a process that was declared dead and joins again, and one that leaves."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,7 +6,15 @@ from collections.abc import AsyncIterator
 import pytest
 from pipecat.bus.messages import BusActivateWorkerMessage
 from redis.asyncio import Redis
-from support.redis.processes import Mortal, Pair, nothing_remains, proxy, redis, redis_server, until
+from support.redis.processes import (
+    Pair,
+    ShortLeaseMember,
+    assert_nothing_remains,
+    proxy,
+    redis,
+    redis_server,
+    until,
+)
 from support.tcp_proxy import TcpProxy
 from support.workers import Answerer
 
@@ -20,16 +28,16 @@ __all__ = ["proxy", "redis", "redis_server"]
 
 
 @pytest.fixture
-async def member(redis_server: EmbeddedRedis) -> AsyncIterator[Mortal]:
-    async with Mortal(redis_server.url, Answerer()) as member:
+async def member(redis_server: EmbeddedRedis) -> AsyncIterator[ShortLeaseMember]:
+    async with ShortLeaseMember(redis_server.url, Answerer()) as member:
         await member.bus._outbox.empty()
         yield member
 
 
 async def test_a_process_that_gets_no_receipt_for_joining_is_on_the_channel_once(
-    member: Mortal, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    member: ShortLeaseMember, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ):
-    """Jobs would be given to the other one, and its death would be told of both."""
+    """A second entry would get jobs, and its end would be reported for both."""
     process = member.bus._process
     assert process is not None
 
@@ -45,7 +53,7 @@ async def test_a_process_that_gets_no_receipt_for_joining_is_on_the_channel_once
 
 
 async def test_a_lease_renewed_while_the_process_joins_again_is_not_considered_lost(
-    member: Mortal, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    member: ShortLeaseMember, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ):
     process = member.bus._process
     assert process is not None
@@ -68,54 +76,54 @@ async def test_a_lease_renewed_while_the_process_joins_again_is_not_considered_l
     monkeypatch.setattr(process._sending, "call", join_late)
     monkeypatch.setattr(process._renewing, "call", note_renewal)
     await redis.execute_command(*process._channel.call("leave", process.id, 0))
-    # The sender notices it first.
+    # The process that sends notices it first.
     member.bus._outbox.put(Call(Lane.CONTROL, "mark", lambda _, __: (1,)))
     await until(lambda: member.bus._roster is not None)
     await renewed.acquire()
     assert member.bus.stats.expulsions == 1
 
 
-# -- who knows of whom ---------------------------------------------------------------------------
+# -- which processes know each other -------------------------------------------------------------
 
 
 async def test_a_process_that_missed_a_rejoin_still_learns_of_its_workers(
     redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
-        await pair.working.knows("asker")
+        await pair.working.wait_until_known("asker")
         proxy.block()
-        gone = pair.working.bus._process.id
-        pair.asking.bus.remove_process(gone, [pair.working.runner.name])
+        ended = pair.working.bus._process.id
+        pair.asking.bus.remove_process(ended, [pair.working.runner.name])
         await redis.flushall()
-        # It says that it is back while nobody else is on the channel.
+        # It announces that it is back while no other process is on the channel.
         await until(lambda: pair.working.bus._roster is not None)
         await pair.working.bus._outbox.empty()
         proxy.unblock()
         proxy.reset()
-        await pair.asking.knows("answerer")
+        await pair.asking.wait_until_known("answerer")
 
 
 async def test_a_rejoining_process_gets_an_introduction_from_a_process_that_already_knows_it(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async with Pair(redis_server.url, redis_server.url) as pair:
-        await pair.working.knows("asker")
-        # What each has said to the other so far is there.
+        await pair.working.wait_until_known("asker")
+        # All earlier messages between the two have arrived.
         await pair.working.bus._outbox.empty()
         await pair.asking.bus._router.caught_up()
-        await pair.asking.knows("answerer")
-        gone = pair.working.bus._process.id
-        pair.asking.bus.remove_process(gone, [pair.working.runner.name])
+        await pair.asking.wait_until_known("answerer")
+        ended = pair.working.bus._process.id
+        pair.asking.bus.remove_process(ended, [pair.working.runner.name])
         process, known = pair.asking.bus._process, pair.working.runner._known_runners
         assert process is not None
         await redis.execute_command(*process._channel.call("leave", process.id, 0))
         await until(lambda: not known)
-        # As when it takes in an introduction after it was told that its sender is gone.
+        # As after an introduction that arrives later than the notice that its sender has ended.
         known.add(pair.asking.runner.name)
-        await pair.asking.knows("answerer")
+        await pair.asking.wait_until_known("answerer")
 
 
-# -- what it had asked for -----------------------------------------------------------------------
+# -- its open requests ---------------------------------------------------------------------------
 
 
 async def test_a_job_cancelled_before_its_receipt_is_not_requested_again(
@@ -138,7 +146,7 @@ async def test_a_job_cancelled_before_its_receipt_is_not_requested_again(
 async def test_a_job_that_its_worker_had_before_is_not_left_waiting(
     redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
 ):
-    """Whoever asked was declared dead before the receipt, and asks again."""
+    """The requester's process was declared dead before the receipt, and sends the request again."""
     async with Pair(proxy.url, redis_server.url) as pair:
         await pair.asking.bus._outbox.empty()
         proxy.swallows_replies = True
@@ -161,7 +169,7 @@ async def test_a_job_that_its_worker_had_before_is_not_left_waiting(
 async def test_a_process_leaves_nothing_even_if_the_server_has_forgotten_the_script(
     redis_server: EmbeddedRedis, redis: Redis
 ):
-    async with Mortal(redis_server.url, Answerer()) as member:
+    async with ShortLeaseMember(redis_server.url, Answerer()) as member:
         await member.bus._outbox.empty()
         process, member.bus._process = member.bus._process, None
         assert process is not None
@@ -169,13 +177,13 @@ async def test_a_process_leaves_nothing_even_if_the_server_has_forgotten_the_scr
         assert await process.fetch_roster() == {member.runner.name}
         await redis.script_flush()
         await process.stop(timeout=5)
-        await nothing_remains(redis)
+        await assert_nothing_remains(redis)
 
 
 async def test_a_process_that_stops_while_it_joins_again_reads_no_more(
     redis_server: EmbeddedRedis, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ):
-    async with Mortal(redis_server.url, Answerer()) as member:
+    async with ShortLeaseMember(redis_server.url, Answerer()) as member:
         bus, process = member.bus, member.bus._process
         assert process is not None
         await bus._outbox.empty()
@@ -194,13 +202,13 @@ async def test_a_process_that_stops_while_it_joins_again_reads_no_more(
         monkeypatch.undo()
         tasks = {task.get_name() for task in asyncio.all_tasks()}
         assert not [name for name in tasks if "redis_read" in name]
-        await nothing_remains(redis)
+        await assert_nothing_remains(redis)
 
 
 async def test_a_call_that_the_server_could_not_do_is_not_overtaken_by_later_calls(
-    member: Mortal, redis: Redis
+    member: ShortLeaseMember, redis: Redis
 ):
-    """As when a script is loaded again, by somebody else, between two calls of one batch."""
+    """Another client may load the script again between two calls of one batch."""
     traffic, _ = LOAD
     await redis.script_flush()
     await redis.execute_command(*traffic)

@@ -1,4 +1,4 @@
-"""``RedisStreamsBus``: a process that is started again, and a bus."""
+"""``RedisStreamsBus``: a process that is restarted, and a bus that is started again."""
 
 import asyncio
 import signal
@@ -9,7 +9,15 @@ from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.workers.runner import WorkerRunner
 from redis.asyncio import Redis
 from support.redis.nodes import Nodes, nodes
-from support.redis.processes import Member, Mortal, proxy, redis, redis_server, until, until_async
+from support.redis.processes import (
+    Member,
+    ShortLeaseMember,
+    proxy,
+    redis,
+    redis_server,
+    until,
+    until_async,
+)
 from support.tcp_proxy import TcpProxy
 from support.workers import Answerer, Asker
 
@@ -27,7 +35,7 @@ async def test_a_process_that_is_restarted_within_its_lease_stays_in_the_registr
     async with Member(redis_server.url, asker := Asker(), **options) as member:
         assert member.bus._process is not None
         one = await nodes.start("gpu-box", "worker", options=options)
-        await member.knows("worker")
+        await member.wait_until_known("worker")
         members = await redis.zrange(f"{CHANNEL}:members", 0, -1)
         [killed] = {*members} - {member.bus._process.id}
         one.send(signal.SIGKILL)
@@ -38,7 +46,7 @@ async def test_a_process_that_is_restarted_within_its_lease_stays_in_the_registr
             return await redis.exists(f"{CHANNEL}:proc:{killed}") == 0
 
         await until_async(is_missed)
-        await member.caught_up()
+        await member.wait_until_caught_up()
         assert "worker" in member.runner.registry
         assert (await asker.ask("worker", "echo", timeout=10))["pid"] == two.pid
 
@@ -69,22 +77,22 @@ async def test_messages_that_wait_when_a_bus_stops_are_sent_first_when_it_starts
         await bus.stop()
 
 
-# -- a process that is told to go ----------------------------------------------------------------
+# -- a process that gets SIGTERM -----------------------------------------------------------------
 
 
 async def test_a_second_sigterm_ends_a_draining_process_and_its_job_is_reassigned(
     nodes: Nodes, redis_server: EmbeddedRedis
 ):
     first = await nodes.start("n1", "worker")
-    async with Mortal(redis_server.url, asker := Asker()) as member:
-        await member.knows("worker")
+    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+        await member.wait_until_known("worker")
         asking = asyncio.create_task(
             asker.ask("worker", "hold", payload={"gate": "open"}, timeout=30)
         )
         await nodes.notes.next("started", pid=first.pid)
         second = await nodes.start("n2", "worker")
         first.send(signal.SIGTERM)
-        # It takes nothing more, and waits for its job.
+        # The process takes no more jobs, and waits for the one that it has.
         while (await asker.ask("worker", "echo", timeout=5))["pid"] == first.pid:
             pass
         for _ in range(3):

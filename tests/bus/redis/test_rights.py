@@ -1,4 +1,4 @@
-"""What a user of the server has to be allowed, and what happens to one who is not."""
+"""The rights that a user of the server needs, and what happens without them."""
 
 import asyncio
 import re
@@ -9,8 +9,8 @@ from loguru import logger
 from redis.asyncio import Redis
 from support.redis.processes import (
     Member,
-    Mortal,
-    nothing_remains,
+    ShortLeaseMember,
+    assert_nothing_remains,
     redis,
     redis_server,
     until,
@@ -28,7 +28,7 @@ PAGE = Path(__file__).parents[3] / "docs/distributed.md"
 
 @pytest.fixture
 async def user(redis_server: EmbeddedRedis, redis: Redis) -> str:
-    """Where the user is let in who has the rights that the documentation names."""
+    """The URL of a server, for a user with the rights that the documentation names."""
     [rights] = re.findall(r"ACL user for the bus: `([^`]+)`, keys `([^`]+)`", PAGE.read_text())
     await redis.execute_command("ACL", "SETUSER", "bus", "on", ">pw", *" ".join(rights).split())
     return redis_server.url.replace("unix://", "unix://bus:pw@")
@@ -36,13 +36,13 @@ async def user(redis_server: EmbeddedRedis, redis: Redis) -> str:
 
 async def test_a_user_with_the_documented_rights_is_enough(user: str, redis: Redis):
     async with Member(user, asker := Asker()) as member, Member(user, Answerer()):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         assert await asker.ask("answerer", "echo", timeout=5)
-        strangers = Redis.from_url(user)
+        unprivileged = Redis.from_url(user)
         with pytest.raises(Exception, match="permission"):
-            await strangers.set("other", "1")
-        await strangers.aclose()
-    await nothing_remains(redis)
+            await unprivileged.set("other", "1")
+        await unprivileged.aclose()
+    await assert_nothing_remains(redis)
 
 
 @pytest.mark.parametrize("command", ["xread", "xtrim", "evalsha"])
@@ -57,33 +57,33 @@ async def test_a_process_that_lacks_a_right_is_an_error_at_the_start_that_says_s
 async def test_the_jobs_of_a_process_that_may_no_longer_read_are_reassigned_and_it_says_so(
     user: str, redis_server: EmbeddedRedis, redis: Redis
 ):
-    deaf, other, asker, waits = Answerer(), Answerer(), Asker(), Asker("waits")
+    refused_worker, other, asker, waits = Answerer(), Answerer(), Asker(), Asker("waits")
     errors: list[str] = []
     sink = logger.add(errors.append, level="ERROR")
     async with (
-        Mortal(redis_server.url, asker, Answerer("elsewhere")) as member,
-        Mortal(user, deaf, waits) as refused,
+        ShortLeaseMember(redis_server.url, asker, Answerer("elsewhere")) as member,
+        ShortLeaseMember(user, refused_worker, waits) as refused,
     ):
-        await refused.knows("elsewhere")
+        await refused.wait_until_known("elsewhere")
         asking = await asker.request_job("answerer", name="wait")
-        assert await deaf.started.get() == asking
+        assert await refused_worker.started.get() == asking
         await redis.execute_command("ACL", "SETUSER", "bus", "-xread")
-        async with Mortal(redis_server.url, other):
-            # A read that waits goes on until there is something.
-            await refused.caught_up()
+        async with ShortLeaseMember(redis_server.url, other):
+            # A read that is already waiting goes on until a message arrives.
+            await refused.wait_until_caught_up()
             assert await other.started.get() == asking
-            await until(lambda: deaf.cancelled)
-            assert (deaf.cancelled, refused.bus.stats.expulsions) == ([asking], 1)
-            # What it asks now is sent once it hears again.
+            await until(lambda: refused_worker.cancelled)
+            assert (refused_worker.cancelled, refused.bus.stats.expulsions) == ([asking], 1)
+            # A request made now is sent once the process can read again.
             answer = asyncio.create_task(waits.ask("elsewhere", "echo", timeout=20))
             await asyncio.sleep(0)
             await redis.execute_command("ACL", "SETUSER", "bus", "+xread")
             assert (await answer)["from"] == "elsewhere"
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         assert await asker.ask("answerer", "echo", timeout=10)
     logger.remove(sink)
     assert len([each for each in errors if "refuses reads" in each]) == 1
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_a_process_that_was_not_allowed_to_read_joins_again_once(
@@ -94,13 +94,13 @@ async def test_a_process_that_was_not_allowed_to_read_joins_again_once(
     async def is_renewed() -> bool:
         return await redis.zscore(members, process.id) not in (None, renewed_at)
 
-    async with Mortal(redis_server.url, Answerer()) as member:
-        await member.caught_up()
+    async with ShortLeaseMember(redis_server.url, Answerer()) as member:
+        await member.wait_until_caught_up()
         process = member.bus._process
         assert process is not None
         renewed_at = await redis.zscore(members, process.id)
         await until_async(is_renewed)
-        # For longer than a lease. Nothing comes that could be read meanwhile.
+        # This takes longer than a lease, and no message arrives in that time.
         process._refused_at = -100.0
         await until(lambda: member.bus.stats.expulsions)
         for _ in range(3):

@@ -1,10 +1,10 @@
-"""The channel's script, called as processes call it, step by step: who gets what."""
+"""The script of the channel, called step by step as processes call it: routing."""
 
 from collections import Counter
 
 import pytest
 from redis.asyncio import Redis
-from support.redis.processes import nothing_remains, redis, redis_server, until_async
+from support.redis.processes import assert_nothing_remains, redis, redis_server, until_async
 from support.redis.script import PREFIX, Process, script
 
 from pipecat_jobs.bus.redis.script import Limits
@@ -18,7 +18,7 @@ def test_limits_are_sent_in_milliseconds():
     assert str(Limits(1.5, 0.0304, 3, inbox=7)) == "1500 30 3 7 63061"
 
 
-# -- who gets a job ------------------------------------------------------------------------------
+# -- which host gets a job -----------------------------------------------------------------------
 
 
 async def test_hosts_with_the_same_free_slots_take_turns(redis: Redis):
@@ -31,7 +31,7 @@ async def test_hosts_with_the_same_free_slots_take_turns(redis: Redis):
             for taken, _ in await host.jobs():
                 assert taken == ref
                 given[host.id] += 1
-                await host.answer(ref)
+                await host.respond(ref)
     assert given == {"x": 3, "y": 3, "z": 3}
 
 
@@ -46,7 +46,7 @@ async def test_among_hosts_with_the_same_free_slots_the_one_with_the_fewest_jobs
     for _ in range(4):
         ref = await asker.ask("w")
         assert await idle.jobs() == [(ref, 1)]
-        await idle.answer(ref)
+        await idle.respond(ref)
     assert await busy.jobs() == []
 
 
@@ -57,8 +57,8 @@ async def test_a_host_with_more_slots_is_asked_more_often(redis: Redis):
     refs = [await asker.ask("w") for _ in range(9)]
     few, many = await small.jobs(), await large.jobs()
     assert (len(few), len(many)) == (2, 6)
-    # The one that found no room waits for it.
-    await large.answer(many[0][0])
+    # The job that found no free slot waits for one.
+    await large.respond(many[0][0])
     assert await large.jobs() == [(refs[8], 1)]
     assert await small.jobs() == []
 
@@ -69,9 +69,9 @@ async def test_a_job_with_its_own_limit_does_not_use_the_slots_of_others(redis: 
     wide = [await asker.ask("w", "wide") for _ in range(3)]
     other = await asker.ask("w")
     assert await host.jobs() == [(wide[0], 1), (wide[1], 1), (other, 1)]
-    await host.answer(other)
+    await host.respond(other)
     assert await host.jobs() == []
-    await host.answer(wide[0])
+    await host.respond(wide[0])
     assert await host.jobs() == [(wide[2], 1)]
 
 
@@ -83,7 +83,7 @@ async def test_jobs_that_share_slots_wait_for_each_other_and_each_gets_its_turn(
         [(ref, _)] = await host.jobs()
         waiting.remove(ref)
         assert len(waiting) == left
-        await host.answer(ref)
+        await host.respond(ref)
     assert await host.jobs() == []
 
 
@@ -92,23 +92,23 @@ async def test_no_job_keeps_jobs_that_share_its_slots_waiting_for_ever(redis: Re
     host = await Process(redis, "x").join("w")
     names = {await asker.ask("w", name): name for name in ["one", "two"] * 40}
     begun = Counter(one=0, two=0)
-    # Of what waits for room: the first was begun as it was asked for.
+    # This counts the waiting jobs only: the first began at once.
     while min(begun.values()) < 2:
         [(ref, _)] = await host.jobs()
         begun[names.pop(ref)] += 1
-        await host.answer(ref)
+        await host.respond(ref)
     assert set(names.values()) == {"one", "two"}
 
 
 async def test_no_more_waiting_jobs_are_read_than_there_are_free_slots(redis: Redis):
     asker = await Process(redis, "a").join()
-    # Turns are counted among several.
+    # The script keeps turns only if there are several hosts.
     host, _ = [await Process(redis, name).join("w") for name in "xy"]
     for _ in range(10):
         await asker.ask("w")
     [(first, _)] = await host.jobs()
     before = int(await redis.hget(f"{PREFIX}:turns", "w"))
-    await host.answer(first)
+    await host.respond(first)
     assert int(await redis.hget(f"{PREFIX}:turns", "w")) == before + 2
 
 
@@ -118,7 +118,7 @@ async def test_jobs_that_wait_for_a_slot_are_assigned_in_the_order_of_their_requ
     refs = [await asker.ask("w") for _ in range(5)]
     for ref in refs:
         assert await host.jobs() == [(ref, 1)]
-        await host.answer(ref)
+        await host.respond(ref)
 
 
 async def test_a_new_host_gets_the_waiting_jobs(redis: Redis):
@@ -128,20 +128,20 @@ async def test_a_new_host_gets_the_waiting_jobs(redis: Redis):
     assert sorted(await host.jobs()) == [(ref, 1) for ref in refs]
     await host.call("leave")
     await asker.call("leave")
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_a_process_without_a_slot_for_the_name_gets_no_requests(redis: Redis):
     asker = await Process(redis, "a").join()
     other = await Process(redis, "x").join()
-    await other.say("host", "w", "")
+    await other.call_once("host", "w", "")
     await asker.ask("w")
     assert await other.read() == []
     await asker.call("route", "d", "w", "hello", "0")
     assert await other.read() == [("d", "m", "", "hello")]
 
 
-# -- what each may say, and to whom --------------------------------------------------------------
+# -- which messages each may send, and where they go ---------------------------------------------
 
 
 async def test_a_call_that_is_repeated_is_not_done_again(redis: Redis):
@@ -157,7 +157,7 @@ async def test_a_broadcast_goes_to_all_and_returns_to_its_sender_only_on_request
     redis: Redis, to_self: str
 ):
     one, two = [await Process(redis, name).join() for name in "ab"]
-    await one.say("route", "u", "", "hello", to_self)
+    await one.call_once("route", "u", "", "hello", to_self)
     assert await two.read() == [("u", "m", "", "hello")]
     assert len(await one.read()) == int(to_self)
 
@@ -168,9 +168,11 @@ async def test_messages_of_a_job_take_the_lane_they_are_sent_by(redis: Redis):
     ref = await asker.ask("w")
     await host.read()
     for lane in "ud":
-        await asker.say("notify_worker", ref.rpartition(":")[2], lane, "m", "0", "notify_worker")
+        await asker.call_once(
+            "notify_worker", ref.rpartition(":")[2], lane, "m", "0", "notify_worker"
+        )
         assert await host.read() == [(lane, "m", "", "notify_worker")]
-        await host.answer(ref, lane=lane, last=lane == "d")
+        await host.respond(ref, lane=lane, last=lane == "d")
         assert await asker.read() == [(lane, "m", ref, "answer")]
 
 
@@ -178,12 +180,12 @@ async def test_a_request_that_is_given_back_unread_keeps_its_attempt(redis: Redi
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     ref, waiting = [await asker.ask("w") for _ in range(2)]
-    await host.say("withdraw", "w")
+    await host.call_once("withdraw", "w")
     other = await Process(redis, "y").join()
-    assert await host.say("reassign", ref, 1, "0") == "ok"
+    assert await host.call_once("reassign", ref, 1, "0") == "ok"
     await other.host("w")
     assert await other.jobs() == [(ref, 1)]
-    await other.answer(ref)
+    await other.respond(ref)
     assert await other.jobs() == [(waiting, 1)]
 
 
@@ -193,7 +195,7 @@ async def test_the_slot_of_a_job_that_is_given_back_goes_to_the_next(redis: Redi
     host = await Process(redis, "x").join("w")
     ref, waiting = [await asker.ask("w") for _ in range(2)]
     await host.read()
-    await host.say(command, ref, 1, "1")
+    await host.call_once(command, ref, 1, "1")
     assert await host.jobs() == [(waiting, 1)]
     other = await Process(redis, "y").join("w")
     assert await other.jobs() == [(ref, 2)]
@@ -203,7 +205,7 @@ async def test_a_request_that_cannot_be_read_is_lost_for_its_requester(redis: Re
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     ref = await asker.ask("w")
-    assert await host.say("reject", ref, 1) == "ok"
+    assert await host.call_once("reject", ref, 1) == "ok"
     assert await asker.read() == [("d", "l", ref, "unreadable")]
 
 
@@ -213,12 +215,12 @@ async def test_only_its_owner_gives_back_a_job_or_responds_to_it(redis: Redis):
     other = await Process(redis, "y").join()
     ref = await asker.ask("w")
     await host.read()
-    assert await other.say("disown", ref, 0) == "ok"
-    assert await other.say("reassign", ref, 1, "1") == "stale"
-    assert await other.say("reject", ref, 1) == "stale"
-    assert await other.answer(ref) == "stale"
-    assert await host.answer(ref, attempt=2) == "stale"
-    assert await host.answer(ref) == "ok"
+    assert await other.call_once("disown", ref, 0) == "ok"
+    assert await other.call_once("reassign", ref, 1, "1") == "stale"
+    assert await other.call_once("reject", ref, 1) == "stale"
+    assert await other.respond(ref) == "stale"
+    assert await host.respond(ref, attempt=2) == "stale"
+    assert await host.respond(ref) == "ok"
 
 
 async def test_an_audit_names_unknown_jobs_and_jobs_that_the_server_considers_held(redis: Redis):
@@ -226,16 +228,16 @@ async def test_an_audit_names_unknown_jobs_and_jobs_that_the_server_considers_he
     host = await Process(redis, "x").join("w")
     ref = await asker.ask("w")
     await host.read()
-    await asker.say("audit", ref.rpartition(":")[2])
+    await asker.call_once("audit", ref.rpartition(":")[2])
     assert await asker.read() == []
-    await asker.say("audit", ref.rpartition(":")[2], "77")
+    await asker.call_once("audit", ref.rpartition(":")[2], "77")
     assert await asker.read() == [("d", "x", "", "77|")]
-    await host.say("audit")
+    await host.call_once("audit")
     assert await host.read() == [("d", "x", "", f"|{ref}")]
 
 
 async def test_a_request_behind_many_lost_ones_is_assigned(redis: Redis):
-    """They were lost with a process that is back, and alone."""
+    """The lost requests were held by the only host, which has joined again."""
     jobs = 40
     asker = await Process(redis, "a", takeover=0.2).join()
     first = await Process(redis, "x", uid="stalls", takeover=0.2).join("w", job=jobs)
@@ -246,9 +248,9 @@ async def test_a_request_behind_many_lost_ones_is_assigned(redis: Redis):
     fresh = await asker.ask("w")
     back = await Process(redis, "y", uid="stalls", takeover=0.2).join("w", job=jobs)
 
-    async def are_given_up() -> bool:
+    async def are_lost() -> bool:
         await asker.call("renew")
         return await redis.exists(f"{PREFIX}:waiting") == 0
 
-    await until_async(are_given_up)
+    await until_async(are_lost)
     assert await back.jobs() == [(fresh, 1)]

@@ -1,30 +1,30 @@
-"""The channel's script, called step by step: jobs that belong in one process."""
+"""The script of the channel, called step by step: the affinity of jobs."""
 
 import pytest
 from redis.asyncio import Redis
-from support.redis.processes import nothing_remains, redis, redis_server
+from support.redis.processes import assert_nothing_remains, redis, redis_server
 from support.redis.script import PREFIX, Process, script
 
 __all__ = ["redis", "redis_server", "script"]
 
 pytestmark = pytest.mark.usefixtures("script")
 
-HOMES, OLD_HOMES = f"{PREFIX}:homes", f"{PREFIX}:homes:old"
+AFFINITIES, OLD_AFFINITIES = f"{PREFIX}:homes", f"{PREFIX}:homes:old"
 
 
-async def pool(redis: Redis, affinity: str | None, **rooms: int) -> tuple[Process, ...]:
+async def pool(redis: Redis, affinity: str | None, **slots: int) -> tuple[Process, ...]:
     """A requester, and two processes that host the worker."""
     asker = await Process(redis, "a").join()
-    hosts = [await Process(redis, name).join("w", affinity=affinity, **rooms) for name in "xy"]
+    hosts = [await Process(redis, name).join("w", affinity=affinity, **slots) for name in "xy"]
     return (asker, *hosts)
 
 
 async def first_job(asker: Process, *hosts: Process, **about: str) -> tuple[Process, Process]:
-    """Have a job done. Gives the process that did it and the other one."""
+    """Have a job done. Returns the process that did it, and the other one."""
     ref = await asker.ask("w", **about)
     for host in hosts:
         if await host.jobs() == [(ref, 1)]:
-            await host.answer(ref)
+            await host.respond(ref)
             [other] = [each for each in hosts if each is not host]
             return host, other
     raise AssertionError("no process has the job")
@@ -33,12 +33,12 @@ async def first_job(asker: Process, *hosts: Process, **about: str) -> tuple[Proc
 async def test_the_jobs_of_one_requester_stay_in_one_process(redis: Redis):
     asker, *hosts = await pool(redis, "requester", job=2)
     for source in ("one", "two", "three"):
-        home, other = await first_job(asker, *hosts, source=source)
+        owner, other = await first_job(asker, *hosts, source=source)
         refs = [await asker.ask("w", name, source=source) for name in ("job", "job", "else")]
-        assert await home.moved() == [(ref, False) for ref in refs]
+        assert await owner.moved() == [(ref, False) for ref in refs]
         assert await other.jobs() == []
         for ref in refs:
-            await home.answer(ref)
+            await owner.respond(ref)
 
 
 async def test_the_jobs_of_many_requesters_are_spread_over_the_processes(redis: Redis):
@@ -50,17 +50,17 @@ async def test_the_jobs_of_many_requesters_are_spread_over_the_processes(redis: 
 
 async def test_later_jobs_of_a_requester_do_not_count_as_turns_of_the_processes(redis: Redis):
     asker, *hosts = await pool(redis, "prefer")
-    homes = []
+    owner_ids = []
     for source in ("one", "two", "three", "four"):
-        home, other = await first_job(asker, *hosts, source=source)
-        homes.append(home.id)
+        owner, other = await first_job(asker, *hosts, source=source)
+        owner_ids.append(owner.id)
         for _ in range(3):
             ref = await asker.ask("w", source=source)
-            assert await home.moved() == [(ref, False)]
-            await home.answer(ref)
+            assert await owner.moved() == [(ref, False)]
+            await owner.respond(ref)
         assert await other.jobs() == []
-    assert homes[0] != homes[1]
-    assert homes[2:] == homes[:2]
+    assert owner_ids[0] != owner_ids[1]
+    assert owner_ids[2:] == owner_ids[:2]
 
 
 async def test_subscribers_of_the_same_name_in_two_processes_are_two_requesters(redis: Redis):
@@ -74,19 +74,19 @@ async def test_subscribers_of_the_same_name_in_two_processes_are_two_requesters(
 
 async def test_a_job_that_waits_for_its_process_delays_no_other_job(redis: Redis):
     asker, *hosts = await pool(redis, "requester")
-    home, other = await first_job(asker, *hosts, source="one")
+    owner, other = await first_job(asker, *hosts, source="one")
     running = await asker.ask("w", source="one")
     waiting = [await asker.ask("w", source="one") for _ in range(40)]
     free = await asker.ask("w", source="two")
-    assert await home.jobs() == [(running, 1)]
+    assert await owner.jobs() == [(running, 1)]
     assert await other.jobs() == [(free, 1)]
     behind = await asker.ask("w", source="three")
-    await other.answer(free)
+    await other.respond(free)
     assert await other.jobs() == [(behind, 1)]
     for ref in waiting:
-        await home.answer(running)
+        await owner.respond(running)
         running = ref
-        assert await home.moved() == [(ref, False)]
+        assert await owner.moved() == [(ref, False)]
     assert await other.jobs() == []
 
 
@@ -97,13 +97,13 @@ async def test_a_job_that_waited_before_its_requester_had_a_process_stays_with_t
     taken = [await asker.ask("w", source=name) for name in ("one", "two")]
     waiting = [await asker.ask("w", source="three") for _ in range(2)]
     owners = {ref: host for host in hosts for ref, _ in await host.jobs()}
-    await owners[taken[0]].answer(taken[0])
-    home, other = owners[taken[0]], owners[taken[1]]
-    assert await home.jobs() == [(waiting[0], 1)]
-    await other.answer(taken[1])
+    await owners[taken[0]].respond(taken[0])
+    owner, other = owners[taken[0]], owners[taken[1]]
+    assert await owner.jobs() == [(waiting[0], 1)]
+    await other.respond(taken[1])
     assert await other.jobs() == []
-    await home.answer(waiting[0])
-    assert await home.jobs() == [(waiting[1], 1)]
+    await owner.respond(waiting[0])
+    assert await owner.jobs() == [(waiting[1], 1)]
 
 
 async def test_a_job_that_waits_for_its_process_can_be_cancelled(redis: Redis):
@@ -117,12 +117,12 @@ async def test_a_job_that_waits_for_its_process_can_be_cancelled(redis: Redis):
 
 async def test_when_the_process_dies_the_next_job_goes_elsewhere_and_says_so(redis: Redis):
     asker, *hosts = await pool(redis, "requester")
-    home, other = await first_job(asker, *hosts)
-    await home.lease_ends()
+    owner, other = await first_job(asker, *hosts)
+    await owner.lease_ends()
     await asker.call("renew")
     first, second = await asker.ask("w"), await asker.ask("w")
     assert await other.moved() == [(first, True)]
-    await other.answer(first)
+    await other.respond(first)
     assert await other.moved() == [(second, False)]
 
 
@@ -130,12 +130,12 @@ async def test_jobs_of_a_process_and_jobs_that_wait_for_it_are_reassigned_when_i
     redis: Redis,
 ):
     asker, *hosts = await pool(redis, "requester", job=1)
-    home, other = await first_job(asker, *hosts)
+    owner, other = await first_job(asker, *hosts)
     running, waiting = await asker.ask("w"), await asker.ask("w")
-    await home.lease_ends()
+    await owner.lease_ends()
     await asker.call("renew")
     assert await other.moved() == [(running, True)]
-    await other.answer(running, 2)
+    await other.respond(running, 2)
     assert await other.moved() == [(waiting, False)]
 
 
@@ -144,19 +144,19 @@ async def test_jobs_that_wait_for_a_process_that_takes_no_more_go_elsewhere_at_o
     redis: Redis, command: str
 ):
     asker, *hosts = await pool(redis, "requester")
-    home, other = await first_job(asker, *hosts)
+    owner, other = await first_job(asker, *hosts)
     await asker.ask("w")
     waiting = await asker.ask("w")
     assert await other.jobs() == []
-    await home.say(command, "w")
+    await owner.call_once(command, "w")
     assert await other.moved() == [(waiting, True)]
 
 
 async def test_jobs_that_waited_for_a_process_go_to_one_that_joins_after_its_death(redis: Redis):
     asker = await Process(redis, "a").join()
-    home = await Process(redis, "x").join("w", affinity="requester")
+    owner = await Process(redis, "x").join("w", affinity="requester")
     running, waiting = await asker.ask("w"), await asker.ask("w")
-    await home.lease_ends()
+    await owner.lease_ends()
     await asker.call("renew")
     late = await Process(redis, "y").join("w", affinity="requester", job=2)
     begun = await late.moved()
@@ -168,9 +168,9 @@ async def test_a_process_that_was_declared_dead_and_rejoins_gets_jobs_of_its_req
     redis: Redis,
 ):
     asker, *hosts = await pool(redis, "requester")
-    home, other = await first_job(asker, *hosts)
-    await home.call("leave")
-    back = await Process(redis, "z", uid=home.uid).join("w", affinity="requester")
+    owner, other = await first_job(asker, *hosts)
+    await owner.call("leave")
+    back = await Process(redis, "z", uid=owner.uid).join("w", affinity="requester")
     ref = await asker.ask("w")
     assert await back.moved() == [(ref, False)]
     assert await other.jobs() == []
@@ -178,27 +178,27 @@ async def test_a_process_that_was_declared_dead_and_rejoins_gets_jobs_of_its_req
 
 async def test_a_requester_that_was_declared_dead_and_rejoins_keeps_its_process(redis: Redis):
     asker, *hosts = await pool(redis, "requester")
-    home, _ = await first_job(asker, *hosts)
+    owner, _ = await first_job(asker, *hosts)
     await asker.call("leave")
     back = await Process(redis, "b", uid=asker.uid).join()
     for _ in range(3):
         ref = await back.ask("w")
-        assert await home.moved() == [(ref, False)]
-        await home.answer(ref)
+        assert await owner.moved() == [(ref, False)]
+        await owner.respond(ref)
 
 
 async def test_preferred_jobs_go_elsewhere_rather_than_wait_and_later_return(redis: Redis):
     asker, *hosts = await pool(redis, "prefer")
-    home, other = await first_job(asker, *hosts)
-    at_home, elsewhere, waiting = [await asker.ask("w") for _ in range(3)]
-    assert await home.moved() == [(at_home, False)]
+    owner, other = await first_job(asker, *hosts)
+    at_owner, elsewhere, waiting = [await asker.ask("w") for _ in range(3)]
+    assert await owner.moved() == [(at_owner, False)]
     assert await other.moved() == [(elsewhere, True)]
-    await home.answer(at_home)
-    assert await home.moved() == [(waiting, False)]
-    await other.answer(elsewhere)
-    await home.answer(waiting)
+    await owner.respond(at_owner)
+    assert await owner.moved() == [(waiting, False)]
+    await other.respond(elsewhere)
+    await owner.respond(waiting)
     ref = await asker.ask("w")
-    assert await home.moved() == [(ref, False)]
+    assert await owner.moved() == [(ref, False)]
 
 
 @pytest.mark.parametrize("affinity", [None, "prefer", "requester"])
@@ -207,32 +207,32 @@ async def test_jobs_with_the_same_affinity_wait_for_one_process_from_every_reque
 ):
     one, *hosts = await pool(redis, affinity)
     two = await Process(redis, "b").join()
-    home, other = await first_job(one, *hosts, affinity="customer 7")
+    owner, other = await first_job(one, *hosts, affinity="customer 7")
     running = await two.ask("w", affinity="customer 7")
     waiting = await one.ask("w", affinity="customer 7")
-    assert await home.moved() == [(running, False)]
+    assert await owner.moved() == [(running, False)]
     assert await other.jobs() == []
-    await home.answer(running)
-    assert await home.moved() == [(waiting, False)]
+    await owner.respond(running)
+    assert await owner.moved() == [(waiting, False)]
 
 
 async def test_jobs_of_a_worker_without_affinity_belong_to_no_process(redis: Redis):
     asker, *hosts = await pool(redis, None)
     refs = [await asker.ask("w") for _ in range(2)]
     assert sorted([await host.moved() for host in hosts]) == [[(ref, False)] for ref in refs]
-    assert await redis.exists(HOMES) == 0
+    assert await redis.exists(AFFINITIES) == 0
 
 
 async def test_a_session_is_lost_with_its_process_and_the_next_begins_elsewhere(redis: Redis):
     asker = await Process(redis, "a").join()
-    home, other = [
+    owner, other = [
         await Process(redis, name).join("w", affinity="requester", once=("attach",))
         for name in "xy"
     ]
     session = await asker.ask("w", "attach")
-    if await home.jobs() != [(session, 1)]:
-        home, other = other, home
-    await home.lease_ends()
+    if await owner.jobs() != [(session, 1)]:
+        owner, other = other, owner
+    await owner.lease_ends()
     await asker.call("renew")
     assert [entry[1:] for entry in await asker.read() if entry[1] == "l"] == [
         ("l", session, "once")
@@ -241,19 +241,19 @@ async def test_a_session_is_lost_with_its_process_and_the_next_begins_elsewhere(
     assert await other.moved() == [(again, True)]
 
 
-# -- what is kept --------------------------------------------------------------------------------
+# -- keys at the server --------------------------------------------------------------------------
 
 
 async def test_affinities_are_kept_up_to_the_limit_and_the_most_recently_used_stay(redis: Redis):
     asker, *hosts = await pool(redis, "requester")
-    home, _ = await first_job(asker, *hosts, source="in use")
-    await redis.hset(HOMES, mapping={f"w\0session-{n}": "gone" for n in range(49_999)})
+    owner, _ = await first_job(asker, *hosts, source="in use")
+    await redis.hset(AFFINITIES, mapping={f"w\0session-{n}": "gone" for n in range(49_999)})
     await first_job(asker, *hosts, source="new")
-    assert (await redis.hlen(HOMES), await redis.hlen(OLD_HOMES)) == (1, 50_000)
-    # One that is needed again is kept with the new ones.
+    assert (await redis.hlen(AFFINITIES), await redis.hlen(OLD_AFFINITIES)) == (1, 50_000)
+    # An affinity that is used again moves to the new ones.
     ref = await asker.ask("w", source="in use")
-    assert await home.moved() == [(ref, False)]
-    assert await redis.hlen(HOMES) == 2
+    assert await owner.moved() == [(ref, False)]
+    assert await redis.hlen(AFFINITIES) == 2
 
 
 async def test_affinities_live_as_long_as_a_process_renews_its_lease_and_end_with_the_last(
@@ -261,12 +261,12 @@ async def test_affinities_live_as_long_as_a_process_renews_its_lease_and_end_wit
 ):
     asker, *hosts = await pool(redis, "requester")
     await first_job(asker, *hosts)
-    assert 2400 < await redis.ttl(HOMES) <= 2460
-    await redis.copy(HOMES, OLD_HOMES)
-    for key in (HOMES, OLD_HOMES):
+    assert 2400 < await redis.ttl(AFFINITIES) <= 2460
+    await redis.copy(AFFINITIES, OLD_AFFINITIES)
+    for key in (AFFINITIES, OLD_AFFINITIES):
         await redis.expire(key, 10)
     await asker.call("renew")
-    assert min(await redis.ttl(HOMES), await redis.ttl(OLD_HOMES)) > 2400
+    assert min(await redis.ttl(AFFINITIES), await redis.ttl(OLD_AFFINITIES)) > 2400
     for process in (asker, *hosts):
         await process.call("leave")
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)

@@ -1,8 +1,8 @@
-"""The channel's script, called step by step: what becomes of jobs and of what is kept."""
+"""The script of the channel, called step by step: lost jobs, leases, and the keys at the server."""
 
 import pytest
 from redis.asyncio import Redis
-from support.redis.processes import nothing_remains, redis, redis_server
+from support.redis.processes import assert_nothing_remains, redis, redis_server
 from support.redis.script import KINDS, PREFIX, Process, kinds, script
 
 __all__ = ["redis", "redis_server", "script"]
@@ -10,7 +10,7 @@ __all__ = ["redis", "redis_server", "script"]
 pytestmark = pytest.mark.usefixtures("script")
 
 
-# -- jobs whose process is gone ------------------------------------------------------------------
+# -- jobs whose process has died -----------------------------------------------------------------
 
 
 async def test_a_lost_job_is_not_reassigned_to_the_process_that_lost_it(redis: Redis):
@@ -22,7 +22,7 @@ async def test_a_lost_job_is_not_reassigned_to_the_process_that_lost_it(redis: R
     await asker.call("renew")
     back = await Process(redis, "y", uid="stalls").join("w")
     assert await back.jobs() == []
-    # Others are, and it does not hold them up.
+    # Other jobs are assigned, and the lost one does not delay them.
     second = await asker.ask("w")
     assert await back.jobs() == [(second, 1)]
     other = await Process(redis, "z").join("w")
@@ -37,7 +37,7 @@ async def test_a_reassigned_job_goes_before_jobs_that_wait(redis: Redis):
     await asker.call("renew")
     second = await Process(redis, "y").join("w")
     assert await second.jobs() == [(ref, 2)]
-    await second.answer(ref, 2)
+    await second.respond(ref, 2)
     assert await second.jobs() == [(later, 1)]
 
 
@@ -54,13 +54,13 @@ async def test_jobs_that_wait_for_another_process_keep_their_order_and_do_not_de
     fresh = [await asker.ask("w") for _ in range(3)]
     for ref in fresh:
         assert await back.jobs() == [(ref, 1)]
-        await back.answer(ref)
+        await back.respond(ref)
     waiting = await redis.lrange(f"{PREFIX}:queue:1:w:job", 0, -1)
     assert sorted(waiting) == lost
     other = await Process(redis, "z").join("w")
     for ref in waiting:
         assert await other.jobs() == [(ref, 2)]
-        await other.answer(ref, 2)
+        await other.respond(ref, 2)
 
 
 @pytest.mark.parametrize("by", ["the caller", "the worker"])
@@ -71,9 +71,9 @@ async def test_a_job_that_must_not_run_twice_is_lost_if_its_process_dies_after_t
     host = await Process(redis, "x").join("w", once=("job",) if by == "the worker" else ())
     ref = await asker.ask("w", once=by == "the caller")
     assert await host.jobs() == [(ref, 1)]
-    # Given back unread, it has not run.
-    await host.say("withdraw", "w")
-    assert await host.say("reassign", ref, 1, "0") == "ok"
+    # A job that is given back unread has not run.
+    await host.call_once("withdraw", "w")
+    assert await host.call_once("reassign", ref, 1, "0") == "ok"
     other = await Process(redis, "y").join("w")
     assert await other.jobs() == [(ref, 1)]
     await other.lease_ends()
@@ -82,7 +82,7 @@ async def test_a_job_that_must_not_run_twice_is_lost_if_its_process_dies_after_t
 
 
 async def test_a_request_that_may_have_run_is_not_given_to_a_host_that_runs_it_once(redis: Redis):
-    """The caller was away, and asks again without a word of whether it was heard."""
+    """After a disconnect the requester requests again; the first request may have arrived."""
     asker = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w", once=("job",))
     ref = await asker.ask("w", attempt=2)
@@ -90,7 +90,7 @@ async def test_a_request_that_may_have_run_is_not_given_to_a_host_that_runs_it_o
     assert await host.jobs() == []
     await asker.call("leave")
     await host.call("leave")
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_attempts_continue_from_the_number_that_the_requester_gives(redis: Redis):
@@ -98,8 +98,8 @@ async def test_attempts_continue_from_the_number_that_the_requester_gives(redis:
     host = await Process(redis, "x").join("w")
     ref = await asker.ask("w", attempt=2)
     assert await host.jobs() == [(ref, 2)]
-    assert await host.answer(ref, 1) == "stale"
-    assert await host.answer(ref, 2) == "ok"
+    assert await host.respond(ref, 1) == "stale"
+    assert await host.respond(ref, 2) == "ok"
 
 
 async def test_a_job_is_lost_after_the_maximum_number_of_processes(redis: Redis):
@@ -133,11 +133,11 @@ async def test_messages_that_a_process_sent_before_its_job_is_lost_are_read_firs
     asker = await Process(redis, "a", max_attempts=1).join()
     host = await Process(redis, "x").join("w")
     ref = await asker.ask("w")
-    await host.answer(ref, last=False)
+    await host.respond(ref, last=False)
     await host.lease_ends()
     await asker.call("renew")
-    [gone, *rest] = await asker.read()
-    assert gone[:2] == ("u", "g")
+    [notice, *rest] = await asker.read()
+    assert notice[:2] == ("u", "g")
     assert rest == [("d", "m", ref, "answer"), ("d", "l", ref, "attempts")]
 
 
@@ -149,14 +149,14 @@ async def test_a_worker_is_notified_when_its_requesters_process_has_died(redis: 
     waiting = await other.ask("w")
     await asker.lease_ends()
     await other.call("renew")
-    # What that process asked and nobody had begun is not begun any more.
+    # A request of that process that has not begun will not begin.
     assert await host.read() == [
         ("u", "c", ref, ""),
         ("u", "g", "a", "runner-a"),
         ("d", "j", ref, "1"),
         ("d", "j", waiting, "1"),
     ]
-    assert await host.answer(ref) == "stale"
+    assert await host.respond(ref) == "stale"
     assert await redis.keys("*:queue*") == []
 
 
@@ -182,13 +182,13 @@ async def test_a_process_that_was_declared_dead_can_send_nothing(redis: Redis):
     one, two = [await Process(redis, name).join() for name in "ab"]
     await one.lease_ends()
     await two.call("renew")
-    assert await one.say("host", "w", "") == "fenced"
+    assert await one.call_once("host", "w", "") == "fenced"
     assert await one.call("renew") == "fenced"
-    assert await one.say("route", "d", "", "hello", "0") == "fenced"
+    assert await one.call_once("route", "d", "", "hello", "0") == "fenced"
     assert [entry for entry in await two.read() if entry[1] == "m"] == []
-    # The server has forgotten what number it was at.
+    # The server has forgotten the number of the last call.
     await one.join()
-    assert await one.say("mark", 1) == "ok"
+    assert await one.call_once("mark", 1) == "ok"
 
 
 async def test_a_process_that_died_before_it_offered_a_worker_gets_no_requests(redis: Redis):
@@ -204,7 +204,7 @@ async def test_a_process_that_died_before_it_offered_a_worker_gets_no_requests(r
 async def test_no_messages_are_kept_for_a_process_that_is_not_on_the_channel(redis: Redis):
     one = await Process(redis, "a").join()
     await redis.sadd(f"{PREFIX}:names:w", "nobody")
-    await one.say("route", "d", "w", "hello", "0")
+    await one.call_once("route", "d", "w", "hello", "0")
     assert await redis.keys("*:in:nobody:*") == []
 
 
@@ -216,10 +216,10 @@ async def test_a_process_that_reads_nothing_is_declared_dead_and_its_jobs_are_re
     ref = await sender.ask("w")
     other = await Process(redis, "y", inbox=3).join("w")
     for _ in range(2):
-        await sender.say("route", "d", "w", "hello", "0")
+        await sender.call_once("route", "d", "w", "hello", "0")
         await other.read()
     assert await host.call("renew") == "ok"
-    await sender.say("route", "d", "w", "one too many", "0")
+    await sender.call_once("route", "d", "w", "one too many", "0")
     assert await host.call("renew") == "fenced"
     assert (ref, 2) in await other.jobs()
     assert ("u", "g", "x", "runner-x") in await sender.read()
@@ -239,12 +239,12 @@ async def test_a_request_that_finds_no_host_in_time_is_lost_and_other_requests_a
     assert await asker.call("renew") == "ok"
     assert await asker.read() == [("d", "l", lost, "unhosted")]
     assert await full.jobs() == [(running, 1)]
-    await full.answer(running)
+    await full.respond(running)
     assert await full.jobs() == [(queued, 1)]
-    await full.answer(queued)
+    await full.respond(queued)
     await asker.call("leave")
     await full.call("leave")
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_a_request_whose_time_to_find_a_host_is_over_still_waits_for_a_known_host(
@@ -258,7 +258,7 @@ async def test_a_request_whose_time_to_find_a_host_is_over_still_waits_for_a_kno
     assert await redis.exists(f"{PREFIX}:waiting") == 0
     for ref in refs:
         assert await host.jobs() == [(ref, 1)]
-        await host.answer(ref)
+        await host.respond(ref)
 
 
 async def test_hosts_that_join_and_leave_do_not_extend_the_time_of_a_request(redis: Redis):
@@ -266,7 +266,7 @@ async def test_hosts_that_join_and_leave_do_not_extend_the_time_of_a_request(red
     ref = await asker.ask("w")
     until = await redis.zscore(f"{PREFIX}:waiting", ref)
     host = await Process(redis, "x", takeover=1200).join()
-    await host.say("withdraw", "w")
+    await host.call_once("withdraw", "w")
     assert await redis.zscore(f"{PREFIX}:waiting", ref) == until
 
 
@@ -291,10 +291,10 @@ async def test_requests_that_wait_for_a_slot_are_lost_once_no_host_is_left(redis
     asker = await Process(redis, "a", takeover=0).join()
     host = await Process(redis, "x", takeover=0).join("w")
     running, waiting = [await asker.ask("w") for _ in range(2)]
-    await host.say("withdraw", "w")
+    await host.call_once("withdraw", "w")
     await asker.call("renew")
     assert await asker.read() == [("d", "l", waiting, "unhosted")]
-    assert await host.answer(running) == "ok"
+    assert await host.respond(running) == "ok"
 
 
 async def test_a_request_that_was_taken_has_no_time_limit_to_find_a_host(redis: Redis):
@@ -320,7 +320,7 @@ async def test_a_request_that_is_cancelled_while_it_waits_is_removed(redis: Redi
 
 
 async def lose_jobs_of(redis: Redis, process: Process) -> None:
-    """Servers that run out of memory may evict whatever has a time to live."""
+    """A server that runs out of memory may evict any key that has a time to live."""
     key = f"{PREFIX}:proc:{process.id}"
     assert await redis.hdel(key, *(f for f in await redis.hkeys(key) if f.startswith("job:")))
 
@@ -332,8 +332,8 @@ async def test_a_forgotten_job_of_a_dead_process_does_not_block_its_other_jobs(r
     await lose_jobs_of(redis, one)
     await host.lease_ends()
     await one.call("renew")
-    relief = await Process(redis, "y").join("w", job=5)
-    assert sorted(await relief.jobs()) == [(refs[1], 2), (refs[3], 2)]
+    replacement = await Process(redis, "y").join("w", job=5)
+    assert sorted(await replacement.jobs()) == [(refs[1], 2), (refs[3], 2)]
     await one.call("leave")
     assert [key for key in await redis.keys() if key.endswith((":a", ":x"))] == []
 
@@ -344,7 +344,7 @@ async def test_a_forgotten_job_that_waits_for_a_slot_does_not_block_others(redis
     running, _, waiting = [await asker.ask("w") for asker in (two, one, two)]
     await lose_jobs_of(redis, one)
     await host.read()
-    await host.answer(running)
+    await host.respond(running)
     assert await host.jobs() == [(waiting, 1)]
 
 
@@ -369,12 +369,12 @@ async def test_a_running_job_whose_hold_was_forgotten_is_lost_and_stopped(redis:
         await redis.hdel(f"{PREFIX}:proc:x", f"held:{ref}")
     else:
         await redis.zrem(f"{PREFIX}:members", "x")
-    await asker.say("audit", number := ref.rpartition(":")[2])
+    await asker.call_once("audit", number := ref.rpartition(":")[2])
     assert await asker.read() == [("d", "x", "", f"{number}|")]
     assert await host.read() == [("u", "c", ref, "")]
-    assert await host.answer(ref) == "stale"
+    assert await host.respond(ref) == "stale"
     await host.join("w")
-    await host.say("audit")
+    await host.call_once("audit")
     again = await asker.ask("w")
     assert await host.jobs() == [(again, 1)]
 
@@ -387,12 +387,12 @@ async def test_a_waiting_job_that_can_no_longer_be_assigned_is_lost(redis: Redis
         await asker.ask("w")
     ref = await asker.ask("w")
     number = ref.rpartition(":")[2]
-    await asker.say("audit", number)
+    await asker.call_once("audit", number)
     assert await asker.read() == []
     await redis.delete(f"{PREFIX}:{key}")
-    await asker.say("audit", number)
+    await asker.call_once("audit", number)
     assert await asker.read() == [("d", "x", "", f"{number}|")]
-    await asker.say("audit", number)
+    await asker.call_once("audit", number)
     assert await asker.read() == [("d", "x", "", f"{number}|")]
     assert not await redis.hexists(f"{PREFIX}:proc:a", f"job:{number}")
 
@@ -403,7 +403,7 @@ async def test_slots_are_recounted_from_the_held_jobs(redis: Redis):
     await redis.hset(f"{PREFIX}:proc:x", "load:w\0job", 2)
     waiting = await asker.ask("w")
     assert await host.jobs() == [(ref, 1)]
-    await host.say("audit")
+    await host.call_once("audit")
     await host.host("w", job=2)
     assert ("d", "j", waiting, "1") in await host.read()
 
@@ -465,21 +465,21 @@ async def test_renewing_a_lease_restores_its_full_time(redis: Redis):
     assert await redis.zscore(f"{PREFIX}:members", "a") >= before
 
 
-# -- what is kept --------------------------------------------------------------------------------
+# -- keys at the server --------------------------------------------------------------------------
 
 
 async def test_keys_live_as_long_as_a_process_renews_them(redis: Redis):
     host = await Process(redis, "a").join("w")
     for worker in ("w", "w", "nobody's"):
         await host.ask(worker)
-    await host.say("route", "u", "w", "hello", "1")
+    await host.call_once("route", "u", "w", "hello", "1")
     keys = set(await redis.keys())
     assert {key.split(":")[2] for key in keys} == KINDS - {"turns"}
     for key in keys:
         assert 2400 < await redis.ttl(key) <= 2460
         await redis.expire(key, 10)
     await host.call("renew")
-    # Times are counted anew with the next request.
+    # The next request starts a new count.
     of_requests = {key for key in keys if key.endswith(":waiting") or "nobody" in key}
     assert {key for key in keys if await redis.ttl(key) <= 10} == of_requests
 
@@ -490,19 +490,19 @@ async def test_the_last_process_to_leave_leaves_nothing(redis: Redis):
     await one.call("leave")
     assert await redis.exists(f"{PREFIX}:beat") == 1
     await two.call("leave")
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_a_worker_name_that_is_withdrawn_is_removed(redis: Redis):
     one = await Process(redis, "a").join("w")
     two = await Process(redis, "b").join()
-    await one.answer(await two.ask("w"))
+    await one.respond(await two.ask("w"))
     for process in (one, two):
         await process.read()
-    await one.say("unhost", "w")
+    await one.call_once("unhost", "w")
     assert await kinds(redis) == {"members", "proc", "in", "beat"}
     await two.ask("w")
-    await two.say("route", "d", "w", "hello", "0")
+    await two.call_once("route", "d", "w", "hello", "0")
     assert await one.read() == []
 
 
@@ -512,7 +512,7 @@ async def test_a_job_that_has_ended_leaves_nothing(redis: Redis):
     before, kept = await kinds(redis), await fields(redis)
     refs = [await asker.ask("w") for _ in range(2)]
     for ref in refs:
-        await host.answer(ref)
+        await host.respond(ref)
     await host.read()
     await asker.read()
     assert await kinds(redis) == before
@@ -527,11 +527,11 @@ async def test_the_turn_of_hosts_is_kept_while_there_are_hosts(redis: Redis):
     assert 2400 < await redis.ttl(turns) <= 2460
     for host in hosts:
         assert await redis.hexists(turns, "w")
-        await host.say("unhost", "w")
+        await host.call_once("unhost", "w")
     assert not await redis.exists(turns)
 
 
 async def fields(redis: Redis) -> set[str]:
-    """What is kept of processes."""
+    """The fields that the server keeps of processes."""
     found = [await redis.hkeys(key) for key in await redis.keys("*:proc:*")]
     return {field for fields in found for field in fields}

@@ -1,4 +1,4 @@
-"""``RedisStreamsBus``: what becomes of jobs when the server, or the way to it, is in trouble."""
+"""``RedisStreamsBus``: what happens to jobs when the server, or the connection to it, fails."""
 
 import asyncio
 import contextlib
@@ -10,12 +10,11 @@ import pytest
 from redis.asyncio import Redis
 from support.bot_process import free_port
 from support.redis.processes import (
-    CALM,
     LEASE,
-    Mortal,
+    LONG_LEASE,
     Pair,
-    gone,
-    nothing_remains,
+    ShortLeaseMember,
+    assert_nothing_remains,
     pid_of,
     process_of,
     proxy,
@@ -23,6 +22,7 @@ from support.redis.processes import (
     redis_server,
     until,
     until_async,
+    wait_exit,
 )
 from support.redis.script import Process, script
 from support.tcp_proxy import TcpProxy
@@ -33,14 +33,14 @@ from pipecat_jobs.bus.redis import EmbeddedRedis
 
 __all__ = ["proxy", "redis", "redis_server", "script"]
 
-#: The kinds of keys that say who does which job.
+#: The kinds of keys that record which process does which job.
 BOOKS = (b"proc",)
 
 
 async def kill(server: EmbeddedRedis) -> None:
     pid = await pid_of(server)
     os.kill(pid, signal.SIGKILL)
-    await gone(pid)
+    await wait_exit(pid)
 
 
 # -- the server restarts -------------------------------------------------------------------------
@@ -54,7 +54,7 @@ async def test_a_restart_that_keeps_the_data_loses_nothing(tmp_path: Path):
         await pair.worker.started.get()
         await kill(server)
         await server.stop()
-        # Longer than any lease: what counts is the time that the server runs.
+        # This is longer than any lease: only the time that the server runs counts.
         await asyncio.sleep(2 * LEASE)
         sent_meanwhile = [pair.ask("echo", payload={"number": number}) for number in range(20)]
         pair.worker.release.set()
@@ -79,7 +79,7 @@ async def test_jobs_that_a_restart_without_persistence_forgot_end_as_lost(tmp_pa
         await server.start()
         with pytest.raises(WorkerLostError, match=r"its lease|has lost it"):
             await held
-        # The worker stops as well, and both go on together.
+        # The process of the worker is stopped too, and both are resumed together.
         await until(lambda: pair.worker.cancelled)
         assert (await sent_meanwhile)["payload"] == {"x": 1}
         assert (await pair.ask("echo", payload={"x": 2}))["payload"] == {"x": 2}
@@ -99,7 +99,7 @@ async def test_flushing_the_server_ends_jobs_as_lost(redis_server: EmbeddedRedis
             await held
         await until(lambda: pair.asking.bus.stats.expulsions and pair.working.bus.stats.expulsions)
         assert (await pair.ask("echo", payload={"x": 1}))["payload"] == {"x": 1}
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_a_job_that_the_server_forgot_ends_as_lost(redis_server: EmbeddedRedis, redis: Redis):
@@ -132,7 +132,7 @@ async def test_the_slot_of_a_job_that_the_server_forgot_is_free_again(
 
 
 async def test_a_response_that_the_server_forgot_is_sent_again(redis_server: EmbeddedRedis):
-    """As after a fail-over to a replica that had not heard of the answer yet."""
+    """As after a fail-over to a replica that had not received the response yet."""
     async with (
         Redis.from_url(redis_server.url) as raw,
         TcpProxy(redis_server.url) as proxy,
@@ -142,15 +142,15 @@ async def test_a_response_that_the_server_forgot_is_sent_again(redis_server: Emb
         held = pair.ask("wait")
         await pair.worker.started.get()
         other = Answerer()
-        await later.enter_async_context(Mortal(redis_server.url, other))
+        await later.enter_async_context(ShortLeaseMember(redis_server.url, other))
         keys = [key for key in await raw.keys() if key.split(b":")[2] in BOOKS]
         before = {key: await raw.dump(key) for key in keys}
-        # The answer is on the server, and whoever asked has not read it.
-        await pair.asking.sent()
+        # The response is on the server, and the requester has not read it.
+        await pair.asking.wait_until_sent()
         proxy.block()
         pair.worker.release.set()
         await until(lambda: pair.worker.active_jobs == {})
-        await pair.working.sent()
+        await pair.working.wait_until_sent()
         for key, value in before.items():
             await raw.restore(key, 60_000, value, replace=True)
         for key in await raw.keys("*:in:*:d"):
@@ -164,7 +164,7 @@ async def test_a_response_that_the_server_forgot_is_sent_again(redis_server: Emb
 
 
 async def test_a_server_that_is_not_running_is_an_error_at_the_start():
-    member = Mortal(f"redis://127.0.0.1:{free_port()}", start_timeout=0.3)
+    member = ShortLeaseMember(f"redis://127.0.0.1:{free_port()}", start_timeout=0.3)
     with pytest.raises(BusUnavailableError, match="check the URL"):
         await member.runner.run()
 
@@ -172,13 +172,13 @@ async def test_a_server_that_is_not_running_is_an_error_at_the_start():
 async def test_a_server_that_never_replies_is_an_error_at_the_start(proxy: TcpProxy):
     proxy.block()
     with pytest.raises(BusUnavailableError, match="does not answer"):
-        await Mortal(proxy.url, start_timeout=0.2).runner.run()
+        await ShortLeaseMember(proxy.url, start_timeout=0.2).runner.run()
 
 
 async def test_a_wrong_password_is_an_error_at_the_start_that_says_so():
     async with EmbeddedRedis(port=free_port()) as server:
         address = server.url.rpartition("@")[2]
-        member = Mortal(f"redis://:wrong@{address}", start_timeout=0.3)
+        member = ShortLeaseMember(f"redis://:wrong@{address}", start_timeout=0.3)
         with pytest.raises(BusUnavailableError, match=r"invalid|WRONGPASS") as caught:
             await member.runner.run()
         assert caught.value.cause
@@ -187,7 +187,7 @@ async def test_a_wrong_password_is_an_error_at_the_start_that_says_so():
 async def test_after_a_fail_over_jobs_go_through_the_new_primary():
     async with (
         EmbeddedRedis(start_timeout=100.0) as old,
-        EmbeddedRedis(start_timeout=100.0) as heir,
+        EmbeddedRedis(start_timeout=100.0) as new_primary,
         Redis.from_url(old.url) as redis,
         TcpProxy(old.url) as proxy,
         Pair(proxy.url, proxy.url) as pair,
@@ -195,8 +195,8 @@ async def test_after_a_fail_over_jobs_go_through_the_new_primary():
         assert await pair.ask("echo")
         held = pair.ask("wait")
         await pair.worker.started.get()
-        # Connections stay, and new ones reach another.
-        proxy.leads_to(heir.url)
+        # Existing connections stay open, and new ones reach the other server.
+        proxy.leads_to(new_primary.url)
         await redis.replicaof("127.0.0.1", 1)
         with pytest.raises(WorkerLostError):
             await held
@@ -204,7 +204,7 @@ async def test_after_a_fail_over_jobs_go_through_the_new_primary():
         assert pair.working.bus.stats.reconnects == pair.asking.bus.stats.reconnects == 1
 
 
-# -- the way to the server -----------------------------------------------------------------------
+# -- the connection to the server ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["asker", "worker"])
@@ -212,7 +212,7 @@ async def test_connections_that_are_cut_in_mid_traffic_lose_and_repeat_nothing(
     redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis, end: str
 ):
     urls = (proxy.url, redis_server.url) if end == "asker" else (redis_server.url, proxy.url)
-    async with Pair(*urls, lease=CALM) as pair:
+    async with Pair(*urls, lease=LONG_LEASE) as pair:
         over = asyncio.Event()
         asked: list[int] = []
 
@@ -232,7 +232,7 @@ async def test_connections_that_are_cut_in_mid_traffic_lose_and_repeat_nothing(
         over.set()
         await asyncio.gather(*asking)
         assert len(pair.worker.ran) == len(set(pair.worker.ran)) == len(asked)
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_requests_whose_receipt_was_lost_are_not_sent_twice(
@@ -240,7 +240,7 @@ async def test_requests_whose_receipt_was_lost_are_not_sent_twice(
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
         for number in range(5):
-            await pair.asking.sent()
+            await pair.asking.wait_until_sent()
             proxy.swallows_replies = True
             asking = pair.ask("echo", payload={"number": number})
             await until(lambda number=number: len(pair.worker.ran) == number + 1)
@@ -278,7 +278,7 @@ async def test_a_process_that_is_disconnected_for_longer_than_its_lease_loses_it
         proxy.unblock()
         proxy.reset()
         await until(lambda: pair.worker.cancelled)
-        await pair.asking.knows("answerer")
+        await pair.asking.wait_until_known("answerer")
         assert (await pair.ask("echo", payload={"x": 1}))["payload"] == {"x": 1}
 
 
@@ -286,7 +286,7 @@ async def test_a_cancel_while_the_server_is_down_stops_the_request_from_being_se
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
-        await pair.asking.sent()
+        await pair.asking.wait_until_sent()
         proxy.block()
         first = pair.ask("echo")
         await until(lambda: pair.asking.unsent == 1)
@@ -304,7 +304,7 @@ async def test_more_messages_than_the_outbox_keeps_is_an_error_at_the_sender(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Pair(proxy.url, redis_server.url, outbox_limit=3) as pair:
-        await pair.asking.sent()
+        await pair.asking.wait_until_sent()
         proxy.block()
         asking = [pair.ask("echo") for _ in range(3)]
         await until(lambda: pair.asking.unsent == 3)
@@ -319,11 +319,11 @@ async def test_messages_arrive_soon_after_a_connection_hung_silently(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
-        await pair.asking.sent()
+        await pair.asking.wait_until_sent()
         proxy.swallows_replies = True
         asking = pair.ask("echo", payload={"x": 1})
         await until(lambda: pair.worker.ran)
-        # The connections made until now stay dead; new ones are alive.
+        # Connections made before now stay unusable; new ones work.
         proxy.forsake()
         proxy.swallows_replies = False
         began = asyncio.get_running_loop().time()
@@ -336,8 +336,8 @@ async def test_a_lease_is_kept_over_another_connection_when_one_hangs(
 ):
     lease = 2.0
     async with (
-        Mortal(redis_server.url, lease=lease),
-        Mortal(proxy.url, Answerer(), lease=lease) as member,
+        ShortLeaseMember(redis_server.url, lease=lease),
+        ShortLeaseMember(proxy.url, Answerer(), lease=lease) as member,
     ):
         process = await process_of(redis, "answerer")
 
@@ -366,7 +366,7 @@ async def test_a_process_with_too_many_unread_messages_is_declared_dead(
         proxy.block()
         sender = await Process(redis, "sender", channel="pipecat", takeover=LEASE, inbox=5).join()
         for _ in range(10):
-            await sender.say("route", "d", "answerer", "hello", "0")
+            await sender.call_once("route", "d", "answerer", "hello", "0")
         assert not await redis.keys(f"*{piled}*")
         await sender.call("leave")
         with pytest.raises(WorkerLostError):
@@ -374,4 +374,4 @@ async def test_a_process_with_too_many_unread_messages_is_declared_dead(
         proxy.unblock()
         proxy.reset()
         await until(lambda: pair.working.bus.stats.expulsions)
-        await pair.asking.knows("answerer")
+        await pair.asking.wait_until_known("answerer")

@@ -23,7 +23,7 @@ HOSTS, NAMES = (f"pipecat-jobs:{{pipecat}}:{key}:answerer" for key in ("hosts", 
 
 
 class SlowToStart(Answerer):
-    """A worker whose start takes until the test lets it go on."""
+    """A worker whose start takes until the test releases it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Undeliverable(Answerer):
 async def starting(
     url: str, worker: SlowToStart, redis: Redis, processes: int, **options: Any
 ) -> AsyncIterator[Member]:
-    """A process on the channel, whose worker has not started; there are so many that have one."""
+    """A process whose worker has not started, on a channel with this many processes."""
     member = Member(url, worker, **options)
 
     async def is_reached() -> bool:
@@ -77,10 +77,10 @@ async def test_a_worker_is_offered_to_other_processes_once_it_has_started(
         Member(redis_server.url, asker) as member,
         starting(redis_server.url, worker, redis, 1),
     ):
-        # Messages that are not requests reach it already.
+        # Messages that are not requests already reach it.
         assert await redis.hlen(HOSTS) == 0
         worker.go_on.set()
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         assert await asker.ask("answerer", "echo")
         assert await redis.hlen(HOSTS) == 1
 
@@ -93,14 +93,14 @@ async def test_a_process_that_starts_takes_no_request_from_its_pool(
         Member(redis_server.url, asker) as member,
         Member(redis_server.url, first, room=1),
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         running = asyncio.create_task(asker.ask("answerer", "wait"))
         await first.started.get()
         async with starting(redis_server.url, second, redis, 2, room=1) as late:
             waiting = asyncio.create_task(asker.ask("answerer", "wait"))
             await asyncio.sleep(0)
-            await member.sent()
-            await late.caught_up()
+            await member.wait_until_sent()
+            await late.wait_until_caught_up()
             assert second.ran == []
             second.go_on.set()
             second.release.set()
@@ -118,7 +118,7 @@ async def test_a_request_whose_delivery_raises_goes_to_another_process(
         Member(redis_server.url, asker) as member,
         Member(redis_server.url, undeliverable := Undeliverable()) as failing,
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         asking = asyncio.create_task(asker.ask("answerer", "echo"))
         await undeliverable.raised.wait()
         async with Member(redis_server.url, worker):

@@ -6,7 +6,7 @@ import contextlib
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage
 from redis.asyncio import Redis
-from support.redis.processes import Member, nothing_remains, redis, redis_server, until
+from support.redis.processes import Member, assert_nothing_remains, redis, redis_server, until
 from support.tcp_proxy import TcpProxy
 from support.workers import Asker, cancelled
 
@@ -15,12 +15,12 @@ from pipecat_jobs.bus.redis import EmbeddedRedis
 
 __all__ = ["redis", "redis_server"]
 
-#: Chunks of a stream that nobody slows.
+#: Chunks of a stream that no reader slows down.
 ALL = 3000
 
 
 class Streamer(BaseWorker):
-    """Streams as fast as it may, and keeps how far it is."""
+    """Streams as fast as flow control allows, and counts its chunks."""
 
     def __init__(self, name: str = "streamer"):
         super().__init__(name)
@@ -36,7 +36,7 @@ class Streamer(BaseWorker):
 
 
 async def still(streamer: Streamer, *members: Member) -> None:
-    """Wait until a streamer gets no further, with all that is under way read."""
+    """Wait until a streamer sends no more, and all messages on their way have been read."""
     sent = -1
     while sent != streamer.sent:
         sent = streamer.sent
@@ -55,10 +55,10 @@ async def test_a_stream_waits_for_a_slow_connection_to_the_server(
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, Streamer(), outbox_limit=20),
     ):
-        await member.knows("streamer")
+        await member.wait_until_known("streamer")
         async with asker.job("streamer", name="count", timeout=30) as j:
             assert await numbers(j) == list(range(ALL))
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_a_stream_waits_for_a_server_that_is_down(redis_server: EmbeddedRedis):
@@ -67,7 +67,7 @@ async def test_a_stream_waits_for_a_server_that_is_down(redis_server: EmbeddedRe
         Member(redis_server.url, asker := Asker()) as member,
         Member(proxy.url, streamer := Streamer(), lease=20.0, outbox_limit=20),
     ):
-        await member.knows("streamer")
+        await member.wait_until_known("streamer")
         async with asker.job("streamer", name="count", timeout=30) as j:
             assert (await anext(j)).type == JobEvent.STREAM_START
             proxy.block()
@@ -82,7 +82,7 @@ async def test_a_stream_waits_for_a_reader_in_another_process(redis_server: Embe
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, streamer := Streamer()) as working,
     ):
-        await member.knows("streamer")
+        await member.wait_until_known("streamer")
         async with asker.job("streamer", name="count", timeout=30, unread_limit=10) as j:
             assert (await anext(j)).type == JobEvent.STREAM_START
             await still(streamer, member, working)
@@ -99,7 +99,7 @@ async def test_leaving_the_block_resumes_a_worker_in_another_process(
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, streamer := Streamer()) as working,
     ):
-        await member.knows("streamer")
+        await member.wait_until_known("streamer")
         async with asker.job("streamer", name="count", timeout=30, unread_limit=10) as j:
             await anext(j)
             await still(streamer, member, working)
@@ -112,7 +112,7 @@ async def test_a_stream_that_waits_for_its_reader_can_be_cancelled(redis_server:
         Member(redis_server.url, asker := Asker()) as member,
         Member(redis_server.url, streamer := Streamer()) as working,
     ):
-        await member.knows("streamer")
+        await member.wait_until_known("streamer")
         reading = asyncio.Event()
 
         async def read_one() -> None:
@@ -138,15 +138,15 @@ async def test_a_process_that_takes_over_a_stream_waits_for_the_reader_too(
     ):
         first, second = Streamer(), Streamer()
         async with Member(redis_server.url, first) as working:
-            await member.knows("streamer")
+            await member.wait_until_known("streamer")
             asking = asyncio.create_task(_read_slowly(asker, opened := asyncio.Event()))
             await opened.wait()
             await still(first, member, working)
             assert first.sent < ALL / 2
-            relief = await later.enter_async_context(Member(redis_server.url, second))
+            replacement = await later.enter_async_context(Member(redis_server.url, second))
             await working.bus.drain(timeout=0)
         await until(lambda: second.attempts == [2])
-        await still(second, member, relief)
+        await still(second, member, replacement)
         assert second.sent < ALL / 2
         await cancelled(asking)
 
@@ -166,7 +166,7 @@ async def test_a_stream_flows_with_and_without_signatures(
         Member(redis_server.url, asker := Asker(), secret=secret) as member,
         Member(redis_server.url, Streamer(), secret=secret) as working,
     ):
-        await member.knows("streamer")
+        await member.wait_until_known("streamer")
         async with asker.job("streamer", name="count", timeout=30, unread_limit=1) as j:
             assert await numbers(j) == list(range(ALL))
         assert member.bus.stats.garbage == working.bus.stats.garbage == 0

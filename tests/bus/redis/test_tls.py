@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 from redis.asyncio import Redis
-from support.redis.processes import Member, nothing_remains, redis, redis_server, until
+from support.redis.processes import Member, assert_nothing_remains, redis, redis_server, until
 from support.tcp_proxy import TcpProxy
 from support.workers import Answerer, Asker
 
@@ -21,7 +21,7 @@ __all__ = ["redis", "redis_server"]
 
 
 class Front(TcpProxy):
-    """Speaks TLS before a server, with a certificate that one authority has issued."""
+    """Speaks TLS in front of a server, with a certificate of its own authority."""
 
     def __init__(self, server: EmbeddedRedis, folder: Path, issued_to: str = "127.0.0.1"):
         authority = trustme.CA()
@@ -47,8 +47,8 @@ async def test_jobs_and_streams_cross_processes_over_tls(front: Front, redis: Re
         Member(front.trusting_url, asker := Asker()) as member,
         Member(front.trusting_url, Answerer()),
     ):
-        await member.knows("answerer")
-        # Longer than one record of TLS.
+        await member.wait_until_known("answerer")
+        # The payload is longer than one TLS record.
         payload = {"text": "x" * 100_000}
         assert (await asker.ask("answerer", "echo", payload=payload, timeout=5))[
             "payload"
@@ -56,7 +56,7 @@ async def test_jobs_and_streams_cross_processes_over_tls(front: Front, redis: Re
         async with asker.job("answerer", name="count", payload={"to": 50}, timeout=5) as j:
             numbers = [event.data["number"] async for event in j if event.data]
         assert numbers == list(range(50))
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 @pytest.mark.parametrize("kind", ["an unknown authority", "another host"])
@@ -70,7 +70,7 @@ async def test_a_certificate_that_is_not_trusted_is_an_error_at_the_start_that_s
         url = front.trusting_url if other_host else f"{front.url}?ssl_check_hostname=true"
         with pytest.raises(BusUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
             await Member(url, start_timeout=1.0).runner.run()
-    await nothing_remains(redis)
+    await assert_nothing_remains(redis)
 
 
 async def test_tls_connections_that_are_cut_are_opened_again(
@@ -80,7 +80,7 @@ async def test_tls_connections_that_are_cut_are_opened_again(
         Member(front.trusting_url, asker := Asker(), lease=5.0) as member,
         Member(redis_server.url, answerer := Answerer(), lease=5.0),
     ):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         asking = asyncio.create_task(asker.ask("answerer", "wait", timeout=20))
         await answerer.started.get()
         front.reset()
@@ -92,7 +92,7 @@ async def test_tls_connections_that_are_cut_are_opened_again(
 
 
 async def test_a_tls_connection_that_hangs_is_closed_without_a_tls_goodbye(front: Front):
-    """Closing one in good order takes the other side's goodbye."""
+    """An orderly close waits for the other side's close_notify."""
     async with Redis.from_url(front.trusting_url) as client:
         link = Link(client, timeout=2)
         assert await link.call(("PING",)) == [b"PONG"]
@@ -121,5 +121,5 @@ async def test_a_client_with_tls_and_a_user_gives_its_settings_to_the_bus(
         ssl_check_hostname=True,
     )
     async with client, Member(client, asker := Asker()) as member, Member(client, Answerer()):
-        await member.knows("answerer")
+        await member.wait_until_known("answerer")
         assert await asker.ask("answerer", "echo", timeout=5)

@@ -1,12 +1,12 @@
-"""Whatever comes through the server, a process reads on, and its workers hear on."""
+"""After any message from the server, a process reads on, and its workers get the next message."""
 
 import json
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from support.redis.processes import CALM, Process, redis, redis_server
-from support.redis.router_without_server import Desk
+from support.redis.processes import LONG_LEASE, Process, redis, redis_server
+from support.redis.router_without_server import RouterHarness
 from support.workers import RAISED, Answerer, Asker
 
 from pipecat_jobs.bus._distributed.engine import BusStats, Entry, Lane
@@ -31,8 +31,10 @@ async def test_a_process_reads_the_next_entry_after_one_that_raises(
             raise error
 
     monkeypatch.setattr(bus, "read", raise_at_first)
-    channel, outbox = Channel("c", Limits(CALM, CALM, 1)), Outbox(1)
-    process = OnChannel(Redis(), channel, outbox, bus, lease=CALM, timeout=CALM, stats=BusStats())
+    channel, outbox = Channel("c", Limits(LONG_LEASE, LONG_LEASE, 1)), Outbox(1)
+    process = OnChannel(
+        Redis(), channel, outbox, bus, lease=LONG_LEASE, timeout=LONG_LEASE, stats=BusStats()
+    )
     for number in range(2):
         process._take(Entry(Lane.DATA, "m", "", number, b"x" * 100_000))
     assert len(read) == 2
@@ -42,8 +44,8 @@ async def test_a_process_reads_the_next_entry_after_one_that_raises(
 
 
 async def test_only_the_first_200_characters_of_garbage_are_logged(job_log: Any):
-    desk = Desk()
-    desk.get("m", b"2 zz 1 -\n" + b'{"$":"%s"}' % (b"y" * 100_000))
+    harness = RouterHarness()
+    harness.deliver("m", b"2 zz 1 -\n" + b'{"$":"%s"}' % (b"y" * 100_000))
     [logged] = [each for each in job_log if "skipping" in each.message]
     assert "unknown type 'yyy" in logged.message
     assert len(logged.message) < 400
@@ -73,12 +75,12 @@ WRONG = [
 ]
 
 
-#: Ints of equal hashes, in as many bytes as a message may have.
+#: Ints with equal hashes, in as many bytes as a message may have.
 FLOOD = {"$": "set", "v": [number * (2**61 - 1) for number in range(40_000)]}
 
 
 async def send_to_all(redis: Redis, *messages: dict[str, Any]) -> None:
-    """Write messages into every process's inboxes, as who can write to the server may."""
+    """Write messages into every process's inboxes, as any client with write access can."""
     for key in [key async for key in redis.scan_iter("*:in:*")]:
         for number, message in enumerate(messages):
             body = f"2 zz{number} 1 -\n{json.dumps(message, separators=(',', ':'))}"
@@ -89,15 +91,17 @@ async def send_to_all(redis: Redis, *messages: dict[str, Any]) -> None:
 async def test_workers_and_runners_still_receive_messages_after_ones_with_wrong_fields(
     redis_server: EmbeddedRedis, redis: Redis, target: str | None
 ):
-    theirs, ours = (RedisStreamsBus(redis_server.url, channel="c", lease=CALM) for _ in range(2))
+    theirs, ours = (
+        RedisStreamsBus(redis_server.url, channel="c", lease=LONG_LEASE) for _ in range(2)
+    )
     asker = Asker()
     async with Process(theirs, Answerer()), Process(ours, asker) as process:
-        await process.knows("answerer")
+        await process.wait_until_known("answerer")
         await send_to_all(
             redis, *({**wrong, "v": {**wrong["v"], "target": target}} for wrong in WRONG)
         )
-        answer = await asker.ask("answerer", "echo", timeout=60)
-        assert answer["from"] == "answerer"
+        response = await asker.ask("answerer", "echo", timeout=60)
+        assert response["from"] == "answerer"
     assert theirs.stats.garbage > 0
     assert ours.stats.garbage > 0
 
@@ -105,12 +109,14 @@ async def test_workers_and_runners_still_receive_messages_after_ones_with_wrong_
 async def test_a_set_that_would_take_minutes_to_build_is_skipped_at_once(
     redis_server: EmbeddedRedis, redis: Redis
 ):
-    theirs, ours = (RedisStreamsBus(redis_server.url, channel="c", lease=CALM) for _ in range(2))
+    theirs, ours = (
+        RedisStreamsBus(redis_server.url, channel="c", lease=LONG_LEASE) for _ in range(2)
+    )
     asker = Asker()
     async with Process(theirs, Answerer()), Process(ours, asker) as process:
-        await process.knows("answerer")
+        await process.wait_until_known("answerer")
         request = {"source": "a", "target": "answerer", "job_id": "1", "payload": {"x": FLOOD}}
         await send_to_all(redis, {"$": "BusJobRequestMessage", "v": request})
-        answer = await asker.ask("answerer", "echo", timeout=60)
-        assert answer["from"] == "answerer"
+        response = await asker.ask("answerer", "echo", timeout=60)
+        assert response["from"] == "answerer"
     assert theirs.stats.garbage > 0

@@ -1,12 +1,11 @@
-"""Schedules for the property test: what a plan says, and what happened when it ran.
+"""Schedules for the property test: the plan, and the story of what happened when it ran.
 
-A `Plan` is plain data: some workers, a bus that misbehaves, and what is done when. `run_plan()`
-plays it on virtual time and returns the `Story`: every request that was made and how it ended for
-its caller, and every run of a handler. `test_property.py` invents plans and says what has to hold
-of their stories.
+A `Plan` is plain data: workers, a bus with faults, and timed actions. `run_plan()` plays it on
+virtual time and returns the `Story`: every request and how it ended for its requester, and every
+run of a handler. `test_random_jobs.py` has Hypothesis make plans, and checks their stories.
 
 The last act of every plan is its *finale*: long after everything that ends by itself has ended,
-every caller still waiting is cancelled. What is left after that is left for ever.
+every requester that still waits is cancelled. Anything left after that is left for ever.
 """
 
 from dataclasses import dataclass, fields
@@ -28,7 +27,7 @@ class _Choice(StrEnum):
 
 
 class _Readable:
-    """Prints what differs from the defaults, in a form that can be pasted into a test."""
+    """Prints the values that differ from the defaults, in a form that can be pasted into a test."""
 
     def _said(self) -> dict[str, object]:
         every = {each.name: each.default for each in fields(cast(Any, self))}
@@ -39,7 +38,7 @@ class _Readable:
         return f"{type(self).__name__}({said})"
 
     def _repr_pretty_(self, printer: Any, _: bool) -> None:
-        """What Hypothesis prints with."""
+        """Hypothesis prints a plan with this method."""
         with printer.group(4, f"{type(self).__name__}(", ")"):
             for position, (name, value) in enumerate(self._said().items()):
                 if position:
@@ -51,7 +50,7 @@ class _Readable:
 
 @dataclass(frozen=True, repr=False)
 class Moment(_Readable):
-    """A point in time: seconds, and then some turns of the event loop, where races live."""
+    """A point in time: seconds, and then some turns of the event loop, in which races occur."""
 
     seconds: float = 0.0
     turns: int = 0
@@ -65,18 +64,18 @@ class Route(_Choice):
     NARROW = "narrow"  # @job(max_concurrency=1)
     STREAM = "stream"  # an async generator
     UNNAMED = "unnamed"  # no name: on_job_request()
-    UNKNOWN = "unknown"  # a name that nobody handles
+    UNKNOWN = "unknown"  # a name without a handler
 
 
 class Ending(_Choice):
     """How a handler ends."""
 
     RETURNS = "returns"
-    ANSWERS = "answers"
-    ANSWERS_URGENTLY = "answers urgently"
-    ANSWERS_TWICE = "answers twice"
-    ANSWERS_LATER = "answers later"  # from another task, after the handler has returned
-    LINGERS = "lingers"  # answers and goes on for a while
+    RESPONDS = "responds"
+    RESPONDS_URGENTLY = "responds urgently"
+    RESPONDS_TWICE = "responds twice"
+    RESPONDS_LATER = "responds later"  # from another task, after the handler has returned
+    LINGERS = "lingers"  # responds and goes on for a while
     STREAMS = "streams"  # by hand, with send_job_stream_*()
     FAILS = "fails"
     ERRS = "errs"
@@ -88,7 +87,7 @@ class Ending(_Choice):
 
 
 class Body(_Choice):
-    """What the caller does inside ``async with``."""
+    """What the requester does inside ``async with``."""
 
     PASSES = "passes"
     LISTENS = "listens"  # async for until the job is over
@@ -110,7 +109,7 @@ class Form(_Choice):
 
 @dataclass(frozen=True, repr=False)
 class Work(_Readable):
-    """What a worker is asked for, and what its handler does with that."""
+    """The job that a worker is asked for, and what its handler does."""
 
     worker: int
     takes: float = 0.0
@@ -122,7 +121,7 @@ class Work(_Readable):
 
 @dataclass(frozen=True, repr=False)
 class Request(_Readable):
-    """What is asked of whom, and how."""
+    """A request: its workers, its form and its options."""
 
     works: tuple[Work, ...]
     form: Form = Form.JOB
@@ -140,8 +139,8 @@ class Call(_Readable):
     at: Moment
     asker: int
     request: Request
-    cancelled: Moment | None = None  # the calling task
-    called_off: Moment | None = None  # cancel_job_group()
+    cancelled: Moment | None = None  # the task of the requester
+    group_cancelled: Moment | None = None  # cancel_job_group()
     nudged: Moment | None = None  # request_job_update()
 
 
@@ -156,7 +155,7 @@ class Stop(_Readable):
 
 @dataclass(frozen=True, repr=False)
 class Lose(_Readable):
-    """An asker is told that a worker is gone."""
+    """A requester is notified that a worker is lost."""
 
     at: Moment
     asker: int
@@ -173,9 +172,9 @@ class Toggle(_Readable):
 
 
 class Forgery(_Choice):
-    """What a stranger sends about the latest job."""
+    """A message that a worker without a part in the latest job sends about it."""
 
-    ANSWER = "answer"
+    RESPONSE = "answer"
     STREAM_END = "stream end"
     UPDATE = "update"
     CANCEL = "cancel"
@@ -183,7 +182,7 @@ class Forgery(_Choice):
 
 @dataclass(frozen=True, repr=False)
 class Forge(_Readable):
-    """Somebody who has nothing to do with the latest job sends a message about it."""
+    """A worker without a part in the latest job sends a message about it."""
 
     at: Moment
     what: Forgery
@@ -193,7 +192,7 @@ Action = Call | Stop | Lose | Toggle | Forge
 
 
 class Hooks(_Choice):
-    """What a worker's ``on_job_*`` overrides do after they have taken note."""
+    """What a worker's ``on_job_*`` overrides do after they have recorded their call."""
 
     NONE = "none"  # not overridden at all
     QUICK = "quick"
@@ -203,7 +202,7 @@ class Hooks(_Choice):
 
 @dataclass(frozen=True, repr=False)
 class WorkerPlan(_Readable):
-    """A worker. Worker *i* of a plan is called ``w<i>``; a number beyond is nobody's."""
+    """A worker. Worker *i* of a plan is called ``w<i>``; no worker has a higher number."""
 
     plain: bool = False  # Pipecat's own, without our mixin
     active: bool = True
@@ -229,7 +228,7 @@ class Plan(_Readable):
 
     @property
     def requests(self) -> list[Request]:
-        """Every request, those that handlers make included."""
+        """Every request, including those that handlers make."""
         found = [call.request for call in self.calls]
         for request in found:
             found.extend(work.asks for work in request.works if work.asks is not None)
@@ -248,12 +247,12 @@ class Plan(_Readable):
         return self.workers[number] if number < len(self.workers) else None
 
 
-#: When the finale comes, and how long things have to come to rest after it: far more than any
-#: chain of delays in a plan adds up to, and free of charge on virtual time.
+#: The time of the finale, and the time to settle after it: far more than any
+#: chain of delays in a plan, which costs nothing on virtual time.
 FINALE_AT = 300.0
 REST = 60.0
 
-ANSWERS = (BusJobResponseMessage, BusJobResponseUrgentMessage, BusJobStreamEndMessage)
+RESPONDS = (BusJobResponseMessage, BusJobResponseUrgentMessage, BusJobStreamEndMessage)
 
 LINGER = 0.3
 LATER = 0.2

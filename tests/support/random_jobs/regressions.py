@@ -1,4 +1,4 @@
-"""Schedules that have failed before; the property test plays them ahead of the others."""
+"""Schedules that have failed before; the property test plays them before the others."""
 
 from pipecat_jobs.testing import Faults
 from support.random_jobs.plan import (
@@ -17,7 +17,7 @@ from support.random_jobs.plan import (
     WorkerPlan,
 )
 
-#: What each is about is said above it. Worker 0 asks.
+#: The comment above each says what it tests. Worker 0 is the requester.
 ONCE_BROKEN = [
     # The answer is being published, slowly, when its worker ends.
     Plan(
@@ -37,7 +37,7 @@ ONCE_BROKEN = [
         faults=Faults(slow_publish=1.0, max_delay=3.0),
         seed=1,
     ),
-    # An update arrives in time, and the hook it waits for returns after the deadline.
+    # An update arrives in time, and its hook returns after the deadline.
     Plan(
         workers=(WorkerPlan(hooks=Hooks.SLOW), WorkerPlan(), WorkerPlan()),
         actions=(
@@ -65,7 +65,7 @@ ONCE_BROKEN = [
             ),
         ),
     ),
-    # A duplicate of a request that was refused arrives when it would no longer be refused.
+    # A duplicate of a refused request arrives when it would no longer be refused.
     Plan(
         workers=(WorkerPlan(), WorkerPlan(active=False, takes_jobs_when_inactive=False)),
         actions=(
@@ -78,7 +78,7 @@ ONCE_BROKEN = [
         ),
         faults=Faults(delay=1.0, duplicate=1.0, max_delay=0.3),
     ),
-    # The cancel of a refused job, and then another job of its id.
+    # A refused job is cancelled, and then another job has its id.
     Plan(
         workers=(WorkerPlan(active=False, takes_jobs_when_inactive=False),),
         actions=(
@@ -86,7 +86,7 @@ ONCE_BROKEN = [
                 at=Moment(),
                 asker=0,
                 request=Request(works=(Work(worker=0),), job_id="mine"),
-                called_off=Moment(),
+                group_cancelled=Moment(),
             ),
             Call(
                 at=Moment(seconds=0.1),
@@ -95,7 +95,7 @@ ONCE_BROKEN = [
             ),
         ),
     ),
-    # An answer arrives when its job has been called off and its id is used again.
+    # A response arrives after its job was cancelled and its id is used again.
     Plan(
         workers=(WorkerPlan(), WorkerPlan()),
         actions=(
@@ -108,11 +108,11 @@ ONCE_BROKEN = [
                 at=Moment(seconds=0.3),
                 asker=0,
                 request=Request(works=(Work(worker=1, takes=1.0),), job_id="mine"),
-                called_off=Moment(seconds=1.0),
+                group_cancelled=Moment(seconds=1.0),
             ),
         ),
     ),
-    # A worker is said to be gone, and is not.
+    # A worker is reported as lost although it runs.
     Plan(
         workers=(WorkerPlan(), WorkerPlan()),
         actions=(
@@ -132,7 +132,7 @@ ONCE_BROKEN = [
             Stop(at=Moment(seconds=0.5), worker=1),
         ),
     ),
-    # A cancel overtakes its request while another asker has a job of that id open at the worker.
+    # A cancel overtakes its request while another requester has a job of that id at the worker.
     Plan(
         workers=(WorkerPlan(), WorkerPlan(), WorkerPlan()),
         actions=(

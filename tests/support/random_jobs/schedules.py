@@ -22,7 +22,7 @@ from support.random_jobs.plan import (
     WorkerPlan,
 )
 
-#: A few values, so that things often coincide.
+#: Only a few values, so that events often coincide.
 SECONDS = st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 1.3])
 MOMENTS = st.builds(Moment, SECONDS, st.integers(0, 12))
 RARELY = st.sampled_from([False, False, False, False, True])
@@ -42,7 +42,7 @@ def requests(draw: st.DrawFn, workers: int, lossy: bool, depth: int = 2) -> Requ
         st.lists(st.integers(0, workers - 1), min_size=1, max_size=1 if single else 3, unique=True)
     )
     if draw(RARELY) and draw(RARELY):
-        asked[-1] = workers  # one more than there are: nobody of that name ever starts
+        asked[-1] = workers  # one more than there are: a worker of that name never starts
     return Request(
         works=tuple(draw(works(worker, workers, lossy, depth)) for worker in asked),
         form=form,
@@ -87,14 +87,14 @@ def calls(draw: st.DrawFn, askers: int, workers: int, lossy: bool) -> Call:
         asker=draw(st.integers(0, askers - 1)),
         request=draw(requests(workers, lossy)),
         cancelled=draw(MOMENTS) if draw(RARELY) else None,
-        called_off=draw(MOMENTS) if draw(RARELY) else None,
+        group_cancelled=draw(MOMENTS) if draw(RARELY) else None,
         nudged=draw(MOMENTS) if draw(RARELY) else None,
     )
 
 
 @st.composite
 def plans(draw: st.DrawFn, lossy: bool = False) -> Plan:
-    # The first one or two make the calls.
+    # The first one or two workers make the calls.
     askers = draw(st.integers(1, 2))
     workers = askers + draw(st.integers(0 if askers > 1 else 1, 3))
     at_worker, at_asker = st.integers(0, workers - 1), st.integers(0, askers - 1)
@@ -117,7 +117,7 @@ def plans(draw: st.DrawFn, lossy: bool = False) -> Plan:
 
 @st.composite
 def weather(draw: st.DrawFn, lossy: bool) -> Faults | None:
-    """What the bus does, a longest delay above and one below the grace of a cancel included."""
+    """The faults of the bus, with a longest delay above or below the grace period of a cancel."""
     if not lossy and draw(st.booleans()):
         return None
     chance = st.sampled_from([0.0, 0.3, 0.7])

@@ -1,4 +1,4 @@
-"""Where a plan is played, on virtual time, up to its finale."""
+"""Plays a plan on virtual time, up to its finale."""
 
 import asyncio
 import contextlib
@@ -21,11 +21,11 @@ from pipecat.pipeline.job_context import JobStatus
 from pipecat_jobs import BaseWorker, JobError, UnknownJobError
 from pipecat_jobs.testing import ChaosBus, Faults, JobHarness, LeftBehindError, run_virtual
 from support.random_jobs.plan import (
-    ANSWERS,
     FINALE_AT,
     LATER,
     LINGER,
     LONG_BODY,
+    RESPONDS,
     REST,
     SLOW_HOOK,
     Action,
@@ -49,7 +49,7 @@ from support.random_jobs.workers import make_worker
 
 
 class _Harness(JobHarness):
-    """Leaves out what Pipecat's own workers leave behind: theirs is another story."""
+    """Ignores what Pipecat's own workers leave behind, which this package cannot change."""
 
     def __init__(self, bus: ChaosBus, plain: list[str]):
         super().__init__(bus, timeout=REST)
@@ -64,7 +64,7 @@ class _Harness(JobHarness):
 
 
 class Stage:
-    """Where a plan is played."""
+    """Plays a plan."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -140,7 +140,7 @@ class Stage:
         forged = {"forged": True}
         about: dict[str, Any] = {"source": "stranger", "job_id": asked.job_id}
         match what:
-            case Forgery.ANSWER:
+            case Forgery.RESPONSE:
                 message = BusJobResponseMessage(
                     **about, target=asked.asker, status=JobStatus.COMPLETED, response=forged
                 )
@@ -165,11 +165,11 @@ class Stage:
                 asked.cancelled_at = self.clock()
                 caller.cancel()
 
-        async def call_off(moment: Moment) -> None:
+        async def cancel_group(moment: Moment) -> None:
             await self._until(moment)
             if asked.job_id is not None:
                 if asked.job_id in asker.job_groups:
-                    self._note_called_off(asker.name, asked.job_id)
+                    self._note_group_cancelled(asker.name, asked.job_id)
                 await asker.cancel_job_group(asked.job_id, reason="called off")
 
         async def nudge(moment: Moment) -> None:
@@ -180,7 +180,7 @@ class Stage:
 
         for moment, act in (
             (call.cancelled, cancel),
-            (call.called_off, call_off),
+            (call.group_cancelled, cancel_group),
             (call.nudged, nudge),
         ):
             if moment is not None:
@@ -189,13 +189,13 @@ class Stage:
         for extra in extras:
             extra.result()
 
-    def _note_called_off(self, asker: str, job_id: str) -> None:
+    def _note_group_cancelled(self, asker: str, job_id: str) -> None:
         for asked in self.story.asked:
             is_meant = asked.asker == asker and asked.job_id == job_id
-            if is_meant and asked.ended is None and asked.called_off_at is None:
-                asked.called_off_at = self.clock()
+            if is_meant and asked.ended is None and asked.group_cancelled_at is None:
+                asked.group_cancelled_at = self.clock()
 
-    # -- the caller's side
+    # -- the side of the requester
 
     def _begin(self, asker: Any, request: Request, parent: Run | None) -> Asked:
         asked = Asked(
@@ -210,7 +210,7 @@ class Stage:
         return asked
 
     async def _ask(self, asker: Any, asked: Asked) -> None:
-        """Make a request and see it through; what it raised is noted, not raised."""
+        """Make a request and wait for its end; its exception is recorded, not raised."""
         asked.started = self.clock()
         try:
             await self._in_its_form(asker, asked)
@@ -256,7 +256,7 @@ class Stage:
                 try:
                     await group.wait()
                 except asyncio.CancelledError:
-                    # As after request_job(): who starts a job without a context cancels it.
+                    # As after request_job(): without a context the requester has to cancel the job.
                     await asker.cancel_job_group(group.job_id, reason="caller cancelled")
                     raise
                 asked.outcomes, asked.responses = dict(group.outcomes), dict(group.responses)
@@ -288,7 +288,7 @@ class Stage:
                 await asyncio.sleep(LONG_BODY)
                 raise BodyError
 
-    # -- the handler's side
+    # -- the side of the handler
 
     @contextlib.contextmanager
     def _running(self, worker: Any, message: BusJobRequestMessage) -> Iterator[Run]:
@@ -308,7 +308,7 @@ class Stage:
             run.ended = self.clock()
 
     async def work(self, worker: Any, message: BusJobRequestMessage) -> object:
-        """Do what the request's `Work` says, as an ordinary handler."""
+        """Do what the `Work` of the request says, as an ordinary handler."""
         with self._running(worker, message) as run:
             for _ in range(run.work.reports):
                 run.reports += 1
@@ -319,7 +319,7 @@ class Stage:
     async def stream(
         self, worker: Any, message: BusJobRequestMessage
     ) -> AsyncIterator[dict[str, Any]]:
-        """Do what the request's `Work` says, as an async generator."""
+        """Do what the `Work` of the request says, as an async generator."""
         with self._running(worker, message) as run:
             for _ in range(run.work.reports):
                 run.reports += 1
@@ -329,13 +329,13 @@ class Stage:
             if result is not None:
                 run.reports += 1
                 yield {**run.answer, "n": run.reports} if isinstance(result, dict) else result
-            run.answers.append(JobStatus.COMPLETED)
+            run.sent_statuses.append(JobStatus.COMPLETED)
 
     async def _labour(self, worker: Any, run: Run) -> None:
         try:
             await asyncio.sleep(run.work.takes)
             if run.work.asks is not None and not isinstance(worker, BaseWorker):
-                return  # Pipecat's own askers are not what is tested here
+                return  # Pipecat's own requesters are not tested here
             if run.work.asks is not None:
                 asked = self._begin(worker, run.work.asks, run)
                 await self._ask(worker, asked)
@@ -351,24 +351,24 @@ class Stage:
         job_id = run.message.job_id
 
         async def answer(status: JobStatus = JobStatus.COMPLETED, urgent: bool = False) -> None:
-            run.answers.append(status)
+            run.sent_statuses.append(status)
             await worker.send_job_response(job_id, run.answer, status=status, urgent=urgent)
 
         match run.work.ending:
             case Ending.RETURNS:
-                run.answers.append(JobStatus.COMPLETED)
+                run.sent_statuses.append(JobStatus.COMPLETED)
                 return run.answer
-            case Ending.ANSWERS:
+            case Ending.RESPONDS:
                 await answer()
-            case Ending.ANSWERS_URGENTLY:
+            case Ending.RESPONDS_URGENTLY:
                 await answer(urgent=True)
-            case Ending.ANSWERS_TWICE:
+            case Ending.RESPONDS_TWICE:
                 await answer()
                 await answer()
             case Ending.LINGERS:
                 await answer()
                 await asyncio.sleep(LINGER)
-            case Ending.ANSWERS_LATER:
+            case Ending.RESPONDS_LATER:
 
                 async def later() -> None:
                     await asyncio.sleep(LATER)
@@ -379,7 +379,7 @@ class Stage:
             case Ending.STREAMS:
                 await worker.send_job_stream_start(job_id, run.answer)
                 await worker.send_job_stream_data(job_id, run.answer)
-                run.answers.append(JobStatus.COMPLETED)
+                run.sent_statuses.append(JobStatus.COMPLETED)
                 await worker.send_job_stream_end(job_id, run.answer)
             case Ending.FAILS:
                 await answer(JobStatus.FAILED)
@@ -394,7 +394,7 @@ class Stage:
             case Ending.SAYS_NOTHING:
                 pass
             case Ending.NEVER_ENDS:
-                # Resistance is bounded: what has ignored one cancellation does not go on for ever.
+                # A handler that ignores one cancellation still ends in bounded time.
                 if not run.resisted:
                     await asyncio.Event().wait()
         return None
@@ -423,13 +423,13 @@ class Stage:
                 await asker.cancel_job_group(asked.job_id, reason="finale")
         for caller in self.callers:
             caller.cancel()
-        # Pipecat's own workers do not always stop their handlers, and keep jobs for ever.
+        # Pipecat's own workers do not always stop their handlers, and may keep jobs for ever.
         for run in self.story.runs:
             if self._is_plain(run.worker) and run.task is not None:
                 run.task.cancel()
         for worker in self.workers:
             if self._is_plain(worker.name) or self.plan.loses_messages:
-                # Where a cancel may have been lost, only its end surely ends a worker's jobs.
+                # If a cancel may have been lost, only the end of the worker surely ends its jobs.
                 await self._stop(worker.name)
         await asyncio.sleep(REST)
 
@@ -447,9 +447,9 @@ class Stage:
                 story.loop_errors.append(f"{act.get_coro()}: {error!r}")
         delivered = {id(message) for message in self.bus.delivered}
         for message in self.bus.sent:
-            is_answer = isinstance(message, ANSWERS)
+            is_answer = isinstance(message, RESPONDS)
             if is_answer and id(message) in delivered and message.source != "stranger":
-                story.answers.append((message.source, str(message.target), message.job_id))
+                story.sent_responses.append((message.source, str(message.target), message.job_id))
 
 
 def run_plan(plan: Plan) -> Story:

@@ -1,4 +1,4 @@
-"""What happened while a plan was played."""
+"""The story of a plan that was played."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from support.random_jobs.plan import (
 
 @dataclass(eq=False)
 class Asked:
-    """A request as its caller saw it."""
+    """A request as its requester saw it."""
 
     number: int
     request: Request
@@ -34,7 +34,7 @@ class Asked:
     events: list[Any] = field(default_factory=list)
     late_events: list[Any] = field(default_factory=list)  # after the loop had ended
     cancelled_at: float | None = None
-    called_off_at: float | None = None
+    group_cancelled_at: float | None = None
     finale: bool = False
     ended: float | None = None
     error: BaseException | None = None
@@ -47,7 +47,7 @@ class Asked:
 
     @property
     def waits(self) -> bool:
-        """Whether the caller waits for the end."""
+        """Whether the requester waits for the end."""
         return self.request.form not in (Form.REQUEST_JOB, Form.REQUEST_JOB_GROUP)
 
     @property
@@ -69,7 +69,7 @@ class Run:
     work: Work
     started: float
     task: asyncio.Task[Any] | None
-    answers: list[JobStatus] = field(default_factory=list)
+    sent_statuses: list[JobStatus] = field(default_factory=list)
     reports: int = 0
     resisted: bool = False
     raised: BaseException | None = None
@@ -85,7 +85,7 @@ class Run:
 
 @dataclass(eq=False)
 class Story:
-    """Everything that happened while a plan ran."""
+    """All requests, runs and hook calls of a plan that was played."""
 
     plan: Plan
     asked: list[Asked] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Story:
     never_ended: list[str] = field(default_factory=list)
     left_behind: list[str] = field(default_factory=list)
     loop_errors: list[str] = field(default_factory=list)
-    answers: list[tuple[str, str, str]] = field(default_factory=list)  # from, to, job
+    sent_responses: list[tuple[str, str, str]] = field(default_factory=list)  # from, to, job
 
     def runs_of(self, asked: Asked, worker: str) -> list[Run]:
         return [run for run in self.runs if run.asked is asked and run.worker == worker]
@@ -107,8 +107,8 @@ def worker_name(number: int) -> str:
 
 
 class BodyError(Exception):
-    """What the body of a caller raises."""
+    """The exception that the body of a requester raises."""
 
 
 class HandlerError(Exception):
-    """What a handler raises."""
+    """The exception that a handler raises."""

@@ -1,4 +1,4 @@
-"""The workers of a plan: ours or plain Pipecat's, with hooks or without."""
+"""The workers of a plan: ours or plain Pipecat's, with or without hooks."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class _Handlers:
-    """The handlers of every worker; what they do is in the request's `Work`."""
+    """The handlers of every worker; the `Work` of the request says what they do."""
 
     stage: "Stage"
 
@@ -60,7 +60,7 @@ class _TakesUnnamed:
 
 
 class _Hooked:
-    """Overrides every hook that tells an asker or a worker about a job."""
+    """Overrides every hook of a requester and of a worker."""
 
     stage: "Stage"
 

@@ -1,7 +1,7 @@
-"""Schedules for the property test of `RedisStreamsBus`: what they say, how they are invented.
+"""Schedules for the property test of `RedisStreamsBus`, and how Hypothesis makes them.
 
-A `Plan` is plain data: which processes there are, and what happens to them and to their jobs, step
-by step. `redis_property_stage.py` plays it on a real server, in real time.
+A `Plan` is plain data: the processes, and the steps that happen to them and to their jobs.
+`stage.py` plays it on a real server, in real time.
 """
 
 from dataclasses import dataclass
@@ -12,27 +12,27 @@ from support.random_jobs.plan import _Choice, _Readable
 
 #: The workers that processes host, by number: ``w0`` and ``w1``.
 NAMES = 2
-#: How many processes a plan begins with at most, and how many it may come to have.
+#: The most processes that a plan begins with, and the most that it may have later.
 FIRST, MOST = 4, 6
 
 
 class Kind(_Choice):
-    """What a job's handler does. Most wait for the job to be released first."""
+    """What the handler of a job does. Most handlers first wait until the job is released."""
 
-    ECHO = "echo"  # answers at once
+    ECHO = "echo"  # responds at once
     HOLD = "hold"
     NARROW = "narrow"  # one at a time in each process
     PAY = "pay"  # never begun twice
     STREAM = "stream"  # streams, waits, streams more
     REPORT = "report"  # the same with updates
     RAISE = "raise"
-    STUBBORN = "stubborn"  # goes on for a moment after it was cancelled, and answers
+    STUBBORN = "stubborn"  # goes on for a moment after it was cancelled, and responds
     DELEGATE = "delegate"  # asks the other worker
-    SILENT = "silent"  # returns without an answer
+    SILENT = "silent"  # returns without a response
     ENDLESS = "endless"  # never returns
 
     @property
-    def is_answered(self) -> bool:
+    def gets_response(self) -> bool:
         return self not in (Kind.SILENT, Kind.ENDLESS)
 
 
@@ -50,28 +50,28 @@ class Ask(_Readable):
 
 @dataclass(frozen=True, repr=False)
 class Release(_Readable):
-    """The handlers of a job are let go on."""
+    """The handlers of a job are released."""
 
     job: int = 0
 
 
 @dataclass(frozen=True, repr=False)
 class Cancel(_Readable):
-    """The caller of a job is cancelled."""
+    """The requester of a job is cancelled."""
 
     job: int = 0
 
 
 @dataclass(frozen=True, repr=False)
 class Kill(_Readable):
-    """A process is gone from one moment to the next."""
+    """A process is killed."""
 
     process: int = 1
 
 
 @dataclass(frozen=True, repr=False)
 class Leave(_Readable):
-    """A process ends in good order: drained first, for so long, or not."""
+    """A process ends in good order, with or without a drain before it."""
 
     process: int = 1
     drains: bool = True
@@ -80,47 +80,47 @@ class Leave(_Readable):
 
 @dataclass(frozen=True, repr=False)
 class Join(_Readable):
-    """One more process comes."""
+    """One more process joins."""
 
     hosts: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, repr=False)
 class Expel(_Readable):
-    """A process is declared dead by the server while it is well."""
+    """The server declares a process dead that works normally."""
 
     process: int = 1
 
 
 @dataclass(frozen=True, repr=False)
 class Cut(_Readable):
-    """The connections of a process break, or everybody's."""
+    """The connections of one process break, or those of all."""
 
     process: int | None = 0
 
 
 @dataclass(frozen=True, repr=False)
 class Stall(_Readable):
-    """Nothing comes through to a process, and nothing from it, for so many leases.
+    """The connection of a process passes no data in either direction, for a number of leases.
 
-    When it turns deaf first, what it says until the next step is heard and not receipted.
+    If only the replies stop first, its calls until the next step arrive without a receipt.
     """
 
     process: int | None = 0
     leases: float = 2.0
-    deaf: bool = False
+    unreachable_first: bool = False
 
 
 @dataclass(frozen=True, repr=False)
 class Flush(_Readable):
-    """The server loses all it has, or only its scripts."""
+    """The server loses all its data, or only its scripts."""
 
     scripts: bool = False
 
 
 @dataclass(frozen=True, repr=False)
 class Repeat(_Readable):
-    """A process gets again what it has got before: its request or message before last, say."""
+    """A process gets an earlier message again, such as its last request but one."""
 
     process: int = 1
     back: int = 0
@@ -128,7 +128,7 @@ class Repeat(_Readable):
 
 @dataclass(frozen=True, repr=False)
 class Garble(_Readable):
-    """Somebody writes what nobody can read into a process's inbox."""
+    """A client writes unreadable data into the inbox of a process."""
 
     process: int = 1
     what: int = 0
@@ -141,8 +141,8 @@ Step = Ask | Release | Cancel | Kill | Leave | Join | Expel | Cut | Stall | Flus
 class Plan(_Readable):
     """A whole schedule.
 
-    Process 0 hosts nobody and is there from beginning to end, though it may be declared dead and
-    come back. A number is one of a process, or of a job, that there is at that moment.
+    Process 0 hosts no worker and runs from beginning to end, though it may be declared dead and
+    join again. A number selects one of the processes, or of the jobs, that exist at that moment.
     """
 
     hosts: tuple[tuple[int, ...], ...]
@@ -151,7 +151,7 @@ class Plan(_Readable):
 
 
 _RARELY = st.sampled_from([False] * 5 + [True])
-#: Often at the same moment, or while what the last one did is on its way.
+#: Many steps happen at the same moment, or while messages of the last one are on their way.
 _PAUSES = st.sampled_from([0.0, 0.0, 0.001, 0.003, 0.01, 0.03])
 _NUMBERS = st.integers(0, MOST - 1)
 _WORKERS = st.sampled_from([(0,), (1,), (0,), (1,), (0, 1)])

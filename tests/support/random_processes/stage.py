@@ -1,4 +1,4 @@
-"""Where a plan of `redis_property_plan.py` is played: processes around a server, in real time."""
+"""Plays a plan with processes around a real server, in real time."""
 
 import asyncio
 import contextlib
@@ -35,11 +35,11 @@ from support.random_processes.workers import PoolWorker, see_through
 from support.redis.processes import Member, until_async
 from support.tcp_proxy import TcpProxy
 
-#: Short, since many steps last for one. What has to hold while nobody is declared dead looks at
-#: whether somebody was: on a busy machine that happens.
+#: The lease is short, since many steps last for one. Checks that need living processes look
+#: whether one was declared dead: on a busy machine that happens.
 LEASE = TAKEOVER = 0.4
 ATTEMPTS = 3
-#: Seconds in which what has to happen happens, on the busiest machine.
+#: Seconds in which every expected event happens, even on a very busy machine.
 PATIENCE = 100.0
 
 _ADD_FOR_MEMBER = """
@@ -59,12 +59,12 @@ _GARBAGE: list[tuple[str | bytes, ...]] = [
     ("k", "q", "r", "nobody:1", "a", "1", "b", "no envelope"),
     ("k", "y", "r", "nobody:1", "a", "0", "b", "no envelope"),
 ]
-#: What the server keeps of jobs, by the word after the channel in a key.
+#: The kinds of keys of jobs: the word after the channel in a key.
 BOOKS = {"jobs", "reqs", "held", "load", "queues", "queue", "waiting"}
 
 
 class Stage:
-    """Where a plan is played.
+    """Plays a plan.
 
     Args:
         plan: The plan.
@@ -80,17 +80,17 @@ class Stage:
         self._callers: dict[Asked, asyncio.Task[None]] = {}
         self._troubles: list[asyncio.Task[None]] = []
         self._departures: list[asyncio.Task[None]] = []
-        self._deaf: set[Actor] = set()
+        self._unreachable: set[Actor] = set()
 
     async def play(self) -> Story:
         try:
             first = [await self._create(hosts) for hosts in self.story.plan.hosts]
             await asyncio.gather(*(actor.member.__aenter__() for actor in first))
             for step, pause in self.story.plan.steps:
-                deaf = set(self._deaf)
+                unreachable_first = set(self._unreachable)
                 await self._do(step)
                 await asyncio.sleep(pause)
-                for actor in deaf & self._deaf:
+                for actor in unreachable_first & self._unreachable:
                     actor.proxy.block()
             await self._finale()
         finally:
@@ -128,7 +128,7 @@ class Stage:
                 if actor is not None and process is not None:
                     actor.was_expelled = True
                     leave = process._channel.call("leave", process.id, 0)
-                    # With the scripts, since the server may have forgotten them.
+                    # The scripts are loaded too, since the server may have forgotten them.
                     async with self._redis.pipeline() as pipe:
                         for command in (*LOAD, leave):
                             pipe.execute_command(*command)
@@ -199,7 +199,7 @@ class Stage:
         return actor
 
     async def _kill(self, actor: Actor) -> None:
-        """End a process as SIGKILL does: it says nothing more, not even that it leaves."""
+        """End a process as SIGKILL does: it sends nothing more, not even that it leaves."""
         actor.killed_at = self._clock()
         bus = actor.member.bus
         process, bus._process = bus._process, None
@@ -222,17 +222,17 @@ class Stage:
         await actor.proxy.__aexit__(None, None, None)
 
     async def _stall(self, actor: Actor, stall: Stall) -> None:
-        if stall.deaf:
+        if stall.unreachable_first:
             actor.proxy.swallows_replies = True
-            self._deaf.add(actor)
+            self._unreachable.add(actor)
         else:
             actor.proxy.block()
         await asyncio.sleep(stall.leases * LEASE)
         actor.proxy.swallows_replies = False
-        if stall.deaf:
-            # What was not heard would be missed in what comes next.
+        if stall.unreachable_first:
+            # The next steps rely on every message up to here.
             actor.proxy.reset()
-        self._deaf.discard(actor)
+        self._unreachable.discard(actor)
         actor.proxy.unblock()
 
     async def _put(self, actor: Actor, lane: str, *fields: str | bytes) -> None:
@@ -285,11 +285,13 @@ class Stage:
         await asyncio.gather(*self._troubles)
         hosted = {name for actor in story.actors if actor.is_alive for name in actor.hosts}
         await self._join(tuple(set(range(NAMES)) - hosted))
-        await self._comes("handlers went on whose jobs had ended", self._needless)
+        await self._comes("handlers went on after the end of their jobs", self._needless)
         for number in range(len(story.asked)):
             self._gate(number).set()
-        await self._comes("jobs never ended", lambda: list(self._unanswered(open_ended=False)))
-        for asked in self._unanswered(open_ended=True):
+        await self._comes(
+            "jobs never ended", lambda: list(self._without_response(open_ended=False))
+        )
+        for asked in self._without_response(open_ended=True):
             asked.finale = True
             self._callers[asked].cancel()
         await self._comes("cancelled jobs never ended", self._unended)
@@ -302,7 +304,7 @@ class Stage:
                 departure.result()
         await self._comes("processes keep jobs", lambda: list(self._kept()))
         await self._until_server("the server keeps jobs", self._books)
-        await self._until_server("the dead are not gone", self._dead)
+        await self._until_server("the server keeps dead processes", self._dead)
         await self._probe()
         await self._all_leave()
         if left := await self._redis.keys():
@@ -324,7 +326,7 @@ class Stage:
             self.story.problems.append(f"{problem}: {', '.join(map(str, await wrong()))}")
 
     def _needless(self) -> list[Run]:
-        """Runs of jobs that have ended, or that others do."""
+        """Runs of jobs that have ended, or that another process does."""
         running = [run for run in self.story.runs if run.goes_on]
         last = {(run.asked, run.worker): run for run in running}
         return [
@@ -335,9 +337,9 @@ class Stage:
             or run is not last[run.asked, run.worker]
         ]
 
-    def _unanswered(self, *, open_ended: bool) -> Iterator[Asked]:
+    def _without_response(self, *, open_ended: bool) -> Iterator[Asked]:
         for asked in self._callers:
-            if asked.ended is None and asked.ask.kind.is_answered is not open_ended:
+            if asked.ended is None and asked.ask.kind.gets_response is not open_ended:
                 yield asked
 
     def _leaving(self) -> list[asyncio.Task[None]]:
@@ -369,7 +371,7 @@ class Stage:
         return [key for key in keys if key.split(":")[2] in BOOKS]
 
     async def _dead(self) -> list[str]:
-        """What the server knows of processes that are no more, and does not know of the others."""
+        """Processes that the server knows although they have ended, and those that it lacks."""
         alive = {process.id for actor in self._alive() if (process := actor.member.bus._process)}
         prefix = next(iter(self._alive())).member.bus._channel.prefix
         members = set(await self._redis.zrange(f"{prefix}:members", 0, -1))
@@ -378,7 +380,7 @@ class Stage:
         return sorted((members ^ alive) | (of_members - alive))
 
     async def _probe(self) -> None:
-        """Every worker answers, and has its room."""
+        """Every worker responds, and its slots are free."""
         asker = self.story.actors[0]
         names = tuple(range(NAMES))
         for kind in (Kind.ECHO, Kind.NARROW):

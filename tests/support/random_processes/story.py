@@ -1,4 +1,4 @@
-"""What happened while a plan of `redis_property_plan.py` was played."""
+"""The story of a plan that was played."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ def worker_name(number: int) -> str:
 
 @dataclass(eq=False)
 class Actor:
-    """A process, and what became of it."""
+    """A process, and how it ended."""
 
     number: int
     hosts: tuple[int, ...]
@@ -38,7 +38,7 @@ class Actor:
     def expulsions(self) -> int:
         return self.member.bus.stats.expulsions
 
-    def is_gone_by(self, moment: float) -> bool:
+    def has_ended_by(self, moment: float) -> bool:
         return any(at is not None and at <= moment for at in (self.killed_at, self.left_at))
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class Actor:
 
 @dataclass(eq=False)
 class Asked:
-    """A job as its caller saw it."""
+    """A job as its requester saw it."""
 
     number: int
     ask: Ask
@@ -110,7 +110,7 @@ class Run:
 
 @dataclass(eq=False)
 class Story:
-    """Everything that happened while a plan was played."""
+    """All processes, jobs and runs of a plan that was played."""
 
     plan: Plan
     actors: list[Actor] = field(default_factory=list)

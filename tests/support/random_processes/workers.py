@@ -1,4 +1,4 @@
-"""The workers of the processes in a plan of `redis_property_plan.py`."""
+"""The workers of the processes in a plan."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from support.random_processes.story import Actor, Asked, Run, worker_name
 
 
 class Stage(Protocol):
-    """What a handler needs of the stage that it plays on."""
+    """The part of a stage that a handler needs."""
 
     def begin(self, worker: "PoolWorker", message: BusJobRequestMessage) -> Run: ...
 
@@ -22,13 +22,13 @@ class Stage(Protocol):
 
 
 class HandlerError(Exception):
-    """What a handler raises."""
+    """The exception that a handler raises."""
 
 
 class PoolWorker(BaseWorker):
     """A worker with a handler of every kind."""
 
-    #: Seconds that a stubborn handler goes on for after it was cancelled.
+    #: Seconds that a handler goes on for after it was cancelled, if it resists.
     RESISTS = 0.05
     REPORTS = 2
 
@@ -139,7 +139,7 @@ class PoolWorker(BaseWorker):
 
 
 async def see_through(asker: BaseWorker, asked: Asked) -> None:
-    """Make a request and wait for its end; what it raised is noted, not raised."""
+    """Make a request and wait for its end; its exception is recorded, not raised."""
     ask = asked.ask
     keywords: dict[str, Any] = {
         "name": str(ask.kind),

@@ -24,16 +24,16 @@ _FORKS = multiprocessing.get_context("forkserver")
 
 
 def _prepare_forks() -> None:
-    """Have one process import everything that those forked from it need."""
+    """Have one process import everything that its forks need."""
     _FORKS.set_forkserver_preload(["support.redis.nodes"])
-    # It looks for modules where the environment says, and not where this process does.
+    # The fork server uses the module path of the environment, not that of this process.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         forkserver.ensure_running()
 
 
 class Notes:
-    """What the processes tell the test, beside the bus: a list on the same server."""
+    """Notes from the processes to the test, apart from the bus: a list on the same server."""
 
     def __init__(self, url: str):
         self._redis = Redis.from_url(url, db=1, decode_responses=True)
@@ -44,7 +44,7 @@ class Notes:
         await self._redis.rpush("notes", json.dumps(note))
 
     async def next(self, what: str, **details: Any) -> dict[str, Any]:
-        """Wait for a note that says this; the others are kept."""
+        """Wait for a note with this content; the others are kept."""
         wanted = {"what": what, **details}
         while True:
             for note in self._unread:
@@ -55,7 +55,7 @@ class Notes:
             self._unread.append(json.loads(text))
 
     async def rest(self) -> list[dict[str, Any]]:
-        """Take what has been written and not read."""
+        """Take the unread notes."""
         texts = await self._redis.lrange("notes", 0, -1)
         await self._redis.delete("notes")
         rest, self._unread = [*self._unread, *map(json.loads, texts)], []
@@ -72,7 +72,7 @@ class Notes:
 
 
 class NodeWorker(BaseWorker):
-    """Does what the test asks, and writes down that it does."""
+    """Does the jobs of the test, and writes notes about them."""
 
     def __init__(self, name: str, notes: Notes):
         super().__init__(name)
@@ -121,8 +121,8 @@ class NodeWorker(BaseWorker):
             await self._notes.pass_gate(message.payload["gate"])
 
 
-class NodeAsker(BaseWorker):
-    """Asks one job as soon as it can, and writes down how that ended."""
+class NodeRequester(BaseWorker):
+    """Requests one job as soon as it can, and writes a note about its end."""
 
     def __init__(self, name: str, notes: Notes, *, asks: str, job: str, **payload: Any):
         super().__init__(name)
@@ -139,7 +139,7 @@ class NodeAsker(BaseWorker):
         try:
             async with self.job(worker, name=name, payload=payload) as j:
                 pass
-            await self._notes.write("answered", response=j.response)
+            await self._notes.write("completed", response=j.response)
         except JobError as error:
             [outcome] = error.outcomes.values()
             await self._notes.write("ended", status=outcome.status, reason=outcome.reason)
@@ -155,8 +155,10 @@ async def _run(url: str, spec: dict[str, Any]) -> None:
     if isinstance(bus, RedisStreamsBus):
         drain_on_sigterm(runner, timeout=spec.get("drain_timeout"))
     workers = [NodeWorker(name, notes) for name in spec.get("workers", [])]
-    askers = [NodeAsker(notes=notes, **asker) for asker in spec.get("askers", [])]
-    await runner.add_workers(*workers, *askers)
+    requesters = [
+        NodeRequester(notes=notes, **requester) for requester in spec.get("requesters", [])
+    ]
+    await runner.add_workers(*workers, *requesters)
     on_ready = notes.write("ready", name=spec["name"])
     runner.add_event_handler("on_ready", lambda _: asyncio.ensure_future(on_ready))
     await runner.run(auto_end=False)
@@ -177,7 +179,7 @@ def run_node(url: str, spec: dict[str, Any]) -> None:
 
 
 class Node:
-    """One process of its own."""
+    """One separate process."""
 
     def __init__(self, url: str, spec: dict[str, Any]):
         _prepare_forks()
@@ -194,7 +196,7 @@ class Node:
             os.kill(self.pid, number)
 
     async def ended(self) -> None:
-        """Wait until the process is gone."""
+        """Wait until the process has ended."""
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(self._process.sentinel, ended.set)
@@ -206,7 +208,7 @@ class Node:
 
 
 class Nodes:
-    """Starts processes and ends what is left of them."""
+    """Starts processes and ends those that still run."""
 
     def __init__(self, url: str):
         self._url = url

@@ -1,4 +1,4 @@
-"""Processes of a channel, in this process or in their own, on a server of the tests' own."""
+"""Processes of a channel, simulated in this process or real, on a server of the tests."""
 
 import asyncio
 import contextlib
@@ -22,11 +22,11 @@ from support.bot_process import free_port
 from support.tcp_proxy import TcpProxy
 from support.workers import Answerer, Asker
 
-#: The channel of those on Pipecat's own bus.
+#: The channel of processes on Pipecat's own bus.
 CHANNEL = "bots"
-#: A lease that a busy machine keeps.
-CALM = 20.0
-#: One that a test can wait for, and that it nearly always keeps.
+#: A lease in seconds that also a busy machine renews in time.
+LONG_LEASE = 20.0
+#: A lease in seconds whose end a test can wait for, and that is nearly always renewed in time.
 LEASE = 1.0
 
 
@@ -43,7 +43,7 @@ async def redis(redis_server: EmbeddedRedis) -> AsyncIterator[Redis]:
 
 
 class Process:
-    """One process on a bus, as far as the bus can tell."""
+    """One process from the view of its bus, simulated in this process."""
 
     def __init__(self, bus: WorkerBus, *workers: BaseWorker, name: str | None = None):
         self.workers = workers
@@ -56,7 +56,7 @@ class Process:
         self._running = asyncio.create_task(self.runner.run(auto_end=False))
         await self._or_ended(ready.wait())
         for worker in self.workers:
-            await self.knows(worker.name)
+            await self.wait_until_known(worker.name)
         return self
 
     async def __aexit__(
@@ -76,7 +76,7 @@ class Process:
             await self._running
             raise AssertionError("the runner has ended")
 
-    async def knows(self, *names: str) -> None:
+    async def wait_until_known(self, *names: str) -> None:
         """Wait until workers are in the registry, wherever they run."""
         for name in names:
             known = asyncio.Event()
@@ -87,8 +87,8 @@ class Process:
             await self.runner.registry.watch(name, on_ready)
             await known.wait()
 
-    async def sent(self) -> None:
-        """Wait until the server has what this process has sent."""
+    async def wait_until_sent(self) -> None:
+        """Wait until the server has all messages that this process has sent."""
         await self.bus._outbox.empty()
 
     @property
@@ -96,17 +96,17 @@ class Process:
         """How many messages wait for the server."""
         return len(self.bus._outbox)
 
-    async def caught_up(self) -> None:
-        """Wait until this process has read what is in its inbox by now."""
+    async def wait_until_caught_up(self) -> None:
+        """Wait until this process has read the messages that are in its inbox now."""
         await self.bus._router.caught_up()
 
-    async def forgets(self, name: str) -> None:
+    async def wait_until_unknown(self, name: str) -> None:
         """Wait until a worker is out of the registry."""
         await until(lambda: name not in self.runner.registry)
 
 
 class Member(Process):
-    """One process of a channel of ours."""
+    """One process on `RedisStreamsBus`."""
 
     def __init__(
         self,
@@ -115,12 +115,12 @@ class Member(Process):
         name: str | None = None,
         **options: Any,
     ):
-        self.bus = RedisStreamsBus(url, **{"lease": CALM, "takeover": LEASE, **options})
+        self.bus = RedisStreamsBus(url, **{"lease": LONG_LEASE, "takeover": LEASE, **options})
         super().__init__(self.bus, *workers, name=name)
 
 
-class Mortal(Member):
-    """One whose death is soon noticed."""
+class ShortLeaseMember(Member):
+    """A process whose death is noticed soon."""
 
     def __init__(self, url: str | Redis | None, *workers: BaseWorker, **options: Any):
         super().__init__(url, *workers, **{"lease": LEASE, **options})
@@ -138,19 +138,21 @@ class PubSubMember(Process):
         await self.redis.aclose()
 
 
-async def until(true: Callable[[], object], *, timeout: float = 100.0) -> None:
-    """Wait for what no event tells of."""
+async def until(condition: Callable[[], object], *, timeout: float = 100.0) -> None:
+    """Wait for a condition that no event signals."""
 
-    async def now() -> object:
-        return true()
+    async def check() -> object:
+        return condition()
 
-    await until_async(now, timeout=timeout)
+    await until_async(check, timeout=timeout)
 
 
-async def until_async(true: Callable[[], Awaitable[object]], *, timeout: float = 100.0) -> None:
-    """Wait for what only the server can say."""
+async def until_async(
+    condition: Callable[[], Awaitable[object]], *, timeout: float = 100.0
+) -> None:
+    """Wait for a condition that only the server can tell."""
     async with asyncio.timeout(timeout):
-        while not await true():  # noqa: ASYNC110
+        while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -162,8 +164,8 @@ async def process_of(redis: Redis, name: str) -> str:
 
 @contextlib.asynccontextmanager
 async def server_with(folder: Path, *options: str, port: int | None = None) -> AsyncIterator[str]:
-    """A server with options of its own, or on a port of its own."""
-    # A node of a cluster takes the port that is 10,000 higher as well.
+    """A server with other options, or on a given port."""
+    # A node of a cluster also uses the port that is 10,000 higher.
     port = port or next(found for found in iter(free_port, 0) if found < 55_000)
     process = await asyncio.create_subprocess_exec(
         *(find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""),
@@ -181,7 +183,7 @@ async def server_with(folder: Path, *options: str, port: int | None = None) -> A
         await process.wait()
 
 
-async def nothing_remains(redis: Redis) -> None:
+async def assert_nothing_remains(redis: Redis) -> None:
     """Check that a clean end has left nothing on the server."""
     assert await redis.keys() == []
 
@@ -191,8 +193,8 @@ async def pid_of(server: EmbeddedRedis) -> int:
         return (await redis.info("server"))["process_id"]
 
 
-async def gone(pid: int) -> None:
-    """Wait for a process that may be no child of this one."""
+async def wait_exit(pid: int) -> None:
+    """Wait until a process has ended that may not be a child of this one."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
     try:
@@ -214,21 +216,21 @@ async def proxy(redis_server: EmbeddedRedis) -> AsyncIterator[TcpProxy]:
 
 
 class Pair:
-    """A requester and a worker, each in a process of its own as far as the channel can tell."""
+    """A requester and a worker, each in its own process from the view of the channel."""
 
     def __init__(self, asker_url: str, worker_url: str, **options: Any):
         self.asker, self.worker = Asker(), Answerer()
-        self.asking = Mortal(asker_url, self.asker, **options)
-        self.working = Mortal(worker_url, self.worker, **options)
+        self.asking = ShortLeaseMember(asker_url, self.asker, **options)
+        self.working = ShortLeaseMember(worker_url, self.worker, **options)
 
     async def __aenter__(self) -> "Pair":
         await self.asking.__aenter__()
         await self.working.__aenter__()
-        await self.asking.knows("answerer")
+        await self.asking.wait_until_known("answerer")
         return self
 
     async def forget_jobs(self, redis: Redis) -> None:
-        """Have the server lose what was asked, and nothing else."""
+        """Have the server lose the open requests, and nothing else."""
         process = f"pipecat-jobs:{{pipecat}}:proc:{self.asking.bus._process.id}"
         for field in await redis.hkeys(process):
             if field.startswith("job:"):

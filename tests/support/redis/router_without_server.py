@@ -1,4 +1,4 @@
-"""A post without a server, whose calls a test takes there or does not."""
+"""A router without a server; the test decides which of its calls are sent."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,52 +24,52 @@ from pipecat_jobs.bus.wire import WireCodec
 CODEC = WireCodec()
 
 
-class Ours:
+class LocalProcess:
     """A process with one worker, ``here``."""
 
     def __init__(self) -> None:
-        self.takes = True
-        self.hearing: BusSubscriber | None = None
+        self.accepts = True
+        self.subscriber: BusSubscriber | None = None
         self.delivered: list[BusMessage] = []
-        self.gone: list[str] = []
+        self.removed: list[str] = []
         self.lost: list[tuple[JobKey, str]] = []
 
     def find_subscriber(self, name: str) -> Any:
-        return self.hearing
+        return self.subscriber
 
     def has_subscriber(self, name: str) -> bool:
         return name == "here"
 
     def takes_requests(self, worker: str) -> bool:
-        return self.takes
+        return self.accepts
 
     def on_message_received(self, message: BusMessage) -> None:
         self.delivered.append(message)
 
     def remove_process(self, process: str, runners: Iterable[str]) -> None:
-        self.gone += [process, *runners]
+        self.removed += [process, *runners]
 
     def report_lost(self, requester: LossListener, key: JobKey, reason: str) -> None:
         self.lost.append((key, reason))
 
 
-class Hearing:
+class NotifiableRequester:
     async def worker_lost(
         self, worker_name: str, *, reason: str, job_id: str | None = None
     ) -> None: ...
 
 
-class Desk:
-    """A post, whose calls the test takes to the server, or does not."""
+class RouterHarness:
+    """A router, its process and its outbox; the test plays the server."""
 
     def __init__(
         self, *, limit: int = 100, through_server: bool = False, secret: str | None = None
     ):
-        self.ours = Ours()
+        self.local = LocalProcess()
         self.stats = BusStats()
         self.outbox = Outbox(limit)
         self.router = Router(
-            self.ours,
+            self.local,
             self.outbox,
             CODEC,
             Envelopes("channel", secret=secret),
@@ -83,23 +83,25 @@ class Desk:
     async def calls(self) -> list[Call]:
         return await self.outbox.take(100) if len(self.outbox) else []
 
-    async def tried(self) -> list[tuple[Any, ...]]:
-        """Number what is next, as a process does that sends it, and give it as it is sent."""
+    async def next_calls(self) -> list[tuple[Any, ...]]:
+        """Number the next calls, as before sending, and return them as they are sent."""
         for call in await self.calls():
             self._number += 1
             call.number = call.number or self._number
         return [(call.name, *call.arguments("me", call.number)) for call in await self.calls()]
 
-    async def sent(self, reply: str = "ok") -> list[str]:
-        """Take all to the server, which says the same to each."""
-        await self.tried()
+    async def send_all(self, reply: str = "ok") -> list[str]:
+        """Send all calls; the server gives the same reply to each."""
+        await self.next_calls()
         calls = await self.calls()
         self.outbox.sent(calls)
         for call in calls:
             call.replied(reply)
         return [call.name for call in calls]
 
-    def get(self, kind: str, body: bytes = b"", ref: str = "", attempt: int = 0, lane=Lane.DATA):
+    def deliver(
+        self, kind: str, body: bytes = b"", ref: str = "", attempt: int = 0, lane=Lane.DATA
+    ):
         self.router.read(Entry(lane, EntryKind(kind), ref, attempt, body))
 
     def seal(self, message: BusMessage, number: int = 1) -> bytes:
@@ -109,29 +111,31 @@ class Desk:
         body = encode_headers(JobHeaders(run_once=once)) + CODEC.encode(message)
         return self.others.seal("job", "other", number, body)
 
-    def get_request(
+    def deliver_request(
         self, ref: str = "other:1", attempt: int = 1, *, once: bool = False, **fields: Any
     ) -> None:
         message = request(source="there", target="here", **fields)
         sealed = self.seal_request(message, int(ref.split(":")[1]), once=once)
-        self.get("j", sealed, ref, attempt)
+        self.deliver("j", sealed, ref, attempt)
 
-    def get_cancel(self, ref: str = "other:1", attempt: int = 1, number: int = 2) -> None:
+    def deliver_cancel(self, ref: str = "other:1", attempt: int = 1, number: int = 2) -> None:
         body = CODEC.encode(cancel(source="there", target="here"))
-        self.get("m", self.others.seal("u", "other", number, body), ref, attempt, lane=Lane.URGENT)
+        self.deliver(
+            "m", self.others.seal("u", "other", number, body), ref, attempt, lane=Lane.URGENT
+        )
 
-    async def orders(self, kind: str, purpose: str) -> list[bytes]:
-        """Take to the server what whoever does the first job is told, and give it unsealed."""
-        told = await self.tried()
-        await self.sent()
-        for call in told:
+    async def sent_to_worker(self, kind: str, purpose: str) -> list[bytes]:
+        """Send the calls that notify the worker of the first job. Returns their bodies."""
+        calls = await self.next_calls()
+        await self.send_all()
+        for call in calls:
             assert call[:5] == ("notify_worker", 1, "u", kind, "0")
-        return [self.others.open(purpose, call[5]).body for call in told]
+        return [self.others.open(purpose, call[5]).body for call in calls]
 
-    def answers(self) -> list[tuple[JobStatus, Any]]:
+    def responses(self) -> list[tuple[JobStatus, Any]]:
         return [
             (message.status, message.response)
-            for message in self.ours.delivered
+            for message in self.local.delivered
             if isinstance(message, BusJobResponseMessage)
         ]
 
@@ -140,7 +144,7 @@ def request(job_id: Any = "1", source: str = "here", target: str | None = "there
     return BusJobRequestMessage(source=source, target=target, job_id=job_id, **fields)
 
 
-def answer(**fields: Any) -> BusJobResponseMessage:
+def job_response(**fields: Any) -> BusJobResponseMessage:
     about = {"source": "here", "target": "there", "job_id": "1", **fields}
     return BusJobResponseMessage(**about, status=JobStatus.COMPLETED)
 

@@ -1,4 +1,4 @@
-"""Processes that call the channel's script themselves, one step at a time."""
+"""Processes that call the script of the channel themselves, one step at a time."""
 
 import json
 from typing import Any
@@ -8,10 +8,10 @@ from redis.asyncio import Redis
 
 from pipecat_jobs.bus.redis.script import LOAD, Channel, Limits
 
-#: Nobody's lease ends, and no request is given up, unless the test sees to it.
+#: No lease ends, and no request is lost, unless the test makes it so.
 LIMITS: dict[str, Any] = {"lease": 600, "takeover": 600, "max_attempts": 3}
 PREFIX = Channel("c", Limits(**LIMITS)).prefix
-#: Of keys.
+#: The kinds of keys that have to be on the server while jobs wait.
 KINDS = set("members proc hosted names hosts in queues queue waiting turns beat".split())
 
 
@@ -34,13 +34,13 @@ class Process:
         self.uid = uid or f"uid-{name}"
 
     async def call(self, command: str, *arguments: bytes | str | int) -> Any:
-        """Call what may be repeated."""
+        """Call a command that may be repeated."""
         return await self._redis.execute_command(
             *self._channel.call(command, self.id, 0, *arguments)
         )
 
-    async def say(self, command: str, *arguments: bytes | str | int) -> str:
-        """Call what is done once."""
+    async def call_once(self, command: str, *arguments: bytes | str | int) -> str:
+        """Call a command that is done once."""
         self._number += 1
         return await self.repeat(command, *arguments)
 
@@ -56,14 +56,14 @@ class Process:
             await self.host(worker, **options)
         return self
 
-    def spec(self, once: tuple[str, ...] = (), affinity: str | None = None, **rooms: int) -> str:
-        """What is offered: room for so many jobs, by name, and for one of any other."""
+    def spec(self, once: tuple[str, ...] = (), affinity: str | None = None, **slots: int) -> str:
+        """An offer: slots by job name, one for any other name."""
         once_by_name = dict.fromkeys(once, True)
-        spec = {"uid": self.uid, "slots": {"": 1, **rooms}, "once": once_by_name}
+        spec = {"uid": self.uid, "slots": {"": 1, **slots}, "once": once_by_name}
         return json.dumps({**spec, "affinity": affinity} if affinity else spec)
 
     async def host(self, worker: str, **options: Any) -> None:
-        await self.say("host", worker, self.spec(**options))
+        await self.call_once("host", worker, self.spec(**options))
 
     async def ask(
         self,
@@ -75,19 +75,23 @@ class Process:
         source: str = "asker",
         affinity: str = "",
     ):
-        """Ask for a job, and give its name at the server."""
+        """Request a job, and return its reference at the server."""
         about = (worker, job, int(once), attempt, "request", source, affinity)
-        assert await self.say("request", *about) == "ok"
+        assert await self.call_once("request", *about) == "ok"
         return f"{self.id}:{self._number}"
 
     async def cancel(self, ref: str) -> str:
-        return await self.say("notify_worker", ref.rpartition(":")[2], "u", "m", "1", "cancel")
+        return await self.call_once(
+            "notify_worker", ref.rpartition(":")[2], "u", "m", "1", "cancel"
+        )
 
-    async def answer(self, ref: str, attempt: int = 1, *, lane: str = "d", last: bool = True):
-        return await self.say("notify_requester", ref, attempt, lane, "m", int(last), "answer")
+    async def respond(self, ref: str, attempt: int = 1, *, lane: str = "d", last: bool = True):
+        return await self.call_once(
+            "notify_requester", ref, attempt, lane, "m", int(last), "answer"
+        )
 
     async def read(self) -> list[tuple[str, str, str, str]]:
-        """Take what is in the inbox: lane, kind, job and attempt or body of each."""
+        """Take the entries of the inbox: lane, kind, job, and attempt or body of each."""
         found = []
         for lane in "ud":
             stream = f"{PREFIX}:in:{self.id}:{lane}"
@@ -98,11 +102,11 @@ class Process:
         return found
 
     async def jobs(self) -> list[tuple[str, int]]:
-        """Take what is in the inbox, and give the jobs with their attempts."""
+        """Take the entries of the inbox, and return the jobs with their attempts."""
         return [(ref, int(attempt)) for _, kind, ref, attempt in await self.read() if kind == "j"]
 
     async def moved(self) -> list[tuple[str, bool]]:
-        """Take what is in the inbox, and give the jobs with whether they have moved."""
+        """Take the entries of the inbox, and return the jobs with whether they have moved."""
         stream = f"{PREFIX}:in:{self.id}:d"
         entries = [entry for _, entry in await self._redis.xrange(stream)]
         await self._redis.xtrim(stream, maxlen=0)
