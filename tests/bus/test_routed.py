@@ -24,7 +24,7 @@ from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from pipecat.workers.proxy.websocket.client import WebSocketProxyClient
 from pipecat.workers.runner import WorkerRunner
 from support.listeners import Listener, data, system
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs import BaseWorker, JobError, OutcomeStatus, PipelineWorker, job
 from pipecat_jobs.bus import RoutedBus
@@ -298,18 +298,18 @@ class Undeliverable(BaseWorker):
 
 async def test_a_request_whose_delivery_raises_gets_a_response():
     async with JobHarness(bus=RoutedBus()) as harness:
-        asker = Asker()
-        await harness.start(asker, Undeliverable(begins=False))
+        requester = Requester()
+        await harness.start(requester, Undeliverable(begins=False))
         with pytest.raises(JobError, match="not today") as raised:
-            await asker.ask("undeliverable", "echo")
+            await requester.ask("undeliverable", "echo")
     assert raised.value.outcomes["undeliverable"].status is OutcomeStatus.ERROR
 
 
 async def test_a_job_that_has_begun_before_its_worker_raised_goes_on():
     async with JobHarness(bus=RoutedBus()) as harness:
-        asker = Asker()
-        await harness.start(asker, Undeliverable(begins=True))
-        assert await asker.ask("undeliverable", "echo") == {"echo": True}
+        requester = Requester()
+        await harness.start(requester, Undeliverable(begins=True))
+        assert await requester.ask("undeliverable", "echo") == {"echo": True}
 
 
 async def test_a_slow_subscriber_delays_only_itself(bus: RoutedBus):
@@ -426,13 +426,13 @@ async def deliveries_of_a_job(idle: int, monkeypatch: pytest.MonkeyPatch) -> int
         put(self, message)
 
     async with JobHarness(RoutedBus()) as harness:
-        asker = Asker()
+        requester = Requester()
         await harness.start(
-            asker, Answerer(), *(BaseWorker(f"idle {number}") for number in range(idle))
+            requester, Responder(), *(BaseWorker(f"idle {number}") for number in range(idle))
         )
         with monkeypatch.context() as patched:
             patched.setattr(Mailbox, "put", counting)
-            assert (await asker.ask("answerer", "echo", payload={}))["from"] == "answerer"
+            assert (await requester.ask("responder", "echo", payload={}))["from"] == "responder"
     return count
 
 

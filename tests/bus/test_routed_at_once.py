@@ -25,7 +25,7 @@ from pipecat.pipeline.worker import PipelineWorker as PipecatPipelineWorker
 from pipecat.utils.asyncio.task_manager import TaskManager
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from pipecat.workers.runner import WorkerRunner
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs import BaseWorker, job
 from pipecat_jobs.bus import RoutedBus
@@ -176,7 +176,7 @@ async def test_no_message_is_taken_before_the_start():
 # Workers
 
 
-class Own(Answerer):
+class Own(Responder):
     def __init__(self) -> None:
         super().__init__("own")
         self.received: list[type[BusMessage]] = []
@@ -193,44 +193,44 @@ class QuietOwn(Own):
 @pytest.mark.parametrize("kind", [Own, QuietOwn])
 async def test_a_worker_with_an_on_bus_message_of_its_own_sees_its_jobs(kind: type[Own]):
     async with JobHarness(RoutedBus()) as harness:
-        asker, own = Asker(), kind()
-        await harness.start(asker, own)
-        await asker.ask("own", "echo")
+        requester, own = Requester(), kind()
+        await harness.start(requester, own)
+        await requester.ask("own", "echo")
         assert BusJobRequestMessage in own.received
 
 
 async def test_an_event_handler_for_all_messages_sees_jobs_while_it_is_registered():
     async with JobHarness(RoutedBus()) as harness:
-        asker, answerer = Asker(), Answerer()
-        await harness.start(asker, answerer)
+        requester, responder = Requester(), Responder()
+        await harness.start(requester, responder)
         received: list[type[BusMessage]] = []
 
         async def receive(worker: BaseWorker, message: BusMessage) -> None:
             received.append(type(message))
 
-        await asker.ask("answerer", "echo")
-        answerer.add_event_handler("on_bus_message", receive)
-        await asker.ask("answerer", "echo")
+        await requester.ask("responder", "echo")
+        responder.add_event_handler("on_bus_message", receive)
+        await requester.ask("responder", "echo")
         await harness.settle()
-        question = BusJobUpdateRequestMessage(source="asker", target="answerer", job_id="1")
-        assert not answerer.take_bus_message(question)
-        answerer.remove_event_handler("on_bus_message", receive)
-        assert answerer.take_bus_message(question)
-        await asker.ask("answerer", "echo")
+        question = BusJobUpdateRequestMessage(source="requester", target="responder", job_id="1")
+        assert not responder.take_bus_message(question)
+        responder.remove_event_handler("on_bus_message", receive)
+        assert responder.take_bus_message(question)
+        await requester.ask("responder", "echo")
         await harness.settle()
         assert received.count(BusJobRequestMessage) == 1
 
 
-class Tap(Answerer):
+class Tap(Responder):
     sees_all_bus_messages = True
 
 
 async def test_a_worker_that_sees_everything_does_not_do_the_jobs_of_others():
     async with JobHarness(RoutedBus()) as harness:
-        asker, answerer, tap = Asker(), Answerer(), Tap("tap")
-        await harness.start(asker, answerer, tap)
-        await asker.ask("answerer", "echo")
-        assert (len(answerer.ran), tap.ran) == (1, [])
+        requester, responder, tap = Requester(), Responder(), Tap("tap")
+        await harness.start(requester, responder, tap)
+        await requester.ask("responder", "echo")
+        assert (len(responder.ran), tap.ran) == (1, [])
 
 
 async def test_a_new_subscriber_of_a_name_receives_messages_that_the_earlier_one_ignored(
@@ -256,10 +256,10 @@ class ContextReader(BaseWorker):
 async def test_a_handler_runs_in_the_context_of_its_worker_and_not_of_the_requester():
     """Pipecat marks a running tool call by a context variable; it must not reach the worker."""
     async with JobHarness(RoutedBus()) as harness:
-        asker = Asker()
-        await harness.start(asker, ContextReader("reader"))
+        requester = Requester()
+        await harness.start(requester, ContextReader("reader"))
         mood.set("angry")
-        assert await asker.ask("reader", "mood") == {"mood": "calm"}
+        assert await requester.ask("reader", "mood") == {"mood": "calm"}
 
 
 async def test_a_handler_whose_first_message_is_delivered_later_runs_in_its_own_context(
@@ -280,7 +280,7 @@ async def test_a_handler_whose_first_message_is_delivered_later_runs_in_its_own_
 # Cost
 
 
-async def tasks_of_a_job(asker: Asker, harness: JobHarness) -> list[str]:
+async def tasks_of_a_job(requester: Requester, harness: JobHarness) -> list[str]:
     started: list[str] = []
     create = harness.runner.task_manager.create_task
 
@@ -290,35 +290,35 @@ async def tasks_of_a_job(asker: Asker, harness: JobHarness) -> list[str]:
 
     harness.runner.task_manager.create_task = create_task  # type: ignore[method-assign]
     try:
-        await asker.ask("answerer", "echo", payload={"n": 1}, timeout=10)
+        await requester.ask("responder", "echo", payload={"n": 1}, timeout=10)
     finally:
         harness.runner.task_manager.create_task = create  # type: ignore[method-assign]
     return started
 
 
-class PlainAsker(BaseWorker):
-    ask = Asker.ask
+class PlainRequester(BaseWorker):
+    ask = Requester.ask
 
 
 async def test_a_job_starts_no_task_but_its_handlers():
     async with JobHarness(RoutedBus()) as harness:
-        asker = PlainAsker("asker")
-        await harness.start(asker, Answerer())
-        await asker.ask("answerer", "echo")
-        assert await tasks_of_a_job(asker, harness) == ["answerer::job_echo"]
+        requester = PlainRequester("requester")
+        await harness.start(requester, Responder())
+        await requester.ask("responder", "echo")
+        assert await tasks_of_a_job(requester, harness) == ["responder::job_echo"]
 
 
 async def test_a_job_creates_no_reference_cycles():
     async with JobHarness(RoutedBus()) as harness:
-        asker = PlainAsker("asker")
-        await harness.start(asker, Answerer())
-        await asker.ask("answerer", "echo")
+        requester = PlainRequester("requester")
+        await harness.start(requester, Responder())
+        await requester.ask("responder", "echo")
         await harness.settle()
         gc.collect()
         gc.disable()
         try:
             for _ in range(100):
-                await asker.ask("answerer", "echo", payload={"n": 1}, timeout=10)
+                await requester.ask("responder", "echo", payload={"n": 1}, timeout=10)
             await harness.settle()
             assert gc.collect() < 100
         finally:
@@ -327,8 +327,8 @@ async def test_a_job_creates_no_reference_cycles():
 
 async def test_the_runner_is_not_woken_for_jobs_and_receives_all_other_messages():
     async with JobHarness(RoutedBus()) as harness:
-        asker = PlainAsker("asker")
-        await harness.start(asker, Answerer())
+        requester = PlainRequester("requester")
+        await harness.start(requester, Responder())
         runner = harness.runner
         put: list[BusMessage] = []
         box = harness.bus._mailboxes[runner.name]
@@ -341,8 +341,8 @@ async def test_the_runner_is_not_woken_for_jobs_and_receives_all_other_messages(
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Mailbox, "put", counting)
-            await asker.ask("answerer", "echo")
-            await harness.bus.send(data("answerer"))
+            await requester.ask("responder", "echo")
+            await harness.bus.send(data("responder"))
             await harness.settle()
         assert [type(message) for message in put] == [BusTTSSpeakMessage]
 

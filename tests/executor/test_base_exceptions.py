@@ -8,7 +8,7 @@ import pytest
 from pipecat.bus import AsyncQueueBus, WorkerBus
 from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage, BusMessage
 from support.buses import BusHarness
-from support.workers import Answerer, Asker, until
+from support.workers import Requester, Responder, until
 
 from pipecat_jobs import BaseWorker, JobError, OutcomeStatus, job
 from pipecat_jobs._protocol.hooks import REQUESTER_EVENTS
@@ -87,11 +87,11 @@ async def test_a_base_exception_in_a_handler_ends_the_job_as_error(
     job_harness: JobHarness, raised: str, name: str | None
 ):
     error = RAISED[raised]()
-    asker, raising = Asker(), Raising(error)
-    await job_harness.start(asker, raising)
+    requester, raising = Requester(), Raising(error)
+    await job_harness.start(requester, raising)
     for _ in range(2):
         with pytest.raises(JobError) as caught:
-            await asker.ask("raising", name, timeout=LONG)
+            await requester.ask("raising", name, timeout=LONG)
         outcome = caught.value.outcomes["raising"]
         assert outcome.status is OutcomeStatus.ERROR
         assert outcome.error is not None
@@ -100,13 +100,13 @@ async def test_a_base_exception_in_a_handler_ends_the_job_as_error(
     assert not raising.active_jobs
     raising.error = None
     if name is not None:
-        await asker.ask("raising", name, timeout=LONG)
+        await requester.ask("raising", name, timeout=LONG)
 
 
 async def test_a_base_exception_in_a_cancelled_handler_still_ends_the_job(
     job_harness: JobHarness, job_log
 ):
-    class Cleaning(Answerer):
+    class Cleaning(Responder):
         @job(name="clean")
         async def clean(self, message: BusJobRequestMessage) -> None:
             self.started.put_nowait(message.job_id)
@@ -115,11 +115,11 @@ async def test_a_base_exception_in_a_cancelled_handler_still_ends_the_job(
             finally:
                 raise PanicException("in the clean-up")
 
-    asker, cleaning = Asker(), Cleaning()
-    await job_harness.start(asker, cleaning)
-    job_id = await asker.request_job("answerer", name="clean")
+    requester, cleaning = Requester(), Cleaning()
+    await job_harness.start(requester, cleaning)
+    job_id = await requester.request_job("responder", name="clean")
     await cleaning.started.get()
-    await asker.cancel_job_group(job_id)
+    await requester.cancel_job_group(job_id)
     await until(lambda: cleaning.hook_calls and not cleaning.active_jobs)
     assert any(isinstance(record.exception, PanicException) for record in job_log)
 
@@ -127,10 +127,10 @@ async def test_a_base_exception_in_a_cancelled_handler_still_ends_the_job(
 async def test_sys_exit_in_a_handler_is_logged_as_critical_and_the_process_goes_on(
     job_harness: JobHarness, job_log
 ):
-    asker, raising = Asker(), Raising(SystemExit(3))
-    await job_harness.start(asker, raising)
+    requester, raising = Requester(), Raising(SystemExit(3))
+    await job_harness.start(requester, raising)
     with pytest.raises(JobError, match="SystemExit"):
-        await asker.ask("raising", "plain", timeout=LONG)
+        await requester.ask("raising", "plain", timeout=LONG)
     (record,) = [r for r in job_log if isinstance(r.exception, SystemExit)]
     assert record.level == "CRITICAL"
 
@@ -139,7 +139,7 @@ async def test_sys_exit_in_a_handler_is_logged_as_critical_and_the_process_goes_
 def test_a_keyboard_interrupt_in_a_handler_ends_the_loop_and_reaches_the_requester(place: str):
     """If the program catches it and goes on with its loop, no job is left open."""
 
-    class Interrupted(Asker):
+    class Interrupted(Requester):
         async def on_job_update(self, message: Any) -> None:
             if place == "hook":
                 raise KeyboardInterrupt
@@ -154,23 +154,23 @@ def test_a_keyboard_interrupt_in_a_handler_ends_the_loop_and_reaches_the_request
     try:
         harness = loop.run_until_complete(entered())
         raising = Worker(KeyboardInterrupt())
-        asker = Interrupted() if place == "hook" else Asker()
+        requester = Interrupted() if place == "hook" else Requester()
         if place == "event handler":
 
-            @asker.event_handler("on_job_update")
+            @requester.event_handler("on_job_update")
             def interrupt(worker: BaseWorker, message: object) -> None:
                 raise KeyboardInterrupt
 
-        loop.run_until_complete(harness.start(asker, raising))
+        loop.run_until_complete(harness.start(requester, raising))
         name = place if place in ("plain", "stream") else "update"
-        caller = loop.create_task(asker.ask("raising", name, timeout=LONG))
+        call_task = loop.create_task(requester.ask("raising", name, timeout=LONG))
         with pytest.raises(KeyboardInterrupt):
-            loop.run_until_complete(caller)
+            loop.run_until_complete(call_task)
         if name == "update":
-            assert loop.run_until_complete(caller) == {}
+            assert loop.run_until_complete(call_task) == {}
         else:
             with pytest.raises(JobError, match="KeyboardInterrupt"):
-                loop.run_until_complete(caller)
+                loop.run_until_complete(call_task)
         assert not raising.active_jobs
         loop.run_until_complete(harness.__aexit__(None, None, None))
     finally:
@@ -194,18 +194,18 @@ async def test_a_base_exception_in_a_hook_is_logged_and_changes_nothing(
     def broken_handler(worker: BaseWorker, message: object) -> None:
         raise error
 
-    class Talking(Answerer):
+    class Talking(Responder):
         @job(name="talk")
         async def talk(self, message: BusJobRequestMessage):
             await self.send_job_update(message.job_id, {})
             yield {"n": 1}
 
-    asker = type("Broken", (Asker,), {event: broken})("asker")
-    asker.add_event_handler(event, broken_handler)
-    await job_harness.start(asker, Talking())
-    assert await asker.ask("answerer", "talk", timeout=LONG) == {}
+    requester = type("Broken", (Requester,), {event: broken})("requester")
+    requester.add_event_handler(event, broken_handler)
+    await job_harness.start(requester, Talking())
+    assert await requester.ask("responder", "talk", timeout=LONG) == {}
     with pytest.raises(JobError, match="no such topic"):
-        await asker.ask("answerer", "raise", timeout=LONG)
+        await requester.ask("responder", "raise", timeout=LONG)
     await job_harness.settle()
     level = "CRITICAL" if raised == "system exit" else "ERROR"
     levels = [record.level for record in job_log if record.exception is error]
@@ -214,15 +214,15 @@ async def test_a_base_exception_in_a_hook_is_logged_and_changes_nothing(
 
 
 async def test_a_base_exception_in_on_job_cancelled_lets_the_job_end(job_harness: JobHarness):
-    class Broken(Answerer):
+    class Broken(Responder):
         async def on_job_cancelled(self, message: Any) -> None:
             raise PanicException("in the hook")
 
-    asker, broken = Asker(), Broken()
-    await job_harness.start(asker, broken)
-    job_id = await asker.request_job("answerer", name="wait")
+    requester, broken = Requester(), Broken()
+    await job_harness.start(requester, broken)
+    job_id = await requester.request_job("responder", name="wait")
     await broken.started.get()
-    await asker.cancel_job_group(job_id)
+    await requester.cancel_job_group(job_id)
     await until(lambda: not broken.active_jobs)
 
 
@@ -246,36 +246,36 @@ async def test_a_base_exception_of_a_bus_that_refuses_a_response_is_reported_in_
     bus = PanickingBus()
     bus.panics_at = is_answer
     async with JobHarness(bus) as harness:
-        asker = Asker()
-        await harness.start(asker, Raising())
+        requester = Requester()
+        await harness.start(requester, Raising())
         with pytest.raises(JobError, match="PanicException"):
-            await asker.ask("raising", "plain", timeout=LONG)
+            await requester.ask("raising", "plain", timeout=LONG)
 
 
 async def test_a_base_exception_of_a_bus_that_refuses_a_request_ends_the_job():
     bus = PanickingBus()
     bus.panics_at = lambda message: isinstance(message, BusJobRequestMessage)
     async with JobHarness(bus) as harness:
-        asker = Asker()
-        await harness.start(asker, Raising())
+        requester = Requester()
+        await harness.start(requester, Raising())
         with pytest.raises(JobError, match="cannot encode"):
-            await asker.ask("raising", "plain", timeout=LONG)
-        assert not asker.job_groups
+            await requester.ask("raising", "plain", timeout=LONG)
+        assert not requester.job_groups
 
 
 async def test_a_handler_whose_coroutine_is_closed_raises_nothing(bus: WorkerBus):
     """At the end of a program coroutines are closed without a loop, so no response can be sent."""
     harness = await BusHarness(bus).__aenter__()
-    asker, answerer = Asker(), Answerer()
-    await harness.start(asker, answerer)
-    job_id = await asker.request_job("answerer", name="wait")
-    await answerer.started.get()
+    requester, responder = Requester(), Responder()
+    await harness.start(requester, responder)
+    job_id = await requester.request_job("responder", name="wait")
+    await responder.started.get()
     (task,) = [t for t in asyncio.all_tasks() if "job_wait" in t.get_name()]
     coroutine = task.get_coro()
     assert coroutine is not None
     # This raises RuntimeError if the coroutine awaits anything more.
     coroutine.close()
-    await asker.cancel_job_group(job_id)
+    await requester.cancel_job_group(job_id)
     task.cancel()
     await asyncio.wait({task})
     await harness.__aexit__(None, None, None)

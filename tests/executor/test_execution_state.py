@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipecat.bus.messages import BusJobRequestMessage
 from support.snippets import ROOT
-from support.workers import Asker
+from support.workers import Requester
 
 from pipecat_jobs import BaseWorker, job
 from pipecat_jobs._executor.execution import TRANSITIONS, Execution, ExecutionState
@@ -27,7 +27,7 @@ CANCELLING, RESPONDING, ENDED = (
 
 
 def execution() -> Execution:
-    return Execution(BusJobRequestMessage(source="asker", target="worker", job_id="1"))
+    return Execution(BusJobRequestMessage(source="requester", target="worker", job_id="1"))
 
 
 def respond(execution: Execution) -> None:
@@ -136,11 +136,11 @@ async def test_a_handler_that_cleans_up_is_not_cancelled_again_when_its_worker_s
                 await self.release.wait()
                 self.cleaned.set()
 
-    asker, careful = Asker(), Careful()
-    await job_harness.start(asker, careful)
-    job_id = await asker.request_job("careful", name="wait")
+    requester, careful = Requester(), Careful()
+    await job_harness.start(requester, careful)
+    job_id = await requester.request_job("careful", name="wait")
     await careful.started.wait()
-    await asker.cancel_job_group(job_id)
+    await requester.cancel_job_group(job_id)
     await careful.cleaning.wait()
     stopping = asyncio.create_task(careful.stop())
     await job_harness.settle()

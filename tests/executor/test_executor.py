@@ -11,7 +11,7 @@ from pipecat.bus.messages import (
     BusJobUpdateRequestMessage,
 )
 from pipecat.pipeline.job_context import JobStatus
-from support.workers import Answerer, Asker, cancelled
+from support.workers import Requester, Responder, cancelled
 
 from pipecat_jobs import (
     BaseWorker,
@@ -31,14 +31,14 @@ pytestmark = pytest.mark.every_bus
 
 
 async def test_a_handler_responds_with_the_dict_that_it_returns(job_harness: JobHarness):
-    asker, answerer = Asker(), Answerer()
-    await job_harness.start(asker, answerer)
-    assert await asker.ask("answerer", "echo", payload={"n": 1}) == {
-        "from": "answerer",
+    requester, responder = Requester(), Responder()
+    await job_harness.start(requester, responder)
+    assert await requester.ask("responder", "echo", payload={"n": 1}) == {
+        "from": "responder",
         "payload": {"n": 1},
     }
     await job_harness.settle()
-    assert not answerer.active_jobs
+    assert not responder.active_jobs
 
 
 async def test_a_handler_that_responds_and_returns_a_dict_has_responded_once(
@@ -50,26 +50,26 @@ async def test_a_handler_that_responds_and_returns_a_dict_has_responded_once(
             await self.send_job_response(message.job_id, {"n": 1})
             return {"n": 2}
 
-    asker = Asker()
-    await job_harness.start(asker, Twice("twice"))
-    assert await asker.ask("twice", "twice") == {"n": 1}
+    requester = Requester()
+    await job_harness.start(requester, Twice("twice"))
+    assert await requester.ask("twice", "twice") == {"n": 1}
 
 
 async def test_a_handler_that_returns_none_may_respond_later(job_harness: JobHarness):
-    asker, answerer = Asker(), Answerer()
-    await job_harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "silent"))
-    job_id = await answerer.started.get()
+    requester, responder = Requester(), Responder()
+    await job_harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "silent"))
+    job_id = await responder.started.get()
     await job_harness.settle()
-    assert job_id in answerer.active_jobs
-    await answerer.send_job_response(job_id, {"late": True}, urgent=True)
-    assert await caller == {"late": True}
+    assert job_id in responder.active_jobs
+    await responder.send_job_response(job_id, {"late": True}, urgent=True)
+    assert await call_task == {"late": True}
 
 
 async def test_an_async_generator_streams_the_values_that_it_yields(job_harness: JobHarness):
-    asker = Asker()
-    await job_harness.start(asker, Answerer())
-    async with asker.job("answerer", name="count", payload={"to": 2}) as j:
+    requester = Requester()
+    await job_harness.start(requester, Responder())
+    async with requester.job("responder", name="count", payload={"to": 2}) as j:
         events = [(event.type, event.data) async for event in j]
     assert events == [
         ("stream_start", None),
@@ -80,9 +80,9 @@ async def test_an_async_generator_streams_the_values_that_it_yields(job_harness:
 
 
 async def test_an_empty_stream_still_starts_and_ends(job_harness: JobHarness):
-    asker = Asker()
-    await job_harness.start(asker, Answerer())
-    async with asker.job("answerer", name="count", payload={"to": 0}) as j:
+    requester = Requester()
+    await job_harness.start(requester, Responder())
+    async with requester.job("responder", name="count", payload={"to": 0}) as j:
         assert [event.type async for event in j] == ["stream_start", "stream_end"]
 
 
@@ -93,10 +93,10 @@ async def test_a_stream_that_raises_is_an_error_after_its_chunks(job_harness: Jo
             yield {"n": 1}
             raise OSError("pipe")
 
-    asker = Asker()
-    await job_harness.start(asker, Breaking("breaking"))
+    requester = Requester()
+    await job_harness.start(requester, Breaking("breaking"))
     with pytest.raises(JobError, match="OSError: pipe"):
-        async with asker.job("breaking", name="break") as j:
+        async with requester.job("breaking", name="break") as j:
             assert [event.type async for event in j] == ["stream_start", "stream_data"]
 
 
@@ -112,11 +112,11 @@ async def test_a_cancelled_stream_closes_its_generator(job_harness: JobHarness):
             finally:
                 closed.set()
 
-    asker = Asker()
-    await job_harness.start(asker, Endless("endless"))
+    requester = Requester()
+    await job_harness.start(requester, Endless("endless"))
 
     async def first_chunk() -> None:
-        async with asker.job("endless", name="endless") as j:
+        async with requester.job("endless", name="endless") as j:
             async for event in j:
                 if event.type == "stream_data":
                     raise KeyError("enough")
@@ -134,10 +134,10 @@ async def test_a_handler_that_returns_another_type_is_an_error(job_harness, valu
         async def odd(self, message: BusJobRequestMessage):
             return value
 
-    asker = Asker()
-    await job_harness.start(asker, Odd("odd"))
+    requester = Requester()
+    await job_harness.start(requester, Odd("odd"))
     with pytest.raises(JobError, match=f"returned {shown}; return a dict"):
-        await asker.ask("odd", "odd")
+        await requester.ask("odd", "odd")
 
 
 async def test_a_handler_that_yields_another_type_than_dict_is_an_error(job_harness: JobHarness):
@@ -146,10 +146,10 @@ async def test_a_handler_that_yields_another_type_than_dict_is_an_error(job_harn
         async def odd(self, message: BusJobRequestMessage):
             yield "text"
 
-    asker = Asker()
-    await job_harness.start(asker, Odd("odd"))
+    requester = Requester()
+    await job_harness.start(requester, Odd("odd"))
     with pytest.raises(JobError, match="stream data is 'text'; give a dict"):
-        await asker.ask("odd", "odd")
+        await requester.ask("odd", "odd")
 
 
 async def test_a_handler_that_raises_cancelled_error_still_gives_a_response(
@@ -160,10 +160,10 @@ async def test_a_handler_that_raises_cancelled_error_still_gives_a_response(
         async def cancel_itself(self, message: BusJobRequestMessage):
             raise asyncio.CancelledError
 
-    asker = Asker()
-    await job_harness.start(asker, CancelsItself("cancels"))
+    requester = Requester()
+    await job_harness.start(requester, CancelsItself("cancels"))
     with pytest.raises(JobError, match="handler cancelled"):
-        await asker.ask("cancels", "cancels")
+        await requester.ask("cancels", "cancels")
 
 
 class Counting(BaseWorker):
@@ -209,10 +209,10 @@ class Counting(BaseWorker):
 async def test_handlers_run_in_order_and_up_to_the_limit(
     job_harness: JobHarness, name: str, at_once: int
 ):
-    asker, counting = Asker(), Counting()
-    await job_harness.start(asker, counting)
+    requester, counting = Requester(), Counting()
+    await job_harness.start(requester, counting)
     ids = [f"{name}-{n}" for n in range(4)]
-    calls = [asyncio.create_task(asker.ask("counting", name, job_id=job_id)) for job_id in ids]
+    calls = [asyncio.create_task(requester.ask("counting", name, job_id=job_id)) for job_id in ids]
     for position, job_id in enumerate(ids):
         await job_harness.settle()
         assert counting.running == ids[position : position + at_once]
@@ -221,9 +221,9 @@ async def test_handlers_run_in_order_and_up_to_the_limit(
 
 
 async def test_max_concurrency_counts_a_job_until_its_response(job_harness: JobHarness):
-    asker, counting = Asker(), Counting()
-    await job_harness.start(asker, counting)
-    calls = [asyncio.create_task(asker.ask("counting", "later", job_id=i)) for i in ("a", "b")]
+    requester, counting = Requester(), Counting()
+    await job_harness.start(requester, counting)
+    calls = [asyncio.create_task(requester.ask("counting", "later", job_id=i)) for i in ("a", "b")]
     await job_harness.settle()
     assert counting.arrived.qsize() == 1
     await counting.send_job_response(counting.arrived.get_nowait(), {})
@@ -235,12 +235,12 @@ async def test_max_concurrency_counts_a_job_until_its_response(job_harness: JobH
 async def test_a_cancelled_job_in_the_queue_never_runs_and_frees_no_slot_of_another(
     job_harness: JobHarness,
 ):
-    asker, counting = Asker(), Counting()
-    await job_harness.start(asker, counting)
-    first = asyncio.create_task(asker.ask("counting", "sequential", job_id="first"))
+    requester, counting = Requester(), Counting()
+    await job_harness.start(requester, counting)
+    first = asyncio.create_task(requester.ask("counting", "sequential", job_id="first"))
     await counting.arrived.get()
-    second = asyncio.create_task(asker.ask("counting", "sequential", job_id="second"))
-    third = asyncio.create_task(asker.ask("counting", "sequential", job_id="third"))
+    second = asyncio.create_task(requester.ask("counting", "sequential", job_id="second"))
+    third = asyncio.create_task(requester.ask("counting", "sequential", job_id="third"))
     await job_harness.settle()
 
     await cancelled(second)
@@ -262,69 +262,69 @@ async def test_an_override_of_on_job_request_takes_names_without_a_handler(job_h
         async def known(self, message: BusJobRequestMessage) -> dict:
             return {"handler": "known"}
 
-    asker = Asker()
-    await job_harness.start(asker, Routing("routing"))
-    assert await asker.ask("routing") == {"routed": None}
-    assert await asker.ask("routing", "other") == {"routed": "other"}
-    assert await asker.ask("routing", "known") == {"handler": "known"}
+    requester = Requester()
+    await job_harness.start(requester, Routing("routing"))
+    assert await requester.ask("routing") == {"routed": None}
+    assert await requester.ask("routing", "other") == {"routed": "other"}
+    assert await requester.ask("routing", "known") == {"handler": "known"}
 
 
 async def test_an_event_handler_of_on_job_request_may_respond(job_harness: JobHarness):
-    asker, worker = Asker(), BaseWorker("plain")
-    await job_harness.start(asker, worker)
+    requester, worker = Requester(), BaseWorker("plain")
+    await job_harness.start(requester, worker)
 
     @worker.event_handler("on_job_request")
     async def on_job_request(worker: BaseWorker, message: BusJobRequestMessage) -> None:
         await worker.send_job_response(message.job_id, {"name": message.job_name})
 
-    assert await asker.ask("plain", "anything") == {"name": "anything"}
+    assert await requester.ask("plain", "anything") == {"name": "anything"}
 
 
 async def test_a_nameless_request_without_a_handler_stays_open_for_a_late_response(
     job_harness: JobHarness,
 ):
-    asker, worker = Asker(), BaseWorker("plain")
-    await job_harness.start(asker, worker)
-    caller = asyncio.create_task(asker.ask("plain"))
+    requester, worker = Requester(), BaseWorker("plain")
+    await job_harness.start(requester, worker)
+    call_task = asyncio.create_task(requester.ask("plain"))
     await job_harness.settle()
     (job_id,) = worker.active_jobs
     await worker.send_job_response(job_id, {"late": True})
-    assert await caller == {"late": True}
+    assert await call_task == {"late": True}
 
 
 async def test_a_worker_may_opt_out_of_jobs_while_inactive(job_harness: JobHarness):
-    class OptedOut(Answerer):
+    class OptedOut(Responder):
         takes_jobs_when_inactive = False
 
-    asker = Asker()
-    await job_harness.start(asker, OptedOut("opted-out", active=False))
+    requester = Requester()
+    await job_harness.start(requester, OptedOut("opted-out", active=False))
     with pytest.raises(JobRefusedError, match="'opted-out' is inactive") as caught:
-        await asker.ask("opted-out", "echo")
+        await requester.ask("opted-out", "echo")
     assert caught.value.outcomes["opted-out"].status is OutcomeStatus.FAILED
 
 
 async def test_a_job_id_open_for_another_requester_is_refused(job_harness: JobHarness):
-    one, other, answerer = Asker("one"), Asker("other"), Answerer()
-    await job_harness.start(one, other, answerer)
-    first = asyncio.create_task(one.ask("answerer", "wait", job_id="same"))
-    await answerer.started.get()
+    one, other, responder = Requester("one"), Requester("other"), Responder()
+    await job_harness.start(one, other, responder)
+    first = asyncio.create_task(one.ask("responder", "wait", job_id="same"))
+    await responder.started.get()
     with pytest.raises(JobRefusedError, match="'same' is in use by 'one'"):
-        await other.ask("answerer", "echo", job_id="same")
-    answerer.release.set()
+        await other.ask("responder", "echo", job_id="same")
+    responder.release.set()
     await first
 
 
 async def test_a_refused_request_that_is_delivered_again_is_not_run(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    class OptedOut(Answerer):
+    class OptedOut(Responder):
         takes_jobs_when_inactive = False
 
-    asker, opted_out = Asker(), OptedOut("opted-out", active=False)
-    await chaos_harness.start(asker, opted_out)
+    requester, opted_out = Requester(), OptedOut("opted-out", active=False)
+    await chaos_harness.start(requester, opted_out)
     with pytest.raises(JobRefusedError):
-        await asker.ask("opted-out", "echo", job_id="j")
-    await asker.activate_worker("opted-out")
+        await requester.ask("opted-out", "echo", job_id="j")
+    await requester.activate_worker("opted-out")
     await chaos_harness.settle()
     await chaos_bus.send(await chaos_bus.wait_for(BusJobRequestMessage))
     await chaos_harness.settle()
@@ -335,35 +335,35 @@ async def test_a_refused_request_that_is_delivered_again_is_not_run(
 async def test_another_worker_can_neither_cancel_a_job_nor_request_its_updates(
     job_harness: JobHarness,
 ):
-    asker, answerer = Asker(), Answerer()
-    await job_harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "wait"))
-    job_id = await answerer.started.get()
+    requester, responder = Requester(), Responder()
+    await job_harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "wait"))
+    job_id = await responder.started.get()
     asked: list[object] = []
-    answerer.add_event_handler("on_job_update_requested", lambda worker, m: asked.append(m))
+    responder.add_event_handler("on_job_update_requested", lambda worker, m: asked.append(m))
     for message_class in (BusJobCancelMessage, BusJobUpdateRequestMessage):
         await job_harness.bus.send(
-            message_class(source="stranger", target="answerer", job_id=job_id)
+            message_class(source="unrelated", target="responder", job_id=job_id)
         )
     await job_harness.settle()
-    assert (answerer.cancelled, asked) == ([], [])
-    answerer.release.set()
-    await caller
+    assert (responder.cancelled, asked) == ([], [])
+    responder.release.set()
+    await call_task
 
 
 async def test_a_response_to_an_unknown_or_ended_job_is_an_error_that_names_the_open_jobs(
     job_harness: JobHarness,
 ):
-    asker, answerer = Asker(), Answerer()
-    await job_harness.start(asker, answerer)
-    await asker.ask("answerer", "echo", job_id="done")
+    requester, responder = Requester(), Responder()
+    await job_harness.start(requester, responder)
+    await requester.ask("responder", "echo", job_id="done")
     await job_harness.settle()
     for send in (
-        answerer.send_job_response,
-        answerer.send_job_update,
-        answerer.send_job_stream_start,
-        answerer.send_job_stream_data,
-        answerer.send_job_stream_end,
+        responder.send_job_response,
+        responder.send_job_update,
+        responder.send_job_stream_start,
+        responder.send_job_stream_data,
+        responder.send_job_stream_end,
     ):
         with pytest.raises(UnknownJobError, match="'nope' is not known"):
             await send("nope", {})
@@ -374,23 +374,23 @@ async def test_a_response_to_an_unknown_or_ended_job_is_an_error_that_names_the_
 
 @pytest.mark.parametrize("data", ["text", 7, [1]])
 async def test_a_payload_has_to_be_a_dict(job_harness: JobHarness, data: object):
-    asker, answerer = Asker(), Answerer()
-    await job_harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "wait"))
-    job_id = await answerer.started.get()
+    requester, responder = Requester(), Responder()
+    await job_harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "wait"))
+    job_id = await responder.started.get()
     for send in (
-        answerer.send_job_response,
-        answerer.send_job_update,
-        answerer.send_job_stream_start,
-        answerer.send_job_stream_data,
-        answerer.send_job_stream_end,
+        responder.send_job_response,
+        responder.send_job_update,
+        responder.send_job_stream_start,
+        responder.send_job_stream_data,
+        responder.send_job_stream_end,
     ):
         with pytest.raises(InvalidJobTypeError, match="give a dict"):
             await send(job_id, data)
     with pytest.raises(InvalidJobTypeError, match="give a JobStatus"):
-        await answerer.send_job_response(job_id, {}, status="great")  # type: ignore[arg-type]
-    answerer.release.set()
-    await caller
+        await responder.send_job_response(job_id, {}, status="great")  # type: ignore[arg-type]
+    responder.release.set()
+    await call_task
 
 
 async def test_urgent_responses_and_updates_have_system_priority(
@@ -400,27 +400,27 @@ async def test_urgent_responses_and_updates_have_system_priority(
         async def on_job_request(self, message: BusJobRequestMessage) -> None:
             await self.send_job_response(message.job_id, {"n": 1}, urgent=True)
 
-    asker = Asker()
-    await chaos_harness.start(asker, Urgent("urgent"))
-    assert await asker.ask("urgent") == {"n": 1}
+    requester = Requester()
+    await chaos_harness.start(requester, Urgent("urgent"))
+    assert await requester.ask("urgent") == {"n": 1}
     assert isinstance(await chaos_bus.wait_for(BusJobResponseUrgentMessage), object)
 
 
 async def test_stopping_gives_every_open_job_a_response_and_cancels_its_handler(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    asker, answerer = Asker(), Answerer()
-    await chaos_harness.start(asker, answerer)
-    calls = [asyncio.create_task(asker.ask("answerer", n)) for n in ("wait", "wait", "silent")]
+    requester, responder = Requester(), Responder()
+    await chaos_harness.start(requester, responder)
+    calls = [asyncio.create_task(requester.ask("responder", n)) for n in ("wait", "wait", "silent")]
     for _ in calls:
-        await answerer.started.get()
-    await chaos_harness.end(answerer)
+        await responder.started.get()
+    await chaos_harness.end(responder)
     for call in calls:
-        with pytest.raises(JobError, match="worker 'answerer' stopped"):
+        with pytest.raises(JobError, match="worker 'responder' stopped"):
             await call
     answers = await chaos_bus.wait_for(BusJobResponseMessage, 3)
     assert {answer.status for answer in answers} == {JobStatus.CANCELLED}
-    assert len(answerer.cancelled) == 2
+    assert len(responder.cancelled) == 2
 
 
 async def test_an_exception_after_the_response_changes_nothing(job_harness: JobHarness, job_log):
@@ -430,9 +430,9 @@ async def test_an_exception_after_the_response_changes_nothing(job_harness: JobH
             await self.send_job_response(message.job_id, {"fine": True})
             raise ValueError("too late")
 
-    asker = Asker()
-    await job_harness.start(asker, Late("late"))
-    assert await asker.ask("late", "late") == {"fine": True}
+    requester = Requester()
+    await job_harness.start(requester, Late("late"))
+    assert await requester.ask("late", "late") == {"fine": True}
     await job_harness.settle()
     assert "ValueError" in {type(r.exception).__name__ for r in job_log if r.exception}
 
@@ -445,10 +445,10 @@ async def test_a_failure_written_for_the_llm_is_a_response_and_is_not_logged_as_
         async def find(self, message: BusJobRequestMessage) -> None:
             raise JobToolError("no such booking")
 
-    asker = Asker()
-    await job_harness.start(asker, Catalog("catalog"))
+    requester = Requester()
+    await job_harness.start(requester, Catalog("catalog"))
     with pytest.raises(JobError, match="no such booking") as raised:
-        await asker.ask("catalog", "find")
+        await requester.ask("catalog", "find")
     outcome = raised.value.outcomes["catalog"]
     assert outcome.status is OutcomeStatus.FAILED
     assert outcome.error is not None

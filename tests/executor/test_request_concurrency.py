@@ -37,16 +37,16 @@ class TwoByTwo(Open, BaseWorker):
     job_request_concurrency = 2
 
 
-async def request_three(asker: BaseWorker) -> list[str]:
-    return [await asker.request_job("worker", job_id=f"j{number}") for number in (1, 2, 3)]
+async def request_three(requester: BaseWorker) -> list[str]:
+    return [await requester.request_job("worker", job_id=f"j{number}") for number in (1, 2, 3)]
 
 
 async def test_event_handlers_begin_as_many_jobs_as_job_request_concurrency_allows(
     job_harness: JobHarness,
 ):
-    asker, worker = BaseWorker("asker"), TwoByTwo("worker")
-    await job_harness.start(asker, worker)
-    ids = await request_three(asker)
+    requester, worker = BaseWorker("requester"), TwoByTwo("worker")
+    await job_harness.start(requester, worker)
+    ids = await request_three(requester)
 
     assert [await worker.next_begun(), await worker.next_begun()] == ids[:2]
     await job_harness.settle()
@@ -59,24 +59,24 @@ async def test_event_handlers_begin_as_many_jobs_as_job_request_concurrency_allo
 
 
 async def test_a_job_that_is_cancelled_while_it_waits_never_begins(job_harness: JobHarness):
-    asker, worker = BaseWorker("asker"), OneByOne("worker")
-    await job_harness.start(asker, worker)
-    first, second, third = await request_three(asker)
+    requester, worker = BaseWorker("requester"), OneByOne("worker")
+    await job_harness.start(requester, worker)
+    first, second, third = await request_three(requester)
     assert await worker.next_begun() == first
 
-    await asker.cancel_job_group(second)
+    await requester.cancel_job_group(second)
     await worker.send_job_response(first)
     assert await worker.next_begun() == third
     await worker.send_job_response(third)
 
 
 async def test_a_job_that_is_cancelled_gives_its_slot_to_the_next(job_harness: JobHarness):
-    asker, worker = BaseWorker("asker"), OneByOne("worker")
-    await job_harness.start(asker, worker)
-    first, second, third = await request_three(asker)
+    requester, worker = BaseWorker("requester"), OneByOne("worker")
+    await job_harness.start(requester, worker)
+    first, second, third = await request_three(requester)
     assert await worker.next_begun() == first
 
-    await asker.cancel_job_group(first)
+    await requester.cancel_job_group(first)
 
     for job_id in (second, third):
         assert await worker.next_begun() == job_id
@@ -88,9 +88,12 @@ async def test_a_worker_with_an_llm_context_begins_one_at_a_time(job_harness: Jo
         pass
 
     async with llm_services() as new_llm:
-        asker, worker = BaseWorker("asker"), Thinker("worker", llm=new_llm("http://127.0.0.1:1/v1"))
-        await job_harness.start(asker, worker)
-        for job_id in await request_three(asker):
+        requester, worker = (
+            BaseWorker("requester"),
+            Thinker("worker", llm=new_llm("http://127.0.0.1:1/v1")),
+        )
+        await job_harness.start(requester, worker)
+        for job_id in await request_three(requester):
             assert await worker.next_begun() == job_id
             await job_harness.settle()
             assert worker.begun.empty()
@@ -103,9 +106,9 @@ async def test_an_override_and_the_event_handlers_share_a_slot(job_harness: JobH
         async def on_job_request(self, message: BusJobRequestMessage) -> None:
             self.begun.put_nowait(f"override {message.job_id}")
 
-    asker, worker = BaseWorker("asker"), Overriding("worker")
-    await job_harness.start(asker, worker)
-    for job_id in await request_three(asker):
+    requester, worker = BaseWorker("requester"), Overriding("worker")
+    await job_harness.start(requester, worker)
+    for job_id in await request_three(requester):
         both = {await worker.next_begun(), await worker.next_begun()}
         assert both == {job_id, f"override {job_id}"}
         await job_harness.settle()
@@ -121,10 +124,10 @@ async def test_jobs_that_a_named_handler_takes_are_not_limited(
         async def work(self, message: BusJobRequestMessage) -> None:
             await asyncio.Event().wait()
 
-    asker, worker = BaseWorker("asker"), Named("worker")
-    await job_harness.start(asker, worker)
-    ids = [await asker.request_job("worker", name="work") for _ in range(3)]
+    requester, worker = BaseWorker("requester"), Named("worker")
+    await job_harness.start(requester, worker)
+    ids = [await requester.request_job("worker", name="work") for _ in range(3)]
 
     assert [await worker.next_begun() for _ in ids] == ids
     for job_id in ids:
-        await asker.cancel_job_group(job_id)
+        await requester.cancel_job_group(job_id)

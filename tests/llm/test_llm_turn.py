@@ -48,9 +48,9 @@ async def test_the_text_of_the_turn_is_the_response_of_the_job(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply("Dogs are loyal.")
-    asker = await start(job_harness, Debater(llm=new_llm("You argue.")))
+    requester = await start(job_harness, Debater(llm=new_llm("You argue.")))
 
-    assert await asker.ask("dogs") == {"text": "Dogs are loyal."}
+    assert await requester.ask("dogs") == {"text": "Dogs are loyal."}
     assert server.requests[0].system == "You argue."
     assert asked(server.requests[0]) == ["dogs"]
 
@@ -59,10 +59,10 @@ async def test_a_turn_has_the_earlier_turns_in_its_context(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply("Dogs are loyal.", "Cats are not.")
-    asker = await start(job_harness, Debater(llm=new_llm("You argue.")))
+    requester = await start(job_harness, Debater(llm=new_llm("You argue.")))
 
-    await asker.ask("dogs")
-    await asker.ask("and cats?")
+    await requester.ask("dogs")
+    await requester.ask("and cats?")
 
     assert asked(server.requests[1]) == ["dogs", "Dogs are loyal.", "and cats?"]
 
@@ -72,9 +72,9 @@ async def test_context_messages_are_sent_as_they_are(
 ):
     server.reply("Done.")
     messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Go"}]
-    asker = await start(job_harness, Debater(llm=new_llm("You argue.")))
+    requester = await start(job_harness, Debater(llm=new_llm("You argue.")))
 
-    await asker.ask(messages)
+    await requester.ask(messages)
 
     assert [m for m in server.requests[0].messages if m["role"] != "system"] == messages
 
@@ -85,9 +85,9 @@ async def test_jobs_at_once_take_turns_and_each_gets_its_own_text(
     topics = ["dogs", "cats", "fish"]
     for topic in topics:
         server.on(last_asked(topic), Text(f"All about {topic}.", pace=0.01))
-    asker = await start(job_harness, Debater(llm=new_llm("You argue.")))
+    requester = await start(job_harness, Debater(llm=new_llm("You argue.")))
 
-    answers = await asyncio.gather(*(asker.ask(topic) for topic in topics))
+    answers = await asyncio.gather(*(requester.ask(topic) for topic in topics))
 
     assert answers == [{"text": f"All about {topic}."} for topic in topics]
     assert [asked(request)[-1] for request in server.requests] == topics
@@ -103,9 +103,9 @@ async def test_a_turn_with_tool_calls_returns_the_answer_after_them(
         ToolCalls(ToolCall("look_up", {"word": "cat"}), ToolCall("look_up", {"word": "fish"})),
         "They are animals.",
     )
-    asker = await start(job_harness, Researcher(llm=new_llm("You research.")))
+    requester = await start(job_harness, Researcher(llm=new_llm("You research.")))
 
-    assert await asker.ask("dogs") == {"text": "They are animals."}
+    assert await requester.ask("dogs") == {"text": "They are animals."}
     assert len(server.requests) == 3
     assert sorted(server.requests[0].tools) == ["look_up", "wait_behind", "wait_here"]
     assert server.requests[2].mentions("fish in the book")
@@ -117,9 +117,9 @@ async def test_the_tools_of_the_context_are_offered_to_the_llm(
     server.reply("Hm.")
     worker = Researcher(llm=new_llm("You research."))
     worker.context.set_tools([worker.look_up])
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
 
-    await asker.ask("dogs")
+    await requester.ask("dogs")
 
     assert server.requests[0].tools == ["look_up"]
 
@@ -131,11 +131,11 @@ async def test_the_next_turn_waits_while_the_first_waits_for_a_tool(
     server.on(last_asked("cats"), "Cats are aloof.")
     server.on("waited", "Dogs are loyal.")
     worker = Researcher(llm=new_llm("You research."))
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
 
-    dogs = asyncio.create_task(asker.ask("dogs"))
+    dogs = asyncio.create_task(requester.ask("dogs"))
     await worker.calls.get()
-    cats = asyncio.create_task(asker.ask("cats"))
+    cats = asyncio.create_task(requester.ask("cats"))
     await job_harness.settle()
     assert len(server.requests) == 1
     worker.release.set()
@@ -149,9 +149,9 @@ async def test_a_turn_also_waits_for_a_background_tool(
 ):
     server.reply(ToolCalls(ToolCall("wait_behind"), text="I will."), "It is done.")
     worker = Researcher(llm=new_llm("You research."))
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
 
-    asking = asyncio.create_task(asker.ask("go"))
+    asking = asyncio.create_task(requester.ask("go"))
     await worker.calls.get()
     await job_harness.settle()
     assert not asking.done()
@@ -181,9 +181,9 @@ async def test_the_llm_answers_after_a_tool_that_raises(
         await asyncio.sleep(0)
 
     worker.llm.run_function_calls = until_raised
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
 
-    assert await asker.ask("go") == {"text": "It fell."}
+    assert await requester.ask("go") == {"text": "It fell."}
 
 
 async def test_fresh_turns_run_at_the_same_time_and_do_not_change_the_context(
@@ -193,9 +193,9 @@ async def test_fresh_turns_run_at_the_same_time_and_do_not_change_the_context(
     for topic in topics:
         server.on(last_asked(topic), Text(f"All about {topic}.", first_token_after=0.3))
     worker = Debater(llm=new_llm("You argue."))
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
 
-    answers = await asyncio.gather(*(asker.ask(topic, fresh=True) for topic in topics))
+    answers = await asyncio.gather(*(requester.ask(topic, fresh=True) for topic in topics))
 
     assert answers == [{"text": f"All about {topic}."} for topic in topics]
     starts = [request.arrived_at for request in server.requests]
@@ -209,10 +209,10 @@ async def test_the_text_of_the_llm_is_streamed_to_the_requester_before_the_respo
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
     server.reply("Dogs are loyal friends.")
-    asker = await start(job_harness, Debater(llm=new_llm("You argue.")))
+    requester = await start(job_harness, Debater(llm=new_llm("You argue.")))
 
     payload = {"topic": "dogs", "stream": True}
-    async with asker.job("debater", name="argue", payload=payload, timeout=30) as j:
+    async with requester.job("debater", name="argue", payload=payload, timeout=30) as j:
         events = [(event.type, event.data) async for event in j]
 
     assert events[0] == ("stream_start", None)
@@ -248,17 +248,17 @@ async def test_a_turn_without_an_answer_fails_the_job_and_does_not_affect_the_ne
     server.on("dog in the book", Failure(400, "the model is out of order"), repeat=False)
     server.on("cats", "Cats are aloof.")
     worker = Researcher(llm=new_llm("You argue."))
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
 
     with pytest.raises(JobError, match=cause) as caught:
-        await asker.ask("dogs", fresh=fresh)
+        await requester.ask("dogs", fresh=fresh)
 
     outcome = caught.value.outcomes["debater"]
     assert outcome.status is OutcomeStatus.ERROR
     assert outcome.error is not None
     assert outcome.error.type == "LLMTurnError"
     assert worker.context.messages == []
-    assert await asker.ask("cats", fresh=fresh) == {"text": "Cats are aloof."}
+    assert await requester.ask("cats", fresh=fresh) == {"text": "Cats are aloof."}
     assert asked(server.requests[-1]) == ["cats"]
 
 
@@ -269,16 +269,16 @@ async def test_a_stall_past_the_timeout_ends_the_turn_and_closes_the_connection(
     server.on(last_asked("dogs"), Stall(after="Dogs"))
     server.on(last_asked("cats"), "Cats are aloof.")
     worker = Debater(llm=new_llm("You argue."))
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
 
     with pytest.raises(JobError, match=r"more than 0\.1 s"):
-        await asker.ask("dogs", timeout=0.1, fresh=fresh)
+        await requester.ask("dogs", timeout=0.1, fresh=fresh)
 
     error = worker.failed.get_nowait()
     assert isinstance(error, LLMTurnTimeoutError)
     assert isinstance(error, TimeoutError)
     await server.requests[0].wait_hung_up()
-    assert await asker.ask("cats") == {"text": "Cats are aloof."}
+    assert await requester.ask("cats") == {"text": "Cats are aloof."}
     assert asked(server.requests[1]) == ["cats"]
 
 
@@ -287,12 +287,12 @@ async def test_the_wait_for_another_turn_counts_against_the_timeout(
 ):
     server.on(last_asked("dogs"), LONG)
     worker = Debater(llm=new_llm("You argue."))
-    asker = await start(job_harness, worker)
-    first = asyncio.create_task(asker.ask("dogs"))
+    requester = await start(job_harness, worker)
+    first = asyncio.create_task(requester.ask("dogs"))
     (request,) = await server.wait_for_requests(1)
 
     with pytest.raises(JobError, match=r"more than 0\.05 s"):
-        await asker.ask("cats", timeout=0.05)
+        await requester.ask("cats", timeout=0.05)
 
     assert request.outcome == "streaming"
     assert server.requests == [request]
@@ -351,7 +351,7 @@ async def test_a_user_s_run_whose_service_raises_does_not_block_the_next_turn(
 ):
     server.reply("Cats are aloof.")
     worker = Debater(llm=new_llm("You argue."))
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     process_frame = worker.llm.process_frame
     broke_off = asyncio.Event()
 
@@ -366,7 +366,7 @@ async def test_a_user_s_run_whose_service_raises_does_not_block_the_next_turn(
     await worker.queue_frame(LLMMessagesAppendFrame([dogs], run_llm=True))
     await broke_off.wait()
 
-    assert await asker.ask("cats") == {"text": "Cats are aloof."}
+    assert await requester.ask("cats") == {"text": "Cats are aloof."}
 
 
 @pytest.mark.parametrize("half", [[], [LLMFullResponseStartFrame(), LLMTextFrame("Dogs are")]])
@@ -379,7 +379,7 @@ async def test_a_service_that_raises_fails_its_turn_at_once(
 ):
     server.reply("Cats are aloof.")
     worker = Debater(llm=new_llm("You argue."))
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     process_frame = worker.llm.process_frame
 
     async def break_off(frame: Frame, *args: Any) -> None:
@@ -392,9 +392,9 @@ async def test_a_service_that_raises_fails_its_turn_at_once(
     monkeypatch.setattr(worker.llm, "process_frame", break_off)
 
     with pytest.raises(JobError, match="out of order"):
-        await asker.ask("dogs")
+        await requester.ask("dogs")
 
-    assert await asker.ask("cats") == {"text": "Cats are aloof."}
+    assert await requester.ask("cats") == {"text": "Cats are aloof."}
     said = [message["content"] for message in worker.context.messages]
     assert said == ["cats", "Cats are aloof."]
 
@@ -415,9 +415,9 @@ async def test_a_handler_may_catch_a_failed_turn_and_respond_later(
             await self.send_job_response(job_id, {"text": "No idea."})
 
     server.reply(Failure(400, "out of order"))
-    asker = await start(job_harness, Patient(llm=new_llm("You argue.")))
+    requester = await start(job_harness, Patient(llm=new_llm("You argue.")))
 
-    assert await asker.ask("dogs") == {"text": "No idea."}
+    assert await requester.ask("dogs") == {"text": "No idea."}
 
 
 # Bad input
@@ -440,9 +440,9 @@ async def test_a_tool_cannot_ask_the_llm_that_waits_for_it(
                 await params.result_callback({"error": str(error)})
 
     server.reply(ToolCall("think"), "I cannot.")
-    asker = await start(job_harness, Caller(llm=new_llm("You think.")))
+    requester = await start(job_harness, Caller(llm=new_llm("You think.")))
 
-    assert await asker.ask("think") == {"text": "I cannot."}
+    assert await requester.ask("think") == {"text": "I cannot."}
     assert server.requests[1].mentions("a tool of worker 'debater' called llm_turn()")
 
 

@@ -14,7 +14,7 @@ from pipecat.frames.frames import (
 )
 from pipecat.services.llm_service import LLMService
 from support.fake_providers import CUT, KINDS, FakeProvider, new_anthropic, new_service
-from support.llm_workers import Asker, Debater, Talk, start
+from support.llm_workers import Debater, Requester, Talk, start
 from support.workers import cancelled
 
 from pipecat_jobs import JobError, LLMTurnError, OutcomeStatus
@@ -37,7 +37,7 @@ async def provider() -> AsyncIterator[FakeProvider]:
 @pytest.fixture(params=KINDS)
 async def debater(
     request: pytest.FixtureRequest, provider: FakeProvider, job_harness: JobHarness
-) -> AsyncIterator[tuple[Debater, Asker]]:
+) -> AsyncIterator[tuple[Debater, Requester]]:
     worker = Debater(llm=new_service(request.param, provider.port))
     yield worker, await start(job_harness, worker)
     await close_client(worker.llm)
@@ -66,19 +66,19 @@ async def test_half_an_answer_is_an_error_with_the_provider_s_reason(
     job_harness: JobHarness, provider: FakeProvider, kind: str, reason: str | None, fresh: bool
 ):
     worker = Debater(llm=new_service(kind, provider.port))
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     provider.say("You must not", reason=reason)
     provider.say("Cats are aloof.")
 
     with pytest.raises(JobError, match=reason or "ended in the middle of an answer") as caught:
-        await asker.ask("dogs", fresh=fresh)
+        await requester.ask("dogs", fresh=fresh)
 
     assert caught.value.outcomes["debater"].status is OutcomeStatus.ERROR
     error = worker.failed.get_nowait()
     assert isinstance(error, LLMTurnError)
     assert error.text == "You must not"
     assert worker.context.messages == []
-    assert await asker.ask("cats", fresh=fresh) == {"text": "Cats are aloof."}
+    assert await requester.ask("cats", fresh=fresh) == {"text": "Cats are aloof."}
     await close_client(worker.llm)
 
 
@@ -103,11 +103,11 @@ async def test_a_timeout_that_a_service_reports_to_its_event_handlers_alone_is_a
     job_harness: JobHarness, provider: FakeProvider
 ):
     worker = Debater(llm=new_anthropic(f"http://127.0.0.1:{provider.port}", timeout=0.2))
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     provider.say("You must not", stalls=True)
 
     with pytest.raises(JobError, match="LLMTurnError"):
-        await asker.ask("dogs")
+        await requester.ask("dogs")
 
     await close_client(worker.llm)
 
@@ -124,10 +124,10 @@ async def test_a_timeout_of_a_service_of_an_unknown_provider_is_an_error(job_har
             await self._call_event_handler("on_completion_timeout")
             await self.push_frame(LLMFullResponseEndFrame())
 
-    asker = await start(job_harness, Debater(llm=Slow()))
+    requester = await start(job_harness, Debater(llm=Slow()))
 
     with pytest.raises(JobError, match="service's timeout"):
-        await asker.ask("dogs")
+        await requester.ask("dogs")
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["context", "fresh"])
@@ -142,10 +142,10 @@ async def test_a_provider_that_cannot_be_reached_is_named_with_the_cause(
     client: Any = worker.llm._client  # type: ignore[attr-defined]
     client.base_url = url if kind == "anthropic" else f"{url}/v1"
     client.max_retries = 0
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
 
     with pytest.raises(JobError) as caught:
-        await asker.ask("dogs", fresh=fresh)
+        await requester.ask("dogs", fresh=fresh)
 
     text = str(caught.value)
     assert f"http://127.0.0.1:{provider.port}/v1/" in text
@@ -164,11 +164,11 @@ async def assert_port_closed(provider: FakeProvider) -> None:
 
 
 async def test_the_tokens_stop_when_the_job_is_cancelled(
-    provider: FakeProvider, debater: tuple[Debater, Asker]
+    provider: FakeProvider, debater: tuple[Debater, Requester]
 ):
-    _, asker = debater
+    _, requester = debater
     provider.say(LONG, pace=0.01)
-    asking = asyncio.create_task(asker.ask("dogs"))
+    asking = asyncio.create_task(requester.ask("dogs"))
     asked = await provider.wait_asked(1)
     await asked.wait_sent(3)
 
@@ -180,12 +180,12 @@ async def test_the_tokens_stop_when_the_job_is_cancelled(
 
 
 async def test_no_stream_of_many_fast_ones_is_left_open(
-    provider: FakeProvider, debater: tuple[Debater, Asker]
+    provider: FakeProvider, debater: tuple[Debater, Requester]
 ):
-    _, asker = debater
+    _, requester = debater
     for number in range(20):
         provider.say(LONG, pace=0.0005, stalls=True)
-        asking = asyncio.create_task(asker.ask("dogs"))
+        asking = asyncio.create_task(requester.ask("dogs"))
         asked = await provider.wait_asked(number + 1)
         await asked.wait_sent(5 + number * 3)
 
@@ -196,9 +196,9 @@ async def test_no_stream_of_many_fast_ones_is_left_open(
 
 
 async def test_a_stream_that_is_cancelled_between_two_chunks_is_closed(
-    provider: FakeProvider, debater: tuple[Debater, Asker]
+    provider: FakeProvider, debater: tuple[Debater, Requester]
 ):
-    worker, asker = debater
+    worker, requester = debater
     passing_on = asyncio.Event()
 
     async def hold(_: object, frame: Frame) -> None:
@@ -208,7 +208,7 @@ async def test_a_stream_that_is_cancelled_between_two_chunks_is_closed(
 
     worker.llm.add_event_handler("on_before_push_frame", hold)
     provider.say("Dogs are loyal", stalls=True)
-    asking = asyncio.create_task(asker.ask("dogs"))
+    asking = asyncio.create_task(requester.ask("dogs"))
     await passing_on.wait()
 
     await cancelled(asking)
@@ -218,11 +218,11 @@ async def test_a_stream_that_is_cancelled_between_two_chunks_is_closed(
 
 
 async def test_the_tokens_of_a_fresh_turn_stop_when_the_job_is_cancelled(
-    provider: FakeProvider, debater: tuple[Debater, Asker]
+    provider: FakeProvider, debater: tuple[Debater, Requester]
 ):
-    _, asker = debater
+    _, requester = debater
     provider.say(LONG, pace=0.01)
-    asking = asyncio.create_task(asker.ask("dogs", fresh=True))
+    asking = asyncio.create_task(requester.ask("dogs", fresh=True))
     asked = await provider.wait_asked(1)
     await asked.wait_sent(3)
 
@@ -234,13 +234,13 @@ async def test_the_tokens_of_a_fresh_turn_stop_when_the_job_is_cancelled(
 
 
 async def test_a_fresh_turn_is_streamed_to_the_requester(
-    provider: FakeProvider, debater: tuple[Debater, Asker]
+    provider: FakeProvider, debater: tuple[Debater, Requester]
 ):
-    worker, asker = debater
+    worker, requester = debater
     provider.say("Dogs are loyal friends.")
 
     payload = {"topic": "dogs", "fresh": True, "stream": True}
-    async with asker.job("debater", name="argue", payload=payload, timeout=30) as j:
+    async with requester.job("debater", name="argue", payload=payload, timeout=30) as j:
         events = [(event.type, event.data) async for event in j]
 
     assert [data["text"] for kind, data in events if kind == "stream_data"] == [
@@ -262,10 +262,10 @@ async def test_a_fresh_turn_of_an_unknown_provider_is_sent_as_one_chunk(job_harn
         async def run_inference(self, context: Any, *args: Any, **keywords: Any) -> str:
             return "Dogs are loyal."
 
-    asker = await start(job_harness, Debater(llm=Plain()))
+    requester = await start(job_harness, Debater(llm=Plain()))
 
     payload = {"topic": "dogs", "fresh": True, "stream": True}
-    async with asker.job("debater", name="argue", payload=payload, timeout=30) as j:
+    async with requester.job("debater", name="argue", payload=payload, timeout=30) as j:
         events = [(event.type, event.data) async for event in j]
 
     assert events == [("stream_start", None), ("stream_data", {"text": "Dogs are loyal."})]

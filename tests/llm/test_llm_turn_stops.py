@@ -33,8 +33,8 @@ async def test_cancelling_the_job_closes_the_connection_and_removes_the_turn_fro
 ):
     server.on(last_asked("dogs"), LONG)
     server.on(last_asked("cats"), "Cats are aloof.")
-    asker = await start(job_harness, Debater(llm=new_llm("You argue.")))
-    asking = asyncio.create_task(asker.ask("dogs"))
+    requester = await start(job_harness, Debater(llm=new_llm("You argue.")))
+    asking = asyncio.create_task(requester.ask("dogs"))
     (request,) = await server.wait_for_requests(1)
     await request.wait_token(3)
 
@@ -42,7 +42,7 @@ async def test_cancelling_the_job_closes_the_connection_and_removes_the_turn_fro
 
     await request.wait_hung_up()
     assert len(request.sent) < len(LONG.tokens)
-    assert await asker.ask("cats") == {"text": "Cats are aloof."}
+    assert await requester.ask("cats") == {"text": "Cats are aloof."}
     assert asked(server.requests[1]) == ["cats"]
 
 
@@ -51,13 +51,13 @@ async def test_text_generated_before_the_cancellation_can_be_kept(
 ):
     server.on(last_asked("dogs"), LONG)
     server.on(last_asked("cats"), "Cats are aloof.")
-    asker = await start(job_harness, Debater(llm=new_llm("You argue.")))
-    asking = asyncio.create_task(asker.ask("dogs", keep_unfinished=True))
+    requester = await start(job_harness, Debater(llm=new_llm("You argue.")))
+    asking = asyncio.create_task(requester.ask("dogs", keep_unfinished=True))
     (request,) = await server.wait_for_requests(1)
     await request.wait_token(3)
 
     await cancelled(asking)
-    await asker.ask("cats")
+    await requester.ask("cats")
 
     question, unfinished, next_question = asked(server.requests[1])
     assert (question, next_question) == ("dogs", "cats")
@@ -69,9 +69,9 @@ async def test_cancelling_a_fresh_turn_closes_its_connection_and_no_other(
 ):
     server.on(last_asked("dogs"), Stall())
     server.on(last_asked("cats"), Text("Cats are aloof.", first_token_after=0.2))
-    asker = await start(job_harness, Debater(llm=new_llm("You argue.")))
-    dogs = asyncio.create_task(asker.ask("dogs", fresh=True))
-    cats = asyncio.create_task(asker.ask("cats", fresh=True))
+    requester = await start(job_harness, Debater(llm=new_llm("You argue.")))
+    dogs = asyncio.create_task(requester.ask("dogs", fresh=True))
+    cats = asyncio.create_task(requester.ask("cats", fresh=True))
     requests = await server.wait_for_requests(2)
 
     await cancelled(dogs)
@@ -87,14 +87,14 @@ async def test_cancelling_the_job_cancels_the_functions_its_turn_has_called(
     server.on(last_asked("dogs"), ToolCall(name))
     server.on(last_asked("cats"), "Cats are aloof.")
     worker = Researcher(llm=new_llm("You research."))
-    asker = await start(job_harness, worker)
-    asking = asyncio.create_task(asker.ask("dogs"))
+    requester = await start(job_harness, worker)
+    asking = asyncio.create_task(requester.ask("dogs"))
     await worker.calls.get()
 
     await cancelled(asking)
 
     assert await worker.cancelled.get() == name
-    assert await asker.ask("cats") == {"text": "Cats are aloof."}
+    assert await requester.ask("cats") == {"text": "Cats are aloof."}
     assert asked(server.requests[-1]) == ["cats"]
     assert len(server.requests) == 2
 
@@ -104,10 +104,10 @@ async def test_cancelling_a_job_that_waits_for_its_turn_does_not_stop_the_runnin
 ):
     server.on(last_asked("dogs"), Text("Dogs are loyal friends of all.", pace=0.05))
     worker = Debater(llm=new_llm("You argue."))
-    asker = await start(job_harness, worker)
-    dogs = asyncio.create_task(asker.ask("dogs"))
+    requester = await start(job_harness, worker)
+    dogs = asyncio.create_task(requester.ask("dogs"))
     (request,) = await server.wait_for_requests(1)
-    cats = asyncio.create_task(asker.ask("cats"))
+    cats = asyncio.create_task(requester.ask("cats"))
     await job_harness.settle()
     assert len(worker.active_jobs) == 2
 
@@ -123,14 +123,14 @@ async def test_a_stale_turn_never_gives_the_response_of_the_next_job(
 ):
     server.on(last_asked("dogs"), Text(" ".join(["old"] * 10)))
     server.on(last_asked("cats"), "new")
-    asker = await start(job_harness, Debater(llm=new_llm("You argue.")))
-    asking = asyncio.create_task(asker.ask("dogs"))
+    requester = await start(job_harness, Debater(llm=new_llm("You argue.")))
+    asking = asyncio.create_task(requester.ask("dogs"))
     (request,) = await server.wait_for_requests(1)
     if words:
         await request.wait_token(min(words, 10))
 
     asking.cancel()
-    answer = await asker.ask("cats")
+    answer = await requester.ask("cats")
     await asyncio.wait({asking})
 
     assert answer == {"text": "new"}
@@ -150,8 +150,8 @@ async def test_cancelling_a_job_without_a_turn_does_not_stop_the_user_s_turn(
     server.on(last_asked("hello"), Text("Hello to you, my dear user.", pace=0.05))
     worker = Host(llm=new_llm("You talk."), active=True)
     talk = Talk(worker)
-    asker = await start(job_harness, worker)
-    asking = asyncio.create_task(asker.ask("dogs"))
+    requester = await start(job_harness, worker)
+    asking = asyncio.create_task(requester.ask("dogs"))
     await talk.say("hello")
     (request,) = await server.wait_for_requests(1)
     await request.wait_token(1)
@@ -168,12 +168,12 @@ async def test_a_job_s_turn_waits_for_the_user_s_and_neither_stops_the_other(
     server.on(last_asked("dogs"), "Dogs are loyal.")
     worker = Debater(llm=new_llm("You talk."), active=True)
     talk = Talk(worker)
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     await talk.say("hello")
     (request,) = await server.wait_for_requests(1)
     await request.wait_token(1)
 
-    assert await asker.ask("dogs") == {"text": "Dogs are loyal."}
+    assert await requester.ask("dogs") == {"text": "Dogs are loyal."}
 
     assert await talk.said.get() == "Hello to you, my dear user."
     assert asked(server.requests[1]) == ["hello", "Hello to you, my dear user.", "dogs"]
@@ -186,8 +186,8 @@ async def test_a_question_of_the_user_during_a_job_s_turn_is_answered_if_the_job
     server.on(last_asked("hello"), "Hello!")
     worker = Debater(llm=new_llm("You talk."), active=True)
     talk = Talk(worker)
-    asker = await start(job_harness, worker)
-    asking = asyncio.create_task(asker.ask("dogs"))
+    requester = await start(job_harness, worker)
+    asking = asyncio.create_task(requester.ask("dogs"))
     (request,) = await server.wait_for_requests(1)
     await request.wait_token(1)
     await talk.say("hello")
@@ -212,14 +212,14 @@ async def test_a_question_of_the_user_is_answered_if_the_turn_stops_after_the_gr
     monkeypatch.setattr(Debater, "job_cancel_grace", 0.01)
     worker = Debater(llm=new_llm("You talk."), active=True)
     talk = Talk(worker)
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     queue_frame, job_has_ended = worker.llm.queue_frame, asyncio.Event()
 
     def note_end(_: object, message: BusJobResponseMessage) -> None:
         # The worker sends the CANCELLED response once the grace period is over.
         job_has_ended.set()
 
-    asker.add_event_handler("on_job_response", note_end)
+    requester.add_event_handler("on_job_response", note_end)
     deliveries: list[asyncio.Task[None]] = []
 
     async def deliver_late(frame: Frame, *args: Any) -> None:
@@ -233,7 +233,7 @@ async def test_a_question_of_the_user_is_answered_if_the_turn_stops_after_the_gr
             await queue_frame(frame, *args)
 
     monkeypatch.setattr(worker.llm, "queue_frame", queue)
-    asking = asyncio.create_task(asker.ask("dogs"))
+    asking = asyncio.create_task(requester.ask("dogs"))
     (dogs,) = await server.wait_for_requests(1)
     await dogs.wait_token(1)
     await talk.say("hello")
@@ -259,7 +259,7 @@ async def test_a_user_s_turn_that_a_late_interruption_stops_is_run_again(
     monkeypatch.setattr(Debater, "job_cancel_grace", 60.0)
     worker = Debater(llm=new_llm("You talk."), active=True)
     talk = Talk(worker)
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     queue_frame = worker.llm.queue_frame
 
     async def late(frame: Frame, *args: Any) -> None:
@@ -269,7 +269,7 @@ async def test_a_user_s_turn_that_a_late_interruption_stops_is_run_again(
         await queue_frame(frame, *args)
 
     monkeypatch.setattr(worker.llm, "queue_frame", late)
-    asking = asyncio.create_task(asker.ask("dogs"))
+    asking = asyncio.create_task(requester.ask("dogs"))
     (dogs,) = await server.wait_for_requests(1)
     await dogs.wait_token(1)
     await talk.say("hello")
@@ -288,8 +288,8 @@ async def test_an_interruption_by_the_user_cancels_the_job_s_turn_of_an_active_w
 ):
     server.on(last_asked("dogs"), LONG)
     worker = Debater(llm=new_llm("You talk."), active=True)
-    asker = await start(job_harness, worker)
-    asking = asyncio.create_task(asker.ask("dogs"))
+    requester = await start(job_harness, worker)
+    asking = asyncio.create_task(requester.ask("dogs"))
     (request,) = await server.wait_for_requests(1)
     await request.wait_token(1)
 

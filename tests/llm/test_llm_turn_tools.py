@@ -71,11 +71,11 @@ async def test_a_turn_waits_for_the_run_that_speech_postpones(
 ):
     server.reply(LOOKS_UP, "It is on shelf 7.")
     worker = Researcher(llm=new_llm("You research."), active=True)
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     aggregator = worker.assistant_aggregator
     began = on_frame(aggregator, "on_after_process_frame", begins)
     result_seen = on_frame(aggregator, "on_after_process_frame", FunctionCallResultFrame)
-    asking = asyncio.create_task(asker.ask("where is it?"))
+    asking = asyncio.create_task(requester.ask("where is it?"))
     await worker.calls.get()
     await aggregator.queue_frame(begins())
     await began.wait()
@@ -95,12 +95,12 @@ async def test_a_turn_waits_for_the_run_that_an_appended_message_postpones(
 ):
     server.reply(LOOKS_UP, "It is on shelf 7.")
     worker = Researcher(llm=new_llm("You research."))
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     aggregator = worker.assistant_aggregator
     came = on_frame(aggregator, "on_before_process_frame", FunctionCallResultFrame)
     release = hold(aggregator, "on_before_process_frame", FunctionCallResultFrame)
     worker.release.set()
-    asking = asyncio.create_task(asker.ask("where is it?"))
+    asking = asyncio.create_task(requester.ask("where is it?"))
     await came.wait()
     note: Any = {"role": "developer", "content": "Shelves are numbered."}
     await aggregator.queue_frame(LLMMessagesAppendFrame([note]))
@@ -118,7 +118,7 @@ async def test_a_run_that_the_aggregator_postpones_and_forgets_still_takes_place
 ):
     server.reply(LOOKS_UP, "It is on shelf 7.")
     worker = Researcher(llm=new_llm("You research."), active=True)
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     aggregator = worker.assistant_aggregator
     began = on_frame(aggregator, "on_after_process_frame", BotStartedSpeakingFrame)
     result_seen = on_frame(aggregator, "on_after_process_frame", FunctionCallResultFrame)
@@ -127,7 +127,7 @@ async def test_a_run_that_the_aggregator_postpones_and_forgets_still_takes_place
     await aggregator.queue_frame(BotStartedSpeakingFrame())
     await began.wait()
     worker.release.set()
-    asking = asyncio.create_task(asker.ask("where is it?"))
+    asking = asyncio.create_task(requester.ask("where is it?"))
     await result_seen.wait()
 
     release.set()
@@ -140,12 +140,12 @@ async def test_cancelling_the_job_drops_the_run_that_speech_postponed(
 ):
     server.reply(LOOKS_UP, "Cats are aloof.")
     worker = Researcher(llm=new_llm("You research."), active=True)
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     aggregator = worker.assistant_aggregator
     began = on_frame(aggregator, "on_after_process_frame", BotStartedSpeakingFrame)
     result_seen = on_frame(aggregator, "on_after_process_frame", FunctionCallResultFrame)
     ended = on_frame(aggregator, "on_after_process_frame", BotStoppedSpeakingFrame)
-    asking = asyncio.create_task(asker.ask("where is it?"))
+    asking = asyncio.create_task(requester.ask("where is it?"))
     await worker.calls.get()
     await aggregator.queue_frame(BotStartedSpeakingFrame())
     await began.wait()
@@ -153,7 +153,7 @@ async def test_cancelling_the_job_drops_the_run_that_speech_postponed(
     await result_seen.wait()
 
     await cancelled(asking)
-    assert await asker.ask("cats") == {"text": "Cats are aloof."}
+    assert await requester.ask("cats") == {"text": "Cats are aloof."}
     await aggregator.queue_frame(BotStoppedSpeakingFrame())
     await ended.wait()
     await job_harness.settle()
@@ -174,14 +174,14 @@ async def test_cancelling_the_job_drops_the_calls_that_have_not_begun(
     server.on(last_asked("cats"), "Cats are aloof.")
     worker = Researcher(llm=new_llm("You research.", run_in_parallel=False))
     begun = on_frame(worker.llm, "on_before_push_frame", FunctionCallResultFrame)
-    asker = await start(job_harness, worker)
-    asking = asyncio.create_task(asker.ask("dogs"))
+    requester = await start(job_harness, worker)
+    asking = asyncio.create_task(requester.ask("dogs"))
     assert await worker.calls.get() == names[0]
 
     await cancelled(asking)
 
     assert await worker.cancelled.get() == names[0]
-    assert await asker.ask("cats") == {"text": "Cats are aloof."}
+    assert await requester.ask("cats") == {"text": "Cats are aloof."}
     assert worker.calls.empty()
     assert begun.is_set()
     assert asked(server.requests[-1]) == ["cats"]
@@ -226,13 +226,13 @@ async def test_a_failed_turn_keeps_messages_that_others_added_to_the_context(
     server.on(lambda _: True, "I waited.")
     worker = Researcher(llm=new_llm("You research."), active=True)
     talk = Talk(worker)
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     result_seen = on_frame(
         worker.assistant_aggregator, "on_after_process_frame", FunctionCallResultFrame
     )
     await talk.say("hello")
     await worker.calls.get()
-    asking = asyncio.create_task(asker.ask("dogs"))
+    asking = asyncio.create_task(requester.ask("dogs"))
     _, dogs = await server.wait_for_requests(2)
     await dogs.wait_token(1)
     note: Any = {"role": "developer", "content": "Be brief."}
@@ -258,11 +258,11 @@ async def test_a_failed_turn_removes_its_own_calls_and_their_results(
     server.on(last_asked("dogs"), ToolCalls(ToolCall(name, arguments), text="I will."))
     server.on(lambda _: True, Failure(400, "the model is out of order"))
     worker = Researcher(llm=new_llm("You research."))
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     worker.release.set()
 
     with pytest.raises(JobError, match="out of order"):
-        await asker.ask("dogs")
+        await requester.ask("dogs")
 
     assert worker.context.messages == []
 

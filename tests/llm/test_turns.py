@@ -73,16 +73,16 @@ async def test_gap_26_a_provider_that_gives_no_answer_fails_the_job_at_once(
 ):
     server.on(last_asked("dogs"), reply)
     server.on(last_asked("cats"), "Cats are aloof.")
-    asker = await start(job_harness, SeedDebater(llm=new_llm("You argue.")))
+    requester = await start(job_harness, SeedDebater(llm=new_llm("You argue.")))
 
     with pytest.raises(JobError, match=cause) as caught:
-        await asker.ask_seed("dogs")
+        await requester.ask_seed("dogs")
 
     outcome = caught.value.outcomes["debater"]
     assert outcome.status is OutcomeStatus.ERROR
     assert outcome.error is not None
     assert outcome.error.type == "LLMTurnError"
-    assert await asker.ask_seed("cats") == {"text": "Cats are aloof."}
+    assert await requester.ask_seed("cats") == {"text": "Cats are aloof."}
 
 
 async def test_jobs_that_wait_behind_one_whose_provider_fails_get_their_own_text(
@@ -90,10 +90,10 @@ async def test_jobs_that_wait_behind_one_whose_provider_fails_get_their_own_text
 ):
     server.on(last_asked("dogs"), Failure(400, "out of order"))
     server.on(last_asked("cats"), "Cats are aloof.")
-    asker = await start(job_harness, SeedDebater(llm=new_llm("You argue.")))
+    requester = await start(job_harness, SeedDebater(llm=new_llm("You argue.")))
 
     results = await asyncio.gather(
-        *(asker.ask_seed(topic) for topic in ("dogs", "cats", "dogs", "cats")),
+        *(requester.ask_seed(topic) for topic in ("dogs", "cats", "dogs", "cats")),
         return_exceptions=True,
     )
 
@@ -114,11 +114,11 @@ async def test_the_last_event_of_a_failed_turn_is_not_taken_for_the_next_job_s(
             for _ in range(100):
                 await asyncio.sleep(0)
 
-    asker = await start(job_harness, worker)
-    dogs = asyncio.create_task(asker.ask_seed("dogs"))
+    requester = await start(job_harness, worker)
+    dogs = asyncio.create_task(requester.ask_seed("dogs"))
     await server.wait_for_requests(1)
 
-    assert await asker.ask_seed("cats") == {"text": "Cats are aloof."}
+    assert await requester.ask_seed("cats") == {"text": "Cats are aloof."}
     with pytest.raises(JobError, match="out of order"):
         await dogs
 
@@ -142,9 +142,9 @@ async def test_a_failed_turn_that_a_handler_started_at_another_worker_does_not_f
             await self.send_job_response(job_id, {"text": "No idea."})
 
     server.on("You fail.", Failure(400, "out of order"))
-    asker = await start(job_harness, other, Delegating("debater", llm=new_llm("You argue.")))
+    requester = await start(job_harness, other, Delegating("debater", llm=new_llm("You argue.")))
 
-    assert await asker.ask_seed("dogs") == {"text": "No idea."}
+    assert await requester.ask_seed("dogs") == {"text": "No idea."}
 
 
 async def test_a_handler_that_still_runs_may_respond_after_its_turn_has_failed(
@@ -160,9 +160,9 @@ async def test_a_handler_that_still_runs_may_respond_after_its_turn_has_failed(
             await self.send_job_response(message.job_id, {"text": "No idea."})
 
     server.reply(Failure(400, "out of order"))
-    asker = await start(job_harness, Patient(llm=new_llm("You argue.")))
+    requester = await start(job_harness, Patient(llm=new_llm("You argue.")))
 
-    assert await asker.ask_seed("dogs") == {"text": "No idea."}
+    assert await requester.ask_seed("dogs") == {"text": "No idea."}
 
 
 async def test_a_turn_that_fails_before_the_handler_returns_fails_the_job_when_it_does(
@@ -175,10 +175,10 @@ async def test_a_turn_that_fails_before_the_handler_returns_fails_the_job_when_i
             await self.flush_pipeline()
 
     server.reply(Failure(400, "out of order"))
-    asker = await start(job_harness, Slow(llm=new_llm("You argue.")))
+    requester = await start(job_harness, Slow(llm=new_llm("You argue.")))
 
     with pytest.raises(JobError, match="out of order"):
-        await asker.ask_seed("dogs")
+        await requester.ask_seed("dogs")
 
 
 async def test_a_handler_that_starts_a_second_turn_is_not_failed_by_the_first(
@@ -197,9 +197,9 @@ async def test_a_handler_that_starts_a_second_turn_is_not_failed_by_the_first(
 
     server.on(last_asked("first"), Failure(400, "out of order"))
     server.on(last_asked("dogs"), "Dogs are loyal.")
-    asker = await start(job_harness, Stubborn(llm=new_llm("You argue.")))
+    requester = await start(job_harness, Stubborn(llm=new_llm("You argue.")))
 
-    assert await asker.ask_seed("dogs") == {"text": "Dogs are loyal."}
+    assert await requester.ask_seed("dogs") == {"text": "Dogs are loyal."}
 
 
 async def test_a_job_with_two_turns_does_not_fail_when_only_the_first_fails(
@@ -218,9 +218,9 @@ async def test_a_job_with_two_turns_does_not_fail_when_only_the_first_fails(
                     await self.send_job_response(job_id, {"text": message.content})
 
     server.reply(Failure(400, "out of order"), "Dogs are loyal.")
-    asker = await start(job_harness, Twice(llm=new_llm("You argue.")))
+    requester = await start(job_harness, Twice(llm=new_llm("You argue.")))
 
-    assert await asker.ask_seed("dogs") == {"text": "Dogs are loyal."}
+    assert await requester.ask_seed("dogs") == {"text": "Dogs are loyal."}
 
 
 async def test_a_tool_that_responds_to_the_job_needs_no_text_of_the_turn(
@@ -246,9 +246,9 @@ async def test_a_tool_that_responds_to_the_job_needs_no_text_of_the_turn(
             await params.result_callback(None)
 
     server.reply(ToolCall("answer", {"text": "Dogs!"}))
-    asker = await start(job_harness, Caller(new_llm("You answer.")))
+    requester = await start(job_harness, Caller(new_llm("You answer.")))
 
-    assert await asker.ask_seed("dogs") == {"text": "Dogs!"}
+    assert await requester.ask_seed("dogs") == {"text": "Dogs!"}
 
 
 # Cancelling the job
@@ -260,8 +260,8 @@ async def test_gap_25_cancelling_the_job_stops_the_turn_that_it_started(
 ):
     server.on(last_asked("dogs"), LONG)
     server.on(last_asked("cats"), "Cats are aloof.")
-    asker = await start(job_harness, SeedDebater(llm=new_llm("You argue."), active=active))
-    asking = asyncio.create_task(asker.ask_seed("dogs"))
+    requester = await start(job_harness, SeedDebater(llm=new_llm("You argue."), active=active))
+    asking = asyncio.create_task(requester.ask_seed("dogs"))
     (request,) = await server.wait_for_requests(1)
     await request.wait_token(3)
 
@@ -269,7 +269,7 @@ async def test_gap_25_cancelling_the_job_stops_the_turn_that_it_started(
 
     await request.wait_hung_up()
     assert len(request.sent) < len(LONG.tokens)
-    assert await asker.ask_seed("cats") == {"text": "Cats are aloof."}
+    assert await requester.ask_seed("cats") == {"text": "Cats are aloof."}
 
 
 async def test_cancelling_the_job_of_an_active_worker_does_not_stop_the_user_s_turn(
@@ -282,8 +282,8 @@ async def test_cancelling_the_job_of_an_active_worker_does_not_stop_the_user_s_t
     server.on(last_asked("hello"), Text("Hello to you, my dear user.", pace=0.05))
     worker = Waiting(llm=new_llm("You talk."), active=True)
     talk = Talk(worker)
-    asker = await start(job_harness, worker)
-    asking = asyncio.create_task(asker.ask_seed("dogs"))
+    requester = await start(job_harness, worker)
+    asking = asyncio.create_task(requester.ask_seed("dogs"))
     await talk.say("hello")
     (request,) = await server.wait_for_requests(1)
     await request.wait_token(1)
@@ -301,11 +301,11 @@ async def test_a_job_s_run_that_waits_behind_the_user_s_is_stopped_as_it_begins(
     server.on(last_asked("bye"), "Bye!")
     worker = SeedDebater(llm=new_llm("You talk."), active=True)
     talk = Talk(worker)
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     await talk.say("hello")
     (hello,) = await server.wait_for_requests(1)
     await hello.wait_token(1)
-    asking = asyncio.create_task(asker.ask_seed("dogs"))
+    asking = asyncio.create_task(requester.ask_seed("dogs"))
     await job_harness.settle()
 
     await cancelled(asking)
@@ -343,8 +343,8 @@ async def test_every_frame_that_runs_the_llm_starts_a_turn_of_the_job(
 
     server.on("dogs", LONG)
     server.on("x", LONG)
-    asker = await start(job_harness, Worker("debater", llm=new_llm("You argue."), active=True))
-    asking = asyncio.create_task(asker.ask("dogs"))
+    requester = await start(job_harness, Worker("debater", llm=new_llm("You argue."), active=True))
+    asking = asyncio.create_task(requester.ask("dogs"))
     (request,) = await server.wait_for_requests(1)
     await request.wait_token(1)
 
@@ -364,8 +364,8 @@ async def test_a_turn_started_by_the_request_s_event_handler_is_the_job_s(
         topic = {"role": "user", "content": message.payload["topic"]}
         await worker.queue_frame(LLMMessagesAppendFrame([topic], run_llm=True))
 
-    asker = await start(job_harness, worker)
-    asking = asyncio.create_task(asker.ask_seed("dogs"))
+    requester = await start(job_harness, worker)
+    asking = asyncio.create_task(requester.ask_seed("dogs"))
     (request,) = await server.wait_for_requests(1)
     await request.wait_token(1)
 
@@ -385,10 +385,10 @@ async def test_a_provider_error_fails_a_job_that_only_an_event_handler_takes(
         topic = {"role": "user", "content": message.payload["topic"]}
         await worker.queue_frame(LLMMessagesAppendFrame([topic], run_llm=True))
 
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
 
     with pytest.raises(JobError, match="out of order"):
-        await asker.ask_seed("dogs")
+        await requester.ask_seed("dogs")
 
 
 @pytest.mark.parametrize(
@@ -410,8 +410,8 @@ async def test_a_plain_worker_with_the_mixin_stops_its_llm_while_it_is_inactive(
             await self.queue_frame(LLMMessagesAppendFrame([topic], run_llm=True))
 
     server.on("dogs", LONG)
-    asker = await start(job_harness, Mixed(new_llm("You argue.")))
-    asking = asyncio.create_task(asker.ask_seed("dogs"))
+    requester = await start(job_harness, Mixed(new_llm("You argue.")))
+    asking = asyncio.create_task(requester.ask_seed("dogs"))
     (request,) = await server.wait_for_requests(1)
     await request.wait_token(1)
 
@@ -428,8 +428,8 @@ async def test_an_interruption_by_the_user_cancels_the_job_and_does_not_shorten_
 ):
     server.on("dogs", Stall(after="Dogs are loyal, but"))
     worker = SeedDebater(llm=new_llm("You talk."), active=True)
-    asker = await start(job_harness, worker)
-    asking = asyncio.create_task(asker.ask_seed("dogs"))
+    requester = await start(job_harness, worker)
+    asking = asyncio.create_task(requester.ask_seed("dogs"))
     (request,) = await server.wait_for_requests(1)
     await request.wait_token(4)
 
@@ -445,7 +445,7 @@ async def test_a_turn_whose_messages_the_job_added_gives_the_response_of_the_job
     context = LLMContext([{"role": "user", "content": "We talk about pets."}])
     server.reply("Dogs are loyal.")
     worker = SeedDebater(llm=new_llm("You argue."), context=context)
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
 
-    assert await asker.ask_seed("dogs") == {"text": "Dogs are loyal."}
+    assert await requester.ask_seed("dogs") == {"text": "Dogs are loyal."}
     assert asked(server.requests[0]) == ["We talk about pets.", "dogs"]

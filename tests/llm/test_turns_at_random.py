@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from support.llm_workers import Asker, Debater, NewLLM, SeedDebater, asked, new_llm, start
+from support.llm_workers import Debater, NewLLM, Requester, SeedDebater, asked, new_llm, start
 
 from pipecat_jobs import JobError
 from pipecat_jobs.testing import (
@@ -50,10 +50,10 @@ class Script:
         return Text(f"about {topic} {words}end", pace=self._chance.choice([0, 0.001, 0.003]))
 
 
-async def ask(asker: Asker, topic: str, *, seed_form: bool, chance: random.Random) -> str:
+async def ask(requester: Requester, topic: str, *, seed_form: bool, chance: random.Random) -> str:
     """Request one job and return how it ended."""
     await asyncio.sleep(SPELL * chance.random())
-    asking = asyncio.create_task(asker.ask_seed(topic) if seed_form else asker.ask(topic))
+    asking = asyncio.create_task(requester.ask_seed(topic) if seed_form else requester.ask(topic))
     if chance.random() < 0.4:
         await asyncio.sleep(0.3 * chance.random())
         asking.cancel()
@@ -80,12 +80,12 @@ async def test_every_job_gets_its_own_whole_text_or_none(
     chance = random.Random(SEED)
     server.on(lambda request: True, Script(chance))
     worker = kind(llm=new_llm("You argue."), active=active)
-    asker = await start(job_harness, worker)
+    requester = await start(job_harness, worker)
     seed_form = kind is SeedDebater
 
     ends = await asyncio.gather(
         *(
-            ask(asker, f"topic {number};", seed_form=seed_form, chance=chance)
+            ask(requester, f"topic {number};", seed_form=seed_form, chance=chance)
             for number in range(JOBS)
         )
     )
@@ -96,7 +96,7 @@ async def test_every_job_gets_its_own_whole_text_or_none(
     # A wrong transition of a turn would raise in an event handler of Pipecat.
     assert not [record for record in job_log if "a turn went from" in f"{record}"]
     if not seed_form:
-        await asker.ask(LAST)
+        await requester.ask(LAST)
         # The context holds each question with its own answer, and nothing else.
         said = [message["content"] for message in worker.context.messages]
         # A cancellation may come after the turn has ended and before its response arrives.

@@ -16,7 +16,7 @@ from pipecat.bus.messages import (
 )
 from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
-from support.workers import Answerer, Asker, Delegator, cancelled
+from support.workers import Delegator, Requester, Responder, cancelled
 
 from pipecat_jobs import (
     JobCancelledError,
@@ -33,26 +33,26 @@ pytestmark = pytest.mark.every_bus
 
 
 async def test_gap_01_cancelling_the_requester_at_exit_stops_the_handler(job_harness: JobHarness):
-    asker, answerer = Asker(), Answerer()
-    await job_harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "wait"))
-    job_id = await answerer.started.get()
+    requester, responder = Requester(), Responder()
+    await job_harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "wait"))
+    job_id = await responder.started.get()
 
-    await cancelled(caller)
+    await cancelled(call_task)
     await job_harness.settle()
 
-    assert answerer.cancelled == [job_id]
-    assert not asker.job_groups
-    assert not answerer.active_jobs
+    assert responder.cancelled == [job_id]
+    assert not requester.job_groups
+    assert not responder.active_jobs
 
 
 async def test_gap_02_cancelling_the_requester_stops_nested_jobs(job_harness: JobHarness):
-    asker, leaf = Asker(), Answerer("leaf")
-    await job_harness.start(asker, Delegator("a", asks="b"), Delegator("b", asks="leaf"), leaf)
-    caller = asyncio.create_task(asker.ask("a", "wait"))
+    requester, leaf = Requester(), Responder("leaf")
+    await job_harness.start(requester, Delegator("a", asks="b"), Delegator("b", asks="leaf"), leaf)
+    call_task = asyncio.create_task(requester.ask("a", "wait"))
     job_id = await leaf.started.get()
 
-    await cancelled(caller)
+    await cancelled(call_task)
     await job_harness.settle()
 
     assert leaf.cancelled == [job_id]
@@ -61,42 +61,42 @@ async def test_gap_02_cancelling_the_requester_stops_nested_jobs(job_harness: Jo
 async def test_gap_03_cancelling_the_requester_while_it_sends_requests_stops_the_asked_workers(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    asker, first, second = Asker(), Answerer("first"), Answerer("second")
-    await chaos_harness.start(asker, first, second)
+    requester, first, second = Requester(), Responder("first"), Responder("second")
+    await chaos_harness.start(requester, first, second)
     blocked = chaos_bus.block_publish(
         lambda m: isinstance(m, BusJobRequestMessage) and m.target == "second"
     )
 
     async def call() -> None:
-        async with asker.job_group("first", "second", name="wait"):
+        async with requester.job_group("first", "second", name="wait"):
             pass
 
-    caller = asyncio.create_task(call())
+    call_task = asyncio.create_task(call())
     await blocked.wait()
     job_id = await first.started.get()
-    await cancelled(caller)
+    await cancelled(call_task)
     blocked.release()
     await chaos_harness.settle()
 
     assert first.cancelled == [job_id]
     assert second.ran == []
-    assert not asker.job_groups
+    assert not requester.job_groups
 
 
 async def test_gap_04_a_cancel_that_overtakes_its_request_wins(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    asker, answerer = Asker(), Answerer()
-    await chaos_harness.start(asker, answerer)
+    requester, responder = Requester(), Responder()
+    await chaos_harness.start(requester, responder)
     held = chaos_bus.hold(BusJobRequestMessage)
 
-    job_id = await asker.request_job("answerer", name="echo")
-    await asker.cancel_job_group(job_id, reason="changed my mind")
+    job_id = await requester.request_job("responder", name="echo")
+    await requester.cancel_job_group(job_id, reason="changed my mind")
     await chaos_harness.settle()
     held.release()
     await chaos_harness.settle()
 
-    assert answerer.ran == []
+    assert responder.ran == []
     answer = await chaos_bus.wait_for(BusJobResponseMessage)
     assert answer.status == JobStatus.CANCELLED
 
@@ -104,18 +104,18 @@ async def test_gap_04_a_cancel_that_overtakes_its_request_wins(
 async def test_gap_04_a_cancel_right_after_the_request_leaves_nothing_running(
     job_harness: JobHarness,
 ):
-    asker, answerer = Asker(), Answerer()
-    await job_harness.start(asker, answerer)
+    requester, responder = Requester(), Responder()
+    await job_harness.start(requester, responder)
 
-    job_id = await asker.request_job("answerer", name="wait")
-    await asker.cancel_job_group(job_id)
+    job_id = await requester.request_job("responder", name="wait")
+    await requester.cancel_job_group(job_id)
     await job_harness.settle()
 
-    assert answerer.cancelled == answerer.ran
-    assert not answerer.active_jobs
+    assert responder.cancelled == responder.ran
+    assert not responder.active_jobs
 
 
-class Stubborn(Answerer):
+class Stubborn(Responder):
     """A worker whose handler ignores its cancellation until the test releases it."""
 
     job_cancel_grace = 0.01
@@ -143,10 +143,10 @@ class Stubborn(Answerer):
 async def test_gap_05_a_handler_that_resists_cancellation_does_not_delay_others(
     job_harness: JobHarness, job_log
 ):
-    asker, worker = Asker(), Stubborn()
-    await job_harness.start(asker, worker)
-    resisting = asyncio.create_task(asker.ask("stubborn", "stubborn"))
-    waiting = asyncio.create_task(asker.ask("stubborn", "wait"))
+    requester, worker = Requester(), Stubborn()
+    await job_harness.start(requester, worker)
+    resisting = asyncio.create_task(requester.ask("stubborn", "stubborn"))
+    waiting = asyncio.create_task(requester.ask("stubborn", "wait"))
     resisting_id, waiting_id = await worker.started.get(), await worker.started.get()
 
     await cancelled(resisting)
@@ -165,27 +165,27 @@ async def test_gap_05_a_handler_that_resists_cancellation_does_not_delay_others(
 async def test_gap_06_a_handler_that_raises_ends_its_job_as_error_with_type_and_message(
     job_harness: JobHarness,
 ):
-    asker = Asker()
-    await job_harness.start(asker, Answerer())
+    requester = Requester()
+    await job_harness.start(requester, Responder())
 
     with pytest.raises(JobError) as caught:
-        await asker.ask("answerer", "raise")
+        await requester.ask("responder", "raise")
 
-    outcome = caught.value.outcomes["answerer"]
+    outcome = caught.value.outcomes["responder"]
     assert outcome.status is OutcomeStatus.ERROR
     assert outcome.error is not None
     assert (outcome.error.type, outcome.error.message) == ("ValueError", "no such topic")
     assert "raise_error" in (outcome.error.traceback or "")
-    for part in ("answerer", "'raise'", "ValueError: no such topic"):
+    for part in ("responder", "'raise'", "ValueError: no such topic"):
         assert part in str(caught.value)
 
 
 async def test_gap_07_an_unknown_job_name_gets_a_response_at_once(job_harness: JobHarness):
-    asker = Asker()
-    await job_harness.start(asker, Answerer())
+    requester = Requester()
+    await job_harness.start(requester, Responder())
 
     with pytest.raises(NoJobHandlerError, match=r"no handler for job 'fly'.*'echo'"):
-        await asker.ask("answerer", "fly")
+        await requester.ask("responder", "fly")
 
 
 def test_gap_08_a_handler_without_a_response_ends_at_the_deadline_and_the_error_names_it(
@@ -193,14 +193,14 @@ def test_gap_08_a_handler_without_a_response_ends_at_the_deadline_and_the_error_
 ):
     async def main() -> None:
         async with JobHarness(new_local_bus()) as harness:
-            asker, answerer = Asker(), Answerer()
-            await harness.start(asker, answerer)
+            requester, responder = Requester(), Responder()
+            await harness.start(requester, responder)
             asked_at = asyncio.get_running_loop().time()
-            with pytest.raises(JobTimeoutError, match=r"'silent'.*'answerer' within 30 s"):
-                await asker.ask("answerer", "silent", timeout=30)
+            with pytest.raises(JobTimeoutError, match=r"'silent'.*'responder' within 30 s"):
+                await requester.ask("responder", "silent", timeout=30)
             assert asyncio.get_running_loop().time() - asked_at == pytest.approx(30)
             await harness.settle()
-            assert not answerer.active_jobs
+            assert not responder.active_jobs
 
     run_virtual(main())
 
@@ -208,68 +208,68 @@ def test_gap_08_a_handler_without_a_response_ends_at_the_deadline_and_the_error_
 async def test_gap_08_a_worker_that_stops_responds_to_a_job_whose_handler_did_not(
     job_harness: JobHarness,
 ):
-    asker, answerer = Asker(), Answerer()
-    await job_harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "silent"))
-    await answerer.started.get()
+    requester, responder = Requester(), Responder()
+    await job_harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "silent"))
+    await responder.started.get()
 
-    await job_harness.end(answerer)
+    await job_harness.end(responder)
 
-    with pytest.raises(JobCancelledError, match="worker 'answerer' stopped"):
-        await caller
+    with pytest.raises(JobCancelledError, match="worker 'responder' stopped"):
+        await call_task
 
 
 async def test_gap_09_an_inactive_worker_takes_jobs(job_harness: JobHarness):
-    asker, answerer = Asker(), Answerer(active=False)
-    await job_harness.start(asker, answerer)
+    requester, responder = Requester(), Responder(active=False)
+    await job_harness.start(requester, responder)
 
-    response = await asker.ask("answerer", "echo", payload={"n": 1})
+    response = await requester.ask("responder", "echo", payload={"n": 1})
 
-    assert not answerer.active
-    assert response == {"from": "answerer", "payload": {"n": 1}}
+    assert not responder.active
+    assert response == {"from": "responder", "payload": {"n": 1}}
 
 
 async def test_gap_10_an_inactive_requester_gets_its_response(job_harness: JobHarness):
-    asker = Asker(active=False)
-    await job_harness.start(asker, Answerer())
+    requester = Requester(active=False)
+    await job_harness.start(requester, Responder())
 
-    assert (await asker.ask("answerer", "echo"))["from"] == "answerer"
-    assert not asker.active
+    assert (await requester.ask("responder", "echo"))["from"] == "responder"
+    assert not requester.active
 
 
-@pytest.mark.parametrize("worker_class", [Answerer, PlainWorker])
+@pytest.mark.parametrize("worker_class", [Responder, PlainWorker])
 async def test_gap_11_a_worker_that_has_stopped_is_lost_at_once(
     job_harness: JobHarness, worker_class: type[PlainWorker]
 ):
-    asker, worker = Asker(), worker_class("gone")
-    await job_harness.start(asker, worker)
+    requester, worker = Requester(), worker_class("gone")
+    await job_harness.start(requester, worker)
     await job_harness.end(worker)
 
     with pytest.raises(WorkerLostError, match="'gone'") as caught:
-        await asker.ask("gone", "echo")
+        await requester.ask("gone", "echo")
 
     assert caught.value.outcomes["gone"].status is OutcomeStatus.LOST
 
 
 async def test_gap_12_a_worker_that_stops_during_a_job_is_not_a_success(job_harness: JobHarness):
-    asker, answerer = Asker(), Answerer()
-    await job_harness.start(asker, answerer)
+    requester, responder = Requester(), Responder()
+    await job_harness.start(requester, responder)
 
-    with pytest.raises(JobCancelledError, match="worker 'answerer' stopped") as caught:
-        async with asker.job("answerer", name="wait"):
-            await answerer.started.get()
-            await job_harness.end(answerer)
+    with pytest.raises(JobCancelledError, match="worker 'responder' stopped") as caught:
+        async with requester.job("responder", name="wait"):
+            await responder.started.get()
+            await job_harness.end(responder)
 
-    assert caught.value.outcomes["answerer"].status is OutcomeStatus.CANCELLED
+    assert caught.value.outcomes["responder"].status is OutcomeStatus.CANCELLED
 
 
 async def test_gap_12_a_cancel_without_a_reason_is_not_a_success(job_harness: JobHarness):
-    asker, answerer = Asker(), Answerer()
-    await job_harness.start(asker, answerer)
+    requester, responder = Requester(), Responder()
+    await job_harness.start(requester, responder)
 
     with pytest.raises(JobCancelledError, match="cancelled"):
-        async with asker.job("answerer", name="wait") as j:
-            await asker.cancel_job_group(j.job_id)
+        async with requester.job("responder", name="wait") as j:
+            await requester.cancel_job_group(j.job_id)
 
     assert j.outcome is not None
     assert j.outcome.status is OutcomeStatus.CANCELLED

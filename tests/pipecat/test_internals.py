@@ -336,16 +336,16 @@ async def test_job_groups_and_active_jobs_are_the_live_dicts():
 
 
 async def test_pipecat_enters_its_own_jobs_in_the_dicts_it_shows(bus: WorkerBus):
-    asker, answerer = PlainPeer("asker"), PlainPeer("answerer")
-    groups, jobs = asker.job_groups, answerer.active_jobs
+    requester, responder = PlainPeer("requester"), PlainPeer("responder")
+    groups, jobs = requester.job_groups, responder.active_jobs
     async with BusHarness(bus, check_watches=False) as harness:
-        await harness.start(asker, answerer)
-        job_id = await asker.request_job("answerer", params=JobParams(name="wait"))
-        await answerer.started.get()
+        await harness.start(requester, responder)
+        job_id = await requester.request_job("responder", params=JobParams(name="wait"))
+        await responder.started.get()
 
         assert list(groups) == [job_id]
         assert list(jobs) == [job_id]
-        answerer.release.set()
+        responder.release.set()
         await harness.settle()
         assert groups == jobs == {}
 

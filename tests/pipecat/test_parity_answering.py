@@ -57,7 +57,7 @@ async def test_an_event_handler_may_respond_at_once(bench: Bench, worker_class: 
     await worker.on_bus_message(request(name="anything"))
     sent = await bench.bus.wait_for(BusJobResponseMessage)
 
-    assert (sent.target, sent.job_id, sent.response) == ("asker", "j", {"by": "event"})
+    assert (sent.target, sent.job_id, sent.response) == ("requester", "j", {"by": "event"})
 
 
 async def test_a_request_without_a_handler_stays_open_for_a_later_response(
@@ -77,11 +77,11 @@ async def test_a_request_without_a_handler_stays_open_for_a_later_response(
 
 
 async def test_a_request_without_a_handler_stays_open_until_its_deadline(job_harness: JobHarness):
-    asker, worker = BaseWorker("asker"), BaseWorker("worker")
-    await job_harness.start(asker, worker)
+    requester, worker = BaseWorker("requester"), BaseWorker("worker")
+    await job_harness.start(requester, worker)
 
     with pytest.raises(JobTimeoutError):
-        async with asker.job("worker", timeout=0.3) as j:
+        async with requester.job("worker", timeout=0.3) as j:
             await job_harness.settle()
             assert list(worker.active_jobs) == [j.job_id]
 
@@ -91,13 +91,13 @@ async def test_a_request_without_a_handler_ends_with_a_cancel(bench: Bench, work
     cancelled = listen(worker, "on_job_cancelled")
     await bench.add(worker)
     await worker.on_bus_message(request())
-    cancel = BusJobCancelMessage(source="asker", target="worker", job_id="j", reason="enough")
+    cancel = BusJobCancelMessage(source="requester", target="worker", job_id="j", reason="enough")
 
     await worker.on_bus_message(cancel)
     sent = await bench.bus.wait_for(BusJobResponseMessage)
     await asyncio.sleep(0)
 
-    assert (sent.target, sent.status) == ("asker", JobStatus.CANCELLED)
+    assert (sent.target, sent.status) == ("requester", JobStatus.CANCELLED)
     assert cancelled == [cancel]
     assert worker.active_jobs == {}
 
@@ -125,7 +125,7 @@ async def test_a_cancelled_handler_has_stopped_before_its_hook_runs(
     await worker.on_bus_message(request())
     await started.wait()
 
-    cancel = BusJobCancelMessage(source="asker", target="worker", job_id="j")
+    cancel = BusJobCancelMessage(source="requester", target="worker", job_id="j")
     await worker.on_bus_message(cancel)
     await bench.bus.wait_for(BusJobResponseMessage)
 
@@ -140,7 +140,7 @@ async def test_the_update_request_event_fires_only_for_an_open_job(
     await bench.add(worker)
     await worker.on_bus_message(request())
     wishes = [
-        BusJobUpdateRequestMessage(source="asker", target="worker", job_id=job_id)
+        BusJobUpdateRequestMessage(source="requester", target="worker", job_id=job_id)
         for job_id in ("j", "other")
     ]
 
@@ -172,7 +172,7 @@ async def test_messages_of_a_job_go_to_its_requester(
 
     (sent,) = bench.bus.sent
     assert type(sent) is message
-    assert (sent.source, sent.target, sent.job_id) == ("worker", "asker", "j")
+    assert (sent.source, sent.target, sent.job_id) == ("worker", "requester", "j")
     assert getattr(sent, field) == {"x": 1}
 
 
@@ -238,7 +238,7 @@ async def test_a_worker_that_stops_responds_to_its_jobs_and_cancels_its_groups(
     assert (cancelled.target, cancelled.job_id) == ("a", asked)
     assert "stopped" in cancelled.reason
     (answered,) = bench.sent(BusJobResponseMessage)
-    assert (answered.target, answered.status) == ("asker", JobStatus.CANCELLED)
+    assert (answered.target, answered.status) == ("requester", JobStatus.CANCELLED)
     assert group.is_done
     assert worker.active_jobs == worker.job_groups == {}
 
@@ -251,12 +251,12 @@ async def test_a_job_between_workers_that_are_not_run_gets_a_response(
         async def echo(self, message: BusJobRequestMessage) -> None:
             await self.send_job_response(message.job_id, message.payload)
 
-    asker = worker_class("asker")
-    await bench.add(asker, Echo("worker"))
+    requester = worker_class("requester")
+    await bench.add(requester, Echo("worker"))
     await bench.bus.start()
 
-    async with asker.job("worker", params=JobParams(name="echo", payload={"q": 1})) as j:
+    async with requester.job("worker", params=JobParams(name="echo", payload={"q": 1})) as j:
         pass
 
     assert j.response == {"q": 1}
-    assert asker.job_groups == {}
+    assert requester.job_groups == {}

@@ -39,10 +39,10 @@ def group_class(classes: Any) -> Any:
     return classes[1]
 
 
-async def add(bench: Bench, asker: PlainWorker, group: PipecatJobGroup) -> None:
+async def add(bench: Bench, requester: PlainWorker, group: PipecatJobGroup) -> None:
     """Set a worker up and put a group into its ``job_groups``, as a bot does."""
-    await bench.add(asker)
-    asker.job_groups[group.job_id] = group
+    await bench.add(requester)
+    requester.job_groups[group.job_id] = group
 
 
 async def end_of(group: PipecatJobGroup) -> None:
@@ -51,7 +51,7 @@ async def end_of(group: PipecatJobGroup) -> None:
 
 
 def update(source: str, job_id: str, **data: Any) -> BusJobUpdateMessage:
-    return BusJobUpdateMessage(source=source, target="asker", job_id=job_id, update=data)
+    return BusJobUpdateMessage(source=source, target="requester", job_id=job_id, update=data)
 
 
 def test_a_group_builds_from_pipecats_arguments_outside_of_a_loop():
@@ -67,17 +67,20 @@ def test_a_group_builds_from_pipecats_arguments_outside_of_a_loop():
 
 
 async def test_responses_complete_a_group(bench: Bench, worker_class: Any, group_class: Any):
-    asker, group = worker_class("asker"), group_class(job_id="j", worker_names={"a", "b"})
-    responses, completed = listen(asker, "on_job_response"), listen(asker, "on_job_completed")
-    await add(bench, asker, group)
+    requester, group = worker_class("requester"), group_class(job_id="j", worker_names={"a", "b"})
+    responses, completed = (
+        listen(requester, "on_job_response"),
+        listen(requester, "on_job_completed"),
+    )
+    await add(bench, requester, group)
 
-    await asker.on_bus_message(answer("a", "j", response={"x": 1}))
+    await requester.on_bus_message(answer("a", "j", response={"x": 1}))
     await asyncio.sleep(0)
     assert completed == []
     assert group.terminated == {"a"}
     assert not group.is_done
-    end = BusJobStreamEndMessage(source="b", target="asker", job_id="j", data={"y": 2})
-    await asker.on_bus_message(end)
+    end = BusJobStreamEndMessage(source="b", target="requester", job_id="j", data={"y": 2})
+    await requester.on_bus_message(end)
     await end_of(group)
     await asyncio.sleep(0)
 
@@ -85,20 +88,20 @@ async def test_responses_complete_a_group(bench: Bench, worker_class: Any, group
     assert group.responses == both
     assert completed == [JobGroupResponse(job_id="j", responses=both)]
     assert [message.source for message in responses] == ["a"]
-    assert asker.job_groups == {}
+    assert requester.job_groups == {}
 
 
 @pytest.mark.parametrize("status", [JobStatus.ERROR, JobStatus.FAILED])
 async def test_an_error_cancels_the_others(
     bench: Bench, worker_class: Any, group_class: Any, status: JobStatus
 ):
-    asker = worker_class("asker")
+    requester = worker_class("requester")
     group = group_class(job_id="j", worker_names=["a", "b"], cancel_on_error=True)
-    errors, completed = listen(asker, "on_job_error"), listen(asker, "on_job_completed")
-    await add(bench, asker, group)
+    errors, completed = listen(requester, "on_job_error"), listen(requester, "on_job_completed")
+    await add(bench, requester, group)
     failed = answer("a", "j", status=status, response={"error": "no such book"})
 
-    await asker.on_bus_message(failed)
+    await requester.on_bus_message(failed)
     with pytest.raises(JobGroupError, match=r"worker 'a' (failed|errored)"):
         await end_of(group)
     await asyncio.sleep(0)
@@ -109,18 +112,20 @@ async def test_an_error_cancels_the_others(
     assert [m.reason for m in bench.sent(BusJobCancelMessage) if m.target == "b"] == [
         "worker 'a' errored"
     ]
-    assert asker.job_groups == {}
+    assert requester.job_groups == {}
 
 
 async def test_an_error_is_a_response_when_the_group_goes_on_after_errors(
     bench: Bench, worker_class: Any, group_class: Any
 ):
-    asker = worker_class("asker")
+    requester = worker_class("requester")
     group = group_class(job_id="j", worker_names=["a", "b"], cancel_on_error=False)
-    await add(bench, asker, group)
+    await add(bench, requester, group)
 
-    await asker.on_bus_message(answer("a", "j", status=JobStatus.ERROR, response={"error": "no"}))
-    await asker.on_bus_message(answer("b", "j", response={"x": 1}))
+    await requester.on_bus_message(
+        answer("a", "j", status=JobStatus.ERROR, response={"error": "no"})
+    )
+    await requester.on_bus_message(answer("b", "j", response={"x": 1}))
     await end_of(group)
 
     assert group.responses == {"a": {"error": "no"}, "b": {"x": 1}}
@@ -130,14 +135,14 @@ async def test_an_error_is_a_response_when_the_group_goes_on_after_errors(
 async def test_updates_reach_the_hook_and_the_event_queue(
     bench: Bench, worker_class: Any, group_class: Any
 ):
-    asker, events = worker_class("asker"), asyncio.Queue[Any]()
+    requester, events = worker_class("requester"), asyncio.Queue[Any]()
     group = group_class(job_id="j", worker_names=["a"], event_queue=events)
-    received = listen(asker, "on_job_update")
-    await add(bench, asker, group)
+    received = listen(requester, "on_job_update")
+    await add(bench, requester, group)
     half = update("a", "j", done=0.5)
 
-    await asker.on_bus_message(half)
-    await asker.on_bus_message(answer("a", "j"))
+    await requester.on_bus_message(half)
+    await requester.on_bus_message(answer("a", "j"))
     await end_of(group)
     await asyncio.sleep(0)
 
@@ -147,7 +152,7 @@ async def test_updates_reach_the_hook_and_the_event_queue(
 
 
 async def test_overrides_are_called_for_a_group(bench: Bench, worker_class: Any, group_class: Any):
-    class Listening(worker_class):
+    class Recording(worker_class):
         def __init__(self, name: str):
             super().__init__(name)
             self.received: list[str] = []
@@ -161,30 +166,30 @@ async def test_overrides_are_called_for_a_group(bench: Bench, worker_class: Any,
         async def on_job_completed(self, result: Any) -> None:
             self.received.append("completed")
 
-    asker, group = Listening("asker"), group_class(job_id="j", worker_names=["a"])
-    await add(bench, asker, group)
+    requester, group = Recording("requester"), group_class(job_id="j", worker_names=["a"])
+    await add(bench, requester, group)
 
-    await asker.on_bus_message(update("a", "j"))
-    await asker.on_bus_message(answer("a", "j"))
+    await requester.on_bus_message(update("a", "j"))
+    await requester.on_bus_message(answer("a", "j"))
     await end_of(group)
 
-    assert asker.received == ["update", "response", "completed"]
+    assert requester.received == ["update", "response", "completed"]
 
 
 async def test_a_cancel_reaches_the_workers_and_fails_the_group(
     bench: Bench, worker_class: Any, group_class: Any
 ):
-    asker, group = worker_class("asker"), group_class(job_id="j", worker_names={"a"})
-    await add(bench, asker, group)
+    requester, group = worker_class("requester"), group_class(job_id="j", worker_names={"a"})
+    await add(bench, requester, group)
 
-    await asker.cancel_job_group("j", reason="no longer needed")
+    await requester.cancel_job_group("j", reason="no longer needed")
 
     with pytest.raises(JobGroupError, match="no longer needed"):
         await end_of(group)
     assert [(m.target, m.reason) for m in bench.sent(BusJobCancelMessage)] == [
         ("a", "no longer needed")
     ]
-    assert asker.job_groups == {}
+    assert requester.job_groups == {}
 
 
 async def test_failing_a_group_by_hand_wakes_its_waiters(group_class: Any):
@@ -199,15 +204,15 @@ async def test_failing_a_group_by_hand_wakes_its_waiters(group_class: Any):
 async def test_a_timeout_task_ends_with_its_group(
     bench: Bench, worker_class: Any, group_class: Any, how: str
 ):
-    asker, group = worker_class("asker"), group_class(job_id="j", worker_names=["a"])
-    await add(bench, asker, group)
-    group.timeout_task = asker.create_task(asyncio.sleep(1000), "timeout")
+    requester, group = worker_class("requester"), group_class(job_id="j", worker_names=["a"])
+    await add(bench, requester, group)
+    group.timeout_task = requester.create_task(asyncio.sleep(1000), "timeout")
     await asyncio.sleep(0)
 
     if how == "response":
-        await asker.on_bus_message(answer("a", "j"))
+        await requester.on_bus_message(answer("a", "j"))
     else:
-        await asker.cancel_job_group("j")
+        await requester.cancel_job_group("j")
     await bench.settle()
 
     assert group.timeout_task.done()
@@ -216,16 +221,16 @@ async def test_a_timeout_task_ends_with_its_group(
 async def test_a_timeout_task_may_cancel_its_group(
     bench: Bench, worker_class: Any, group_class: Any
 ):
-    asker, group = worker_class("asker"), group_class(job_id="j", worker_names=["a"])
-    await add(bench, asker, group)
+    requester, group = worker_class("requester"), group_class(job_id="j", worker_names=["a"])
+    await add(bench, requester, group)
     went_on = asyncio.Event()
 
     async def cancel() -> None:
-        await asker.cancel_job_group("j", reason="timeout")
+        await requester.cancel_job_group("j", reason="timeout")
         await asyncio.sleep(0)
         went_on.set()
 
-    group.timeout_task = asker.create_task(cancel(), "timeout")
+    group.timeout_task = requester.create_task(cancel(), "timeout")
 
     with pytest.raises(JobGroupError, match="timeout"):
         await end_of(group)
@@ -236,10 +241,10 @@ async def test_a_timeout_task_may_cancel_its_group(
 async def test_the_workers_of_a_group_may_be_asked_for_an_update(
     bench: Bench, worker_class: Any, group_class: Any
 ):
-    asker, group = worker_class("asker"), group_class(job_id="j", worker_names=["a"])
-    await add(bench, asker, group)
+    requester, group = worker_class("requester"), group_class(job_id="j", worker_names=["a"])
+    await add(bench, requester, group)
 
-    await asker.request_job_update("j", "a")
+    await requester.request_job_update("j", "a")
 
     assert [m.target for m in bench.sent(BusJobUpdateRequestMessage)] == ["a"]
 
@@ -247,10 +252,10 @@ async def test_the_workers_of_a_group_may_be_asked_for_an_update(
 async def test_a_requester_that_stops_fails_its_group(
     bench: Bench, worker_class: Any, group_class: Any
 ):
-    asker, group = worker_class("asker"), group_class(job_id="j", worker_names=["a"])
-    await add(bench, asker, group)
+    requester, group = worker_class("requester"), group_class(job_id="j", worker_names=["a"])
+    await add(bench, requester, group)
 
-    await asker.stop()
+    await requester.stop()
 
     with pytest.raises(JobGroupError, match="stopped"):
         await end_of(group)
@@ -260,28 +265,30 @@ async def test_a_request_handled_by_the_worker_itself_is_not_taken_for_a_respons
     bench: Bench, worker_class: Any, group_class: Any
 ):
     """A worker may ask itself: the id is then a job of both halves."""
-    asker, group = worker_class("worker"), group_class(job_id="j", worker_names=["worker"])
-    requests = listen(asker, "on_job_request")
-    await add(bench, asker, group)
+    requester, group = worker_class("worker"), group_class(job_id="j", worker_names=["worker"])
+    requests = listen(requester, "on_job_request")
+    await add(bench, requester, group)
 
-    await asker.on_bus_message(parity.request("j"))
+    await requester.on_bus_message(parity.request("j"))
     await asyncio.sleep(0)
 
     assert [message.job_id for message in requests] == ["j"]
-    assert list(asker.active_jobs) == ["j"]
+    assert list(requester.active_jobs) == ["j"]
 
 
 # -- additions of our own group ------------------------------------------------------------------
 
 
 async def test_our_group_keeps_outcomes(bench: Bench):
-    asker = BaseWorker("asker")
+    requester = BaseWorker("requester")
     group = JobGroup(job_id="j", worker_names=["a", "b"], cancel_on_error=False)
-    await add(bench, asker, group)
+    await add(bench, requester, group)
 
-    await asker.on_bus_message(answer("a", "j", response={"x": 1}))
+    await requester.on_bus_message(answer("a", "j", response={"x": 1}))
     assert group.pending == ["b"]
-    await asker.on_bus_message(answer("b", "j", status=JobStatus.FAILED, response={"error": "no"}))
+    await requester.on_bus_message(
+        answer("b", "j", status=JobStatus.FAILED, response={"error": "no"})
+    )
     await end_of(group)
 
     assert {name: outcome.status for name, outcome in group.outcomes.items()} == {
@@ -291,9 +298,9 @@ async def test_our_group_keeps_outcomes(bench: Bench):
 
 
 async def test_our_group_raises_our_error_when_it_is_cancelled(bench: Bench):
-    asker, group = BaseWorker("asker"), JobGroup(job_id="j", worker_names=["a"])
-    await add(bench, asker, group)
-    await asker.cancel_job_group("j")
+    requester, group = BaseWorker("requester"), JobGroup(job_id="j", worker_names=["a"])
+    await add(bench, requester, group)
+    await requester.cancel_job_group("j")
     with pytest.raises(JobCancelledError) as raised:
         await end_of(group)
     assert raised.value.job_id == "j"
@@ -304,10 +311,10 @@ async def test_a_hook_that_raises_does_not_keep_our_group_from_ending(bench: Ben
         async def on_job_response(self, message: Any) -> None:
             raise ValueError("broken hook")
 
-    asker, group = Raising("asker"), JobGroup(job_id="j", worker_names=["a"])
-    await add(bench, asker, group)
+    requester, group = Raising("requester"), JobGroup(job_id="j", worker_names=["a"])
+    await add(bench, requester, group)
 
-    await asker.on_bus_message(answer("a", "j", response={"x": 1}))
+    await requester.on_bus_message(answer("a", "j", response={"x": 1}))
     await end_of(group)
 
     assert group.responses == {"a": {"x": 1}}
@@ -318,30 +325,30 @@ async def test_a_hook_that_raises_for_pipecats_group_does_not_reach_the_bus(benc
         async def on_job_update(self, message: Any) -> None:
             raise ValueError("broken hook")
 
-    asker, group = Raising("asker"), PipecatJobGroup(job_id="j", worker_names=["a"])
-    await add(bench, asker, group)
+    requester, group = Raising("requester"), PipecatJobGroup(job_id="j", worker_names=["a"])
+    await add(bench, requester, group)
 
-    await asker.on_bus_message(update("a", "j"))
-    await asker.on_bus_message(answer("a", "j", response={"x": 1}))
+    await requester.on_bus_message(update("a", "j"))
+    await requester.on_bus_message(answer("a", "j", response={"x": 1}))
     await end_of(group)
 
     assert group.responses == {"a": {"x": 1}}
 
 
 async def test_a_malformed_response_to_pipecats_group_is_dropped(bench: Bench):
-    asker, group = BaseWorker("asker"), PipecatJobGroup(job_id="j", worker_names=["a"])
-    await add(bench, asker, group)
+    requester, group = BaseWorker("requester"), PipecatJobGroup(job_id="j", worker_names=["a"])
+    await add(bench, requester, group)
 
-    await asker.on_bus_message(answer("a", "j", response="text"))
+    await requester.on_bus_message(answer("a", "j", response="text"))
 
     assert group.responses == {}
     assert not group.is_done
 
 
 async def test_a_lost_worker_ends_our_group(bench: Bench):
-    asker, group = BaseWorker("asker"), JobGroup(job_id="j", worker_names=["a"])
-    assert isinstance(asker, JobsMixin)
-    await add(bench, asker, group)
-    await asker.worker_lost("a", reason="the host is gone")
+    requester, group = BaseWorker("requester"), JobGroup(job_id="j", worker_names=["a"])
+    assert isinstance(requester, JobsMixin)
+    await add(bench, requester, group)
+    await requester.worker_lost("a", reason="the host is gone")
     with pytest.raises(JobGroupError, match="the host is gone"):
         await end_of(group)

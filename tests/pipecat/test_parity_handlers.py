@@ -136,7 +136,7 @@ async def test_a_sequential_job_that_is_cancelled_while_it_waits_never_runs(
         await worker.on_bus_message(request(job_id, "work"))
     assert await worker.began.get() == "1"
 
-    cancel = BusJobCancelMessage(source="asker", target="worker", job_id="2")
+    cancel = BusJobCancelMessage(source="requester", target="worker", job_id="2")
     await worker.on_bus_message(cancel)
     await bench.bus.wait_for(BusJobResponseMessage)
     worker.gates["1"].set()
@@ -153,10 +153,10 @@ async def test_either_decorator_marks_handlers_for_either_worker(
         async def echo(self, message: BusJobRequestMessage) -> None:
             await self.send_job_response(message.job_id, message.payload)
 
-    asker = BaseWorker("asker")
-    await job_harness.start(asker, Marked("worker"))
+    requester = BaseWorker("requester")
+    await job_harness.start(requester, Marked("worker"))
 
-    async with asker.job("worker", name="echo", payload={"q": 1}) as j:
+    async with requester.job("worker", name="echo", payload={"q": 1}) as j:
         pass
 
     assert j.response == {"q": 1}

@@ -28,32 +28,34 @@ worker_class = parity.worker_class
 
 
 async def test_a_group_completes_with_its_last_response(bench: Bench, worker_class: type):
-    asker = worker_class("asker")
-    completed = listen(asker, "on_job_completed")
-    await bench.add(asker)
+    requester = worker_class("requester")
+    completed = listen(requester, "on_job_completed")
+    await bench.add(requester)
     await bench.ready("a", "b")
-    job_id = await asker.request_job_group("a", "b")
+    job_id = await requester.request_job_group("a", "b")
 
-    await asker.on_bus_message(answer("a", job_id, response={"x": 1}))
+    await requester.on_bus_message(answer("a", job_id, response={"x": 1}))
     await asyncio.sleep(0)
     assert completed == []
-    await asker.on_bus_message(answer("b", job_id))
+    await requester.on_bus_message(answer("b", job_id))
     await asyncio.sleep(0)
 
     assert completed == [JobGroupResponse(job_id=job_id, responses={"a": {"x": 1}, "b": {}})]
-    assert asker.job_groups == {}
+    assert requester.job_groups == {}
 
 
 async def test_the_end_of_a_stream_is_a_response(bench: Bench, worker_class: type):
-    asker = worker_class("asker")
-    completed = listen(asker, "on_job_completed")
-    await bench.add(asker)
+    requester = worker_class("requester")
+    completed = listen(requester, "on_job_completed")
+    await bench.add(requester)
     await bench.ready("a", "b")
-    job_id = await asker.request_job_group("a", "b")
+    job_id = await requester.request_job_group("a", "b")
 
     for name in ("a", "b"):
-        end = BusJobStreamEndMessage(source=name, target="asker", job_id=job_id, data={"by": name})
-        await asker.on_bus_message(end)
+        end = BusJobStreamEndMessage(
+            source=name, target="requester", job_id=job_id, data={"by": name}
+        )
+        await requester.on_bus_message(end)
         await asyncio.sleep(0)
 
     assert [result.responses for result in completed] == [{"a": {"by": "a"}, "b": {"by": "b"}}]
@@ -74,15 +76,15 @@ async def test_the_end_of_a_stream_is_a_response(bench: Bench, worker_class: typ
 async def test_an_event_fires_one_turn_after_its_message(
     bench: Bench, worker_class: type, event: str, message: type
 ):
-    asker = worker_class("asker")
-    got = listen(asker, event)
-    await bench.add(asker)
+    requester = worker_class("requester")
+    got = listen(requester, event)
+    await bench.add(requester)
     await bench.ready("a")
-    job_id = await asker.request_job("a")
+    job_id = await requester.request_job("a")
     fields = {"status": JobStatus.COMPLETED} if event == "on_job_response" else {}
-    arrived = message(source="a", target="asker", job_id=job_id, **fields)
+    arrived = message(source="a", target="requester", job_id=job_id, **fields)
 
-    await asker.on_bus_message(arrived)
+    await requester.on_bus_message(arrived)
     await asyncio.sleep(0)
 
     assert got == [arrived]
@@ -116,17 +118,17 @@ async def test_messages_for_another_worker_are_ignored(bench: Bench, worker_clas
 async def test_an_error_ends_the_group_and_keeps_earlier_responses(
     bench: Bench, worker_class: type, status: JobStatus
 ):
-    asker = worker_class("asker")
-    errors, completed = listen(asker, "on_job_error"), listen(asker, "on_job_completed")
-    await bench.add(asker)
+    requester = worker_class("requester")
+    errors, completed = listen(requester, "on_job_error"), listen(requester, "on_job_completed")
+    await bench.add(requester)
     await bench.ready("a", "b", "c")
     failed = answer("b", "", status=status, response={"why": "no"})
 
     with pytest.raises(JobGroupError):
-        async with asker.job_group("a", "b", "c") as jg:
+        async with requester.job_group("a", "b", "c") as jg:
             failed.job_id = jg.job_id
-            await asker.on_bus_message(answer("a", jg.job_id, response={"x": 1}))
-            await asker.on_bus_message(failed)
+            await requester.on_bus_message(answer("a", jg.job_id, response={"x": 1}))
+            await requester.on_bus_message(failed)
     await asyncio.sleep(0)
 
     assert jg.responses == {"a": {"x": 1}, "b": {"why": "no"}}
@@ -139,15 +141,15 @@ async def test_an_error_ends_the_group_and_keeps_earlier_responses(
 async def test_an_error_does_not_end_a_group_with_cancel_on_error_off(
     bench: Bench, worker_class: type
 ):
-    asker = worker_class("asker")
-    errors, completed = listen(asker, "on_job_error"), listen(asker, "on_job_completed")
-    await bench.add(asker)
+    requester = worker_class("requester")
+    errors, completed = listen(requester, "on_job_error"), listen(requester, "on_job_completed")
+    await bench.add(requester)
     await bench.ready("a", "b")
 
-    async with asker.job_group("a", "b", params=JobGroupParams(cancel_on_error=False)) as jg:
+    async with requester.job_group("a", "b", params=JobGroupParams(cancel_on_error=False)) as jg:
         failed = answer("a", jg.job_id, status=JobStatus.ERROR, response={"why": "no"})
-        await asker.on_bus_message(failed)
-        await asker.on_bus_message(answer("b", jg.job_id, response={"x": 1}))
+        await requester.on_bus_message(failed)
+        await requester.on_bus_message(answer("b", jg.job_id, response={"x": 1}))
     await asyncio.sleep(0)
 
     assert jg.responses == {"a": {"why": "no"}, "b": {"x": 1}}
@@ -159,7 +161,7 @@ async def test_hooks_get_every_response_before_the_completion(bench: Bench, work
     """This also holds when an override is slow and the responses arrive together."""
     order: list[str] = []
 
-    class Listening(worker_class):
+    class Recording(worker_class):
         async def on_job_response(self, message: BusJobResponseMessage) -> None:
             await asyncio.sleep(0)
             order.append(message.source)
@@ -167,12 +169,12 @@ async def test_hooks_get_every_response_before_the_completion(bench: Bench, work
         async def on_job_completed(self, result: JobGroupResponse) -> None:
             order.append("completed")
 
-    asker = Listening("asker")
-    await bench.add(asker)
+    requester = Recording("requester")
+    await bench.add(requester)
     await bench.bus.start()
     await bench.ready("a", "b")
 
-    async with asker.job_group("a", "b") as jg:
+    async with requester.job_group("a", "b") as jg:
         await bench.bus.send(answer("a", jg.job_id))
         await bench.bus.send(answer("b", jg.job_id))
     await bench.settle()
@@ -183,7 +185,7 @@ async def test_hooks_get_every_response_before_the_completion(bench: Bench, work
 async def test_overrides_see_the_group_while_it_is_still_open(bench: Bench, worker_class: type):
     open_at: dict[str, bool] = {}
 
-    class Listening(worker_class):
+    class Recording(worker_class):
         async def on_job_response(self, message: BusJobResponseMessage) -> None:
             open_at["response"] = message.job_id in self.job_groups
 
@@ -193,15 +195,15 @@ async def test_overrides_see_the_group_while_it_is_still_open(bench: Bench, work
         async def on_job_completed(self, result: JobGroupResponse) -> None:
             open_at["completed"] = result.job_id in self.job_groups
 
-    asker = Listening("asker")
-    await bench.add(asker)
+    requester = Recording("requester")
+    await bench.add(requester)
     await bench.ready("a")
 
-    async with asker.job("a") as j:
-        await asker.on_bus_message(answer("a", j.job_id))
+    async with requester.job("a") as j:
+        await requester.on_bus_message(answer("a", j.job_id))
     with pytest.raises(JobError):
-        async with asker.job("a") as j:
-            await asker.on_bus_message(answer("a", j.job_id, status=JobStatus.ERROR))
+        async with requester.job("a") as j:
+            await requester.on_bus_message(answer("a", j.job_id, status=JobStatus.ERROR))
 
     assert open_at == {"response": True, "error": True, "completed": False}
 
@@ -211,17 +213,17 @@ async def test_hooks_get_the_completion_before_the_requester_goes_on(
 ):
     order: list[str] = []
 
-    class Listening(worker_class):
+    class Recording(worker_class):
         async def on_job_completed(self, result: JobGroupResponse) -> None:
             await asyncio.sleep(0)
             order.append("completed")
 
-    asker = Listening("asker")
-    await bench.add(asker)
+    requester = Recording("requester")
+    await bench.add(requester)
     await bench.ready("a")
 
-    async with asker.job("a") as j:
-        await asker.on_bus_message(answer("a", j.job_id))
+    async with requester.job("a") as j:
+        await requester.on_bus_message(answer("a", j.job_id))
     order.append("went on")
 
     assert order == ["completed", "went on"]

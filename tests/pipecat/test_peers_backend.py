@@ -84,14 +84,14 @@ async def test_a_plain_frontend_also_gets_an_answer(running: Backend):
     await harness.start(frontend)
     llm.reply(">> Yes.")
 
-    caller = asyncio.create_task(frontend.events("backend", "attach"))
+    call_task = asyncio.create_task(frontend.events("backend", "attach"))
     assert (await updates.get())["type"] == "attached"
     assert await frontend.ask("backend", "message", payload={"request": "really?"}) == {
         "backend": "idle"
     }
     assert (await updates.get())["text"] == "Yes."
     assert await updates.get() == {"type": "idle"}
-    await cancel(caller)
+    await cancel(call_task)
 
 
 async def test_a_message_while_it_works_joins_the_work(running: Backend):
@@ -219,11 +219,11 @@ async def test_a_second_frontend_attaches_once_the_first_has_detached(running: B
 
 async def test_a_message_without_a_frontend_is_refused_with_the_reason(running: Backend):
     harness, _, _ = running
-    asker = OurPeer("asker")
-    await harness.start(asker)
+    requester = OurPeer("requester")
+    await harness.start(requester)
 
     with pytest.raises(JobError, match="no frontend is attached"):
-        await asker.ask("backend", "message", payload={"request": "hello?"})
+        await requester.ask("backend", "message", payload={"request": "hello?"})
 
 
 async def test_a_group_opened_without_a_context_gives_its_updates_to_a_queue_set_afterwards(
@@ -231,13 +231,13 @@ async def test_a_group_opened_without_a_context_gives_its_updates_to_a_queue_set
 ):
     """Pipecat's own session does so."""
     harness, _, _ = running
-    asker = OurPeer("asker")
-    await harness.start(asker)
+    requester = OurPeer("requester")
+    await harness.start(requester)
 
-    group = await asker.create_job_group_and_request_job(["backend"], name="attach")
+    group = await requester.create_job_group_and_request_job(["backend"], name="attach")
     group.event_queue = asyncio.Queue()
     event = await group.event_queue.get()
-    await asker.cancel_job_group(group.job_id, reason="frontend detached")
+    await requester.cancel_job_group(group.job_id, reason="frontend detached")
 
     assert event.data["type"] == "attached"
     assert await group.event_queue.get() is None

@@ -11,7 +11,7 @@ from pipecat.pipeline.job_context import JobGroupParams, JobParams
 from pipecat.pipeline.job_context import JobStatus as PipecatJobStatus
 from support import peers
 from support.peers import PAIRS, OurPeer, PlainPeer
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 import pipecat_jobs
 from pipecat_jobs import JobError, JobGroupError, JobTimeoutError, NoJobHandlerError, OutcomeStatus
@@ -27,20 +27,20 @@ harness = peers.harness
 
 @pytest.mark.parametrize(("asks", "answers"), PAIRS)
 async def test_a_job_gets_a_response(harness: JobHarness, asks: type, answers: type):
-    asker = asks("asker")
-    await harness.start(asker, answers("answerer"))
+    requester = asks("requester")
+    await harness.start(requester, answers("responder"))
 
-    response = await asker.ask("answerer", "echo", payload={"q": 1})
+    response = await requester.ask("responder", "echo", payload={"q": 1})
 
-    assert response == {"from": "answerer", "payload": {"q": 1}}
+    assert response == {"from": "responder", "payload": {"q": 1}}
 
 
 @pytest.mark.parametrize("asks", [OurPeer, PlainPeer])
 async def test_a_group_mixes_plain_workers_and_ours(harness: JobHarness, asks: type):
-    asker = asks("asker")
-    await harness.start(asker, PlainPeer("plain"), OurPeer("ours"))
+    requester = asks("requester")
+    await harness.start(requester, PlainPeer("plain"), OurPeer("ours"))
 
-    responses = await asker.ask_group("plain", "ours", name="echo", payload={"q": 1})
+    responses = await requester.ask_group("plain", "ours", name="echo", payload={"q": 1})
 
     assert responses == {
         "plain": {"from": "plain", "payload": {"q": 1}},
@@ -50,27 +50,27 @@ async def test_a_group_mixes_plain_workers_and_ours(harness: JobHarness, asks: t
 
 @pytest.mark.parametrize(("asks", "answers"), PAIRS)
 async def test_an_urgent_response_is_a_response(harness: JobHarness, asks: type, answers: type):
-    asker = asks("asker")
-    await harness.start(asker, answers("answerer"))
+    requester = asks("requester")
+    await harness.start(requester, answers("responder"))
 
-    assert await asker.ask("answerer", "urgent") == {"urgent": True}
+    assert await requester.ask("responder", "urgent") == {"urgent": True}
 
 
 async def test_updates_of_a_plain_worker_arrive_before_its_response(harness: JobHarness):
-    asker = OurPeer("asker")
-    await harness.start(asker, PlainPeer("answerer"))
+    requester = OurPeer("requester")
+    await harness.start(requester, PlainPeer("responder"))
 
-    events, response = await asker.events("answerer", "update")
+    events, response = await requester.events("responder", "update")
 
     assert events == [("update", {"step": 1}), ("update", {"step": 2})]
     assert response == {"steps": 2}
 
 
 async def test_a_stream_of_a_plain_worker_arrives_whole(harness: JobHarness):
-    asker = OurPeer("asker")
-    await harness.start(asker, PlainPeer("answerer"))
+    requester = OurPeer("requester")
+    await harness.start(requester, PlainPeer("responder"))
 
-    events, response = await asker.events("answerer", "stream")
+    events, response = await requester.events("responder", "stream")
 
     assert events == [
         ("stream_start", {"kind": "text"}),
@@ -101,7 +101,7 @@ async def test_hooks_of_a_plain_requester_get_our_updates_and_chunks(
     harness: JobHarness, name: str, received: list[str]
 ):
     """The test uses hooks, since Pipecat's ``async for`` may miss messages of a quick worker."""
-    asker = PlainPeer("asker")
+    requester = PlainPeer("requester")
     fired: list[str] = []
     completed = asyncio.Event()
     for event in {*received}:
@@ -109,15 +109,15 @@ async def test_hooks_of_a_plain_requester_get_our_updates_and_chunks(
         async def keep(_: Any, __: Any, event: str = event) -> None:
             fired.append(event)
 
-        asker.add_event_handler(event, keep)
+        requester.add_event_handler(event, keep)
 
     async def on_completed(_: Any, __: Any) -> None:
         completed.set()
 
-    asker.add_event_handler("on_job_completed", on_completed)
-    await harness.start(asker, OurPeer("answerer"))
+    requester.add_event_handler("on_job_completed", on_completed)
+    await harness.start(requester, OurPeer("responder"))
 
-    await asker.request_job("answerer", params=JobParams(name=name))
+    await requester.request_job("responder", params=JobParams(name=name))
     await completed.wait()
     await harness.settle()
 
@@ -134,11 +134,11 @@ async def test_a_plain_requester_iterates_over_messages_of_our_worker(harness: J
             yield {"number": 1}
             yield {"number": 2}
 
-    asker, answerer = PlainPeer("asker"), Patient("answerer")
-    await harness.start(asker, answerer)
+    requester, responder = PlainPeer("requester"), Patient("responder")
+    await harness.start(requester, responder)
 
-    async with asker.job("answerer", params=JobParams(name="count")) as j:
-        answerer.release.set()
+    async with requester.job("responder", params=JobParams(name="count")) as j:
+        responder.release.set()
         events = [(event.type, event.data) async for event in j]
 
     assert events == [
@@ -158,23 +158,23 @@ async def test_a_requester_requests_an_update_and_gets_it(
         async def on_job_update_requested(self, message: Any) -> None:
             await self.send_job_update(message.job_id, {"progress": 0.5})
 
-    asker, answerer = asks("asker"), Reporting("answerer")
+    requester, responder = asks("requester"), Reporting("responder")
     updates: asyncio.Queue[Any] = asyncio.Queue()
 
     async def keep(_: Any, message: Any) -> None:
         updates.put_nowait(message)
 
-    asker.add_event_handler("on_job_update", keep)
-    await harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "wait"))
-    job_id = await answerer.started.get()
+    requester.add_event_handler("on_job_update", keep)
+    await harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "wait"))
+    job_id = await responder.started.get()
 
-    await asker.request_job_update(job_id, "answerer")
+    await requester.request_job_update(job_id, "responder")
     update = await updates.get()
-    answerer.release.set()
+    responder.release.set()
 
-    assert (update.job_id, update.source, update.update) == (job_id, "answerer", {"progress": 0.5})
-    assert await caller == {"from": "answerer"}
+    assert (update.job_id, update.source, update.update) == (job_id, "responder", {"progress": 0.5})
+    assert await call_task == {"from": "responder"}
 
 
 # -- failures ------------------------------------------------------------------------------------
@@ -190,13 +190,13 @@ async def test_a_requester_requests_an_update_and_gets_it(
 async def test_the_failure_of_a_plain_worker_has_its_status_and_reason(
     harness: JobHarness, name: str, status: OutcomeStatus, payload: dict
 ):
-    asker = OurPeer("asker")
-    await harness.start(asker, PlainPeer("answerer"))
+    requester = OurPeer("requester")
+    await harness.start(requester, PlainPeer("responder"))
 
     with pytest.raises(JobError) as failed:
-        await asker.ask("answerer", name)
+        await requester.ask("responder", name)
 
-    outcome = failed.value.outcomes["answerer"]
+    outcome = failed.value.outcomes["responder"]
     assert (outcome.status, outcome.response) == (status, payload)
     assert str(next(iter(payload.values()))) in str(failed.value)
 
@@ -211,26 +211,26 @@ async def test_the_failure_of_a_plain_worker_has_its_status_and_reason(
 async def test_a_plain_requester_gets_the_failure_of_our_worker(
     harness: JobHarness, name: str, status: PipecatJobStatus, payload: dict
 ):
-    asker = PlainPeer("asker")
-    await harness.start(asker, OurPeer("answerer"))
+    requester = PlainPeer("requester")
+    await harness.start(requester, OurPeer("responder"))
 
     with pytest.raises(PipecatJobError):
-        await asker.ask("answerer", name)
+        await requester.ask("responder", name)
 
-    message = await asker.errors.get()
-    assert (message.source, message.status, message.response) == ("answerer", status, payload)
+    message = await requester.errors.get()
+    assert (message.source, message.status, message.response) == ("responder", status, payload)
 
 
 async def test_our_handler_that_raises_gives_a_plain_requester_an_error_response(
     harness: JobHarness,
 ):
-    asker = PlainPeer("asker")
-    await harness.start(asker, Answerer())
+    requester = PlainPeer("requester")
+    await harness.start(requester, Responder())
 
     with pytest.raises(PipecatJobError):
-        await asker.ask("answerer", "raise")
+        await requester.ask("responder", "raise")
 
-    message = await asker.errors.get()
+    message = await requester.errors.get()
     assert message.status == PipecatJobStatus.ERROR
     assert message.response["error"] == "no such topic"
     assert message.response["error_type"] == "ValueError"
@@ -240,13 +240,13 @@ async def test_our_handler_that_raises_gives_a_plain_requester_an_error_response
 async def test_a_job_name_that_our_worker_does_not_know_gives_a_plain_requester_an_error_response(
     harness: JobHarness,
 ):
-    asker = PlainPeer("asker")
-    await harness.start(asker, Answerer())
+    requester = PlainPeer("requester")
+    await harness.start(requester, Responder())
 
     with pytest.raises(PipecatJobError):
-        await asker.ask("answerer", "sing")
+        await requester.ask("responder", "sing")
 
-    message = await asker.errors.get()
+    message = await requester.errors.get()
     assert message.status == PipecatJobStatus.ERROR
     assert message.response["error_type"] == NoJobHandlerError.__name__
     assert "'sing'" in message.response["error"]
@@ -256,13 +256,13 @@ async def test_our_worker_refuses_a_plain_requester_when_it_takes_no_jobs(harnes
     class Busy(OurPeer):
         takes_jobs_when_inactive = False
 
-    asker = PlainPeer("asker")
-    await harness.start(asker, Busy("answerer", active=False))
+    requester = PlainPeer("requester")
+    await harness.start(requester, Busy("responder", active=False))
 
     with pytest.raises(PipecatJobError):
-        await asker.ask("answerer", "echo")
+        await requester.ask("responder", "echo")
 
-    message = await asker.errors.get()
+    message = await requester.errors.get()
     assert message.status == PipecatJobStatus.FAILED
     assert "inactive" in message.response["error"]
 
@@ -272,13 +272,13 @@ async def test_our_worker_refuses_a_plain_requester_when_it_takes_no_jobs(harnes
 async def test_the_first_failure_stops_the_rest_of_a_mixed_group(
     harness: JobHarness, asks: type, fails: str, waits: str
 ):
-    asker, plain, ours = asks("asker"), PlainPeer("plain"), OurPeer("ours")
-    await harness.start(asker, plain, ours)
+    requester, plain, ours = asks("requester"), PlainPeer("plain"), OurPeer("ours")
+    await harness.start(requester, plain, ours)
     waiting = {"plain": plain, "ours": ours}[waits]
 
     # The waiting worker is asked first: Pipecat drops a cancel that overtakes its request.
     with pytest.raises(PipecatJobGroupError):
-        await asker.ask_group(waits, fails, name="fail or wait", payload={"fails": fails})
+        await requester.ask_group(waits, fails, name="fail or wait", payload={"fails": fails})
     await harness.settle()
 
     if not waiting.started.empty():
@@ -287,12 +287,12 @@ async def test_the_first_failure_stops_the_rest_of_a_mixed_group(
 
 
 async def test_a_mixed_group_with_cancel_on_error_off_goes_on_after_a_failure(harness: JobHarness):
-    asker, plain, ours = OurPeer("asker"), PlainPeer("plain"), OurPeer("ours")
-    await harness.start(asker, plain, ours)
+    requester, plain, ours = OurPeer("requester"), PlainPeer("plain"), OurPeer("ours")
+    await harness.start(requester, plain, ours)
     ours.release.set()
 
     params = JobGroupParams(name="fail or wait", payload={"fails": "plain"}, cancel_on_error=False)
-    async with asker.job_group("plain", "ours", params=params) as jg:
+    async with requester.job_group("plain", "ours", params=params) as jg:
         pass
 
     assert jg.outcomes["plain"].status is OutcomeStatus.FAILED
@@ -304,17 +304,17 @@ async def test_a_mixed_group_with_cancel_on_error_off_goes_on_after_a_failure(ha
 
 
 async def test_our_inactive_worker_responds_to_a_plain_requester(harness: JobHarness):
-    asker = PlainPeer("asker")
-    await harness.start(asker, OurPeer("answerer", active=False))
+    requester = PlainPeer("requester")
+    await harness.start(requester, OurPeer("responder", active=False))
 
-    assert (await asker.ask("answerer", "echo"))["from"] == "answerer"
+    assert (await requester.ask("responder", "echo"))["from"] == "responder"
 
 
 async def test_a_plain_workers_response_reaches_our_inactive_requester(harness: JobHarness):
-    asker = OurPeer("asker", active=False)
-    await harness.start(asker, PlainPeer("answerer"))
+    requester = OurPeer("requester", active=False)
+    await harness.start(requester, PlainPeer("responder"))
 
-    events, response = await asker.events("answerer", "update")
+    events, response = await requester.events("responder", "update")
 
     assert events == [("update", {"step": 1}), ("update", {"step": 2})]
     assert response == {"steps": 2}
@@ -324,24 +324,24 @@ async def test_a_job_for_an_inactive_plain_worker_waits_until_the_deadline(
     harness: JobHarness,
 ):
     """Pipecat drops the request unseen, so only the deadline can end the job."""
-    asker = OurPeer("asker")
-    await harness.start(asker, PlainPeer("answerer", active=False))
+    requester = OurPeer("requester")
+    await harness.start(requester, PlainPeer("responder", active=False))
 
-    with pytest.raises(JobTimeoutError, match="'answerer'"):
-        await asker.ask("answerer", "echo", timeout=0.05)
+    with pytest.raises(JobTimeoutError, match="'responder'"):
+        await requester.ask("responder", "echo", timeout=0.05)
 
 
 # -- names ---------------------------------------------------------------------------------------
 
 
 async def test_an_except_for_pipecats_exceptions_catches_ours(harness: JobHarness):
-    asker = Asker()
-    await harness.start(asker, PlainPeer("answerer"))
+    requester = Requester()
+    await harness.start(requester, PlainPeer("responder"))
 
     with pytest.raises(PipecatJobError) as single:
-        await asker.ask("answerer", "fail")
+        await requester.ask("responder", "fail")
     with pytest.raises(PipecatJobGroupError) as group:
-        async with asker.job_group("answerer", name="fail"):
+        async with requester.job_group("responder", name="fail"):
             pass
 
     assert isinstance(single.value, JobError)

@@ -41,79 +41,79 @@ async def blocking_harness(blocking_bus: ChaosBus) -> AsyncIterator[JobHarness]:
 
 
 async def test_cancelling_our_requester_stops_a_plain_handler(harness: JobHarness):
-    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
-    await harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "wait"))
-    job_id = await answerer.started.get()
+    requester, responder = OurPeer("requester"), PlainPeer("responder")
+    await harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "wait"))
+    job_id = await responder.started.get()
 
-    await cancel(caller)
+    await cancel(call_task)
 
-    assert await answerer.stopped.get() == job_id
+    assert await responder.stopped.get() == job_id
     await harness.settle()
-    assert not answerer.active_jobs
+    assert not responder.active_jobs
 
 
 async def test_a_plain_requester_that_cancels_its_group_stops_our_handler(harness: JobHarness):
-    asker, answerer = PlainPeer("asker"), OurPeer("answerer")
-    await harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "wait"))
-    job_id = await answerer.started.get()
+    requester, responder = PlainPeer("requester"), OurPeer("responder")
+    await harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "wait"))
+    job_id = await responder.started.get()
 
-    await asker.cancel_job_group(job_id, reason="changed my mind")
+    await requester.cancel_job_group(job_id, reason="changed my mind")
 
-    assert await answerer.stopped.get() == job_id
+    assert await responder.stopped.get() == job_id
     with pytest.raises(PipecatJobError, match="changed my mind"):
-        await caller
+        await call_task
 
 
 async def test_a_plain_requester_whose_body_is_cancelled_stops_our_handler(harness: JobHarness):
-    asker, answerer = PlainPeer("asker"), OurPeer("answerer")
-    await harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.events("answerer", "wait"))
-    job_id = await answerer.started.get()
+    requester, responder = PlainPeer("requester"), OurPeer("responder")
+    await harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.events("responder", "wait"))
+    job_id = await responder.started.get()
 
     # Pipecat's own requester leaves a job behind if it is cancelled while it sends the request.
     await harness.settle()
-    await cancel(caller)
+    await cancel(call_task)
 
-    assert await answerer.stopped.get() == job_id
+    assert await responder.stopped.get() == job_id
 
 
 async def test_a_plain_requesters_timeout_stops_our_handler(harness: JobHarness):
-    asker, answerer = PlainPeer("asker"), OurPeer("answerer")
-    await harness.start(asker, answerer)
+    requester, responder = PlainPeer("requester"), OurPeer("responder")
+    await harness.start(requester, responder)
 
     with pytest.raises(PipecatJobError, match="timeout"):
-        await asker.ask("answerer", "wait", timeout=0.3)
+        await requester.ask("responder", "wait", timeout=0.3)
 
-    assert await answerer.stopped.get() == await answerer.started.get()
+    assert await responder.stopped.get() == await responder.started.get()
 
 
 async def test_our_timeout_stops_a_plain_handler(harness: JobHarness):
-    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
-    await harness.start(asker, answerer)
+    requester, responder = OurPeer("requester"), PlainPeer("responder")
+    await harness.start(requester, responder)
 
-    with pytest.raises(JobTimeoutError, match="'answerer'"):
-        await asker.ask("answerer", "wait", timeout=0.3)
+    with pytest.raises(JobTimeoutError, match="'responder'"):
+        await requester.ask("responder", "wait", timeout=0.3)
 
-    assert await answerer.stopped.get() == await answerer.started.get()
+    assert await responder.stopped.get() == await responder.started.get()
 
 
 async def test_a_plain_requesters_cancel_that_overtakes_its_request_wins(
     blocking_harness: JobHarness, blocking_bus: ChaosBus
 ):
-    asker, answerer = PlainPeer("asker"), OurPeer("answerer")
-    await blocking_harness.start(asker, answerer)
+    requester, responder = PlainPeer("requester"), OurPeer("responder")
+    await blocking_harness.start(requester, responder)
     held = blocking_bus.hold(BusJobRequestMessage)
 
-    job_id = await asker.request_job("answerer", params=JobParams(name="wait"))
-    await asker.cancel_job_group(job_id)
+    job_id = await requester.request_job("responder", params=JobParams(name="wait"))
+    await requester.cancel_job_group(job_id)
     await blocking_harness.settle()
     held.release()
     answer = await blocking_bus.wait_for(BusJobResponseMessage)
 
     assert answer.status == PipecatJobStatus.CANCELLED
-    assert answerer.started.empty()
+    assert responder.started.empty()
 
 
 # -- a bus that makes publishers wait ------------------------------------------------------------
@@ -122,25 +122,25 @@ async def test_a_plain_requesters_cancel_that_overtakes_its_request_wins(
 async def test_messages_of_a_plain_worker_while_others_are_still_being_asked_are_not_missed(
     blocking_harness: JobHarness, blocking_bus: ChaosBus
 ):
-    asker, quick, slow = OurPeer("asker"), PlainPeer("quick"), PlainPeer("slow")
-    await blocking_harness.start(asker, quick, slow)
+    requester, quick, slow = OurPeer("requester"), PlainPeer("quick"), PlainPeer("slow")
+    await blocking_harness.start(requester, quick, slow)
     blocked = blocking_bus.block_publish(
         lambda m: isinstance(m, BusJobRequestMessage) and m.target == "slow"
     )
 
     async def call() -> list[tuple[str, Any]]:
         params = JobGroupParams(name="update")
-        async with asker.job_group("quick", "slow", params=params) as jg:
+        async with requester.job_group("quick", "slow", params=params) as jg:
             return [(event.worker_name, event.data) async for event in jg]
 
-    caller = asyncio.create_task(call())
+    call_task = asyncio.create_task(call())
     await blocking_bus.wait_for(
         lambda m: isinstance(m, BusJobResponseMessage) and m.source == "quick"
     )
     await blocking_harness.settle()
     blocked.release()
 
-    assert await caller == [
+    assert await call_task == [
         ("quick", {"step": 1}),
         ("quick", {"step": 2}),
         ("slow", {"step": 1}),
@@ -151,33 +151,33 @@ async def test_messages_of_a_plain_worker_while_others_are_still_being_asked_are
 async def test_cancelling_our_requester_while_it_sends_requests_stops_asked_plain_workers(
     blocking_harness: JobHarness, blocking_bus: ChaosBus
 ):
-    asker, first, second = OurPeer("asker"), PlainPeer("first"), PlainPeer("second")
-    await blocking_harness.start(asker, first, second)
+    requester, first, second = OurPeer("requester"), PlainPeer("first"), PlainPeer("second")
+    await blocking_harness.start(requester, first, second)
     blocking_bus.block_publish(
         lambda m: isinstance(m, BusJobRequestMessage) and m.target == "second"
     )
-    caller = asyncio.create_task(asker.ask_group("first", "second", name="wait"))
+    call_task = asyncio.create_task(requester.ask_group("first", "second", name="wait"))
     job_id = await first.started.get()
 
-    await cancel(caller)
+    await cancel(call_task)
     await blocking_harness.settle()
 
     assert first.cancelled == [job_id]
     assert second.started.empty()
-    assert not asker.job_groups
+    assert not requester.job_groups
 
 
 @pytest.mark.parametrize(("asks", "answers"), PAIRS)
 async def test_a_cancel_reaches_a_worker_whose_update_is_stuck_in_the_bus(
     blocking_harness: JobHarness, blocking_bus: ChaosBus, asks: type, answers: type
 ):
-    asker, answerer = asks("asker"), answers("answerer")
-    await blocking_harness.start(asker, answerer)
+    requester, responder = asks("requester"), answers("responder")
+    await blocking_harness.start(requester, responder)
     stuck = blocking_bus.block_publish(BusJobUpdateMessage)
-    job_id = await asker.request_job("answerer", params=JobParams(name="update"))
+    job_id = await requester.request_job("responder", params=JobParams(name="update"))
     await stuck.wait()
 
-    await asker.cancel_job_group(job_id, reason="enough")
+    await requester.cancel_job_group(job_id, reason="enough")
 
     answer = await blocking_bus.wait_for(BusJobResponseMessage)
     assert answer.status == PipecatJobStatus.CANCELLED
@@ -187,77 +187,77 @@ async def test_a_cancel_reaches_a_worker_whose_update_is_stuck_in_the_bus(
 async def test_the_deadline_holds_while_a_plain_workers_response_is_stuck_in_the_bus(
     blocking_harness: JobHarness, blocking_bus: ChaosBus
 ):
-    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
-    await blocking_harness.start(asker, answerer)
+    requester, responder = OurPeer("requester"), PlainPeer("responder")
+    await blocking_harness.start(requester, responder)
     stuck = blocking_bus.block_publish(BusJobResponseMessage)
 
     with pytest.raises(JobTimeoutError):
-        await asker.ask("answerer", "echo", timeout=0.05)
+        await requester.ask("responder", "echo", timeout=0.05)
 
     assert await blocking_bus.wait_for(BusJobCancelMessage)
     stuck.release()
     await blocking_harness.settle()
-    assert not asker.job_groups
+    assert not requester.job_groups
 
 
 # -- workers that end ----------------------------------------------------------------------------
 
 
 async def test_a_plain_worker_that_ends_with_a_job_open_cancels_it(harness: JobHarness):
-    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
-    await harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "silent"))
-    await answerer.started.get()
+    requester, responder = OurPeer("requester"), PlainPeer("responder")
+    await harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "silent"))
+    await responder.started.get()
 
-    await harness.end(answerer)
+    await harness.end(responder)
 
     with pytest.raises(JobCancelledError) as cancelled:
-        await caller
-    assert cancelled.value.outcomes["answerer"].status is OutcomeStatus.CANCELLED
+        await call_task
+    assert cancelled.value.outcomes["responder"].status is OutcomeStatus.CANCELLED
 
 
 async def test_our_worker_that_ends_with_a_job_open_responds_to_a_plain_requester(
     harness: JobHarness,
 ):
-    asker, answerer = PlainPeer("asker"), OurPeer("answerer")
+    requester, responder = PlainPeer("requester"), OurPeer("responder")
     answers: asyncio.Queue[BusJobResponseMessage] = asyncio.Queue()
 
     async def keep(_: Any, message: BusJobResponseMessage) -> None:
         answers.put_nowait(message)
 
-    asker.add_event_handler("on_job_response", keep)
-    await harness.start(asker, answerer)
-    job_id = await asker.request_job("answerer", params=JobParams(name="wait"))
-    await answerer.started.get()
+    requester.add_event_handler("on_job_response", keep)
+    await harness.start(requester, responder)
+    job_id = await requester.request_job("responder", params=JobParams(name="wait"))
+    await responder.started.get()
 
-    await harness.end(answerer)
+    await harness.end(responder)
 
     answer = await answers.get()
     assert (answer.job_id, answer.status) == (job_id, PipecatJobStatus.CANCELLED)
     assert "stopped" in answer.response["reason"]
-    assert answerer.cancelled == [job_id]
+    assert responder.cancelled == [job_id]
 
 
 async def test_our_requester_that_ends_stops_a_plain_handler(harness: JobHarness):
-    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
-    await harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "wait"))
-    job_id = await answerer.started.get()
+    requester, responder = OurPeer("requester"), PlainPeer("responder")
+    await harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "wait"))
+    job_id = await responder.started.get()
 
-    await harness.end(asker)
+    await harness.end(requester)
 
     with pytest.raises(JobCancelledError):
-        await caller
-    assert await answerer.stopped.get() == job_id
+        await call_task
+    assert await responder.stopped.get() == job_id
 
 
 async def test_a_plain_worker_that_has_ended_is_lost_at_once(harness: JobHarness):
-    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
-    await harness.start(asker, answerer)
-    await harness.end(answerer)
+    requester, responder = OurPeer("requester"), PlainPeer("responder")
+    await harness.start(requester, responder)
+    await harness.end(responder)
 
-    with pytest.raises(WorkerLostError, match="'answerer'"):
-        await asker.ask("answerer", "echo")
+    with pytest.raises(WorkerLostError, match="'responder'"):
+        await requester.ask("responder", "echo")
 
 
 class Silent(PlainPeer):
@@ -269,16 +269,16 @@ class Silent(PlainPeer):
 
 
 async def test_a_plain_worker_that_finished_without_a_response_is_lost(harness: JobHarness):
-    asker, answerer = OurPeer("asker"), Silent("answerer")
-    await harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "silent"))
-    await answerer.started.get()
+    requester, responder = OurPeer("requester"), Silent("responder")
+    await harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "silent"))
+    await responder.started.get()
 
-    await harness.end(answerer)
+    await harness.end(responder)
 
-    with pytest.raises(WorkerLostError, match="'answerer'") as lost:
-        await caller
-    assert lost.value.outcomes["answerer"].status is OutcomeStatus.LOST
+    with pytest.raises(WorkerLostError, match="'responder'") as lost:
+        await call_task
+    assert lost.value.outcomes["responder"].status is OutcomeStatus.LOST
 
 
 async def test_a_worker_of_ours_whose_last_response_was_never_sent_is_lost(
@@ -287,34 +287,34 @@ async def test_a_worker_of_ours_whose_last_response_was_never_sent_is_lost(
     class Hasty(OurPeer):
         job_cancel_grace = 0.02
 
-    asker, answerer = OurPeer("asker"), Hasty("answerer")
-    await blocking_harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "wait", timeout=1))
-    await answerer.started.get()
+    requester, responder = OurPeer("requester"), Hasty("responder")
+    await blocking_harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "wait", timeout=1))
+    await responder.started.get()
     blocking_bus.block_publish(BusJobResponseMessage)
 
-    await blocking_harness.end(answerer)
+    await blocking_harness.end(responder)
 
-    with pytest.raises(WorkerLostError, match="'answerer'"):
-        await caller
+    with pytest.raises(WorkerLostError, match="'responder'"):
+        await call_task
 
 
 async def test_a_group_that_loses_one_plain_worker_stops_the_others(harness: JobHarness):
-    asker, silent, other = OurPeer("asker"), Silent("silent"), PlainPeer("other")
-    await harness.start(asker, silent, other)
+    requester, silent, other = OurPeer("requester"), Silent("silent"), PlainPeer("other")
+    await harness.start(requester, silent, other)
 
     async def call() -> None:
-        await asker.ask_group("silent", "other", name="wait")
+        await requester.ask_group("silent", "other", name="wait")
 
     silent.release.set()
     silent.send_job_response = _say_nothing
-    caller = asyncio.create_task(call())
+    call_task = asyncio.create_task(call())
     await silent.started.get()
     job_id = await other.started.get()
     await harness.end(silent)
 
     with pytest.raises(WorkerLostError):
-        await caller
+        await call_task
     assert await other.stopped.get() == job_id
 
 
@@ -323,26 +323,26 @@ async def _say_nothing(*_: Any, **__: Any) -> None:
 
 
 async def test_a_worker_is_lost_when_worker_lost_reports_it(harness: JobHarness):
-    asker = OurPeer("asker")
-    await harness.start(asker)
+    requester = OurPeer("requester")
+    await harness.start(requester)
     # The worker is in another process: this process cannot notice its end.
     await harness.registry.register(WorkerReadyData(worker_name="far", runner="elsewhere"))
-    caller = asyncio.create_task(asker.ask("far", "echo"))
-    await asker.group_id
+    call_task = asyncio.create_task(requester.ask("far", "echo"))
+    await requester.group_id
 
-    await asker.worker_lost("far", reason="its host is being rebooted")
+    await requester.worker_lost("far", reason="its host is being rebooted")
 
     with pytest.raises(WorkerLostError, match="its host is being rebooted"):
-        await caller
+        await call_task
 
 
 async def test_worker_lost_does_not_end_jobs_of_other_workers(harness: JobHarness):
-    asker, answerer = OurPeer("asker"), PlainPeer("answerer")
-    await harness.start(asker, answerer)
-    caller = asyncio.create_task(asker.ask("answerer", "wait"))
-    await answerer.started.get()
+    requester, responder = OurPeer("requester"), PlainPeer("responder")
+    await harness.start(requester, responder)
+    call_task = asyncio.create_task(requester.ask("responder", "wait"))
+    await responder.started.get()
 
-    await asker.worker_lost("another", reason="gone")
-    answerer.release.set()
+    await requester.worker_lost("another", reason="gone")
+    responder.release.set()
 
-    assert await caller == {"from": "answerer"}
+    assert await call_task == {"from": "responder"}

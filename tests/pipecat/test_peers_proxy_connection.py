@@ -20,34 +20,38 @@ harness = peers_proxy.harness
 async def test_a_connection_that_closes_during_a_job_loses_the_worker(
     harness: JobHarness, direction: Direction, answers: type, how: str
 ):
-    asker, answerer = OurPeer("asker"), answers("answerer")
-    async with calling(harness, direction, asker, answerer) as call:
-        caller = asyncio.create_task(asker.ask("answerer", "wait"))
-        await answerer.started.get()
+    requester, responder = OurPeer("requester"), answers("responder")
+    async with calling(harness, direction, requester, responder) as call:
+        call_task = asyncio.create_task(requester.ask("responder", "wait"))
+        await responder.started.get()
 
         await call.lose_connection(how)
 
-        with pytest.raises(WorkerLostError, match="'answerer'") as lost:
-            await caller
-        assert lost.value.outcomes["answerer"].status is OutcomeStatus.LOST
-        assert not asker.job_groups
+        with pytest.raises(WorkerLostError, match="'responder'") as lost:
+            await call_task
+        assert lost.value.outcomes["responder"].status is OutcomeStatus.LOST
+        assert not requester.job_groups
 
 
 @pytest.mark.parametrize("how", ["close_as_server", "close_as_client", "cut"])
 async def test_a_lost_connection_stops_the_local_rest_of_the_group(
     harness: JobHarness, direction: Direction, how: str
 ):
-    asker, answerer, neighbour = OurPeer("asker"), OurPeer("answerer"), OurPeer("neighbour")
-    async with calling(harness, direction, asker, answerer) as call:
+    requester, responder, neighbour = (
+        OurPeer("requester"),
+        OurPeer("responder"),
+        OurPeer("neighbour"),
+    )
+    async with calling(harness, direction, requester, responder) as call:
         await call.runner.add_workers(neighbour)
-        caller = asyncio.create_task(asker.ask_group("answerer", "neighbour", name="wait"))
-        await answerer.started.get()
+        call_task = asyncio.create_task(requester.ask_group("responder", "neighbour", name="wait"))
+        await responder.started.get()
         job_id = await neighbour.started.get()
 
         await call.lose_connection(how)
 
         with pytest.raises(WorkerLostError):
-            await caller
+            await call_task
         assert await neighbour.stopped.get() == job_id
 
 
@@ -55,89 +59,89 @@ async def test_a_lost_connection_stops_the_local_rest_of_the_group(
 async def test_asking_through_a_closed_connection_is_lost_at_once(
     harness: JobHarness, direction: Direction, how: str
 ):
-    asker = OurPeer("asker")
-    async with calling(harness, direction, asker, OurPeer("answerer")) as call:
-        caller = asyncio.create_task(asker.ask("answerer", "wait"))
-        await call.answerer.started.get()
+    requester = OurPeer("requester")
+    async with calling(harness, direction, requester, OurPeer("responder")) as call:
+        call_task = asyncio.create_task(requester.ask("responder", "wait"))
+        await call.responder.started.get()
         await call.lose_connection(how)
         # The end of this first job shows that the requester's side knows the worker.
         with pytest.raises(WorkerLostError):
-            await caller
+            await call_task
 
-        with pytest.raises(WorkerLostError, match="'answerer'"):
-            await asker.ask("answerer", "echo")
+        with pytest.raises(WorkerLostError, match="'responder'"):
+            await requester.ask("responder", "echo")
 
 
 @pytest.mark.parametrize("urgent", [False, True])
 async def test_a_response_that_arrived_right_before_the_connection_closed_counts(
     harness: JobHarness, direction: Direction, urgent: bool
 ):
-    asker, answerer = OurPeer("asker"), OurPeer("answerer")
-    async with calling(harness, direction, asker, answerer) as call:
-        caller = asyncio.create_task(asker.ask("answerer", "wait"))
-        job_id = await answerer.started.get()
+    requester, responder = OurPeer("requester"), OurPeer("responder")
+    async with calling(harness, direction, requester, responder) as call:
+        call_task = asyncio.create_task(requester.ask("responder", "wait"))
+        job_id = await responder.started.get()
 
         answer = wire(
             "BusJobResponseUrgentMessage" if urgent else "BusJobResponseMessage",
-            source="answerer",
-            target="asker",
+            source="responder",
+            target="requester",
             job_id=job_id,
             status="completed",
             response={"last": "words"},
         )
         await send(call.answering_socket, answer)
         await (await call.answering_socket).close()
-        answerer.release.set()
+        responder.release.set()
 
-        assert await caller == {"last": "words"}
+        assert await call_task == {"last": "words"}
 
 
 async def test_a_response_still_on_the_requesters_bus_when_the_connection_closed_counts(
     harness: JobHarness, direction: Direction
 ):
     """This happens on a network bus, which is slow between the proxy and the requester."""
-    asker, answerer = OurPeer("asker"), OurPeer("answerer")
-    async with calling(harness, direction, asker, answerer) as call:
-        caller = asyncio.create_task(asker.ask("answerer", "wait"))
-        await answerer.started.get()
+    requester, responder = OurPeer("requester"), OurPeer("responder")
+    async with calling(harness, direction, requester, responder) as call:
+        call_task = asyncio.create_task(requester.ask("responder", "wait"))
+        await responder.started.get()
         call.runner.bus.delay(BusJobResponseMessage, 0.02)
-        answerer.release.set()
+        responder.release.set()
         await call.runner.bus.wait_for(BusJobResponseMessage)
 
         await call.link.cut()
 
-        assert await caller == {"from": "answerer"}
+        assert await call_task == {"from": "responder"}
 
 
 async def test_a_worker_is_watched_as_long_as_one_of_its_jobs_is_open(
     harness: JobHarness, direction: Direction
 ):
-    asker, answerer = OurPeer("asker"), OurPeer("answerer")
-    async with calling(harness, direction, asker, answerer) as call:
-        caller = asyncio.create_task(asker.ask("answerer", "wait"))
-        await answerer.started.get()
-        await asker.ask("answerer", "echo")
+    requester, responder = OurPeer("requester"), OurPeer("responder")
+    async with calling(harness, direction, requester, responder) as call:
+        call_task = asyncio.create_task(requester.ask("responder", "wait"))
+        await responder.started.get()
+        await requester.ask("responder", "echo")
 
         await call.lose_connection("cut")
 
         with pytest.raises(WorkerLostError):
-            await caller
+            await call_task
 
 
 async def test_a_job_for_a_remote_worker_waits_until_its_proxy_connects(harness: JobHarness):
-    asker = OurPeer("asker")
-    async with Link(harness, asker, OurPeer("answerer")) as link:
-        caller = asyncio.create_task(asker.ask("answerer", "echo", timeout=5))
+    requester = OurPeer("requester")
+    async with Link(harness, requester, OurPeer("responder")) as link:
+        call_task = asyncio.create_task(requester.ask("responder", "echo", timeout=5))
         await harness.settle()
-        assert not caller.done()
+        assert not call_task.done()
 
         await link.connect()
 
-        assert (await caller)["from"] == "answerer"
+        assert (await call_task)["from"] == "responder"
 
 
 async def test_a_remote_worker_whose_proxy_never_connects_is_not_ready(harness: JobHarness):
-    asker = OurPeer("asker")
-    async with Link(harness, asker, OurPeer("answerer")):
+    requester = OurPeer("requester")
+    async with Link(harness, requester, OurPeer("responder")):
         with pytest.raises(JobTimeoutError, match="not ready"):
-            await asker.ask("answerer", "echo", timeout=0.05)
+            await requester.ask("responder", "echo", timeout=0.05)

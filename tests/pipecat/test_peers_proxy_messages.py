@@ -7,7 +7,7 @@ from pipecat.pipeline.job_context import JobError as PipecatJobError
 from support import peers_proxy
 from support.peers import OurPeer, PlainPeer, cancel
 from support.peers_proxy import Direction, calling, send, wire
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs import JobError, OutcomeStatus
 from pipecat_jobs.testing import JobHarness
@@ -29,27 +29,27 @@ KINDS = pytest.mark.parametrize(
 async def test_a_job_crosses_the_wire(
     harness: JobHarness, direction: Direction, asks: type, answers: type
 ):
-    asker, answerer = asks("asker"), answers("answerer")
-    async with calling(harness, direction, asker, answerer):
-        response = await asker.ask("answerer", "echo", payload={"q": [1, None, "ü"]})
+    requester, responder = asks("requester"), answers("responder")
+    async with calling(harness, direction, requester, responder):
+        response = await requester.ask("responder", "echo", payload={"q": [1, None, "ü"]})
 
-        assert response == {"from": "answerer", "payload": {"q": [1, None, "ü"]}}
-        assert not asker.job_groups
-        assert not answerer.active_jobs
+        assert response == {"from": "responder", "payload": {"q": [1, None, "ü"]}}
+        assert not requester.job_groups
+        assert not responder.active_jobs
 
 
 @KINDS
 async def test_a_group_mixes_a_remote_and_a_local_worker(
     harness: JobHarness, direction: Direction, asks: type, answers: type
 ):
-    asker, answerer = asks("asker"), answers("answerer")
-    async with calling(harness, direction, asker, answerer) as call:
+    requester, responder = asks("requester"), answers("responder")
+    async with calling(harness, direction, requester, responder) as call:
         await call.runner.add_workers(OurPeer("neighbour"))
 
-        responses = await asker.ask_group("answerer", "neighbour", name="echo")
+        responses = await requester.ask_group("responder", "neighbour", name="echo")
 
     assert {name: response["from"] for name, response in responses.items()} == {
-        "answerer": "answerer",
+        "responder": "responder",
         "neighbour": "neighbour",
     }
 
@@ -58,10 +58,10 @@ async def test_a_group_mixes_a_remote_and_a_local_worker(
 async def test_updates_and_chunks_cross_the_wire_in_order(
     harness: JobHarness, direction: Direction, answers: type
 ):
-    asker = OurPeer("asker")
-    async with calling(harness, direction, asker, answers("answerer")):
-        updates, _ = await asker.events("answerer", "update")
-        chunks, response = await asker.events("answerer", "stream")
+    requester = OurPeer("requester")
+    async with calling(harness, direction, requester, answers("responder")):
+        updates, _ = await requester.events("responder", "update")
+        chunks, response = await requester.events("responder", "stream")
 
     assert updates == [("update", {"step": 1}), ("update", {"step": 2})]
     assert chunks == [
@@ -74,12 +74,12 @@ async def test_updates_and_chunks_cross_the_wire_in_order(
 
 
 async def test_an_error_brings_the_remote_traceback(harness: JobHarness, direction: Direction):
-    asker = Asker()
-    async with calling(harness, direction, asker, Answerer()):
+    requester = Requester()
+    async with calling(harness, direction, requester, Responder()):
         with pytest.raises(JobError, match="no such topic") as failed:
-            await asker.ask("answerer", "raise")
+            await requester.ask("responder", "raise")
 
-    error = failed.value.outcomes["answerer"].error
+    error = failed.value.outcomes["responder"].error
     assert error.type == "ValueError"
     assert "in raise_error" in error.traceback
 
@@ -88,34 +88,34 @@ async def test_an_error_brings_the_remote_traceback(harness: JobHarness, directi
 async def test_a_failure_brings_its_payload(
     harness: JobHarness, direction: Direction, answers: type
 ):
-    asker = OurPeer("asker")
-    async with calling(harness, direction, asker, answers("answerer")):
+    requester = OurPeer("requester")
+    async with calling(harness, direction, requester, answers("responder")):
         with pytest.raises(JobError, match="no such city") as failed:
-            await asker.ask("answerer", "fail")
+            await requester.ask("responder", "fail")
 
-    assert failed.value.outcomes["answerer"].status is OutcomeStatus.FAILED
+    assert failed.value.outcomes["responder"].status is OutcomeStatus.FAILED
 
 
 async def test_our_error_reaches_a_plain_requester(harness: JobHarness, direction: Direction):
-    asker = PlainPeer("asker")
-    async with calling(harness, direction, asker, Answerer()):
+    requester = PlainPeer("requester")
+    async with calling(harness, direction, requester, Responder()):
         with pytest.raises(PipecatJobError):
-            await asker.ask("answerer", "raise")
+            await requester.ask("responder", "raise")
 
-        message = await asker.errors.get()
+        message = await requester.errors.get()
         assert message.response["error"] == "no such topic"
 
 
 async def test_a_status_arrives_as_text_and_is_understood(
     harness: JobHarness, direction: Direction
 ):
-    asker = Asker()
-    async with calling(harness, direction, asker, Answerer()):
-        async with asker.job("answerer", name="echo") as j:
+    requester = Requester()
+    async with calling(harness, direction, requester, Responder()):
+        async with requester.job("responder", name="echo") as j:
             pass
         await harness.settle()
 
-    answers = [message for event, message in asker.hooks if event == "on_job_response"]
+    answers = [message for event, message in requester.hooks if event == "on_job_response"]
     assert [type(message.status) for message in answers] == [str]
     assert j.outcome.status is OutcomeStatus.COMPLETED
 
@@ -124,27 +124,27 @@ async def test_a_status_arrives_as_text_and_is_understood(
 async def test_a_cancel_reaches_the_remote_handler(
     harness: JobHarness, direction: Direction, asks: type, answers: type
 ):
-    asker, answerer = asks("asker"), answers("answerer")
-    async with calling(harness, direction, asker, answerer):
-        caller = asyncio.create_task(asker.events("answerer", "wait"))
-        job_id = await answerer.started.get()
+    requester, responder = asks("requester"), answers("responder")
+    async with calling(harness, direction, requester, responder):
+        call_task = asyncio.create_task(requester.events("responder", "wait"))
+        job_id = await responder.started.get()
 
-        await cancel(caller)
+        await cancel(call_task)
 
-        assert await answerer.stopped.get() == job_id
-        assert not asker.job_groups
+        assert await responder.stopped.get() == job_id
+        assert not requester.job_groups
 
 
 @KINDS
 async def test_a_timeout_reaches_the_remote_handler(
     harness: JobHarness, direction: Direction, asks: type, answers: type
 ):
-    asker, answerer = asks("asker"), answers("answerer")
-    async with calling(harness, direction, asker, answerer):
+    requester, responder = asks("requester"), answers("responder")
+    async with calling(harness, direction, requester, responder):
         with pytest.raises(PipecatJobError, match="timeout"):
-            await asker.ask("answerer", "wait", timeout=0.05)
+            await requester.ask("responder", "wait", timeout=0.05)
 
-        assert await answerer.stopped.get() == await answerer.started.get()
+        assert await responder.stopped.get() == await responder.started.get()
 
 
 # -- malformed data ------------------------------------------------------------------------------
@@ -164,13 +164,13 @@ async def test_a_timeout_reaches_the_remote_handler(
 async def test_a_malformed_request_is_logged_and_dropped(
     harness: JobHarness, direction: Direction, job_log, kind: str, fields: dict
 ):
-    asker = OurPeer("asker")
-    async with calling(harness, direction, asker, OurPeer("answerer")) as call:
-        await send(call.asking_socket, wire(kind, source="asker", target="answerer", **fields))
-        response = await asker.ask("answerer", "echo")
+    requester = OurPeer("requester")
+    async with calling(harness, direction, requester, OurPeer("responder")) as call:
+        await send(call.asking_socket, wire(kind, source="requester", target="responder", **fields))
+        response = await requester.ask("responder", "echo")
 
-    assert response["from"] == "answerer"
-    _assert_dropped(job_log, "answerer", kind)
+    assert response["from"] == "responder"
+    _assert_dropped(job_log, "responder", kind)
 
 
 @pytest.mark.parametrize(
@@ -188,29 +188,29 @@ async def test_a_malformed_request_is_logged_and_dropped(
 async def test_a_malformed_response_is_logged_and_dropped(
     harness: JobHarness, direction: Direction, job_log, kind: str, fields: dict
 ):
-    asker, answerer = OurPeer("asker"), OurPeer("answerer")
-    async with calling(harness, direction, asker, answerer) as call:
-        caller = asyncio.create_task(asker.ask("answerer", "wait"))
-        job_id = await answerer.started.get()
-        fields = {"source": "answerer", "target": "asker", "job_id": job_id, **fields}
+    requester, responder = OurPeer("requester"), OurPeer("responder")
+    async with calling(harness, direction, requester, responder) as call:
+        call_task = asyncio.create_task(requester.ask("responder", "wait"))
+        job_id = await responder.started.get()
+        fields = {"source": "responder", "target": "requester", "job_id": job_id, **fields}
         await send(call.answering_socket, wire(kind, **fields))
-        answerer.release.set()
-        response = await caller
+        responder.release.set()
+        response = await call_task
 
-    assert response == {"from": "answerer"}
-    _assert_dropped(job_log, "asker", kind)
+    assert response == {"from": "responder"}
+    _assert_dropped(job_log, "requester", kind)
 
 
 async def test_data_that_is_not_a_message_does_not_break_the_connection(
     harness: JobHarness, direction: Direction
 ):
-    asker = OurPeer("asker")
-    async with calling(harness, direction, asker, OurPeer("answerer")) as call:
+    requester = OurPeer("requester")
+    async with calling(harness, direction, requester, OurPeer("responder")) as call:
         for nonsense in (b"{", b"[]", b'{"__type__": "no.such.Thing", "__data__": {}}'):
             await send(call.asking_socket, nonsense)
-        response = await asker.ask("answerer", "echo")
+        response = await requester.ask("responder", "echo")
 
-    assert response["from"] == "answerer"
+    assert response["from"] == "responder"
 
 
 def _assert_dropped(job_log: list, worker: str, kind: str) -> None:

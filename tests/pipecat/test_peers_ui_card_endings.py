@@ -28,25 +28,25 @@ CANCELLED_CARD = [("started", "a"), ("completed", "a", "cancelled", None), ("clo
 async def test_a_cancelled_group_closes_its_card(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    ui, answerer = make(), OurPeer("a")
-    await chaos_harness.start(ui, answerer)
+    ui, responder = make(), OurPeer("a")
+    await chaos_harness.start(ui, responder)
     job_id = await ui.request_job("a", name="wait")
-    await answerer.started.get()
+    await responder.started.get()
 
     await ui.cancel_job_group(job_id, reason="enough")
     await chaos_harness.settle()
 
     assert cards(chaos_bus) == CANCELLED_CARD
-    assert answerer.cancelled == [job_id]
+    assert responder.cancelled == [job_id]
 
 
 async def test_cancelling_twice_closes_the_card_once(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    ui, answerer = make(), OurPeer("a")
-    await chaos_harness.start(ui, answerer)
+    ui, responder = make(), OurPeer("a")
+    await chaos_harness.start(ui, responder)
     job_id = await ui.request_job("a", name="wait")
-    await answerer.started.get()
+    await responder.started.get()
 
     await asyncio.gather(ui.cancel_job_group(job_id), ui.cancel_job_group(job_id))
     await ui.cancel_job_group(job_id)
@@ -60,33 +60,33 @@ async def test_cancelling_twice_closes_the_card_once(
 async def test_the_client_can_cancel_a_group(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, answers: type, worker_class: type
 ):
-    ui, answerer = make(worker_class), answers("a")
-    await chaos_harness.start(ui, answerer)
+    ui, responder = make(worker_class), answers("a")
+    await chaos_harness.start(ui, responder)
 
     with pytest.raises(JobCancelledError, match="not that one"):
         async with ui.job("a", name="wait") as j:
-            await answerer.started.get()
+            await responder.started.get()
             payload = {"job_id": j.job_id, "reason": "not that one"}
             await client_sends(ui, CANCEL_JOB_GROUP, payload)
     await chaos_harness.settle()
 
     assert cards(chaos_bus) == CANCELLED_CARD
-    assert answerer.cancelled == [j.job_id]
+    assert responder.cancelled == [j.job_id]
 
 
 async def test_the_client_cannot_cancel_a_group_that_is_not_cancellable(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    ui, answerer = make(), OurPeer("a")
-    await chaos_harness.start(ui, answerer)
+    ui, responder = make(), OurPeer("a")
+    await chaos_harness.start(ui, responder)
 
     async with ui.job("a", name="wait", cancellable=False) as j:
-        await answerer.started.get()
+        await responder.started.get()
         await client_sends(ui, CANCEL_JOB_GROUP, {"job_id": j.job_id})
         await chaos_harness.settle()
-        assert answerer.cancelled == []
+        assert responder.cancelled == []
         assert not await ui.request_cancel_job_group(j.job_id)
-        answerer.release.set()
+        responder.release.set()
     await chaos_harness.settle()
 
     assert cards(chaos_bus) == [
@@ -102,14 +102,14 @@ async def test_the_client_cannot_cancel_a_group_that_is_not_cancellable(
 async def test_a_cancel_of_the_client_that_names_no_open_group_does_nothing(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, payload: Any
 ):
-    ui, answerer = make(), OurPeer("a")
-    await chaos_harness.start(ui, answerer)
+    ui, responder = make(), OurPeer("a")
+    await chaos_harness.start(ui, responder)
 
     async with ui.job("a", name="wait") as j:
-        await answerer.started.get()
+        await responder.started.get()
         await client_sends(ui, CANCEL_JOB_GROUP, payload)
         await chaos_harness.settle()
-        answerer.release.set()
+        responder.release.set()
 
     assert j.response == {"from": "a"}
 
@@ -117,8 +117,8 @@ async def test_a_cancel_of_the_client_that_names_no_open_group_does_nothing(
 async def test_a_timeout_closes_the_card(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    ui, answerer = make(), OurPeer("a")
-    await chaos_harness.start(ui, answerer)
+    ui, responder = make(), OurPeer("a")
+    await chaos_harness.start(ui, responder)
 
     with pytest.raises(JobTimeoutError):
         async with ui.job("a", name="wait", timeout=0.05):
@@ -177,29 +177,29 @@ async def test_a_hook_that_overruns_the_deadline_leaves_no_card_open(
 async def test_a_cancelled_requester_closes_the_card(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    ui, answerer = make(), OurPeer("a")
-    await chaos_harness.start(ui, answerer)
+    ui, responder = make(), OurPeer("a")
+    await chaos_harness.start(ui, responder)
 
     async def call() -> None:
         async with ui.job("a", name="wait"):
             pass
 
-    caller = asyncio.create_task(call())
-    job_id = await answerer.started.get()
+    call_task = asyncio.create_task(call())
+    job_id = await responder.started.get()
     await chaos_harness.settle()
 
-    await cancel(caller)
+    await cancel(call_task)
     await chaos_harness.settle()
 
     assert cards(chaos_bus) == CANCELLED_CARD
-    assert answerer.cancelled == [job_id]
+    assert responder.cancelled == [job_id]
 
 
 async def test_an_exception_in_the_requesters_body_closes_the_card(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    ui, answerer = make(), OurPeer("a")
-    await chaos_harness.start(ui, answerer)
+    ui, responder = make(), OurPeer("a")
+    await chaos_harness.start(ui, responder)
 
     with pytest.raises(KeyError):
         async with ui.job("a", name="wait"):
@@ -212,9 +212,9 @@ async def test_an_exception_in_the_requesters_body_closes_the_card(
 async def test_a_lost_worker_closes_the_card(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    ui, answerer = make(), PlainPeer("a")
-    await chaos_harness.start(ui, answerer)
-    await chaos_harness.end(answerer)
+    ui, responder = make(), PlainPeer("a")
+    await chaos_harness.start(ui, responder)
+    await chaos_harness.end(responder)
 
     with pytest.raises(WorkerLostError):
         async with ui.job("a", name="echo"):
@@ -244,16 +244,16 @@ async def test_a_worker_that_was_never_ready_shows_no_card(
 async def test_a_ui_worker_that_ends_closes_its_cards(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    ui, answerer = make(), OurPeer("a")
-    await chaos_harness.start(ui, answerer)
+    ui, responder = make(), OurPeer("a")
+    await chaos_harness.start(ui, responder)
     job_id = await ui.request_job("a", name="wait")
-    await answerer.started.get()
+    await responder.started.get()
 
     await chaos_harness.end(ui)
     await chaos_harness.settle()
 
     assert cards(chaos_bus) == CANCELLED_CARD
-    assert answerer.cancelled == [job_id]
+    assert responder.cancelled == [job_id]
 
 
 async def test_a_requester_cancelled_while_requests_are_sent_leaves_no_open_card(
@@ -269,11 +269,11 @@ async def test_a_requester_cancelled_while_requests_are_sent_leaves_no_open_card
         async with ui.job_group("first", "second", name="wait"):
             pass
 
-    caller = asyncio.create_task(call())
+    call_task = asyncio.create_task(call())
     await blocked.wait()
     job_id = await first.started.get()
 
-    await cancel(caller)
+    await cancel(call_task)
     await chaos_harness.settle()
 
     assert cards(chaos_bus) in ([], [("started", "first", "second"), ("closed",)])
@@ -284,8 +284,8 @@ async def test_a_requester_cancelled_while_requests_are_sent_leaves_no_open_card
 async def test_a_requester_cancelled_while_its_card_is_announced_leaves_no_open_card(
     make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, asks: str
 ):
-    ui, answerer = make(), OurPeer("a")
-    await chaos_harness.start(ui, answerer)
+    ui, responder = make(), OurPeer("a")
+    await chaos_harness.start(ui, responder)
     blocked = chaos_bus.block_publish(BusUIJobGroupStartedMessage)
 
     async def call() -> None:
@@ -295,12 +295,12 @@ async def test_a_requester_cancelled_while_its_card_is_announced_leaves_no_open_
         async with ui.job("a", name="wait"):
             pass
 
-    caller = asyncio.create_task(call())
+    call_task = asyncio.create_task(call())
     await blocked.wait()
-    job_id = await answerer.started.get()
+    job_id = await responder.started.get()
 
-    await cancel(caller)
+    await cancel(call_task)
     await chaos_harness.settle()
 
-    assert answerer.cancelled == [job_id]
+    assert responder.cancelled == [job_id]
     assert not ui.job_groups

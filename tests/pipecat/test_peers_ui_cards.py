@@ -121,11 +121,11 @@ async def test_simultaneous_responses_are_each_shown_before_the_card_closes(
         async with ui.job_group("a", "b", payload={"a": first, "b": second}):
             pass
 
-    caller = asyncio.create_task(call())
+    call_task = asyncio.create_task(call())
     await held.wait(2)
     held.release()
     with pytest.raises(JobGroupError):
-        await caller
+        await call_task
     await chaos_harness.settle()
 
     shown = cards(chaos_bus)

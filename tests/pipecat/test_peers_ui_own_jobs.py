@@ -19,12 +19,12 @@ make = peers_ui.make
 
 @pytest.mark.parametrize("asks", [OurPeer, PlainPeer])
 async def test_a_respond_job_returns_the_text_of_a_tool(bus: WorkerBus, make: MakeUI, asks: type):
-    asker = asks("asker")
+    requester = asks("requester")
     async with BusHarness(bus, check_watches=False) as harness, ScriptedLLMServer() as llm:
         llm.on("where", ToolCall("answer", {"text": "on the left"}))
-        await harness.start(asker, make(base_url=llm.base_url))
+        await harness.start(requester, make(base_url=llm.base_url))
 
-        response = await asker.ask("ui", "respond", payload={"query": "where is it"})
+        response = await requester.ask("ui", "respond", payload={"query": "where is it"})
 
     assert response == {"answer": "on the left"}
 
@@ -32,14 +32,14 @@ async def test_a_respond_job_returns_the_text_of_a_tool(bus: WorkerBus, make: Ma
 async def test_respond_jobs_run_one_at_a_time(
     make: MakeUI, job_harness: JobHarness, scripted_llm: ScriptedLLMServer
 ):
-    asker, ui = OurPeer("asker"), make(base_url=scripted_llm.base_url)
+    requester, ui = OurPeer("requester"), make(base_url=scripted_llm.base_url)
     for word in ("alpha", "beta", "gamma"):
         scripted_llm.on(word, ToolCall("answer", {"text": word.upper()}))
-    await job_harness.start(asker, ui)
+    await job_harness.start(requester, ui)
 
     answers = await asyncio.gather(
         *(
-            asker.ask("ui", "respond", payload={"query": word})
+            requester.ask("ui", "respond", payload={"query": word})
             for word in ("alpha", "beta", "gamma")
         )
     )
@@ -51,21 +51,21 @@ async def test_respond_jobs_run_one_at_a_time(
 async def test_a_cancelled_respond_job_frees_its_slot_for_the_next(
     make: MakeUI, job_harness: JobHarness, scripted_llm: ScriptedLLMServer
 ):
-    asker, ui = OurPeer("asker"), make(base_url=scripted_llm.base_url)
+    requester, ui = OurPeer("requester"), make(base_url=scripted_llm.base_url)
     scripted_llm.on("slow", Stall())
     scripted_llm.on("quick", ToolCall("answer", {"text": "done"}))
-    await job_harness.start(asker, ui)
-    caller = asyncio.create_task(asker.ask("ui", "respond", payload={"query": "slow"}))
+    await job_harness.start(requester, ui)
+    call_task = asyncio.create_task(requester.ask("ui", "respond", payload={"query": "slow"}))
     await scripted_llm.wait_for_requests(1)
 
-    await cancel(caller)
+    await cancel(call_task)
     await job_harness.settle()
 
     assert ui.current_job is None
     assert not ui.active_jobs
     # The stalled turn blocks the pipeline; this package must not block the job.
     await ui.queue_frame(InterruptionFrame())
-    response = await asker.ask("ui", "respond", payload={"query": "quick"})
+    response = await requester.ask("ui", "respond", payload={"query": "quick"})
     assert response == {"answer": "done"}
 
 
@@ -78,19 +78,19 @@ needs_screen = pytest.mark.skipif(
 async def test_a_respond_job_returns_the_reply_that_the_model_writes(
     make: MakeUI, job_harness: JobHarness, scripted_llm: ScriptedLLMServer
 ):
-    asker = OurPeer("asker")
+    requester = OurPeer("requester")
     scripted_llm.reply("It is on the left.")
-    await job_harness.start(asker, make(base_url=scripted_llm.base_url))
+    await job_harness.start(requester, make(base_url=scripted_llm.base_url))
 
-    response = await asker.ask("ui", "respond", payload={"query": "where is it"})
+    response = await requester.ask("ui", "respond", payload={"query": "where is it"})
 
     assert response == {"answer": "It is on the left."}
 
 
 @needs_screen
 async def test_a_screen_job_reads_the_snapshot(make: MakeUI, job_harness: JobHarness):
-    asker, ui = OurPeer("asker"), make()
-    await job_harness.start(asker, ui)
+    requester, ui = OurPeer("requester"), make()
+    await job_harness.start(requester, ui)
     page = {
         "ref": "e0",
         "role": "page",
@@ -99,7 +99,7 @@ async def test_a_screen_job_reads_the_snapshot(make: MakeUI, job_harness: JobHar
     await client_sends(ui, SNAPSHOT, {"root": page})
     await job_harness.settle()
 
-    response = await asker.ask("ui", "screen", payload={"action": "list"})
+    response = await requester.ask("ui", "screen", payload={"action": "list"})
 
     assert [element["name"] for element in response["elements"]] == ["Buy"]
 
@@ -108,10 +108,10 @@ async def test_a_screen_job_reads_the_snapshot(make: MakeUI, job_harness: JobHar
 async def test_a_screen_job_names_an_action_that_it_cannot_do(
     make: MakeUI, job_harness: JobHarness
 ):
-    asker = OurPeer("asker")
-    await job_harness.start(asker, make())
+    requester = OurPeer("requester")
+    await job_harness.start(requester, make())
 
     with pytest.raises(JobError) as failed:
-        await asker.ask("ui", "screen", payload={"action": "dance", "target": "x"})
+        await requester.ask("ui", "screen", payload={"action": "dance", "target": "x"})
 
     assert failed.value.outcomes["ui"].error is not None

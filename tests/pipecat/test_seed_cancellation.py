@@ -92,8 +92,8 @@ class AutomaticCancellation(BaseWorker):
 
 
 async def test_an_exception_in_the_block_cancels_every_worker(job_harness: JobHarness):
-    asker, w1, w2 = AutomaticCancellation("asker"), Working("w1"), Working("w2")
-    await job_harness.start(asker, w1, w2)
+    requester, w1, w2 = AutomaticCancellation("requester"), Working("w1"), Working("w2")
+    await job_harness.start(requester, w1, w2)
 
     async def fail_once_both_work() -> None:
         await w1.working.wait()
@@ -101,17 +101,17 @@ async def test_an_exception_in_the_block_cancels_every_worker(job_harness: JobHa
         raise ValueError("changed my mind")
 
     with pytest.raises(ValueError, match="changed my mind"):
-        await asker.ask(fail_once_both_work)
+        await requester.ask(fail_once_both_work)
 
     await job_harness.settle()
     assert len(w1.stopped) == len(w2.stopped) == 1
-    assert not asker.job_groups
+    assert not requester.job_groups
 
 
 async def test_a_cancellation_in_the_block_cancels_every_worker(job_harness: JobHarness):
-    asker, w1, w2 = AutomaticCancellation("asker"), Working("w1"), Working("w2")
-    await job_harness.start(asker, w1, w2)
-    asking = asyncio.create_task(asker.ask(asyncio.Event().wait))
+    requester, w1, w2 = AutomaticCancellation("requester"), Working("w1"), Working("w2")
+    await job_harness.start(requester, w1, w2)
+    asking = asyncio.create_task(requester.ask(asyncio.Event().wait))
     await w1.working.wait()
     await w2.working.wait()
 
@@ -121,16 +121,16 @@ async def test_a_cancellation_in_the_block_cancels_every_worker(job_harness: Job
         await asking
     await job_harness.settle()
     assert len(w1.stopped) == len(w2.stopped) == 1
-    assert not asker.job_groups
+    assert not requester.job_groups
 
 
 async def test_a_cancellation_while_the_context_waits_at_its_exit_cancels_every_worker(
     job_harness: JobHarness,
 ):
     """The form of the sample: an empty block, which waits only at its exit."""
-    asker, w1, w2 = AutomaticCancellation("asker"), Working("w1"), Working("w2")
-    await job_harness.start(asker, w1, w2)
-    asking = asyncio.create_task(asker.ask())
+    requester, w1, w2 = AutomaticCancellation("requester"), Working("w1"), Working("w2")
+    await job_harness.start(requester, w1, w2)
+    asking = asyncio.create_task(requester.ask())
     await w1.working.wait()
     await w2.working.wait()
     await job_harness.settle()
@@ -141,15 +141,15 @@ async def test_a_cancellation_while_the_context_waits_at_its_exit_cancels_every_
         await asking
     await job_harness.settle()
     assert len(w1.stopped) == len(w2.stopped) == 1
-    assert not asker.job_groups
+    assert not requester.job_groups
 
 
 async def test_a_cancellation_before_a_worker_is_ready_sends_no_request(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    asker, w1 = AutomaticCancellation("asker"), Working("w1")
-    await chaos_harness.start(asker, w1)
-    asking = asyncio.create_task(asker.ask())
+    requester, w1 = AutomaticCancellation("requester"), Working("w1")
+    await chaos_harness.start(requester, w1)
+    asking = asyncio.create_task(requester.ask())
     await chaos_harness.settle()
 
     asking.cancel()
@@ -167,7 +167,7 @@ async def test_a_cancellation_before_a_worker_is_ready_sends_no_request(
 async def test_a_worker_s_error_cancels_the_rest_and_raises_job_group_error(
     job_harness: JobHarness,
 ):
-    class Asker(BaseWorker):
+    class Requester(BaseWorker):
         async def ask(self) -> JobGroupError | None:
             data = {"topic": "AI"}
             # fmt: off
@@ -181,9 +181,9 @@ async def test_a_worker_s_error_cancels_the_rest_and_raises_job_group_error(
                 return e
             return None
 
-    asker, w1, w2 = Asker("asker"), Failing("w1"), Working("w2")
-    await job_harness.start(asker, w1, w2)
-    asking = asyncio.create_task(asker.ask())
+    requester, w1, w2 = Requester("requester"), Failing("w1"), Working("w2")
+    await job_harness.start(requester, w1, w2)
+    asking = asyncio.create_task(requester.ask())
     await w2.working.wait()
 
     w1.may_fail.set()
@@ -226,29 +226,29 @@ class ManualCancellation(BaseWorker):
 
 
 async def test_jobs_requested_without_a_context_are_cancelled_by_hand(job_harness: JobHarness):
-    asker, w1, w2 = ManualCancellation("asker"), Working("w1"), Working("w2")
-    await job_harness.start(asker, w1, w2)
-    asking = asyncio.create_task(asker.ask())
+    requester, w1, w2 = ManualCancellation("requester"), Working("w1"), Working("w2")
+    await job_harness.start(requester, w1, w2)
+    asking = asyncio.create_task(requester.ask())
     await w1.working.wait()
     await w2.working.wait()
     await job_harness.settle()
-    assert list(asker.job_groups) == asker.sent
+    assert list(requester.job_groups) == requester.sent
 
     asking.cancel()
     await asking
 
     await job_harness.settle()
-    assert [*w1.stopped, *w2.stopped] == asker.sent
+    assert [*w1.stopped, *w2.stopped] == requester.sent
     assert [cancel.reason for cancel in (*w1.cancels, *w2.cancels)] == ["tool cancelled"] * 2
-    assert not asker.job_groups
+    assert not requester.job_groups
 
 
 async def test_a_manual_cancellation_reaches_the_asked_workers_while_another_is_not_ready(
     job_harness: JobHarness,
 ):
-    asker, w1 = ManualCancellation("asker"), Working("w1")
-    await job_harness.start(asker, w1)
-    asking = asyncio.create_task(asker.ask())
+    requester, w1 = ManualCancellation("requester"), Working("w1")
+    await job_harness.start(requester, w1)
+    asking = asyncio.create_task(requester.ask())
     await w1.working.wait()
     await job_harness.settle()
 
@@ -267,18 +267,18 @@ async def test_a_manual_cancellation_reaches_the_asked_workers_while_another_is_
 async def test_a_wait_for_a_job_cancelled_by_hand_raises_an_error_that_says_so(
     job_harness: JobHarness,
 ):
-    class Asker(BaseWorker):
+    class Requester(BaseWorker):
         async def ask(self) -> None:
             async with self.job("worker", timeout=30):
                 pass
 
-    asker, worker = Asker("asker"), Working("worker")
-    await job_harness.start(asker, worker)
-    asking = asyncio.create_task(asker.ask())
+    requester, worker = Requester("requester"), Working("worker")
+    await job_harness.start(requester, worker)
+    asking = asyncio.create_task(requester.ask())
     await worker.working.wait()
 
-    (job_id,) = asker.job_groups
-    await asker.cancel_job_group(job_id, reason="changed the subject")
+    (job_id,) = requester.job_groups
+    await requester.cancel_job_group(job_id, reason="changed the subject")
 
     with pytest.raises(JobCancelledError, match=r"'worker'.*changed the subject") as caught:
         await asking
@@ -306,16 +306,16 @@ async def test_the_cancelled_hook_fires_and_the_worker_itself_responds_cancelled
             working.set()
             await asyncio.Event().wait()
 
-    asker = BaseWorker("asker")
-    await chaos_harness.start(asker, Busy("worker"))
-    job_id = await asker.request_job("worker")
+    requester = BaseWorker("requester")
+    await chaos_harness.start(requester, Busy("worker"))
+    job_id = await requester.request_job("worker")
     await working.wait()
 
-    await asker.cancel_job_group(job_id, reason="no longer needed")
+    await requester.cancel_job_group(job_id, reason="no longer needed")
 
     answer = await chaos_bus.wait_for(answer_with(JobStatus.CANCELLED))
     assert isinstance(answer, BusJobResponseMessage)
-    assert (answer.source, answer.target, answer.job_id) == ("worker", "asker", job_id)
+    assert (answer.source, answer.target, answer.job_id) == ("worker", "requester", job_id)
     logged = [record.message for record in job_log if record.level == "INFO"]
     assert f"Job {job_id} cancelled: no longer needed" in logged
 
@@ -327,7 +327,7 @@ async def test_the_cancelled_hook_fires_and_the_worker_itself_responds_cancelled
 async def test_a_worker_that_stops_responds_cancelled_to_each_job_it_holds(
     chaos_harness: JobHarness, chaos_bus: ChaosBus, how: str
 ):
-    class Asker(BaseWorker):
+    class Requester(BaseWorker):
         async def ask(self) -> None:
             # Without a timeout, only the worker's own response can end the job.
             async with self.job("worker", name="work"):
@@ -343,9 +343,9 @@ async def test_a_worker_that_stops_responds_cancelled_to_each_job_it_holds(
             await self.both_held.wait()
             await asyncio.Event().wait()
 
-    asker, worker = Asker("asker"), Holding("worker")
-    await chaos_harness.start(asker, worker)
-    jobs = [asyncio.create_task(asker.ask()) for _ in range(2)]
+    requester, worker = Requester("requester"), Holding("worker")
+    await chaos_harness.start(requester, worker)
+    jobs = [asyncio.create_task(requester.ask()) for _ in range(2)]
     await worker.both_held.wait()
 
     await (chaos_harness.end(worker) if how == "end" else chaos_harness.cancel(worker))

@@ -83,7 +83,7 @@ class ModeratorAgent(LLMWorker):
 # fmt: on
 
 
-class Asker(BaseWorker):
+class Requester(BaseWorker):
     async def ask(self, worker: str, topic: str, **keywords: Any) -> dict[str, Any]:
         async with self.job(worker, payload={"topic": topic}, **keywords) as j:
             pass
@@ -289,13 +289,13 @@ async def test_an_interruption_of_the_tool_cancels_the_jobs_it_waits_for(
 # Two jobs at once on one DebateWorker
 
 
-@pytest.mark.parametrize("askers", [("asker", "asker"), ("asker", "other")])
+@pytest.mark.parametrize("requesters", [("requester", "requester"), ("requester", "other")])
 async def test_a_second_job_waits_for_the_end_of_the_first_and_each_gets_its_own_text(
     chaos_harness: JobHarness,
     chaos_bus: ChaosBus,
     provider: ScriptedLLMServer,
     debater: Callable[[str], DebateWorker],
-    askers: tuple[str, str],
+    requesters: tuple[str, str],
 ):
     answered_before_second: list[dict[str, Any] | None] = []
 
@@ -309,13 +309,13 @@ async def test_a_second_job_waits_for_the_end_of_the_first_and_each_gets_its_own
 
     provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=0.1))
     provider.on(asks_about("cats"), second_text)
-    workers = {name: Asker(name) for name in askers}
+    workers = {name: Requester(name) for name in requesters}
     advocate = debater("advocate")
     await chaos_harness.start(advocate, *workers.values())
 
     first, second = (
         asyncio.create_task(workers[name].ask("advocate", topic, timeout=30))
-        for name, topic in zip(askers, ("dogs", "cats"), strict=True)
+        for name, topic in zip(requesters, ("dogs", "cats"), strict=True)
     )
     (request,) = await provider.wait_for_requests(1)
     await request.wait_token(1)
@@ -334,7 +334,7 @@ async def test_two_groups_over_the_same_debaters_do_not_mix(
     provider: ScriptedLLMServer,
     debater: Callable[[str], DebateWorker],
 ):
-    class GroupAsker(BaseWorker):
+    class GroupRequester(BaseWorker):
         async def ask(self, topic: str) -> dict[str, str]:
             async with self.job_group(
                 "advocate", "critic", payload={"topic": topic}, timeout=30
@@ -344,7 +344,7 @@ async def test_two_groups_over_the_same_debaters_do_not_mix(
 
     for topic in ("dogs", "cats"):
         provider.on(asks_about(topic), f"All about {topic}.")
-    one, two = GroupAsker("one"), GroupAsker("two")
+    one, two = GroupRequester("one"), GroupRequester("two")
     await job_harness.start(one, two, debater("advocate"), debater("critic"))
 
     dogs, cats = await asyncio.gather(one.ask("dogs"), two.ask("cats"))
@@ -361,12 +361,12 @@ async def test_a_job_cancelled_while_it_waits_for_its_turn_never_reaches_the_llm
 ):
     provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=0.1))
     provider.on(asks_about("birds"), "Birds are free.")
-    asker, advocate = Asker("asker"), debater("advocate")
-    await job_harness.start(asker, advocate)
-    first = asyncio.create_task(asker.ask("advocate", "dogs", timeout=30))
+    requester, advocate = Requester("requester"), debater("advocate")
+    await job_harness.start(requester, advocate)
+    first = asyncio.create_task(requester.ask("advocate", "dogs", timeout=30))
     (request,) = await provider.wait_for_requests(1)
     await request.wait_token(1)
-    waiting = asyncio.create_task(asker.ask("advocate", "cats", timeout=30))
+    waiting = asyncio.create_task(requester.ask("advocate", "cats", timeout=30))
     await job_harness.settle()
     assert len(advocate.active_jobs) == 2
 
@@ -375,7 +375,7 @@ async def test_a_job_cancelled_while_it_waits_for_its_turn_never_reaches_the_llm
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert await first == {"role": "advocate", "text": "Dogs are loyal."}
-    assert await asker.ask("advocate", "birds", timeout=30) == {
+    assert await requester.ask("advocate", "birds", timeout=30) == {
         "role": "advocate",
         "text": "Birds are free.",
     }
@@ -389,14 +389,14 @@ async def test_a_job_that_times_out_while_it_waits_for_its_turn_never_reaches_th
     debater: Callable[[str], DebateWorker],
 ):
     provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=0.1))
-    asker = Asker("asker")
-    await job_harness.start(asker, debater("advocate"))
-    first = asyncio.create_task(asker.ask("advocate", "dogs", timeout=30))
+    requester = Requester("requester")
+    await job_harness.start(requester, debater("advocate"))
+    first = asyncio.create_task(requester.ask("advocate", "dogs", timeout=30))
     (request,) = await provider.wait_for_requests(1)
     await request.wait_token(1)
 
     with pytest.raises(JobTimeoutError, match="'advocate'"):
-        await asker.ask("advocate", "cats", timeout=0.02)
+        await requester.ask("advocate", "cats", timeout=0.02)
 
     assert await first == {"role": "advocate", "text": "Dogs are loyal."}
     await job_harness.settle()
@@ -413,14 +413,14 @@ async def test_text_of_a_job_cancelled_during_generation_never_reaches_the_next_
 ):
     provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=60.0))
     provider.on(asks_about("cats"), "Cats are aloof.")
-    asker, advocate = Asker("asker"), debater("advocate")
-    await job_harness.start(asker, advocate)
-    first = asyncio.create_task(asker.ask("advocate", "dogs", timeout=30))
+    requester, advocate = Requester("requester"), debater("advocate")
+    await job_harness.start(requester, advocate)
+    first = asyncio.create_task(requester.ask("advocate", "dogs", timeout=30))
     (request,) = await provider.wait_for_requests(1)
     await request.wait_token(1)
     second: asyncio.Task[dict[str, Any]] | None = None
     if second_waits:
-        second = asyncio.create_task(asker.ask("advocate", "cats", timeout=30))
+        second = asyncio.create_task(requester.ask("advocate", "cats", timeout=30))
         await job_harness.settle()
         assert len(advocate.active_jobs) == 2
 
@@ -428,7 +428,7 @@ async def test_text_of_a_job_cancelled_during_generation_never_reaches_the_next_
     with pytest.raises(asyncio.CancelledError):
         await first
     if second is None:
-        second = asyncio.create_task(asker.ask("advocate", "cats", timeout=30))
+        second = asyncio.create_task(requester.ask("advocate", "cats", timeout=30))
 
     assert await second == {"role": "advocate", "text": "Cats are aloof."}
     assert request.outcome == "hung_up"
@@ -444,10 +444,10 @@ async def test_a_debater_that_stops_while_it_generates_ends_the_job_as_cancelled
     debater: Callable[[str], DebateWorker],
 ):
     provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=3600))
-    asker, advocate = Asker("asker"), debater("advocate")
-    await job_harness.start(asker, advocate)
+    requester, advocate = Requester("requester"), debater("advocate")
+    await job_harness.start(requester, advocate)
     # Without a timeout, only the debater's own response can end the job.
-    asking = asyncio.create_task(asker.ask("advocate", "dogs"))
+    asking = asyncio.create_task(requester.ask("advocate", "dogs"))
     (request,) = await provider.wait_for_requests(1)
     await request.wait_token(1)
 
@@ -467,12 +467,12 @@ async def test_a_debater_that_is_ended_finishes_its_text_and_cancels_waiting_job
     debater: Callable[[str], DebateWorker],
 ):
     provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=0.1))
-    asker, advocate = Asker("asker"), debater("advocate")
-    await job_harness.start(asker, advocate)
-    first = asyncio.create_task(asker.ask("advocate", "dogs"))
+    requester, advocate = Requester("requester"), debater("advocate")
+    await job_harness.start(requester, advocate)
+    first = asyncio.create_task(requester.ask("advocate", "dogs"))
     (request,) = await provider.wait_for_requests(1)
     await request.wait_token(1)
-    waiting = asyncio.create_task(asker.ask("advocate", "cats"))
+    waiting = asyncio.create_task(requester.ask("advocate", "cats"))
     await job_harness.settle()
 
     await job_harness.end(advocate)

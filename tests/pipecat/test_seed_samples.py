@@ -53,10 +53,10 @@ class SingleJob(BaseWorker):
 async def test_a_single_job_gives_the_worker_s_response(
     job_harness: JobHarness, capsys: pytest.CaptureFixture[str]
 ):
-    asker, worker = SingleJob("asker"), Answering("worker", {"answer": "a framework"})
-    await job_harness.start(asker, worker)
+    requester, worker = SingleJob("requester"), Answering("worker", {"answer": "a framework"})
+    await job_harness.start(requester, worker)
 
-    await asker.ask()
+    await requester.ask()
 
     assert worker.asked == [{"question": "What is Pipecat?"}]
     assert capsys.readouterr().out == "{'answer': 'a framework'}\n"
@@ -65,9 +65,9 @@ async def test_a_single_job_gives_the_worker_s_response(
 async def test_a_single_job_waits_for_its_worker_to_be_ready(
     job_harness: JobHarness, capsys: pytest.CaptureFixture[str]
 ):
-    asker = SingleJob("asker")
-    await job_harness.start(asker)
-    asking = asyncio.create_task(asker.ask())
+    requester = SingleJob("requester")
+    await job_harness.start(requester)
+    asking = asyncio.create_task(requester.ask())
     await job_harness.settle()
     assert not asking.done()
 
@@ -88,10 +88,10 @@ async def test_a_single_job_equals_request_job_and_the_two_hooks(job_harness: Jo
         async def on_job_completed(self, result: JobGroupResponse) -> None:
             completed.set_result(result)
 
-    asker = FireAndForget("asker")
-    await job_harness.start(asker, Answering("worker", {"answer": "a framework"}))
+    requester = FireAndForget("requester")
+    await job_harness.start(requester, Answering("worker", {"answer": "a framework"}))
 
-    job_id = await asker.request_job("worker", payload={"question": "What is Pipecat?"})
+    job_id = await requester.request_job("worker", payload={"question": "What is Pipecat?"})
 
     result = await completed
     assert (result.job_id, result.responses) == (job_id, {"worker": {"answer": "a framework"}})
@@ -118,10 +118,10 @@ async def test_a_job_group_gives_every_worker_the_payload_and_collects_all_respo
     job_harness: JobHarness, capsys: pytest.CaptureFixture[str]
 ):
     workers = [Answering(f"worker{n}", {"n": n}) for n in (1, 2, 3)]
-    asker = JobGroup("asker")
-    await job_harness.start(asker, *workers)
+    requester = JobGroup("requester")
+    await job_harness.start(requester, *workers)
 
-    await asker.ask()
+    await requester.ask()
 
     assert [worker.asked for worker in workers] == [[{"topic": "AI safety"}]] * 3
     printed = capsys.readouterr().out.splitlines()
@@ -138,10 +138,10 @@ async def test_a_job_group_runs_its_workers_in_parallel(
             await all_have_begun.wait()
             await self.send_job_response(message.job_id, {"met": True})
 
-    asker = JobGroup("asker")
-    await job_harness.start(asker, *(Meeting(f"worker{n}") for n in (1, 2, 3)))
+    requester = JobGroup("requester")
+    await job_harness.start(requester, *(Meeting(f"worker{n}") for n in (1, 2, 3)))
 
-    await asker.ask()
+    await requester.ask()
 
     assert capsys.readouterr().out.count("{'met': True}") == 3
 
@@ -157,10 +157,12 @@ async def test_a_job_group_equals_request_job_group_and_the_two_hooks(job_harnes
         async def on_job_completed(self, result: JobGroupResponse) -> None:
             completed.set_result(result)
 
-    asker = FireAndForget("asker")
-    await job_harness.start(asker, Answering("worker1", {"n": 1}), Answering("worker2", {"n": 2}))
+    requester = FireAndForget("requester")
+    await job_harness.start(
+        requester, Answering("worker1", {"n": 1}), Answering("worker2", {"n": 2})
+    )
 
-    job_id = await asker.request_job_group("worker1", "worker2", payload={"topic": "AI safety"})
+    job_id = await requester.request_job_group("worker1", "worker2", payload={"topic": "AI safety"})
 
     result = await completed
     assert sorted(answered) == ["worker1", "worker2"]
@@ -174,7 +176,7 @@ async def test_each_worker_of_a_group_reads_its_own_key_of_the_payload(job_harne
             assert message.payload is not None
             await self.send_job_response(message.job_id, {"did": message.payload[self.name]})
 
-    class Asker(BaseWorker):
+    class Requester(BaseWorker):
         async def ask(self) -> dict[str, dict[str, Any]]:
             # fmt: off
             async with self.job_group("researcher", "fact_checker", payload={
@@ -185,10 +187,10 @@ async def test_each_worker_of_a_group_reads_its_own_key_of_the_payload(job_harne
             # fmt: on
             return jg.responses
 
-    asker = Asker("asker")
-    await job_harness.start(asker, OwnKey("researcher"), OwnKey("fact_checker"))
+    requester = Requester("requester")
+    await job_harness.start(requester, OwnKey("researcher"), OwnKey("fact_checker"))
 
-    assert await asker.ask() == {
+    assert await requester.ask() == {
         "researcher": {"did": {"topic": "AI safety", "depth": "detailed"}},
         "fact_checker": {"did": {"claims": ["AI can self-improve", "AGI is near"]}},
     }
@@ -210,10 +212,10 @@ async def test_a_job_handler_responds_with_the_message_s_job_id(job_harness: Job
         async def _do_work(self, payload: dict[str, int]) -> dict[str, int]:
             return {"doubled": payload["n"] * 2}
 
-    asker = BaseWorker("asker")
-    await job_harness.start(asker, Doubling("worker"))
+    requester = BaseWorker("requester")
+    await job_harness.start(requester, Doubling("worker"))
 
-    async with asker.job("worker", name="process", payload={"n": 21}, timeout=30) as j:
+    async with requester.job("worker", name="process", payload={"n": 21}, timeout=30) as j:
         pass
 
     assert j.response == {"doubled": 42}
@@ -240,16 +242,16 @@ async def test_requests_to_one_handler_run_at_the_same_time_and_each_gets_its_ow
                 await second_is_answered.wait()
             return {"answer_to": payload["n"]}
 
-    class Asker(BaseWorker):
+    class Requester(BaseWorker):
         async def ask(self, n: int) -> dict[str, Any]:
             async with self.job("worker", name="process", payload={"n": n}, timeout=30) as j:
                 pass
             return j.response
 
-    asker = Asker("asker")
-    await job_harness.start(asker, Backwards("worker"))
+    requester = Requester("requester")
+    await job_harness.start(requester, Backwards("worker"))
 
-    first, second = (asyncio.create_task(asker.ask(n)) for n in (1, 2))
+    first, second = (asyncio.create_task(requester.ask(n)) for n in (1, 2))
     assert await second == {"answer_to": 2}
     second_is_answered.set()
     assert await first == {"answer_to": 1}
@@ -276,11 +278,11 @@ async def test_the_name_of_a_job_selects_its_handler(job_harness: JobHarness):
             await self.send_job_response(message.job_id, {"summary": "..."})
     # fmt: on
 
-    asker = NamedJobs("asker")
-    await job_harness.start(asker, MyWorker("worker"))
+    requester = NamedJobs("requester")
+    await job_harness.start(requester, MyWorker("worker"))
 
-    assert await asker.ask() == {"answer": "..."}
-    async with asker.job("worker", name="summarize") as j:
+    assert await requester.ask() == {"answer": "..."}
+    async with requester.job("worker", name="summarize") as j:
         pass
     assert j.response == {"summary": "..."}
 
@@ -298,10 +300,10 @@ async def test_on_job_request_can_be_overridden_instead_of_a_handler(job_harness
         async def _do_work(self, payload: dict[str, int]) -> dict[str, int]:
             return {"doubled": payload["n"] * 2}
 
-    asker = BaseWorker("asker")
-    await job_harness.start(asker, Doubling("worker"))
+    requester = BaseWorker("requester")
+    await job_harness.start(requester, Doubling("worker"))
 
-    async with asker.job("worker", payload={"n": 21}, timeout=30) as j:
+    async with requester.job("worker", payload={"n": 21}, timeout=30) as j:
         pass
 
     assert j.response == {"doubled": 42}

@@ -7,7 +7,7 @@ from pipecat.bus import WorkerBus
 from pipecat.bus.messages import BusJobRequestMessage, BusJobStreamDataMessage
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from support.buses import BusHarness
-from support.workers import Asker
+from support.workers import Requester
 
 from pipecat_jobs import (
     BaseWorker,
@@ -56,15 +56,15 @@ async def numbers(events: JobContext) -> list[int]:
     return [event.data["number"] async for event in events if event.type == JobEvent.STREAM_DATA]
 
 
-async def started(harness: JobHarness, *workers: BaseWorker) -> Asker:
-    asker = Asker()
-    await harness.start(asker, *workers)
-    return asker
+async def started(harness: JobHarness, *workers: BaseWorker) -> Requester:
+    requester = Requester()
+    await harness.start(requester, *workers)
+    return requester
 
 
 async def test_a_worker_waits_for_its_reader(job_harness: JobHarness):
-    asker = await started(job_harness, streamer := Streamer())
-    async with asker.job("streamer", name="count", unread_limit=3) as j:
+    requester = await started(job_harness, streamer := Streamer())
+    async with requester.job("streamer", name="count", unread_limit=3) as j:
         assert (await anext(j)).type == JobEvent.STREAM_START
         await job_harness.settle()
         assert streamer.sent == 3
@@ -78,16 +78,16 @@ async def test_a_worker_waits_for_its_reader(job_harness: JobHarness):
 async def test_a_stream_that_is_not_read_is_not_delayed_and_loses_nothing(
     job_harness: JobHarness,
 ):
-    asker = await started(job_harness, streamer := Streamer())
-    async with asker.job("streamer", name="count", unread_limit=3) as j:
+    requester = await started(job_harness, streamer := Streamer())
+    async with requester.job("streamer", name="count", unread_limit=3) as j:
         await job_harness.settle()
         assert streamer.sent == ALL
     assert await numbers(j) == list(range(ALL))
 
 
 async def test_leaving_the_block_resumes_the_worker(job_harness: JobHarness):
-    asker = await started(job_harness, streamer := Streamer())
-    async with asker.job("streamer", name="count", unread_limit=3, timeout=30) as j:
+    requester = await started(job_harness, streamer := Streamer())
+    async with requester.job("streamer", name="count", unread_limit=3, timeout=30) as j:
         async for event in j:
             if event.type == JobEvent.STREAM_DATA:
                 break
@@ -98,8 +98,8 @@ async def test_leaving_the_block_resumes_the_worker(job_harness: JobHarness):
 
 
 async def test_without_a_limit_nothing_waits(job_harness: JobHarness):
-    asker = await started(job_harness, streamer := Streamer())
-    async with asker.job("streamer", name="count", unread_limit=0) as j:
+    requester = await started(job_harness, streamer := Streamer())
+    async with requester.job("streamer", name="count", unread_limit=0) as j:
         await anext(j)
         await job_harness.settle()
         assert streamer.sent == ALL
@@ -107,8 +107,8 @@ async def test_without_a_limit_nothing_waits(job_harness: JobHarness):
 
 async def test_a_stream_has_a_limit_by_default(job_harness: JobHarness):
     assert JobGroupParams().unread_limit == 1_000
-    asker = await started(job_harness, streamer := Streamer())
-    async with asker.job("streamer", name="hold") as j:
+    requester = await started(job_harness, streamer := Streamer())
+    async with requester.job("streamer", name="hold") as j:
         job_id = await streamer.job_ids.get()
 
         async def flood() -> None:
@@ -127,8 +127,8 @@ async def test_a_stream_has_a_limit_by_default(job_harness: JobHarness):
 
 
 async def test_a_response_is_not_delayed_by_the_stream_before_it(job_harness: JobHarness):
-    asker = await started(job_harness, streamer := Streamer())
-    async with asker.job("streamer", name="hold", unread_limit=1) as j:
+    requester = await started(job_harness, streamer := Streamer())
+    async with requester.job("streamer", name="hold", unread_limit=1) as j:
         job_id = await streamer.job_ids.get()
         await streamer.send_job_stream_start(job_id)
         await anext(j)
@@ -144,9 +144,9 @@ async def test_a_response_is_not_delayed_by_the_stream_before_it(job_harness: Jo
 
 
 async def test_a_cancel_reaches_a_worker_that_waits(job_harness: JobHarness):
-    asker = await started(job_harness, streamer := Streamer())
+    requester = await started(job_harness, streamer := Streamer())
     with pytest.raises(ZeroDivisionError):
-        async with asker.job("streamer", name="count", unread_limit=3) as j:
+        async with requester.job("streamer", name="count", unread_limit=3) as j:
             await anext(j)
             await job_harness.settle()
             raise ZeroDivisionError
@@ -156,33 +156,33 @@ async def test_a_cancel_reaches_a_worker_that_waits(job_harness: JobHarness):
 
 
 async def test_the_deadline_reaches_a_worker_that_waits(job_harness: JobHarness):
-    asker = await started(job_harness, streamer := Streamer())
+    requester = await started(job_harness, streamer := Streamer())
     with pytest.raises(JobTimeoutError):
-        async with asker.job("streamer", name="count", unread_limit=3, timeout=0.3) as j:
+        async with requester.job("streamer", name="count", unread_limit=3, timeout=0.3) as j:
             await anext(j)
             await streamer.cancelled.wait()
     assert streamer.sent == 3
 
 
 async def test_cancelling_the_job_resumes_a_waiting_worker(job_harness: JobHarness):
-    asker = await started(job_harness, streamer := Streamer())
+    requester = await started(job_harness, streamer := Streamer())
     with pytest.raises(JobCancelledError):
-        async with asker.job("streamer", name="hold", unread_limit=1) as j:
+        async with requester.job("streamer", name="hold", unread_limit=1) as j:
             job_id = await streamer.job_ids.get()
             await streamer.send_job_stream_start(job_id)
             await anext(j)
             await streamer.send_job_stream_data(job_id, {"number": 0})
             more = asyncio.create_task(streamer.send_job_stream_data(job_id, {"number": 1}))
             await job_harness.settle()
-            await asker.cancel_job_group(job_id)
+            await requester.cancel_job_group(job_id)
             with pytest.raises(UnknownJobError):
                 await more
 
 
 async def test_each_worker_of_a_group_has_its_own_window(job_harness: JobHarness):
     streamers = [Streamer("a"), Streamer("b")]
-    asker = await started(job_harness, *streamers)
-    async with asker.job_group("a", "b", name="count", unread_limit=3) as group:
+    requester = await started(job_harness, *streamers)
+    async with requester.job_group("a", "b", name="count", unread_limit=3) as group:
         await anext(group)
         await job_harness.settle()
         assert [streamer.sent for streamer in streamers] == [3, 3]
@@ -194,31 +194,31 @@ async def test_each_worker_of_a_group_has_its_own_window(job_harness: JobHarness
 
 
 async def test_a_worker_waits_for_a_slow_hook(job_harness: JobHarness):
-    class SlowAsker(Asker):
+    class SlowRequester(Requester):
         gate = asyncio.Semaphore(0)
 
         async def on_job_stream_data(self, message: BusJobStreamDataMessage) -> None:
             await self.gate.acquire()
 
-    asker, streamer = SlowAsker(), Streamer()
-    await job_harness.start(asker, streamer)
-    async with asker.job("streamer", name="count", unread_limit=3):
+    requester, streamer = SlowRequester(), Streamer()
+    await job_harness.start(requester, streamer)
+    async with requester.job("streamer", name="count", unread_limit=3):
         await job_harness.settle()
         assert streamer.sent == 3
-        asker.gate.release()
+        requester.gate.release()
         await job_harness.settle()
         assert streamer.sent == 4
         for _ in range(ALL):
-            asker.gate.release()
-    assert asker.fired().count("on_job_stream_data") == ALL
+            requester.gate.release()
+    assert requester.fired().count("on_job_stream_data") == ALL
 
 
 async def test_a_chunk_that_arrives_twice_counts_once(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    asker = await started(chaos_harness, streamer := Streamer())
+    requester = await started(chaos_harness, streamer := Streamer())
     chaos_bus.duplicate(BusJobStreamDataMessage)
-    async with asker.job("streamer", name="count", unread_limit=4) as j:
+    async with requester.job("streamer", name="count", unread_limit=4) as j:
         await anext(j)
         await chaos_harness.settle()
         assert streamer.sent == 4
@@ -232,7 +232,7 @@ async def test_a_chunk_that_arrives_twice_counts_once(
 async def test_a_chunk_that_the_bus_refuses_does_not_count_as_unread(
     chaos_harness: JobHarness, chaos_bus: ChaosBus, monkeypatch: pytest.MonkeyPatch
 ):
-    asker = await started(chaos_harness, streamer := Streamer())
+    requester = await started(chaos_harness, streamer := Streamer())
     send = chaos_bus.send
 
     async def refuse(message: object) -> None:
@@ -241,7 +241,7 @@ async def test_a_chunk_that_the_bus_refuses_does_not_count_as_unread(
         await send(message)
 
     monkeypatch.setattr(chaos_bus, "send", refuse)
-    async with asker.job("streamer", name="hold", unread_limit=1) as j:
+    async with requester.job("streamer", name="hold", unread_limit=1) as j:
         job_id = await streamer.job_ids.get()
         await streamer.send_job_stream_start(job_id)
         await anext(j)
@@ -268,8 +268,8 @@ async def test_a_plain_pipecat_requester_does_not_delay_a_stream(bus: WorkerBus)
 
 
 async def updates(job_harness: JobHarness, latest_update_only: bool) -> list[object]:
-    asker = await started(job_harness, streamer := Streamer(), Streamer("other"))
-    async with asker.job_group(
+    requester = await started(job_harness, streamer := Streamer(), Streamer("other"))
+    async with requester.job_group(
         "streamer", "other", name="hold", latest_update_only=latest_update_only
     ) as group:
         job_id = await streamer.job_ids.get()
@@ -286,7 +286,7 @@ async def updates(job_harness: JobHarness, latest_update_only: bool) -> list[obj
         await job_harness.settle()
         read = [(event.worker_name, event.type, event.data) async for event in group]
     await job_harness.settle()
-    assert asker.fired().count("on_job_update") == 4
+    assert requester.fired().count("on_job_update") == 4
     return [(name, data) for name, kind, data in read if kind != JobEvent.STREAM_START]
 
 
@@ -311,8 +311,8 @@ async def test_every_update_is_kept_by_default(job_harness: JobHarness):
 
 
 async def test_an_update_that_was_read_is_not_replaced(job_harness: JobHarness):
-    asker = await started(job_harness, streamer := Streamer())
-    async with asker.job("streamer", name="hold", latest_update_only=True) as j:
+    requester = await started(job_harness, streamer := Streamer())
+    async with requester.job("streamer", name="hold", latest_update_only=True) as j:
         job_id = await streamer.job_ids.get()
         for percent in (10, 20):
             await streamer.send_job_update(job_id, {"percent": percent})

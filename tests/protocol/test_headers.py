@@ -7,7 +7,7 @@ from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.bus.serializers import JSONMessageSerializer
 from support.redis.processes import Member, redis, redis_server
 from support.redis.router_without_server import CODEC, RouterHarness
-from support.workers import Asker
+from support.workers import Requester
 
 from pipecat_jobs import BaseWorker, JobHeaders, job, job_attempt, job_headers, job_moved
 from pipecat_jobs._protocol.flow import StreamWindow
@@ -40,37 +40,37 @@ class Reader(BaseWorker):
 
 
 def request() -> BusJobRequestMessage:
-    return BusJobRequestMessage(source="asker", target="reader", job_id="1", job_name="read")
+    return BusJobRequestMessage(source="requester", target="reader", job_id="1", job_name="read")
 
 
 @pytest.mark.every_bus("slow")
 @pytest.mark.not_on("pubsub", reason="headers are dropped, since a plain peer could not read them")
 async def test_a_bus_carries_the_headers_whole(job_harness: JobHarness):
-    asker, reader = Asker(), Reader()
-    await job_harness.start(asker, reader)
-    await asker.ask("reader", "read", affinity="a", run_once=True)
-    await asker.ask("reader", "read")
+    requester, reader = Requester(), Reader()
+    await job_harness.start(requester, reader)
+    await requester.ask("reader", "read", affinity="a", run_once=True)
+    await requester.ask("reader", "read")
     assert reader.seen == [JobHeaders(affinity="a", run_once=True), JobHeaders()]
 
 
 async def test_the_redis_bus_carries_the_headers_that_the_requester_set(
     redis_server: EmbeddedRedis,
 ):
-    asker, reader = Asker(), Reader()
-    async with Member(redis_server.url, asker) as member, Member(redis_server.url, reader):
+    requester, reader = Requester(), Reader()
+    async with Member(redis_server.url, requester) as member, Member(redis_server.url, reader):
         await member.wait_until_known("reader")
-        await asker.ask("reader", "read", affinity="a", run_once=True)
-        await asker.ask("reader", "read")
+        await requester.ask("reader", "read", affinity="a", run_once=True)
+        await requester.ask("reader", "read")
     assert reader.seen == [JobHeaders(affinity="a", run_once=True), JobHeaders()]
 
 
 @pytest.mark.every_bus
 @pytest.mark.not_on("pubsub", reason="headers are dropped, since a plain peer could not read them")
 async def test_the_headers_say_how_much_time_is_left_of_the_timeout(job_harness: JobHarness):
-    asker, reader = Asker(), Reader()
-    await job_harness.start(asker, reader)
-    await asker.ask("reader", "read", timeout=1000)
-    await asker.ask("reader", "read")
+    requester, reader = Requester(), Reader()
+    await job_harness.start(requester, reader)
+    await requester.ask("reader", "read", timeout=1000)
+    await requester.ask("reader", "read")
     assert reader.seen[0].time_left is not None
     assert 0 < reader.seen[0].time_left <= 1000
     assert reader.seen[1].time_left is None

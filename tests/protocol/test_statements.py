@@ -8,7 +8,7 @@ import pytest
 from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
 from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
-from support.workers import Answerer, Asker, Delegator, cancelled
+from support.workers import Delegator, Requester, Responder, cancelled
 
 from pipecat_jobs import (
     BaseWorker,
@@ -38,10 +38,10 @@ pytestmark = pytest.mark.every_bus
 LONG = 100.0
 
 
-async def outcome_of(asker: BaseWorker, worker: str, name: str | None = None, **keywords: Any):
+async def outcome_of(requester: BaseWorker, worker: str, name: str | None = None, **keywords: Any):
     """Ask, and return the error and the outcome of a job that does not complete."""
     with pytest.raises(JobError) as caught:
-        async with asker.job(worker, name=name, **{"timeout": LONG, **keywords}):
+        async with requester.job(worker, name=name, **{"timeout": LONG, **keywords}):
             pass
     return caught.value, caught.value.outcomes[worker]
 
@@ -52,14 +52,14 @@ async def outcome_of(asker: BaseWorker, worker: str, name: str | None = None, **
 async def test_a_refusal_that_a_handler_does_not_catch_is_an_error_of_its_job(
     job_harness: JobHarness,
 ):
-    asker = Asker()
-    middle = Delegator("middle", asks="answerer")
+    requester = Requester()
+    middle = Delegator("middle", asks="responder")
 
     class Nothing(BaseWorker):
         pass
 
-    await job_harness.start(asker, middle, Nothing("answerer"))
-    error, outcome = await outcome_of(asker, "middle", "wait")
+    await job_harness.start(requester, middle, Nothing("responder"))
+    error, outcome = await outcome_of(requester, "middle", "wait")
     assert not isinstance(error, NoJobHandlerError | JobRefusedError)
     assert "did not run" not in str(error).partition(":")[0]
     assert outcome.status is OutcomeStatus.ERROR
@@ -69,9 +69,9 @@ async def test_a_refusal_that_a_handler_does_not_catch_is_an_error_of_its_job(
 
 
 async def test_a_job_without_a_handler_is_refused(job_harness: JobHarness):
-    asker = Asker()
-    await job_harness.start(asker, Answerer())
-    error, outcome = await outcome_of(asker, "answerer", "unknown")
+    requester = Requester()
+    await job_harness.start(requester, Responder())
+    error, outcome = await outcome_of(requester, "responder", "unknown")
     assert isinstance(error, NoJobHandlerError)
     assert outcome.refusal is JobRefusal.NO_HANDLER
     assert outcome.status is OutcomeStatus.ERROR
@@ -80,23 +80,23 @@ async def test_a_job_without_a_handler_is_refused(job_harness: JobHarness):
 
 
 async def test_an_inactive_worker_that_takes_no_jobs_refuses(job_harness: JobHarness):
-    class OptedOut(Answerer):
+    class OptedOut(Responder):
         takes_jobs_when_inactive = False
 
-    asker = Asker()
-    await job_harness.start(asker, OptedOut(active=False))
-    error, outcome = await outcome_of(asker, "answerer", "echo")
+    requester = Requester()
+    await job_harness.start(requester, OptedOut(active=False))
+    error, outcome = await outcome_of(requester, "responder", "echo")
     assert isinstance(error, JobRefusedError)
     assert outcome.refusal is JobRefusal.INACTIVE
     assert outcome.status is OutcomeStatus.FAILED
 
 
 async def test_a_job_id_that_another_requester_has_open_is_refused(job_harness: JobHarness):
-    first, second, answerer = Asker("first"), Asker("second"), Answerer()
-    await job_harness.start(first, second, answerer)
-    await first.request_job("answerer", name="wait", job_id="same")
-    await answerer.started.get()
-    error, outcome = await outcome_of(second, "answerer", "wait", job_id="same")
+    first, second, responder = Requester("first"), Requester("second"), Responder()
+    await job_harness.start(first, second, responder)
+    await first.request_job("responder", name="wait", job_id="same")
+    await responder.started.get()
+    error, outcome = await outcome_of(second, "responder", "wait", job_id="same")
     assert isinstance(error, JobRefusedError)
     assert outcome.refusal is JobRefusal.ID_IN_USE
     await first.cancel_job_group("same")
@@ -105,19 +105,19 @@ async def test_a_job_id_that_another_requester_has_open_is_refused(job_harness: 
 async def test_a_job_id_that_was_used_before_is_refused(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
-    asker, answerer = Asker(), Answerer()
-    await chaos_harness.start(asker, answerer)
+    requester, responder = Requester(), Responder()
+    await chaos_harness.start(requester, responder)
     for _ in range(2):
         await chaos_bus.send(
             BusJobRequestMessage(
-                source="asker", target="answerer", job_id="same", job_name="echo", payload={}
+                source="requester", target="responder", job_id="same", job_name="echo", payload={}
             )
         )
         await chaos_harness.settle()
     first, second = await chaos_bus.wait_for(BusJobResponseMessage, 2)
     assert read_statement(first.response)[0].refusal is None
     assert read_statement(second.response)[0].refusal is JobRefusal.ID_USED
-    assert len(answerer.ran) == 1
+    assert len(responder.ran) == 1
 
 
 FORGED = {"error": "no", RESERVED_KEY: {"refusal": "no_handler"}}
@@ -146,9 +146,9 @@ class Forger(BaseWorker):
 
 @pytest.mark.parametrize("name", ["return", "respond", "stream"])
 async def test_a_handler_cannot_state_a_refusal(job_harness: JobHarness, name: str):
-    asker = Asker()
-    await job_harness.start(asker, Forger("forger"))
-    error, outcome = await outcome_of(asker, "forger", name)
+    requester = Requester()
+    await job_harness.start(requester, Forger("forger"))
+    error, outcome = await outcome_of(requester, "forger", name)
     assert not isinstance(error, NoJobHandlerError | JobRefusedError)
     assert outcome.refusal is None
     assert outcome.error is not None
@@ -157,9 +157,9 @@ async def test_a_handler_cannot_state_a_refusal(job_harness: JobHarness, name: s
 
 
 async def test_the_name_of_an_error_states_no_refusal(job_harness: JobHarness):
-    asker = Asker()
-    await job_harness.start(asker, Forger("forger"))
-    error, outcome = await outcome_of(asker, "forger", "names")
+    requester = Requester()
+    await job_harness.start(requester, Forger("forger"))
+    error, outcome = await outcome_of(requester, "forger", "names")
     assert not isinstance(error, JobRefusedError)
     assert outcome.refusal is None
 
@@ -188,9 +188,9 @@ class Plain(PlainWorker):
 async def test_responses_of_peers_without_statements_are_understood(
     job_harness: JobHarness, status: JobStatus, response: dict | None
 ):
-    asker = Asker()
-    await job_harness.start(asker, Plain(status, response))
-    error, outcome = await outcome_of(asker, "plain")
+    requester = Requester()
+    await job_harness.start(requester, Plain(status, response))
+    error, outcome = await outcome_of(requester, "plain")
     assert not isinstance(error, NoJobHandlerError | JobRefusedError)
     assert outcome.status == status
     assert outcome.refusal is None
@@ -217,60 +217,72 @@ def test_a_statement_is_read_as_it_was_written():
 # -- the cancel reason ---------------------------------------------------------------------------
 
 
-async def leave_the_block(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+async def leave_the_block(requester: Requester, responder: Responder, harness: JobHarness) -> None:
     with pytest.raises(KeyError):
-        async with asker.job("answerer", name="wait"):
-            await answerer.started.get()
+        async with requester.job("responder", name="wait"):
+            await responder.started.get()
             raise KeyError
 
 
-async def cancel_the_caller(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
-    caller = asyncio.create_task(asker.ask("answerer", "wait"))
-    await answerer.started.get()
-    await cancelled(caller)
+async def cancel_the_requester(
+    requester: Requester, responder: Responder, harness: JobHarness
+) -> None:
+    call_task = asyncio.create_task(requester.ask("responder", "wait"))
+    await responder.started.get()
+    await cancelled(call_task)
 
 
-async def cancel_the_group(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
-    job_id = await asker.request_job("answerer", name="wait")
-    await asker.cancel_job_group(job_id, reason="worker 'asker' stopped")
+async def cancel_the_group(requester: Requester, responder: Responder, harness: JobHarness) -> None:
+    job_id = await requester.request_job("responder", name="wait")
+    await requester.cancel_job_group(job_id, reason="worker 'requester' stopped")
 
 
-async def stop_the_requester(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
-    await asker.request_job("answerer", name="wait")
-    await harness.end(asker)
+async def stop_the_requester(
+    requester: Requester, responder: Responder, harness: JobHarness
+) -> None:
+    await requester.request_job("responder", name="wait")
+    await harness.end(requester)
 
 
-async def let_the_deadline_pass(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+async def let_the_deadline_pass(
+    requester: Requester, responder: Responder, harness: JobHarness
+) -> None:
     with pytest.raises(JobTimeoutError):
-        await asker.ask("answerer", "wait", timeout=0.01)
+        await requester.ask("responder", "wait", timeout=0.01)
 
 
-async def let_another_worker_fail(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+async def let_another_worker_fail(
+    requester: Requester, responder: Responder, harness: JobHarness
+) -> None:
     await harness.start(Plain(JobStatus.ERROR, None))
     with pytest.raises(JobGroupError):
-        async with asker.job_group("answerer", "plain", name="wait"):
+        async with requester.job_group("responder", "plain", name="wait"):
             pass
 
 
-async def stop_the_worker(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
-    caller = asyncio.create_task(asker.ask("answerer", "wait"))
-    await answerer.started.get()
-    await harness.end(answerer)
+async def stop_the_worker(requester: Requester, responder: Responder, harness: JobHarness) -> None:
+    call_task = asyncio.create_task(requester.ask("responder", "wait"))
+    await responder.started.get()
+    await harness.end(responder)
     with pytest.raises(JobCancelledError):
-        await caller
+        await call_task
 
 
-async def interrupt_the_turn(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+async def interrupt_the_turn(
+    requester: Requester, responder: Responder, harness: JobHarness
+) -> None:
     with pytest.raises(JobCancelledError, match="it was interrupted"):
-        await asker.ask("answerer", "interrupted")
+        await requester.ask("responder", "interrupted")
 
 
-async def cancel_the_handler(asker: Asker, answerer: Answerer, harness: JobHarness) -> None:
+async def cancel_the_handler(
+    requester: Requester, responder: Responder, harness: JobHarness
+) -> None:
     with pytest.raises(JobCancelledError):
-        await asker.ask("answerer", "cancels itself")
+        await requester.ask("responder", "cancels itself")
 
 
-class Ended(Answerer):
+class Ended(Responder):
     @job(name="interrupted")
     async def be_interrupted(self, message: BusJobRequestMessage) -> None:
         raise LLMTurnInterruptedError(self.name, "it was interrupted")
@@ -280,7 +292,7 @@ class Ended(Answerer):
         raise asyncio.CancelledError
 
 
-class Keeping(Asker):
+class Keeping(Requester):
     """Keeps its groups, and overrides cancel_job_group(), as Pipecat's UIWorker does."""
 
     def __init__(self) -> None:
@@ -293,7 +305,7 @@ class Keeping(Asker):
         return group
 
     async def cancel_job_group(self, job_id: str, *, reason: str | None = None) -> None:
-        await super().cancel_job_group(job_id, reason=f"told otherwise: {reason}")
+        await super().cancel_job_group(job_id, reason=f"changed: {reason}")
 
 
 Way = Callable[[Any, Any, JobHarness], Awaitable[None]]
@@ -303,7 +315,7 @@ Way = Callable[[Any, Any, JobHarness], Awaitable[None]]
     ("end", "reason"),
     [
         (leave_the_block, CancelReason.REQUESTER_CANCELLED),
-        (cancel_the_caller, CancelReason.REQUESTER_CANCELLED),
+        (cancel_the_requester, CancelReason.REQUESTER_CANCELLED),
         (cancel_the_group, CancelReason.REQUESTER_CANCELLED),
         (stop_the_requester, CancelReason.REQUESTER_STOPPED),
         (let_the_deadline_pass, CancelReason.DEADLINE),
@@ -316,34 +328,34 @@ Way = Callable[[Any, Any, JobHarness], Awaitable[None]]
 async def test_the_cancel_reason_of_an_outcome_names_the_side_that_cancelled(
     job_harness: JobHarness, end: Way, reason: CancelReason
 ):
-    asker, answerer = Keeping(), Ended()
-    await job_harness.start(asker, answerer)
+    requester, responder = Keeping(), Ended()
+    await job_harness.start(requester, responder)
     async with asyncio.timeout(LONG):
-        await end(asker, answerer, job_harness)
-    (group,) = asker.groups
-    outcome = group.outcomes["answerer"]
+        await end(requester, responder, job_harness)
+    (group,) = requester.groups
+    outcome = group.outcomes["responder"]
     assert not outcome.completed
     assert outcome.cancel_reason is reason
 
 
 async def test_a_job_of_a_stopped_requester_has_that_cancel_reason(job_harness: JobHarness):
-    asker = Asker()
-    await job_harness.start(asker, Answerer())
-    await job_harness.end(asker)
-    _, outcome = await outcome_of(asker, "answerer", "echo")
+    requester = Requester()
+    await job_harness.start(requester, Responder())
+    await job_harness.end(requester)
+    _, outcome = await outcome_of(requester, "responder", "echo")
     assert outcome.cancel_reason is CancelReason.REQUESTER_STOPPED
 
 
 async def test_outcomes_other_than_cancelled_have_no_cancel_reason(job_harness: JobHarness):
-    asker, answerer, plain = Asker(), Answerer(), Plain(JobStatus.FAILED, {"error": "no"})
-    await job_harness.start(asker, answerer, plain)
-    async with asker.job("answerer", name="echo") as j:
+    requester, responder, plain = Requester(), Responder(), Plain(JobStatus.FAILED, {"error": "no"})
+    await job_harness.start(requester, responder, plain)
+    async with requester.job("responder", name="echo") as j:
         pass
     outcomes: list[JobOutcome | None] = [j.outcome]
-    for worker, name in (("answerer", "raise"), ("plain", None)):
-        outcomes.append((await outcome_of(asker, worker, name))[1])
-    await job_harness.end(answerer)
-    error, lost = await outcome_of(asker, "answerer", "echo")
+    for worker, name in (("responder", "raise"), ("plain", None)):
+        outcomes.append((await outcome_of(requester, worker, name))[1])
+    await job_harness.end(responder)
+    error, lost = await outcome_of(requester, "responder", "echo")
     assert isinstance(error, WorkerLostError)
     for outcome in (*outcomes, lost):
         assert outcome is not None
@@ -358,10 +370,10 @@ def test_a_tool_detects_the_end_of_its_session_by_the_cancel_reason(
     cancel_reason: CancelReason, stopped: bool
 ):
     outcome = JobOutcome(
-        "answerer",
+        "responder",
         OutcomeStatus.CANCELLED,
-        reason="worker 'asker' stopped",
+        reason="worker 'requester' stopped",
         cancel_reason=cancel_reason,
     )
-    error = JobCancelledError("cancelled", job_id="1", outcomes={"answerer": outcome})
+    error = JobCancelledError("cancelled", job_id="1", outcomes={"responder": outcome})
     assert has_stopped(error) is stopped

@@ -49,7 +49,7 @@ class Failing(BaseWorker):
 class Recorder(BaseWorker):
     """Keeps the messages of its hooks, in order, until the CANCELLED response."""
 
-    def __init__(self, name: str = "asker"):
+    def __init__(self, name: str = "requester"):
         super().__init__(name)
         self.received: list[Any] = []
         self.acknowledged = asyncio.Event()
@@ -75,56 +75,56 @@ ALL = [{"saved": 1}, {"rest": "of the text"}, {"closed": 2}, "cancelled"]
 async def test_overrides_get_all_messages_of_the_clean_up_in_order(
     job_harness: JobHarness, how: str
 ):
-    asker, cleaner = Recorder(), Cleaner()
-    await job_harness.start(asker, cleaner)
+    requester, cleaner = Recorder(), Cleaner()
+    await job_harness.start(requester, cleaner)
 
     if how == "cancel_job_group":
-        job_id = await asker.request_job("cleaner", params=JobParams(name="work"))
+        job_id = await requester.request_job("cleaner", params=JobParams(name="work"))
         await cleaner.started.wait()
-        await asker.cancel_job_group(job_id)
+        await requester.cancel_job_group(job_id)
     elif how == "leaving the block":
         with pytest.raises(KeyError):
-            async with asker.job("cleaner", params=JobParams(name="work")):
+            async with requester.job("cleaner", params=JobParams(name="work")):
                 await cleaner.started.wait()
                 raise KeyError
     else:
         with pytest.raises(JobError, match="timeout"):
-            async with asker.job("cleaner", params=JobParams(name="work", timeout=0.3)):
+            async with requester.job("cleaner", params=JobParams(name="work", timeout=0.3)):
                 pass
     async with asyncio.timeout(100):
-        await asker.acknowledged.wait()
+        await requester.acknowledged.wait()
 
-    assert asker.received == ALL
+    assert requester.received == ALL
 
 
 async def test_hooks_get_the_messages_of_the_other_workers_of_a_failed_group(
     job_harness: JobHarness,
 ):
-    asker, cleaner = Recorder(), Cleaner()
+    requester, cleaner = Recorder(), Cleaner()
     failing = Failing("failing")
-    await job_harness.start(asker, cleaner, failing)
+    await job_harness.start(requester, cleaner, failing)
     params = JobGroupParams(name="work", cancel_on_error=True)
-    await asker.request_job_group("cleaner", "failing", params=params)
+    await requester.request_job_group("cleaner", "failing", params=params)
     await cleaner.started.wait()
     failing.fails.set()
     async with asyncio.timeout(100):
-        await asker.acknowledged.wait()
+        await requester.acknowledged.wait()
 
-    assert asker.received == ALL
+    assert requester.received == ALL
 
 
 async def test_event_handlers_get_the_messages_of_the_clean_up(job_harness: JobHarness):
-    asker, cleaner = BaseWorker("asker"), Cleaner()
-    updates, answered = parity.listen(asker, "on_job_update"), asyncio.Event()
+    requester, cleaner = BaseWorker("requester"), Cleaner()
+    updates, answered = parity.listen(requester, "on_job_update"), asyncio.Event()
 
-    @asker.event_handler("on_job_response")
+    @requester.event_handler("on_job_response")
     async def on_job_response(_: PlainWorker, message: Any) -> None:
         answered.set()
 
-    await job_harness.start(asker, cleaner)
-    job_id = await asker.request_job("cleaner", params=JobParams(name="work"))
+    await job_harness.start(requester, cleaner)
+    job_id = await requester.request_job("cleaner", params=JobParams(name="work"))
     await cleaner.started.wait()
-    await asker.cancel_job_group(job_id)
+    await requester.cancel_job_group(job_id)
     async with asyncio.timeout(100):
         await answered.wait()
 
@@ -134,19 +134,21 @@ async def test_event_handlers_get_the_messages_of_the_clean_up(job_harness: JobH
 async def test_hooks_get_nothing_from_a_worker_that_was_not_asked_or_has_responded(
     job_harness: JobHarness,
 ):
-    asker = Recorder()
+    requester = Recorder()
     cleaner = Cleaner()
-    await job_harness.start(asker, cleaner)
-    job_id = await asker.request_job("cleaner", params=JobParams(name="work"))
+    await job_harness.start(requester, cleaner)
+    job_id = await requester.request_job("cleaner", params=JobParams(name="work"))
     await cleaner.started.wait()
-    await asker.cancel_job_group(job_id)
+    await requester.cancel_job_group(job_id)
     async with asyncio.timeout(100):
-        await asker.acknowledged.wait()
+        await requester.acknowledged.wait()
 
-    for source in ("stranger", "cleaner"):
-        await asker.on_bus_message(
-            BusJobUpdateMessage(source=source, target="asker", job_id=job_id, update={"late": True})
+    for source in ("unrelated", "cleaner"):
+        await requester.on_bus_message(
+            BusJobUpdateMessage(
+                source=source, target="requester", job_id=job_id, update={"late": True}
+            )
         )
     await job_harness.settle()
 
-    assert asker.received == ALL
+    assert requester.received == ALL

@@ -114,7 +114,7 @@ class SeedDebater(LLMContextWorker):
         await self.queue_frame(LLMMessagesAppendFrame(messages=[topic], run_llm=True))
 
 
-class Asker(BaseWorker):
+class Requester(BaseWorker):
     """A requester that asks the debater."""
 
     async def ask(self, topic: str, **payload: Any) -> dict[str, Any]:
@@ -145,10 +145,10 @@ class Talk:
         await self.worker.queue_frame(LLMMessagesAppendFrame(messages=[message], run_llm=True))
 
 
-async def start(harness: JobHarness, *workers: Any) -> Asker:
-    asker = Asker("asker")
-    await harness.start(asker, *workers)
-    return asker
+async def start(harness: JobHarness, *workers: Any) -> Requester:
+    requester = Requester("requester")
+    await harness.start(requester, *workers)
+    return requester
 
 
 def asked(request: LLMRequest) -> list[object]:

@@ -78,10 +78,10 @@ def listen(worker: PlainWorker, event: str) -> list[Any]:
 
 def request(job_id: str = "j", name: str | None = None, **fields: Any) -> BusJobRequestMessage:
     return BusJobRequestMessage(
-        source="asker", target="worker", job_id=job_id, job_name=name, **fields
+        source="requester", target="worker", job_id=job_id, job_name=name, **fields
     )
 
 
 def answer(source: str, job_id: str, **fields: Any) -> BusJobResponseMessage:
     fields = {"status": JobStatus.COMPLETED, **fields}
-    return BusJobResponseMessage(source=source, target="asker", job_id=job_id, **fields)
+    return BusJobResponseMessage(source=source, target="requester", job_id=job_id, **fields)

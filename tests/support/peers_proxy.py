@@ -123,7 +123,7 @@ class Call:
     def __init__(self, link: Link, direction: Direction, harness: JobHarness):
         self.link = link
         ends = (link.near, link.far)
-        self.asker, self.answerer = ends if direction == "client-asks" else ends[::-1]
+        self.requester, self.responder = ends if direction == "client-asks" else ends[::-1]
         asks_near = direction == "client-asks"
         self.runner = harness.runner if asks_near else link.far_runner
         self.asking_socket = link.near_socket if asks_near else link.far_socket
@@ -132,7 +132,7 @@ class Call:
     async def lose_connection(self, how: str) -> None:
         await getattr(self.link, how)()
         # The worker's side does not learn that the requester has left; its handler may now return.
-        self.answerer.release.set()
+        self.responder.release.set()
 
 
 @pytest.fixture(params=["client-asks", "server-asks"])
@@ -151,10 +151,10 @@ async def harness() -> AsyncIterator[JobHarness]:
 async def calling(
     harness: JobHarness,
     direction: Direction,
-    asker: PlainWorker,
-    answerer: PlainWorker,
+    requester: PlainWorker,
+    responder: PlainWorker,
 ) -> AsyncIterator[Call]:
-    ends = (asker, answerer) if direction == "client-asks" else (answerer, asker)
+    ends = (requester, responder) if direction == "client-asks" else (responder, requester)
     async with Link(harness, *ends) as link:
         await link.connect()
         yield Call(link, direction, harness)

@@ -9,10 +9,10 @@ from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
 from pipecat_jobs import BaseWorker, job
 
 
-class Asker(BaseWorker):
+class Requester(BaseWorker):
     """A requester that keeps the calls of its hooks, in order."""
 
-    def __init__(self, name: str = "asker", **kwargs: Any):
+    def __init__(self, name: str = "requester", **kwargs: Any):
         super().__init__(name, **kwargs)
         self.hooks: list[tuple[str, Any]] = []
         for event in (
@@ -41,10 +41,10 @@ class Asker(BaseWorker):
         return j.response
 
 
-class Answerer(BaseWorker):
+class Responder(BaseWorker):
     """A worker with a handler for each way a job can end."""
 
-    def __init__(self, name: str = "answerer", **kwargs: Any):
+    def __init__(self, name: str = "responder", **kwargs: Any):
         super().__init__(name, **kwargs)
         self.started: asyncio.Queue[str] = asyncio.Queue()
         self.cancelled: list[str] = []

@@ -37,17 +37,17 @@ class Listener(BusSubscriber):
 
 def request(job_id: str = "1", target: str = "worker") -> BusJobRequestMessage:
     return BusJobRequestMessage(
-        source="asker", target=target, job_id=job_id, payload={"list": [job_id]}
+        source="requester", target=target, job_id=job_id, payload={"list": [job_id]}
     )
 
 
 def update(job_id: str = "1") -> BusJobUpdateMessage:
-    return BusJobUpdateMessage(source="worker", target="asker", job_id=job_id)
+    return BusJobUpdateMessage(source="worker", target="requester", job_id=job_id)
 
 
 def response(job_id: str = "1") -> BusJobResponseMessage:
     return BusJobResponseMessage(
-        source="worker", target="asker", job_id=job_id, status=JobStatus.COMPLETED
+        source="worker", target="requester", job_id=job_id, status=JobStatus.COMPLETED
     )
 
 
@@ -378,7 +378,7 @@ def play(seed: int, faults: Faults = FAULTS) -> tuple[list[str], list[str], list
         bus = ChaosBus(seed=seed, faults=faults)
         senders = (bus.send(request(str(number))) for number in range(30))
         await asyncio.gather(*senders)
-        await bus.send(BusJobCancelMessage(source="asker", target="worker", job_id="1"))
+        await bus.send(BusJobCancelMessage(source="requester", target="worker", job_id="1"))
         await bus.drain()
         return job_ids(bus.sent), job_ids(bus.delivered), job_ids(bus.dropped)
 

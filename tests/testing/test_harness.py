@@ -67,11 +67,11 @@ def request(target: str, job_id: str = "1") -> BusJobRequestMessage:
 
 
 async def test_started_workers_are_ready_and_do_jobs():
-    asker, echo = BaseWorker("asker"), Echo("echo")
+    requester, echo = BaseWorker("requester"), Echo("echo")
     async with JobHarness(check_watches=False) as harness:
-        await harness.start(asker, echo)
-        assert {"asker", "echo"} <= set(harness.registry.local_workers)
-        async with asker.job("echo", params=JobParams(payload={"say": "hi"})) as job:
+        await harness.start(requester, echo)
+        assert {"requester", "echo"} <= set(harness.registry.local_workers)
+        async with requester.job("echo", params=JobParams(payload={"say": "hi"})) as job:
             pass
         assert job.response == {"say": "hi"}
 
@@ -256,15 +256,15 @@ async def test_a_forgotten_job_fails_the_test():
 
 async def test_a_job_group_and_its_timeout_are_left_behind_until_the_group_ends():
     async with JobHarness(check_watches=False) as harness:
-        asker, stuck = BaseWorker("asker"), Stuck("stuck")
-        await harness.start(asker, stuck)
+        requester, stuck = BaseWorker("requester"), Stuck("stuck")
+        await harness.start(requester, stuck)
         params = JobGroupParams(timeout=3600)
-        job_id = await asker.request_job_group("stuck", params=params)
+        job_id = await requester.request_job_group("stuck", params=params)
         await stuck.entered.wait()
         left = harness.left_behind()
-        assert f"worker 'asker': job group {job_id}" in left
-        assert f"task 'asker::task_timeout_{job_id[:8]}'" in left
-        await asker.cancel_job_group(job_id)
+        assert f"worker 'requester': job group {job_id}" in left
+        assert f"task 'requester::task_timeout_{job_id[:8]}'" in left
+        await requester.cancel_job_group(job_id)
         await harness.settle()
         assert harness.left_behind() == []
 
@@ -286,8 +286,8 @@ async def test_a_job_of_a_child_worker_also_counts():
 async def test_a_watch_made_for_one_call_is_left_behind():
     async def ask(harness: JobHarness) -> None:
         async with harness:
-            await harness.start(asker := BaseWorker("asker"), Echo("echo"))
-            async with asker.job("echo"):
+            await harness.start(requester := BaseWorker("requester"), Echo("echo"))
+            async with requester.job("echo"):
                 pass
 
     await ask(JobHarness(check_watches=False))
@@ -422,11 +422,11 @@ async def test_a_session_ended_by_a_worker_is_still_torn_down():
 def test_a_worker_times_out_in_virtual_time():
     async def main() -> float:
         async with JobHarness(check_watches=False) as harness:
-            asker, stuck = BaseWorker("asker"), Stuck("stuck")
-            await harness.start(asker, stuck)
+            requester, stuck = BaseWorker("requester"), Stuck("stuck")
+            await harness.start(requester, stuck)
             began = asyncio.get_running_loop().time()
             with pytest.raises(Exception, match="timeout"):
-                async with asker.job("stuck", params=JobParams(timeout=30)):
+                async with requester.job("stuck", params=JobParams(timeout=30)):
                     pass
             return asyncio.get_running_loop().time() - began
 

@@ -460,8 +460,8 @@ async def test_a_plain_pipecat_worker_raises_an_error_that_says_what_to_import(
     await stage.say()
 
     _, second = await scripted_llm.wait_for_requests(2)
-    told = {"error": "debate is not set up correctly and cannot be used."}
-    assert tool_results(second) == [told]
+    failure = {"error": "debate is not set up correctly and cannot be used."}
+    assert tool_results(second) == [failure]
     (record,) = [r for r in job_log if r.message.startswith("tool debate raised")]
     assert "import PipelineWorker, LLMWorker or LLMContextWorker from pipecat_jobs" in str(
         record.exception

@@ -222,10 +222,10 @@ async def test_a_response_that_is_not_json_is_written_as_the_values_it_holds(
 async def test_no_traceback_reaches_the_llm(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    told = f"it broke\nTraceback (most recent call last):\n  File x\n{'y' * 2000}"
+    traceback = f"it broke\nTraceback (most recent call last):\n  File x\n{'y' * 2000}"
     worker = moderator(new_llm(), "advocate", "critic")
     others = (
-        Colleague("advocate", answer=told),
+        Colleague("advocate", answer=traceback),
         Colleague("critic", answer="x" * 2000),
     )
 
@@ -287,7 +287,7 @@ async def test_a_render_without_a_usable_result_is_logged_and_replaced(
 
 
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("made", "explanation"),
     [
         (ValueError("no such topic"), "debate had an internal error (ValueError)."),
         (JobToolError("no such topic"), "no such topic"),
@@ -302,7 +302,7 @@ async def test_a_method_that_returns_no_payload_is_logged_and_reported_to_the_ll
     new_llm: NewLLM,
     job_log: list[LogRecord],
     made: object,
-    told: str,
+    explanation: str,
 ):
     class Moderator(LLMContextWorker):
         @job_tool("advocate", job="argue")
@@ -315,7 +315,7 @@ async def test_a_method_that_returns_no_payload_is_logged_and_reported_to_the_ll
     advocate = Colleague("advocate")
     worker = Moderator("moderator", llm=new_llm(), active=True)
 
-    assert await result_of(job_harness, scripted_llm, worker, advocate) == {"error": told}
+    assert await result_of(job_harness, scripted_llm, worker, advocate) == {"error": explanation}
 
     assert advocate.payloads == []
     (record,) = [r for r in job_log if r.message.startswith("tool debate ")]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 from pipecat.pipeline.job_context import JobParams as PipecatJobParams
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs import InvalidJobError, InvalidJobTypeError, JobParams
 from pipecat_jobs.testing import JobHarness
@@ -35,56 +35,56 @@ WRONG = [
 async def test_every_way_to_ask_refuses_bad_input_and_the_worker_goes_on(
     job_harness: JobHarness, keywords: dict, says: str
 ):
-    asker = Asker()
-    await job_harness.start(asker, Answerer())
+    requester = Requester()
+    await job_harness.start(requester, Responder())
     with pytest.raises(InvalidJobError, match=says):
-        asker.job("answerer", **keywords)
+        requester.job("responder", **keywords)
     with pytest.raises(InvalidJobError, match=says):
-        asker.job_group("answerer", **keywords)
+        requester.job_group("responder", **keywords)
     with pytest.raises(InvalidJobError, match=says):
-        await asker.request_job("answerer", **keywords)
+        await requester.request_job("responder", **keywords)
     with pytest.raises(InvalidJobError, match=says):
-        await asker.request_job_group("answerer", **keywords)
+        await requester.request_job_group("responder", **keywords)
     with pytest.raises(InvalidJobError, match=says):
-        await asker.create_job_group_and_request_job(["answerer"], **keywords)
-    assert (await asker.ask("answerer", "echo"))["from"] == "answerer"
+        await requester.create_job_group_and_request_job(["responder"], **keywords)
+    assert (await requester.ask("responder", "echo"))["from"] == "responder"
 
 
 @pytest.mark.parametrize("timeout", [-1.0, math.nan])
 def test_a_params_object_is_also_checked(timeout: float):
     for params in (PipecatJobParams(timeout=timeout), JobParams(timeout=timeout)):
         with pytest.raises(InvalidJobError, match="zero or more"):
-            Asker().job("answerer", params=params)
+            Requester().job("responder", params=params)
 
 
-@pytest.mark.parametrize("name", [7, None, Answerer])
+@pytest.mark.parametrize("name", [7, None, Responder])
 def test_a_worker_name_that_is_not_a_str_is_a_type_error(name: object):
     with pytest.raises(TypeError, match="give the worker's name as a str"):
-        Asker().job(name)  # type: ignore[arg-type]
+        Requester().job(name)  # type: ignore[arg-type]
     with pytest.raises(InvalidJobTypeError, match="give the worker's name as a str"):
-        Asker().job_group("fine", name)  # type: ignore[arg-type]
+        Requester().job_group("fine", name)  # type: ignore[arg-type]
 
 
 def test_an_empty_worker_name_is_refused():
     with pytest.raises(InvalidJobError, match="worker name is empty"):
-        Asker().job("")
+        Requester().job("")
 
 
 def test_params_and_keywords_do_not_mix():
     with pytest.raises(TypeError, match="either params= or name=, timeout=, not both"):
-        Asker().job("answerer", params=JobParams(), name="echo", timeout=1)
+        Requester().job("responder", params=JobParams(), name="echo", timeout=1)
 
 
 def test_params_has_to_be_a_params_object():
     with pytest.raises(InvalidJobTypeError, match="give a JobParams"):
-        Asker().job("answerer", params={"name": "echo"})  # type: ignore[arg-type]
+        Requester().job("responder", params={"name": "echo"})  # type: ignore[arg-type]
 
 
 def test_an_unknown_keyword_is_refused_with_the_known_ones():
     with pytest.raises(TypeError, match=r"unexpected keyword tiemout; known: .*timeout"):
-        Asker().job("answerer", tiemout=1)  # type: ignore[call-arg]
+        Requester().job("responder", tiemout=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="unexpected keyword cancel_on_error"):
-        Asker().job("answerer", cancel_on_error=True)  # type: ignore[call-arg]
+        Requester().job("responder", cancel_on_error=True)  # type: ignore[call-arg]
 
 
 def test_bad_input_is_a_value_error_and_bad_types_are_type_errors():

@@ -11,7 +11,7 @@ from pipecat.bus.messages import (
     BusJobResponseMessage,
     BusMessage,
 )
-from support.workers import Answerer, Asker, cancelled
+from support.workers import Requester, Responder, cancelled
 
 from pipecat_jobs import BaseWorker, JobError, JobTimeoutError, OutcomeStatus, job
 from pipecat_jobs.outcomes import ErrorDetails
@@ -70,25 +70,25 @@ async def harness(bus: FailingBus) -> AsyncIterator[JobHarness]:
 async def test_a_job_whose_response_the_bus_refuses_is_closed_and_frees_its_slot(
     harness: JobHarness, bus: FailingBus
 ):
-    asker, single = Asker(), Single()
-    await harness.start(asker, single)
-    bus.refuses = {BusJobResponseMessage: {"asker"}, BusJobCancelMessage: {"single"}}
+    requester, single = Requester(), Single()
+    await harness.start(requester, single)
+    bus.refuses = {BusJobResponseMessage: {"requester"}, BusJobCancelMessage: {"single"}}
     with pytest.raises(JobTimeoutError):
-        await asker.ask("single", "answer", timeout=0.05)
+        await requester.ask("single", "answer", timeout=0.05)
     await harness.settle()
     assert not single.active_jobs
 
     bus.refuses = {}
-    assert await asker.ask("single", "answer", timeout=5) == {"done": True}
+    assert await requester.ask("single", "answer", timeout=5) == {"done": True}
 
 
 async def test_a_cancel_whose_response_the_bus_refuses_closes_the_job_and_frees_its_slot(
     harness: JobHarness, bus: FailingBus
 ):
-    asker, single = Asker(), Single()
-    await harness.start(asker, single)
-    bus.refuses = {BusJobResponseMessage: {"asker"}}
-    first = asyncio.create_task(asker.ask("single", "wait"))
+    requester, single = Requester(), Single()
+    await harness.start(requester, single)
+    bus.refuses = {BusJobResponseMessage: {"requester"}}
+    first = asyncio.create_task(requester.ask("single", "wait"))
     await single.started.get()
     await cancelled(first)
     await bus.refused.wait()
@@ -96,7 +96,7 @@ async def test_a_cancel_whose_response_the_bus_refuses_closes_the_job_and_frees_
     assert not single.active_jobs
 
     bus.refuses = {}
-    second = asyncio.create_task(asker.ask("single", "wait"))
+    second = asyncio.create_task(requester.ask("single", "wait"))
     await asyncio.wait_for(single.started.get(), 5)
     await cancelled(second)
 
@@ -104,12 +104,12 @@ async def test_a_cancel_whose_response_the_bus_refuses_closes_the_job_and_frees_
 async def test_a_cancel_that_cannot_be_sent_to_one_worker_reaches_the_others(
     harness: JobHarness, bus: FailingBus
 ):
-    asker, first, second = Asker(), Answerer("first"), Answerer("second")
-    await harness.start(asker, first, second)
+    requester, first, second = Requester(), Responder("first"), Responder("second")
+    await harness.start(requester, first, second)
     bus.refuses = {BusJobCancelMessage: {"first"}}
 
     async def ask() -> None:
-        async with asker.job_group("first", "second", name="wait"):
+        async with requester.job_group("first", "second", name="wait"):
             pass
 
     call = asyncio.create_task(ask())
@@ -129,12 +129,12 @@ async def test_an_error_that_is_too_large_for_the_bus_is_shortened(
         async def fail(self, message: BusJobRequestMessage) -> dict:
             raise ValueError("no such row: " + "x" * 500)
 
-    asker = Asker()
+    requester = Requester()
     bus.largest = 200
-    await harness.start(asker, Wordy("wordy"))
+    await harness.start(requester, Wordy("wordy"))
     for _ in range(2):
         with pytest.raises(JobError) as caught:
-            await asker.ask("wordy", "fail", timeout=5)
+            await requester.ask("wordy", "fail", timeout=5)
         outcome = caught.value.outcomes["wordy"]
         assert outcome.status is OutcomeStatus.ERROR
         assert str(outcome.error) == "the response could not be sent: ValueError"

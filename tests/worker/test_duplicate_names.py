@@ -3,7 +3,7 @@
 import pytest
 from pipecat.utils.asyncio.task_manager import TaskManager
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs import BaseWorker, DuplicateWorkerError, NoJobHandlerError, WorkerNotAddedError
 from pipecat_jobs.bus import RoutedBus
@@ -25,11 +25,11 @@ class Other(BaseWorker):
 async def test_a_child_with_the_name_of_another_worker_is_refused(
     job_harness: JobHarness, worker_class: type[PlainWorker]
 ):
-    parent, asker = Parent("parent"), Asker()
-    await job_harness.start(parent, asker)
-    with pytest.raises(DuplicateWorkerError, match="another worker named 'asker'") as caught:
-        await parent.add_workers(Other("child"), worker_class("asker"))
-    assert caught.value.worker == "asker"
+    parent, requester = Parent("parent"), Requester()
+    await job_harness.start(parent, requester)
+    with pytest.raises(DuplicateWorkerError, match="another worker named 'requester'") as caught:
+        await parent.add_workers(Other("child"), worker_class("requester"))
+    assert caught.value.worker == "requester"
     assert parent.children == []
 
 
@@ -54,35 +54,35 @@ async def test_a_parent_without_a_runner_may_add_children():
 async def test_the_second_worker_of_a_name_cannot_ask_and_the_error_says_why(
     job_harness: JobHarness, job_log
 ):
-    await job_harness.start(Asker(), Answerer())
-    second = Asker()
+    await job_harness.start(Requester(), Responder())
+    second = Requester()
     await job_harness.runner.add_workers(second)
     # Pipecat's runner refuses a second worker of a name, and logs it.
-    assert any("'asker' already exists" in r.message for r in job_log if r.level == "ERROR")
+    assert any("'requester' already exists" in r.message for r in job_log if r.level == "ERROR")
     with pytest.raises(WorkerNotAddedError, match="skips the second worker of a name"):
-        await second.ask("answerer", "echo", timeout=20)
+        await second.ask("responder", "echo", timeout=20)
 
 
 async def test_a_job_that_only_the_second_worker_could_do_names_the_class_of_the_first(
     job_harness: JobHarness,
 ):
-    asker = Asker()
-    await job_harness.start(asker, Other("answerer"))
-    await job_harness.runner.add_workers(Answerer())
-    with pytest.raises(NoJobHandlerError, match=r"'answerer' \(Other\) has no handler"):
-        await asker.ask("answerer", "echo", timeout=20)
+    requester = Requester()
+    await job_harness.start(requester, Other("responder"))
+    await job_harness.runner.add_workers(Responder())
+    with pytest.raises(NoJobHandlerError, match=r"'responder' \(Other\) has no handler"):
+        await requester.ask("responder", "echo", timeout=20)
 
 
 @pytest.mark.parametrize("bus_class", [RoutedBus, RedisStreamsBus])
 async def test_the_second_subscriber_of_a_name_is_logged_as_an_error(
     bus_class: type[RoutedBus], job_log
 ):
-    bus, first = bus_class(), Asker()
+    bus, first = bus_class(), Requester()
     await bus.setup(TaskManager())
     await bus.subscribe(first)
     await bus.subscribe(first)
     assert [r.message for r in job_log if r.level == "ERROR"] == []
-    await bus.subscribe(Asker())
+    await bus.subscribe(Requester())
     [error] = [r.message for r in job_log if r.level == "ERROR"]
-    assert "'asker' is subscribed already" in error
+    assert "'requester' is subscribed already" in error
     assert "give each worker a name of its own" in error

@@ -10,7 +10,7 @@ import pytest
 from pipecat.frames.frames import LLMMessagesAppendFrame
 from support.redis.processes import LONG_LEASE, Process
 from support.tools_stage import NewLLM, new_llm, tool_results
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs import (
     BaseWorker,
@@ -70,7 +70,7 @@ class AtOnce(BaseWorker):
 
     @job(name="nested")
     async def nested(self, message: Any) -> dict:
-        async with self.job("answerer", name="echo", timeout=60) as j:
+        async with self.job("responder", name="echo", timeout=60) as j:
             pass
         return j.response
 
@@ -102,49 +102,49 @@ async def until(happened: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("kind", ["pipecat", "routed", "redis"])
 async def test_jobs_and_runners_end_as_without_eager_tasks(kind: str):
-    asker, answerer, at_once = Asker(), Answerer(), AtOnce()
-    async with asyncio.timeout(120), on_bus(kind, asker, answerer, at_once):
+    requester, responder, at_once = Requester(), Responder(), AtOnce()
+    async with asyncio.timeout(120), on_bus(kind, requester, responder, at_once):
         for _ in range(3):
-            assert await asker.ask("at_once", "one", timeout=60) == {"ok": True}
-        assert await asker.ask("at_once", "later", timeout=60) == {"ok": "later"}
-        assert await asker.ask("at_once", "later", timeout=60) == {"ok": "later"}
-        assert (await asker.ask("at_once", "nested", timeout=60))["from"] == "answerer"
+            assert await requester.ask("at_once", "one", timeout=60) == {"ok": True}
+        assert await requester.ask("at_once", "later", timeout=60) == {"ok": "later"}
+        assert await requester.ask("at_once", "later", timeout=60) == {"ok": "later"}
+        assert (await requester.ask("at_once", "nested", timeout=60))["from"] == "responder"
         with pytest.raises(JobError, match="at once"):
-            await asker.ask("at_once", "raises", timeout=60)
-        async with asker.job("at_once", name="numbers", timeout=60) as j:
+            await requester.ask("at_once", "raises", timeout=60)
+        async with requester.job("at_once", name="numbers", timeout=60) as j:
             chunks = [event.data async for event in j if event.data]
         assert chunks == [{"number": number} for number in range(3)]
         assert at_once.most == 1
         assert not at_once.active_jobs
-        assert not asker.job_groups
+        assert not requester.job_groups
 
 
 @pytest.mark.parametrize("kind", ["pipecat", "routed", "redis"])
 async def test_a_cancel_reaches_the_handler(kind: str):
-    asker, answerer = Asker(), Answerer()
-    async with asyncio.timeout(120), on_bus(kind, asker, answerer):
-        asking = asyncio.create_task(asker.ask("answerer", "wait", timeout=60))
-        job_id = await answerer.started.get()
+    requester, responder = Requester(), Responder()
+    async with asyncio.timeout(120), on_bus(kind, requester, responder):
+        asking = asyncio.create_task(requester.ask("responder", "wait", timeout=60))
+        job_id = await responder.started.get()
         asking.cancel()
         await asyncio.wait({asking})
-        await until(lambda: job_id in answerer.cancelled)
+        await until(lambda: job_id in responder.cancelled)
         with pytest.raises(JobTimeoutError):
-            await asker.ask("answerer", "wait", timeout=0.05)
+            await requester.ask("responder", "wait", timeout=0.05)
 
 
 async def test_hooks_run_in_order_and_not_within_the_call_that_delivers(job_harness: JobHarness):
-    asker = Asker()
-    await job_harness.start(asker, AtOnce())
-    await asker.request_job("at_once", name="numbers", timeout=60)
+    requester = Requester()
+    await job_harness.start(requester, AtOnce())
+    await requester.request_job("at_once", name="numbers", timeout=60)
     async with asyncio.timeout(60):
-        await until(lambda: "on_job_completed" in asker.fired())
-    numbers = [m.data for event, m in asker.hooks if event == "on_job_stream_data"]
+        await until(lambda: "on_job_completed" in requester.fired())
+    numbers = [m.data for event, m in requester.hooks if event == "on_job_stream_data"]
     assert numbers == [{"number": number} for number in range(3)]
-    assert asker.fired()[0] == "on_job_stream_start"
+    assert requester.fired()[0] == "on_job_stream_start"
 
 
 class Host(LLMContextWorker):
-    @job_tool("answerer", job="echo")
+    @job_tool("responder", job="echo")
     async def look_up(self, word: str):
         """Look a word up."""
         return {"word": word}
@@ -155,12 +155,12 @@ async def test_a_tool_that_asks_has_its_result_in_the_context(
 ):
     scripted_llm.on("look", ToolCall("look_up", {"word": "eager"}), "It means keen.")
     host = Host("host", llm=new_llm(), active=True)
-    await job_harness.start(host, Answerer())
+    await job_harness.start(host, Responder())
     await host.queue_frame(LLMMessagesAppendFrame([{"role": "user", "content": "look"}], True))
     async with asyncio.timeout(60):
         *_, last = await scripted_llm.wait_for_requests(2)
         await last.wait_ended()
-    assert tool_results(last) == [{"from": "answerer", "payload": {"word": "eager"}}]
+    assert tool_results(last) == [{"from": "responder", "payload": {"word": "eager"}}]
 
 
 async def test_a_task_begins_after_the_call_that_starts_it(job_harness: JobHarness):

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs import BaseWorker, JobError, job
 from pipecat_jobs._protocol.hooks import JOB_EVENTS
@@ -31,7 +31,7 @@ def recording(base: type[BaseWorker]) -> type[BaseWorker]:
     return cls
 
 
-class Everything(Answerer):
+class Everything(Responder):
     @job(name="everything")
     async def everything(self, message: BusJobRequestMessage) -> None:
         await self.send_job_update(message.job_id, {"n": 1})
@@ -50,39 +50,39 @@ REQUESTER_ORDER = [
 
 
 async def test_overrides_fire_once_each_in_order(job_harness: JobHarness):
-    asker = recording(Asker)("asker")
-    asker.calls = []
-    await job_harness.start(asker, Everything())
-    assert await asker.ask("answerer", "everything") == {"n": 3}
-    assert asker.calls == REQUESTER_ORDER
+    requester = recording(Requester)("requester")
+    requester.calls = []
+    await job_harness.start(requester, Everything())
+    assert await requester.ask("responder", "everything") == {"n": 3}
+    assert requester.calls == REQUESTER_ORDER
     await job_harness.settle()
-    assert asker.fired() == REQUESTER_ORDER
+    assert requester.fired() == REQUESTER_ORDER
 
 
 async def test_executor_hooks_fire_once_each(job_harness: JobHarness):
-    asker, answerer = Asker(), recording(Answerer)("answerer")
-    answerer.calls = []
+    requester, responder = Requester(), recording(Responder)("responder")
+    responder.calls = []
     events: list[str] = []
     for event in ("on_job_request", "on_job_update_requested", "on_job_cancelled"):
-        answerer.add_event_handler(event, lambda worker, m, event=event: events.append(event))
-    await job_harness.start(asker, answerer)
-    job_id = await asker.request_job("answerer", name="wait")
-    await answerer.started.get()
-    await asker.request_job_update(job_id, "answerer")
+        responder.add_event_handler(event, lambda worker, m, event=event: events.append(event))
+    await job_harness.start(requester, responder)
+    job_id = await requester.request_job("responder", name="wait")
+    await responder.started.get()
+    await requester.request_job_update(job_id, "responder")
     await job_harness.settle()
-    await asker.cancel_job_group(job_id)
+    await requester.cancel_job_group(job_id)
     await job_harness.settle()
-    assert answerer.calls == ["on_job_update_requested", "on_job_cancelled"]
+    assert responder.calls == ["on_job_update_requested", "on_job_cancelled"]
     assert events == ["on_job_request", "on_job_update_requested", "on_job_cancelled"]
 
 
 async def test_error_hook_gets_the_response_and_completed_does_not_fire(job_harness: JobHarness):
-    asker = recording(Asker)("asker")
-    asker.calls = []
-    await job_harness.start(asker, Answerer())
+    requester = recording(Requester)("requester")
+    requester.calls = []
+    await job_harness.start(requester, Responder())
     with pytest.raises(JobError):
-        await asker.ask("answerer", "raise")
-    assert asker.calls == ["on_job_response", "on_job_error"]
+        await requester.ask("responder", "raise")
+    assert requester.calls == ["on_job_response", "on_job_error"]
 
 
 @pytest.mark.parametrize("event", REQUESTER_ORDER)
@@ -93,14 +93,14 @@ async def test_override_that_raises_is_logged_and_changes_nothing(
     async def broken(self, message) -> None:
         raise error
 
-    asker = type("Broken", (Asker,), {event: broken})("asker")
-    await job_harness.start(asker, Everything())
-    async with asker.job("answerer", name="everything") as j:
+    requester = type("Broken", (Requester,), {event: broken})("requester")
+    await job_harness.start(requester, Everything())
+    async with requester.job("responder", name="everything") as j:
         assert len([e async for e in j]) == 4
     assert j.response == {"n": 3}
     (record,) = [r for r in job_log if r.exception is not None]
     assert record.exception is error
-    assert f"{event}() of worker 'asker'" in record.message
+    assert f"{event}() of worker 'requester'" in record.message
     assert record.exception.__traceback__ is not None
 
 
@@ -108,22 +108,22 @@ async def test_override_that_raises_is_logged_and_changes_nothing(
 async def test_event_handler_that_raises_is_logged_with_its_traceback(
     job_harness: JobHarness, job_log, event: str
 ):
-    asker, answerer = Asker(), Everything()
-    for worker in (asker, answerer):
+    requester, responder = Requester(), Everything()
+    for worker in (requester, responder):
 
         @worker.event_handler(event)
         async def broken(worker: BaseWorker, message: object) -> None:
             raise ValueError("broken")
 
-    await job_harness.start(asker, answerer)
-    assert await asker.ask("answerer", "everything") == {"n": 3}
-    assert (await asker.ask("answerer", "echo"))["from"] == "answerer"
-    job_id = await asker.request_job("answerer", name="wait")
-    await answerer.started.get()
-    await asker.request_job_update(job_id, "answerer")
+    await job_harness.start(requester, responder)
+    assert await requester.ask("responder", "everything") == {"n": 3}
+    assert (await requester.ask("responder", "echo"))["from"] == "responder"
+    job_id = await requester.request_job("responder", name="wait")
+    await responder.started.get()
+    await requester.request_job_update(job_id, "responder")
     # A cancel may overtake the event.
     await job_harness.settle()
-    await asker.cancel_job_group(job_id)
+    await requester.cancel_job_group(job_id)
     await job_harness.settle()
     errors = [r for r in job_log if isinstance(r.exception, ValueError)]
     assert errors
@@ -131,36 +131,36 @@ async def test_event_handler_that_raises_is_logged_with_its_traceback(
 
 
 async def test_event_handler_can_be_removed(job_harness: JobHarness):
-    asker = Asker()
+    requester = Requester()
     calls: list[object] = []
 
     def handler(worker: BaseWorker, message: object) -> None:
         calls.append(message)
 
-    asker.add_event_handler("on_job_response", handler)
-    asker.remove_event_handler("on_job_response", handler)
-    await job_harness.start(asker, Answerer())
-    await asker.ask("answerer", "echo")
+    requester.add_event_handler("on_job_response", handler)
+    requester.remove_event_handler("on_job_response", handler)
+    await job_harness.start(requester, Responder())
+    await requester.ask("responder", "echo")
     await job_harness.settle()
     assert calls == []
 
 
 async def test_hook_that_asks_for_another_job_does_not_block_its_response(job_harness: JobHarness):
-    class Chaining(Asker):
+    class Chaining(Requester):
         async def on_job_completed(self, result) -> None:
             if result.job_id == "first":
-                async with self.job("answerer", name="echo", job_id="second") as j:
+                async with self.job("responder", name="echo", job_id="second") as j:
                     pass
                 self.chained = j.response
 
-    asker = Chaining()
-    await job_harness.start(asker, Answerer())
-    await asker.ask("answerer", "echo", job_id="first")
-    assert asker.chained["from"] == "answerer"
+    requester = Chaining()
+    await job_harness.start(requester, Responder())
+    await requester.ask("responder", "echo", job_id="first")
+    assert requester.chained["from"] == "responder"
 
 
 async def test_slow_hook_of_one_job_does_not_delay_another(job_harness: JobHarness):
-    class Slow(Asker):
+    class Slow(Requester):
         def __init__(self) -> None:
             super().__init__()
             self.gate = asyncio.Event()
@@ -169,18 +169,18 @@ async def test_slow_hook_of_one_job_does_not_delay_another(job_harness: JobHarne
             if message.job_id == "slow":
                 await self.gate.wait()
 
-    asker = Slow()
-    await job_harness.start(asker, Answerer())
-    slow = asyncio.create_task(asker.ask("answerer", "echo", job_id="slow"))
+    requester = Slow()
+    await job_harness.start(requester, Responder())
+    slow = asyncio.create_task(requester.ask("responder", "echo", job_id="slow"))
     await job_harness.settle()
-    await asker.ask("answerer", "echo", job_id="quick")
+    await requester.ask("responder", "echo", job_id="quick")
     assert not slow.done()
-    asker.gate.set()
+    requester.gate.set()
     await slow
 
 
 async def test_hooks_get_every_arrived_message_before_the_job_ends(job_harness: JobHarness):
-    class Slow(Asker):
+    class Slow(Requester):
         received: ClassVar[list[object]] = []
         gate = asyncio.Semaphore(0)
 
@@ -188,18 +188,18 @@ async def test_hooks_get_every_arrived_message_before_the_job_ends(job_harness: 
             await self.gate.acquire()
             self.received.append(message.update)
 
-    asker, answerer = Slow(), Answerer()
-    await job_harness.start(asker, answerer)
-    group = await asker.create_job_group_and_request_job(["answerer"], name="wait")
-    await answerer.started.get()
+    requester, responder = Slow(), Responder()
+    await job_harness.start(requester, responder)
+    group = await requester.create_job_group_and_request_job(["responder"], name="wait")
+    await responder.started.get()
     for number in range(3):
-        await answerer.send_job_update(group.job_id, {"n": number})
-    answerer.release.set()
+        await responder.send_job_update(group.job_id, {"n": number})
+    responder.release.set()
     await job_harness.settle()
-    asker.gate.release()
+    requester.gate.release()
     await job_harness.settle()
-    assert (len(asker.received), group.is_done) == (1, False)
-    asker.gate.release()
-    asker.gate.release()
+    assert (len(requester.received), group.is_done) == (1, False)
+    requester.gate.release()
+    requester.gate.release()
     await group.wait()
-    assert asker.received == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert requester.received == [{"n": 0}, {"n": 1}, {"n": 2}]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage
-from support.workers import Asker, cancelled
+from support.workers import Requester, cancelled
 
 from pipecat_jobs import (
     BaseWorker,
@@ -101,14 +101,14 @@ class Worker(BaseWorker):
         await self.send_job_response(message.job_id, {"from": "the handler"})
 
 
-async def start(job_harness: JobHarness, *interceptors: JobInterceptor) -> tuple[Asker, Worker]:
+async def start(job_harness: JobHarness, *interceptors: JobInterceptor) -> tuple[Requester, Worker]:
     """Start a requester and a worker with the same interceptors."""
-    asker, worker = Asker(), Worker()
+    requester, worker = Requester(), Worker()
     for interceptor in interceptors:
-        asker.add_job_interceptor(interceptor)
+        requester.add_job_interceptor(interceptor)
         worker.add_job_interceptor(interceptor)
-    await job_harness.start(asker, worker)
-    return asker, worker
+    await job_harness.start(requester, worker)
+    return requester, worker
 
 
 # -- events ----------------------------------------------------------------------------------------
@@ -116,8 +116,8 @@ async def start(job_harness: JobHarness, *interceptors: JobInterceptor) -> tuple
 
 async def test_a_job_that_completes_has_every_event_once_and_in_order(job_harness: JobHarness):
     recorder = Recorder()
-    asker, _ = await start(job_harness, recorder)
-    async with asker.job("worker", name="echo", payload={"n": 1}) as j:
+    requester, _ = await start(job_harness, recorder)
+    async with requester.job("worker", name="echo", payload={"n": 1}) as j:
         pass
     await job_harness.settle()
     assert [kind for kind in recorder.kinds if kind is not HANDLER_ENDED] == [
@@ -129,7 +129,7 @@ async def test_a_job_that_completes_has_every_event_once_and_in_order(job_harnes
     assert recorder.kinds.count(HANDLER_ENDED) == 1
     for event in recorder.events:
         assert (event.job_id, event.job_name) == (j.job_id, "echo")
-        assert (event.requester, event.worker) == (asker.name, "worker")
+        assert (event.requester, event.worker) == (requester.name, "worker")
     times = [event.time for event in recorder.events]
     assert times == sorted(times)
     outcomes = [event.outcome for event in recorder.events if event.outcome is not None]
@@ -138,8 +138,8 @@ async def test_a_job_that_completes_has_every_event_once_and_in_order(job_harnes
 
 async def test_updates_and_streams_are_events_with_their_data(job_harness: JobHarness):
     recorder = Recorder()
-    asker, _ = await start(job_harness, recorder)
-    async with asker.job("worker", name="stream"):
+    requester, _ = await start(job_harness, recorder)
+    async with requester.job("worker", name="stream"):
         pass
     data = [(event.kind, event.data) for event in recorder.events if event.kind in (UPDATE, STREAM)]
     assert data == [(UPDATE, {"percent": 50}), (STREAM, None), (STREAM, {"text": "a"})]
@@ -148,9 +148,9 @@ async def test_updates_and_streams_are_events_with_their_data(job_harness: JobHa
 
 async def test_a_handler_that_raises_has_ended_with_its_error(job_harness: JobHarness):
     recorder = Recorder()
-    asker, _ = await start(job_harness, recorder)
+    requester, _ = await start(job_harness, recorder)
     with pytest.raises(JobError):
-        await asker.ask("worker", "fail")
+        await requester.ask("worker", "fail")
     [ended] = [event for event in recorder.events if event.kind is HANDLER_ENDED]
     assert ended.error is not None
     assert (ended.error.type, ended.error.message) == ("ValueError", "no")
@@ -159,9 +159,9 @@ async def test_a_handler_that_raises_has_ended_with_its_error(job_harness: JobHa
 
 async def test_a_job_that_ends_by_its_deadline_is_settled(job_harness: JobHarness):
     recorder = Recorder()
-    asker, _ = await start(job_harness, recorder)
+    requester, _ = await start(job_harness, recorder)
     with pytest.raises(JobTimeoutError):
-        await asker.ask("worker", "wait", timeout=0.05)
+        await requester.ask("worker", "wait", timeout=0.05)
     await job_harness.settle()
     assert recorder.settled == [("worker", OutcomeStatus.TIMED_OUT)]
     assert recorder.kinds[-1] is HANDLER_ENDED
@@ -169,18 +169,18 @@ async def test_a_job_that_ends_by_its_deadline_is_settled(job_harness: JobHarnes
 
 async def test_a_job_whose_worker_never_starts_is_asked_and_settled(job_harness: JobHarness):
     recorder = Recorder()
-    asker, _ = await start(job_harness, recorder)
+    requester, _ = await start(job_harness, recorder)
     with pytest.raises(JobTimeoutError):
-        await asker.ask("nowhere", "echo", timeout=0.05)
+        await requester.ask("nowhere", "echo", timeout=0.05)
     assert recorder.kinds == [ASKED, SETTLED]
 
 
 async def test_a_job_that_is_cancelled_is_settled_and_its_handler_ends(job_harness: JobHarness):
     recorder = Recorder()
-    asker, worker = await start(job_harness, recorder)
-    caller = asyncio.create_task(asker.ask("worker", "wait"))
+    requester, worker = await start(job_harness, recorder)
+    call_task = asyncio.create_task(requester.ask("worker", "wait"))
     await worker.started.wait()
-    await cancelled(caller)
+    await cancelled(call_task)
     await job_harness.settle()
     assert recorder.kinds == [ASKED, SENT, BEGUN, SETTLED, HANDLER_ENDED]
     assert recorder.settled == [("worker", OutcomeStatus.CANCELLED)]
@@ -188,33 +188,33 @@ async def test_a_job_that_is_cancelled_is_settled_and_its_handler_ends(job_harne
 
 async def test_a_job_that_waits_for_its_slot_has_not_begun(job_harness: JobHarness):
     recorder = Recorder()
-    asker, worker = await start(job_harness, recorder)
-    first = asyncio.create_task(asker.ask("worker", "wait"))
+    requester, worker = await start(job_harness, recorder)
+    first = asyncio.create_task(requester.ask("worker", "wait"))
     await worker.started.wait()
     recorder.events.clear()
     with pytest.raises(JobTimeoutError):
-        await asker.ask("worker", "wait", timeout=0.05)
+        await requester.ask("worker", "wait", timeout=0.05)
     assert recorder.kinds == [ASKED, SENT, SETTLED]
     await cancelled(first)
 
 
 async def test_a_job_whose_worker_is_lost_is_settled(job_harness: JobHarness):
     recorder = Recorder()
-    asker, worker = await start(job_harness, recorder)
-    caller = asyncio.create_task(asker.ask("worker", "wait"))
+    requester, worker = await start(job_harness, recorder)
+    call_task = asyncio.create_task(requester.ask("worker", "wait"))
     await worker.started.wait()
-    await asker.worker_lost("worker", reason="unplugged")
+    await requester.worker_lost("worker", reason="unplugged")
     with pytest.raises(WorkerLostError):
-        await caller
+        await call_task
     assert recorder.settled == [("worker", OutcomeStatus.LOST)]
 
 
 async def test_a_group_has_the_events_of_each_worker(job_harness: JobHarness):
     recorder = Recorder()
-    asker, _ = await start(job_harness, recorder)
+    requester, _ = await start(job_harness, recorder)
     await job_harness.start(Worker("second"))
     with pytest.raises(JobGroupError):
-        async with asker.job_group("worker", "second", name="fail"):
+        async with requester.job_group("worker", "second", name="fail"):
             pass
     asked = [(e.kind, e.worker) for e in recorder.events if e.kind in (ASKED, SENT)]
     names = ("worker", "second")
@@ -223,12 +223,12 @@ async def test_a_group_has_the_events_of_each_worker(job_harness: JobHarness):
 
 
 async def test_a_job_of_a_stopped_requester_is_settled(job_harness: JobHarness):
-    recorder, asker = Recorder(), Asker()
-    asker.add_job_interceptor(recorder)
-    await job_harness.start(asker, Worker())
-    await job_harness.end(asker)
+    recorder, requester = Recorder(), Requester()
+    requester.add_job_interceptor(recorder)
+    await job_harness.start(requester, Worker())
+    await job_harness.end(requester)
     with pytest.raises(JobCancelledError):
-        await asker.ask("worker", "echo")
+        await requester.ask("worker", "echo")
     assert recorder.kinds == [ASKED, SETTLED]
 
 
@@ -241,8 +241,8 @@ async def test_an_exception_in_on_event_is_logged_and_changes_nothing(
             raise raised("broken")
 
     recorder = Recorder()
-    asker, _ = await start(job_harness, Broken(), recorder)
-    assert (await asker.ask("worker", "echo", payload={}))["payload"] == {}
+    requester, _ = await start(job_harness, Broken(), recorder)
+    assert (await requester.ask("worker", "echo", payload={}))["payload"] == {}
     await job_harness.settle()
     assert set(recorder.kinds) == {ASKED, SENT, BEGUN, HANDLER_ENDED, SETTLED}
     records = [record for record in job_log if "Broken.on_event() raised" in record.message]
@@ -269,7 +269,7 @@ class Trace(JobInterceptor):
 async def test_ask_may_replace_payload_and_headers_and_the_class_goes_first(
     job_harness: JobHarness,
 ):
-    class Host(Asker):
+    class Host(Requester):
         job_interceptors = (Trace("a"), Trace("b"))
 
     host = Host("host")
@@ -305,13 +305,13 @@ async def test_an_exception_in_ask_fails_the_job(
     job_harness: JobHarness, error: BaseException, status: OutcomeStatus, after: bool
 ):
     recorder = Recorder()
-    asker, _ = await start(job_harness, Refuse(error, after=after), recorder)
+    requester, _ = await start(job_harness, Refuse(error, after=after), recorder)
     with pytest.raises(JobError) as raised:
-        await asker.ask("worker", "wait")
+        await requester.ask("worker", "wait")
     assert raised.value.__cause__ is error
     assert recorder.settled == [("worker", status)]
     await job_harness.settle()
-    assert not asker.job_groups
+    assert not requester.job_groups
 
 
 class Misbehave(JobInterceptor):
@@ -350,9 +350,9 @@ class Misbehave(JobInterceptor):
     ],
 )
 async def test_an_ask_that_misbehaves_fails_the_job(job_harness: JobHarness, how: str, why: str):
-    asker, _ = await start(job_harness, Misbehave(how))
+    requester, _ = await start(job_harness, Misbehave(how))
     with pytest.raises(JobError, match=why):
-        await asker.ask("worker", "wait")
+        await requester.ask("worker", "wait")
 
 
 async def test_the_deadline_passes_while_ask_waits(job_harness: JobHarness):
@@ -361,9 +361,9 @@ async def test_the_deadline_passes_while_ask_waits(job_harness: JobHarness):
             await asyncio.Event().wait()
 
     recorder = Recorder()
-    asker, _ = await start(job_harness, Slow(), recorder)
+    requester, _ = await start(job_harness, Slow(), recorder)
     with pytest.raises(JobTimeoutError):
-        await asker.ask("worker", "echo", timeout=0.05)
+        await requester.ask("worker", "echo", timeout=0.05)
     assert recorder.kinds == [ASKED, SETTLED]
 
 
@@ -375,9 +375,9 @@ async def test_a_deadline_that_ask_swallows_does_not_leave_the_requesters_task_c
             with contextlib.suppress(asyncio.CancelledError):
                 await proceed(call)
 
-    asker, _ = await start(job_harness, Swallows())
+    requester, _ = await start(job_harness, Swallows())
     with pytest.raises(JobTimeoutError):
-        await asker.ask("nowhere", "echo", timeout=0.05)
+        await requester.ask("nowhere", "echo", timeout=0.05)
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
@@ -400,11 +400,11 @@ async def test_the_window_of_a_stream_survives_other_headers(job_harness: JobHar
                 yield {}
                 await asyncio.sleep(0)
 
-    asker, endless = Asker(), Endless("endless")
-    asker.add_job_interceptor(Plain())
-    await job_harness.start(asker, endless)
+    requester, endless = Requester(), Endless("endless")
+    requester.add_job_interceptor(Plain())
+    await job_harness.start(requester, endless)
     with pytest.raises(ZeroDivisionError):
-        async with asker.job("endless", name="stream", unread_limit=2) as j:
+        async with requester.job("endless", name="stream", unread_limit=2) as j:
             async for _ in j:
                 break
             await job_harness.settle()
@@ -425,16 +425,16 @@ async def test_handle_wraps_request_and_response(job_harness: JobHarness):
             response = await proceed(replace(request, payload={"n": request.payload["n"] + 1}))
             return {"wrapped": response}
 
-    asker, worker = Asker(), Worker()
+    requester, worker = Requester(), Worker()
     worker.add_job_interceptor(Wrap())
-    asker.add_job_interceptor(Trace("a"))
-    await job_harness.start(asker, worker)
+    requester.add_job_interceptor(Trace("a"))
+    await job_harness.start(requester, worker)
     worker.add_job_interceptor(JobInterceptor())
     with pytest.raises(JobError, match="KeyError"):
-        await asker.ask("worker", "echo")
-    asker = Asker("second")
-    await job_harness.start(asker)
-    response = await asker.ask("worker", "echo", payload={"n": 1})
+        await requester.ask("worker", "echo")
+    requester = Requester("second")
+    await job_harness.start(requester)
+    response = await requester.ask("worker", "echo", payload={"n": 1})
     assert response == {"wrapped": {"payload": {"n": 2}, "trace": None, "attempt": 1}}
 
 
@@ -452,11 +452,11 @@ async def test_handle_may_respond_without_the_handler_and_replace_its_failure(
             except ValueError:
                 return {"from": "the fallback"}
 
-    asker, worker = await start(job_harness, Fallback())
-    assert await asker.ask("worker", "wait") == {"from": "the cache"}
-    assert await asker.ask("worker", "fail") == {"from": "the fallback"}
-    assert await asker.ask("worker", "responds") == {"from": "the handler"}
-    async with asker.job("worker", name="stream") as j:
+    requester, worker = await start(job_harness, Fallback())
+    assert await requester.ask("worker", "wait") == {"from": "the cache"}
+    assert await requester.ask("worker", "fail") == {"from": "the fallback"}
+    assert await requester.ask("worker", "responds") == {"from": "the handler"}
+    async with requester.job("worker", name="stream") as j:
         pass
     assert j.outcome is not None
     assert j.outcome.completed
@@ -473,9 +473,9 @@ async def test_a_handle_without_a_response_fails_the_job(
         async def handle(self, request: BusJobRequestMessage, proceed: ProceedToHandle) -> Any:
             return returned
 
-    asker, _ = await start(job_harness, Silent())
+    requester, _ = await start(job_harness, Silent())
     with pytest.raises(JobError, match=why):
-        await asker.ask("worker", "echo")
+        await requester.ask("worker", "echo")
 
 
 async def test_a_handle_may_not_send_the_handler_to_another_job(job_harness: JobHarness):
@@ -483,9 +483,9 @@ async def test_a_handle_may_not_send_the_handler_to_another_job(job_harness: Job
         async def handle(self, request: BusJobRequestMessage, proceed: ProceedToHandle) -> Any:
             return await proceed(replace(request, job_id="other"))
 
-    asker, _ = await start(job_harness, Elsewhere())
+    requester, _ = await start(job_harness, Elsewhere())
     with pytest.raises(JobError, match="job_id or source"):
-        await asker.ask("worker", "echo")
+        await requester.ask("worker", "echo")
 
 
 @pytest.mark.parametrize(
@@ -500,9 +500,9 @@ async def test_an_exception_in_handle_fails_the_job(
             raise error
 
     recorder = Recorder()
-    asker, _ = await start(job_harness, Guard(), recorder)
+    requester, _ = await start(job_harness, Guard(), recorder)
     with pytest.raises(JobError, match="no"):
-        await asker.ask("worker", "echo")
+        await requester.ask("worker", "echo")
     assert recorder.settled == [("worker", status)]
 
 
@@ -520,7 +520,7 @@ class Waits(JobInterceptor):
 )
 def test_an_object_that_is_not_an_interceptor_is_refused(given: Any, why: str):
     with pytest.raises(InvalidJobTypeError, match=why):
-        Asker().add_job_interceptor(given)
+        Requester().add_job_interceptor(given)
 
 
 @pytest.mark.parametrize("given", [None, Recorder(), (object(),)])
@@ -532,12 +532,12 @@ def test_a_class_with_wrong_interceptors_is_refused(given: Any):
 
 async def test_an_interceptor_may_be_added_while_jobs_run(job_harness: JobHarness):
     recorder = Recorder()
-    asker, worker = await start(job_harness)
-    caller = asyncio.create_task(asker.ask("worker", "wait"))
+    requester, worker = await start(job_harness)
+    call_task = asyncio.create_task(requester.ask("worker", "wait"))
     await worker.started.wait()
-    asker.add_job_interceptor(recorder)
+    requester.add_job_interceptor(recorder)
     worker.add_job_interceptor(recorder)
-    await cancelled(caller)
-    await asker.ask("worker", "echo")
+    await cancelled(call_task)
+    await requester.ask("worker", "echo")
     await job_harness.settle()
     assert set(recorder.kinds) == {ASKED, SENT, BEGUN, HANDLER_ENDED, SETTLED}

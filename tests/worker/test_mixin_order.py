@@ -134,7 +134,7 @@ def test_the_line_that_the_error_proposes_works(bases: str, line: str):
     define("Mine", *(known[base] for base in line.split(", ")))
 
 
-class Listening(PlainPeer):
+class Recording(PlainPeer):
     """Adds event handlers in its constructor; one of them raises SystemExit."""
 
     def __init__(self, name: str):
@@ -156,11 +156,11 @@ class Listening(PlainPeer):
         self.remove_event_handler("on_job_request", self._record)
 
 
-class First(JobsMixin, Listening):
+class First(JobsMixin, Recording):
     pass
 
 
-class Last(Listening, JobsMixin):
+class Last(Recording, JobsMixin):
     pass
 
 
@@ -168,14 +168,14 @@ class Last(Listening, JobsMixin):
 async def test_event_handlers_of_a_constructor_are_guarded_in_either_order(
     make: Callable[[str], Any], job_harness: JobHarness, job_log: list[Any]
 ):
-    worker, asker = make("worker"), OurPeer("asker")
-    await job_harness.start(worker, asker)
+    worker, requester = make("worker"), OurPeer("requester")
+    await job_harness.start(worker, requester)
 
-    async with asker.job("worker", timeout=50) as asked:
+    async with requester.job("worker", timeout=50) as asked:
         pass
-    async with asker.job("worker", name="forget", timeout=50):
+    async with requester.job("worker", name="forget", timeout=50):
         pass
 
     assert asked.response == {"received": 1}
-    assert any("Listening._exit" in str(record) for record in job_log)
+    assert any("Recording._exit" in str(record) for record in job_log)
     assert not worker._event_handlers["on_job_request"].handlers

@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 from loguru import logger
 from pipecat.bus.messages import BusJobRequestMessage
-from support.workers import Answerer, Asker, cancelled
+from support.workers import Requester, Responder, cancelled
 
 from pipecat_jobs import BaseWorker, JobError, job
 from pipecat_jobs.testing import ChaosBus, JobHarness
@@ -41,19 +41,19 @@ def quiet():
 async def test_nothing_is_left_of_a_job_after_any_kind_of_end(
     job_harness: JobHarness, name: str, keywords: dict
 ):
-    asker = Asker()
-    await job_harness.start(asker, Answerer())
+    requester = Requester()
+    await job_harness.start(requester, Responder())
     tasks = len(job_harness.runner.task_manager.current_tasks())
     with contextlib.suppress(JobError):
-        await asker.ask("answerer", name, **keywords)
+        await requester.ask("responder", name, **keywords)
     await job_harness.settle()
     assert job_harness.left_behind() == []
     assert len(job_harness.runner.task_manager.current_tasks()) == tasks
 
 
 async def test_nothing_is_left_of_a_deadline_that_was_not_needed(job_harness: JobHarness):
-    asker = Asker()
-    await job_harness.start(asker, Answerer())
+    requester = Requester()
+    await job_harness.start(requester, Responder())
     loop = asyncio.get_running_loop()
     timers: list[asyncio.TimerHandle] = []
     call_later = loop.call_later
@@ -63,7 +63,7 @@ async def test_nothing_is_left_of_a_deadline_that_was_not_needed(job_harness: Jo
         return timers[-1]
 
     loop.call_later = keep  # type: ignore[method-assign]
-    await asker.ask("answerer", "echo", timeout=3600)
+    await requester.ask("responder", "echo", timeout=3600)
     assert [timer.cancelled() for timer in timers if timer.when() > loop.time() + 60] == [True]
 
 
@@ -86,20 +86,20 @@ async def test_nothing_is_left_of_thousands_of_jobs(quiet, rounds: int):
             return {}
 
     async with JobHarness(ChaosBus(record=False)) as harness:
-        asker, light = BaseWorker("asker"), Light("light")
-        await harness.start(asker, light)
+        requester, light = BaseWorker("requester"), Light("light")
+        await harness.start(requester, light)
 
         async def run(count: int) -> int:
             for _ in range(count):
-                async with asker.job("light", name="echo"):
+                async with requester.job("light", name="echo"):
                     pass
                 try:
-                    async with asker.job("light", name="raise"):
+                    async with requester.job("light", name="raise"):
                         pass
                 except JobError:
                     pass
-                call = asyncio.create_task(asker.request_job("light", name="wait"))
-                await asker.cancel_job_group(await call)
+                call = asyncio.create_task(requester.request_job("light", name="wait"))
+                await requester.cancel_job_group(await call)
             await harness.settle()
             gc.collect()
             return tracemalloc.get_traced_memory()[0]
@@ -117,16 +117,16 @@ async def test_nothing_is_left_of_requesters_cancelled_at_every_point(
     chaos_harness: JobHarness, chaos_bus: ChaosBus
 ):
     """Cancels the requester after each number of steps of the loop, from the first to the last."""
-    asker, answerer = Asker(), Answerer()
-    await chaos_harness.start(asker, answerer)
+    requester, responder = Requester(), Responder()
+    await chaos_harness.start(requester, responder)
     chaos_bus.duplicate(BusJobRequestMessage)
     for steps in range(60):
-        caller = asyncio.create_task(asker.ask("answerer", "echo"))
+        call_task = asyncio.create_task(requester.ask("responder", "echo"))
         for _ in range(steps):
             await asyncio.sleep(0)
-        if caller.done():
+        if call_task.done():
             break
-        await cancelled(caller)
+        await cancelled(call_task)
         await chaos_harness.settle()
         assert chaos_harness.left_behind() == []
     else:

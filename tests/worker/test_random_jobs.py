@@ -71,7 +71,7 @@ def nothing_hangs_and_nothing_is_left(story: Story) -> Iterator[str]:
     for asked in story.asked:
         if not asked.finale or confuses_a_plain_worker(story, asked):
             continue
-        if stops(story.plan, asked.asker) or ends_by_itself(story.plan, asked.request):
+        if stops(story.plan, asked.requester) or ends_by_itself(story.plan, asked.request):
             yield f"{asked}: would have waited for ever"
 
 
@@ -189,7 +189,7 @@ def is_what_it_says(story: Story, asked: Asked, outcome: JobOutcome) -> Iterator
             if deadline is None or abs(took - deadline) > EXACT:
                 yield f"timed out after {took:g} s"
         case OutcomeStatus.LOST:
-            reported = (asked.asker, outcome.worker) in story.lost
+            reported = (asked.requester, outcome.worker) in story.lost
             if not reported and outcome.worker not in story.stopped:
                 yield "the worker runs"
 
@@ -223,7 +223,7 @@ def may_be_cancelled(story: Story, asked: Asked, outcome: JobOutcome) -> bool:
         or asked.finale
         or others_failed
         or isinstance(asked.error, BodyError | asyncio.CancelledError)
-        or asked.asker in story.stopped
+        or asked.requester in story.stopped
         or outcome.worker in story.stopped
         # Pipecat's own workers accept a cancel from any sender.
         or (plan is not None and plan.plain and Forge in map(type, story.plan.actions))
@@ -312,14 +312,14 @@ def each_request_runs_once_and_gets_one_response(story: Story) -> Iterator[str]:
     for run in story.runs:
         if run.worker in ours and len(story.runs_of(run.asked, run.worker)) > 1:
             yield f"{run}: ran more than once"
-    asked = Counter((a.asker, a.job_id) for a in story.asked)
-    for (worker, asker, job_id), count in Counter(story.sent_responses).items():
-        if worker in ours and count > (asked[asker, job_id] or 1):
-            yield f"{worker} responded to job {job_id} of {asker} {count} times"
+    asked = Counter((a.requester, a.job_id) for a in story.asked)
+    for (worker, requester, job_id), count in Counter(story.sent_responses).items():
+        if worker in ours and count > (asked[requester, job_id] or 1):
+            yield f"{worker} responded to job {job_id} of {requester} {count} times"
 
 
 def hooks_fire_once(story: Story) -> Iterator[str]:
-    requests = Counter((asked.asker, asked.job_id) for asked in story.asked)
+    requests = Counter((asked.requester, asked.job_id) for asked in story.asked)
     ends = Counter(
         (worker, job_id, source)
         for worker, hook, job_id, source in story.hooks
@@ -333,23 +333,23 @@ def hooks_fire_once(story: Story) -> Iterator[str]:
         (worker, job_id) for worker, hook, job_id, _ in story.hooks if hook == "on_job_completed"
     )
     for (worker, job_id), count in completed.items():
-        of_this_id = [a for a in story.asked if (a.asker, a.job_id) == (worker, job_id)]
+        of_this_id = [a for a in story.asked if (a.requester, a.job_id) == (worker, job_id)]
         could = [a for a in of_this_id if not isinstance(a.error, JobError)]
         if count > len(could):
             yield f"{worker}: job {job_id} was announced as completed {count} times"
     for asked in story.asked:
-        hooks = story.plan.workers[int(asked.asker[1:])].hooks
+        hooks = story.plan.workers[int(asked.requester[1:])].hooks
         quiet = (
             hooks in (Hooks.QUICK, Hooks.RAISE)
             and asked.deadline is None
             and asked.group_cancelled_at is None
-            and asked.asker not in story.stopped
+            and asked.requester not in story.stopped
         )
         if (
             quiet
             and asked.waits
             and asked.error is None
-            and not completed[asked.asker, asked.job_id]
+            and not completed[asked.requester, asked.job_id]
         ):
             yield f"{asked}: its completion was not announced"
 

@@ -9,7 +9,7 @@ from pipecat.bus import AsyncQueueBus, WorkerBus
 from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
 from pipecat.registry.types import WorkerReadyData
 from pipecat.workers.runner import WorkerRunner
-from support.workers import Answerer, Asker, cancelled, until
+from support.workers import Requester, Responder, cancelled, until
 
 from pipecat_jobs import (
     BaseWorker,
@@ -54,24 +54,24 @@ async def runner(bus: WorkerBus) -> WorkerRunner:
     return WorkerRunner(bus=bus, handle_sigint=False)
 
 
-async def ask_one(asker: BaseWorker, **keywords: Any) -> None:
-    async with asker.job("answerer", name="echo", **keywords):
+async def ask_one(requester: BaseWorker, **keywords: Any) -> None:
+    async with requester.job("responder", name="echo", **keywords):
         pass
 
 
-async def ask_group(asker: BaseWorker, **keywords: Any) -> None:
-    async with asker.job_group("answerer", "nowhere", name="echo", **keywords):
+async def ask_group(requester: BaseWorker, **keywords: Any) -> None:
+    async with requester.job_group("responder", "nowhere", name="echo", **keywords):
         pass
 
 
-async def ask_and_read(asker: BaseWorker, **keywords: Any) -> None:
-    async with asker.job("answerer", name="count", **keywords) as j:
+async def ask_and_read(requester: BaseWorker, **keywords: Any) -> None:
+    async with requester.job("responder", name="count", **keywords) as j:
         async for _ in j:
             pass
 
 
-async def ask_and_go_on(asker: BaseWorker, **keywords: Any) -> None:
-    await asker.request_job("answerer", name="echo", **keywords)
+async def ask_and_go_on(requester: BaseWorker, **keywords: Any) -> None:
+    await requester.request_job("responder", name="echo", **keywords)
 
 
 WAYS = [ask_one, ask_group, ask_and_read, ask_and_go_on]
@@ -82,30 +82,30 @@ Way = Callable[..., Awaitable[None]]
 async def test_deadline_ends_a_job_asked_before_the_runner_runs(
     runner: WorkerRunner, loop_errors: list[dict[str, Any]], way: Way
 ):
-    asker = Asker()
-    await runner.add_workers(asker, Answerer())
+    requester = Requester()
+    await runner.add_workers(requester, Responder())
     with pytest.raises(WorkerNotReadyError, match=r"not ready within 0\.01 s"):
         async with asyncio.timeout(LONG):
-            await way(asker, timeout=0.01)
-    assert not asker.job_groups
+            await way(requester, timeout=0.01)
+    assert not requester.job_groups
     assert loop_errors == []
 
 
 async def test_deadline_ends_a_job_asked_while_the_bus_starts(loop_errors: list[dict[str, Any]]):
     bus = HeldBus()
     runner = WorkerRunner(bus=bus, handle_sigint=False)
-    asker, answerer = Asker(), Answerer()
-    await runner.add_workers(asker, answerer)
+    requester, responder = Requester(), Responder()
+    await runner.add_workers(requester, responder)
     running = asyncio.create_task(runner.run(auto_end=False))
     await bus.starting.wait()
     try:
         with pytest.raises(WorkerNotReadyError):
             async with asyncio.timeout(LONG):
-                await ask_one(asker, timeout=0.01)
-        waits = asyncio.create_task(ask_one(asker, timeout=LONG))
+                await ask_one(requester, timeout=0.01)
+        waits = asyncio.create_task(ask_one(requester, timeout=LONG))
         bus.release.set()
         await waits
-        assert len(answerer.ran) == 1
+        assert len(responder.ran) == 1
     finally:
         bus.release.set()
         await runner.end()
@@ -117,26 +117,26 @@ async def test_deadline_ends_a_job_asked_while_the_bus_starts(loop_errors: list[
 async def test_cancelling_the_requester_before_the_runner_runs_ends_its_job(
     runner: WorkerRunner, way: Way
 ):
-    asker = Asker()
-    await runner.add_workers(asker, Answerer())
-    caller = asyncio.ensure_future(way(asker))
-    await until(lambda: asker.job_groups)
-    await cancelled(caller)
-    assert not asker.job_groups
+    requester = Requester()
+    await runner.add_workers(requester, Responder())
+    call_task = asyncio.ensure_future(way(requester))
+    await until(lambda: requester.job_groups)
+    await cancelled(call_task)
+    assert not requester.job_groups
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_cancel_job_group_before_the_runner_runs_ends_the_job(
     runner: WorkerRunner, loop_errors: list[dict[str, Any]], way: Way
 ):
-    asker = Asker()
-    await runner.add_workers(asker, Answerer())
-    caller = asyncio.ensure_future(way(asker, job_id="early"))
-    await until(lambda: asker.job_groups)
-    await asker.cancel_job_group("early", reason="not wanted")
+    requester = Requester()
+    await runner.add_workers(requester, Responder())
+    call_task = asyncio.ensure_future(way(requester, job_id="early"))
+    await until(lambda: requester.job_groups)
+    await requester.cancel_job_group("early", reason="not wanted")
     with pytest.raises(JobCancelledError, match="not wanted"):
         async with asyncio.timeout(LONG):
-            await caller
+            await call_task
     assert loop_errors == []
 
 
@@ -144,24 +144,24 @@ async def test_cancel_job_group_before_the_runner_runs_ends_the_job(
 async def test_stopping_the_worker_before_the_runner_runs_ends_its_jobs(
     runner: WorkerRunner, way: Way
 ):
-    asker = Asker()
-    await runner.add_workers(asker, Answerer())
-    caller = asyncio.ensure_future(way(asker))
-    await until(lambda: asker.job_groups)
-    await asker.stop()
-    with pytest.raises(JobCancelledError, match="worker 'asker' stopped"):
+    requester = Requester()
+    await runner.add_workers(requester, Responder())
+    call_task = asyncio.ensure_future(way(requester))
+    await until(lambda: requester.job_groups)
+    await requester.stop()
+    with pytest.raises(JobCancelledError, match="worker 'requester' stopped"):
         async with asyncio.timeout(LONG):
-            await caller
+            await call_task
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_worker_without_a_runner_raises_an_error_that_says_what_to_do(way: Way):
     with pytest.raises(WorkerNotAddedError, match=r"add_workers") as caught:
-        await way(Asker(), timeout=LONG)
-    assert caught.value.worker == "asker"
+        await way(Requester(), timeout=LONG)
+    assert caught.value.worker == "requester"
 
 
-class Recorder(Asker):
+class Recorder(Requester):
     """Overrides every hook, so that each of them needs a task."""
 
     def __init__(self) -> None:
@@ -194,28 +194,28 @@ async def test_workers_that_are_not_set_up_ask_and_respond(
     runner: WorkerRunner, loop_errors: list[dict[str, Any]]
 ):
     """A bus may deliver requests to a process whose workers are about to start."""
-    asker, answerer = Recorder(), Answerer()
-    bus = await ready(runner, asker, answerer)
+    requester, responder = Recorder(), Responder()
+    bus = await ready(runner, requester, responder)
     async with asyncio.timeout(LONG):
-        async with asker.job("answerer", name="echo", payload={"n": 1}, timeout=LONG) as j:
+        async with requester.job("responder", name="echo", payload={"n": 1}, timeout=LONG) as j:
             pass
-        assert j.response == {"from": "answerer", "payload": {"n": 1}}
-        assert asker.overrides == ["response", "completed"]
+        assert j.response == {"from": "responder", "payload": {"n": 1}}
+        assert requester.overrides == ["response", "completed"]
         with pytest.raises(JobGroupError):
-            async with asker.job_group("answerer", name="raise", timeout=LONG):
+            async with requester.job_group("responder", name="raise", timeout=LONG):
                 pass
-        assert "error" in asker.overrides
-        caller = asyncio.create_task(asker.ask("answerer", "wait", timeout=LONG))
-        await answerer.started.get()
-        await cancelled(caller)
-        await until(lambda: answerer.hook_calls)
-        assert len(answerer.cancelled) == 1
+        assert "error" in requester.overrides
+        call_task = asyncio.create_task(requester.ask("responder", "wait", timeout=LONG))
+        await responder.started.get()
+        await cancelled(call_task)
+        await until(lambda: responder.hook_calls)
+        assert len(responder.cancelled) == 1
     await bus.stop()
     assert loop_errors == []
 
 
 async def test_a_task_without_a_manager_logs_its_exception(runner: WorkerRunner, job_log):
-    class Broken(Asker):
+    class Broken(Requester):
         async def send_bus_message(self, message: Any) -> None:
             if isinstance(message, BusJobResponseMessage):
                 raise ConnectionError("no bus")
@@ -225,14 +225,14 @@ async def test_a_task_without_a_manager_logs_its_exception(runner: WorkerRunner,
     await runner.add_workers(broken)
     # No handler has this job: the refusal is sent by a task.
     await broken.on_bus_message(
-        BusJobRequestMessage(source="x", target="asker", job_id="1", job_name="unknown")
+        BusJobRequestMessage(source="x", target="requester", job_id="1", job_name="unknown")
     )
     await until(lambda: any("ConnectionError" in record.message for record in job_log))
 
 
 @pytest.mark.parametrize("how", ["end", "cancel"])
 async def test_jobs_asked_while_and_after_the_runner_stops_end(runner: WorkerRunner, how: str):
-    class Late(Answerer):
+    class Late(Responder):
         """A worker whose clean-up code requests another job when its job is cancelled."""
 
         def __init__(self) -> None:
@@ -246,23 +246,23 @@ async def test_jobs_asked_while_and_after_the_runner_stops_end(runner: WorkerRun
                 await asyncio.Event().wait()
             finally:
                 try:
-                    async with self.job("asker", name="echo"):
+                    async with self.job("requester", name="echo"):
                         pass
                     self.late.append(None)
                 except BaseException as error:
                     self.late.append(error)
 
-    asker, late = Asker(), Late()
-    await runner.add_workers(asker, late)
+    requester, late = Requester(), Late()
+    await runner.add_workers(requester, late)
     running = asyncio.create_task(runner.run(auto_end=False))
-    caller = asyncio.create_task(asker.ask("answerer", "late"))
+    call_task = asyncio.create_task(requester.ask("responder", "late"))
     await late.started.get()
     async with asyncio.timeout(LONG):
         await getattr(runner, how)()
         with pytest.raises(JobGroupError):
-            await caller
+            await call_task
         await running
-        for worker in (asker, late):
+        for worker in (requester, late):
             for way in WAYS:
                 with pytest.raises(JobCancelledError, match="has stopped"):
                     await way(worker)
@@ -273,7 +273,7 @@ async def test_jobs_asked_while_and_after_the_runner_stops_end(runner: WorkerRun
 async def test_a_stop_that_is_cancelled_still_ends_the_jobs_of_the_worker(runner: WorkerRunner):
     """The task that stops a worker may be cancelled while it waits for a handler that cleans up."""
 
-    class Slow(Answerer):
+    class Slow(Responder):
         job_cancel_grace = LONG
         cleaning = asyncio.Event()
 
@@ -286,9 +286,9 @@ async def test_a_stop_that_is_cancelled_still_ends_the_jobs_of_the_worker(runner
                 self.cleaning.set()
                 await self.release.wait()
 
-    asker, slow = Asker(), Slow()
-    bus = await ready(runner, asker, slow)
-    asked = asyncio.create_task(asker.ask("answerer", "slow"))
+    requester, slow = Requester(), Slow()
+    bus = await ready(runner, requester, slow)
+    asked = asyncio.create_task(requester.ask("responder", "slow"))
     await slow.started.get()
     asks = asyncio.create_task(ask_of(slow))
     await until(lambda: slow.job_groups)
@@ -296,7 +296,7 @@ async def test_a_stop_that_is_cancelled_still_ends_the_jobs_of_the_worker(runner
     await slow.cleaning.wait()
     await cancelled(stopping)
     async with asyncio.timeout(LONG):
-        with pytest.raises(JobCancelledError, match="worker 'answerer' stopped"):
+        with pytest.raises(JobCancelledError, match="worker 'responder' stopped"):
             await asks
         with pytest.raises(JobCancelledError, match="has stopped"):
             await ask_of(slow)

@@ -15,7 +15,7 @@ from pipecat_jobs.bus._distributed.router import LossListener, Router
 from pipecat_jobs.bus.envelope import Envelopes
 from pipecat_jobs.bus.wire import WireCodec
 
-HELD = HeldJob(JobKey("asker", "answerer", "1"), "process:7", 1)
+HELD = HeldJob(JobKey("requester", "responder", "1"), "process:7", 1)
 
 
 class EmptyProcess:
@@ -60,7 +60,7 @@ class RouterHarness:
     def respond(self) -> None:
         self.router.publish(
             BusJobResponseMessage(
-                source="answerer", target="asker", job_id="1", status=JobStatus.COMPLETED
+                source="responder", target="requester", job_id="1", status=JobStatus.COMPLETED
             )
         )
 
@@ -119,7 +119,7 @@ async def test_a_job_whose_end_the_server_has_forgotten_is_given_back(way: str):
 
 
 def request() -> Entry:
-    message = BusJobRequestMessage(source="asker", target="answerer", job_id="1")
+    message = BusJobRequestMessage(source="requester", target="responder", job_id="1")
     body = Envelopes("channel").seal("job", "process", 8, b"{}\n" + WireCodec().encode(message))
     return Entry(Lane.DATA, EntryKind.REQUEST, "process:8", 1, body)
 

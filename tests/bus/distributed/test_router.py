@@ -169,19 +169,19 @@ async def test_a_response_ends_its_job():
     assert len(harness.local.delivered) == 2
 
 
-@pytest.mark.parametrize("hearing", [True, False])
+@pytest.mark.parametrize("has_requester", [True, False])
 async def test_a_requester_is_notified_of_a_lost_job_in_a_message_that_it_understands(
-    hearing: bool,
+    has_requester: bool,
 ):
     harness = RouterHarness()
-    harness.local.subscriber = NotifiableRequester() if hearing else None  # type: ignore[assignment]
+    harness.local.subscriber = NotifiableRequester() if has_requester else None  # type: ignore[assignment]
     for job_id in ("1", "2"):
         harness.router.publish(request(job_id))
     await harness.send_all()
     harness.deliver("l", b"once", "me:2")
     assert [asked.key.job_id for asked in harness.router.open_jobs.all_requested()] == ["1"]
     assert harness.stats.lost == 1
-    if hearing:
+    if has_requester:
         [(key, reason)] = harness.local.lost
         assert key.job_id == "2"
         assert "must not run twice" in reason

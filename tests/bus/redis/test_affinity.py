@@ -11,7 +11,7 @@ from support.redis.processes import (
     redis_server,
     until,
 )
-from support.workers import Asker
+from support.workers import Requester
 
 from pipecat_jobs import (
     BaseWorker,
@@ -48,17 +48,17 @@ class Sticky(Rememberer):
 async def test_a_worker_remembers_the_requester_whose_jobs_it_did_before(
     redis_server: EmbeddedRedis, redis: Redis
 ):
-    askers = [Asker(f"asker-{n}") for n in range(4)]
+    requesters = [Requester(f"requester-{n}") for n in range(4)]
     async with (
-        Member(redis_server.url, *askers) as member,
+        Member(redis_server.url, *requesters) as member,
         Member(redis_server.url, Sticky()),
         Member(redis_server.url, Sticky()),
     ):
         await member.wait_until_known("rememberer")
         for number in range(3):
-            for asker in askers:
-                answer = await asker.ask("rememberer", "tell")
-                assert answer["requesters"].count(asker.name) == number + 1
+            for requester in requesters:
+                answer = await requester.ask("rememberer", "tell")
+                assert answer["requesters"].count(requester.name) == number + 1
                 assert not answer["moved"]
     await assert_nothing_remains(redis)
 
@@ -66,14 +66,14 @@ async def test_a_worker_remembers_the_requester_whose_jobs_it_did_before(
 async def test_the_next_job_after_its_process_died_knows_that_it_has_moved(
     redis_server: EmbeddedRedis,
 ):
-    asker = Asker()
-    async with Member(redis_server.url, asker) as member:
+    requester = Requester()
+    async with Member(redis_server.url, requester) as member:
         async with Member(redis_server.url, Sticky()):
             await member.wait_until_known("rememberer")
-            await asker.ask("rememberer", "tell")
+            await requester.ask("rememberer", "tell")
         async with Member(redis_server.url, Sticky()):
             await member.wait_until_known("rememberer")
-            answers = [await asker.ask("rememberer", "tell") for _ in range(2)]
+            answers = [await requester.ask("rememberer", "tell") for _ in range(2)]
     assert [answer["moved"] for answer in answers] == [True, False]
 
 
@@ -81,55 +81,55 @@ async def test_the_next_job_after_its_process_died_knows_that_it_has_moved(
 async def test_jobs_asked_with_the_same_affinity_stay_in_one_process(
     redis_server: EmbeddedRedis, form: str
 ):
-    askers = [Asker(f"asker-{n}") for n in range(2)]
+    requesters = [Requester(f"requester-{n}") for n in range(2)]
 
-    async def ask(asker: Asker, customer: str) -> dict:
+    async def ask(requester: Requester, customer: str) -> dict:
         match form:
             case "keyword":
-                return await asker.ask("rememberer", "tell", affinity=customer)
+                return await requester.ask("rememberer", "tell", affinity=customer)
             case "params":
                 params = JobParams(name="tell", affinity=customer)
-                async with asker.job("rememberer", params=params) as j:
+                async with requester.job("rememberer", params=params) as j:
                     pass
                 return j.response
             case "group":
-                async with asker.job_group("rememberer", name="tell", affinity=customer) as jg:
+                async with requester.job_group("rememberer", name="tell", affinity=customer) as jg:
                     pass
             case "group params":
                 params = JobGroupParams(name="tell", affinity=customer)
-                async with asker.job_group("rememberer", params=params) as jg:
+                async with requester.job_group("rememberer", params=params) as jg:
                     pass
             case _:
-                job_id = await asker.request_job("rememberer", name="tell", affinity=customer)
-                group = asker.job_groups[job_id]
+                job_id = await requester.request_job("rememberer", name="tell", affinity=customer)
+                group = requester.job_groups[job_id]
                 await group.wait()
                 return group.responses["rememberer"]
         return jg.responses["rememberer"]
 
     async with (
-        Member(redis_server.url, *askers) as member,
+        Member(redis_server.url, *requesters) as member,
         Member(redis_server.url, Rememberer()),
         Member(redis_server.url, Rememberer()),
     ):
         await member.wait_until_known("rememberer")
         customers = [f"customer {n}" for n in range(6)]
-        by = {customer: (await ask(askers[0], customer))["by"] for customer in customers}
-        for asker in askers:
-            assert {each: (await ask(asker, each))["by"] for each in customers} == by
+        by = {customer: (await ask(requesters[0], customer))["by"] for customer in customers}
+        for requester in requesters:
+            assert {each: (await ask(requester, each))["by"] for each in customers} == by
     assert len(set(by.values())) == 2
 
 
 async def test_the_worker_of_a_process_that_stalled_keeps_its_requesters(
     redis_server: EmbeddedRedis, redis: Redis
 ):
-    asker = Asker()
+    requester = Requester()
     async with (
-        Member(redis_server.url, asker) as member,
+        Member(redis_server.url, requester) as member,
         ShortLeaseMember(redis_server.url, Sticky()) as one,
         ShortLeaseMember(redis_server.url, Sticky()) as two,
     ):
         await member.wait_until_known("rememberer")
-        first = await asker.ask("rememberer", "tell")
+        first = await requester.ask("rememberer", "tell")
         [owner] = [each for each in (one, two) if id(each.workers[0]) == first["by"]]
         process = owner.bus._process
         assert process is not None
@@ -137,24 +137,24 @@ async def test_the_worker_of_a_process_that_stalled_keeps_its_requesters(
         await redis.execute_command(*process._channel.call("leave", expelled, 0))
         await until(lambda: process.id != expelled)
         await owner.wait_until_sent()
-        again = await asker.ask("rememberer", "tell")
+        again = await requester.ask("rememberer", "tell")
         assert (again["by"], again["moved"]) == (first["by"], False)
 
 
 @pytest.mark.parametrize("value", ["", "x" * 257, 7, b"key", ["key"]])
 async def test_an_affinity_that_is_not_a_short_text_is_refused(value: object):
     with pytest.raises(InvalidJobError, match=r"affinity (is|has)"):
-        Asker().job("answerer", affinity=value)
+        Requester().job("responder", affinity=value)
 
 
 async def test_a_bus_of_one_process_accepts_an_affinity_and_ignores_it():
     async with JobHarness(bus=RoutedBus()) as harness:
-        asker, worker = Asker(), Sticky()
-        await harness.start(asker, worker)
-        answer = await asker.ask("rememberer", "tell", affinity="customer 7")
+        requester, worker = Requester(), Sticky()
+        await harness.start(requester, worker)
+        answer = await requester.ask("rememberer", "tell", affinity="customer 7")
         assert not answer["moved"]
 
 
 def test_a_job_that_came_without_a_bus_has_not_moved():
-    request = BusJobRequestMessage(source="asker", target="w", job_id="1")
+    request = BusJobRequestMessage(source="requester", target="w", job_id="1")
     assert not job_moved(request)

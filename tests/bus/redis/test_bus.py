@@ -32,7 +32,7 @@ from support.redis.processes import (
     until_async,
 )
 from support.tcp_proxy import TcpProxy
-from support.workers import Answerer, Asker, cancelled
+from support.workers import Requester, Responder, cancelled
 
 from pipecat_jobs import (
     BaseWorker,
@@ -72,24 +72,24 @@ async def listener(member: Member, name: str) -> Listener:
 
 async def test_jobs_streams_updates_errors_and_groups_cross_processes(redis_server: EmbeddedRedis):
     async with (
-        Member(redis_server.url, asker := Asker()) as member,
-        Member(redis_server.url, Answerer("a"), Answerer("b")),
+        Member(redis_server.url, requester := Requester()) as member,
+        Member(redis_server.url, Responder("a"), Responder("b")),
     ):
         await member.wait_until_known("a", "b")
-        assert (await asker.ask("a", "echo", payload={"x": (1, b"2")}, timeout=5))["payload"] == {
-            "x": (1, b"2")
-        }
-        async with asker.job_group("a", "b", name="echo", timeout=5) as group:
+        assert (await requester.ask("a", "echo", payload={"x": (1, b"2")}, timeout=5))[
+            "payload"
+        ] == {"x": (1, b"2")}
+        async with requester.job_group("a", "b", name="echo", timeout=5) as group:
             pass
         assert {name: answer["from"] for name, answer in group.responses.items()} == {
             "a": "a",
             "b": "b",
         }
-        async with asker.job("a", name="count", payload={"to": 50}, timeout=5) as j:
+        async with requester.job("a", name="count", payload={"to": 50}, timeout=5) as j:
             numbers = [event.data["number"] async for event in j if event.data]
         assert numbers == list(range(50))
         with pytest.raises(JobError, match="no such topic") as caught:
-            await asker.ask("b", "raise", timeout=5)
+            await requester.ask("b", "raise", timeout=5)
         assert "ValueError" in (caught.value.outcomes["b"].error.traceback or "")
 
 
@@ -98,23 +98,23 @@ async def test_a_name_that_is_not_unicode_text_does_not_stop_other_messages(
 ):
     broken = "half of an emoji: \ud83d"
     async with (
-        Member(redis_server.url, asker := Asker()) as member,
-        Member(redis_server.url, Answerer(broken)),
+        Member(redis_server.url, requester := Requester()) as member,
+        Member(redis_server.url, Responder(broken)),
     ):
         await member.wait_until_known(broken)
-        assert (await asker.ask(broken, "echo", timeout=5))["from"] == broken
+        assert (await requester.ask(broken, "echo", timeout=5))["from"] == broken
 
 
 async def test_a_cancel_stops_the_handler_in_the_other_process(redis_server: EmbeddedRedis):
     async with (
-        Member(redis_server.url, asker := Asker()) as member,
-        Member(redis_server.url, answerer := Answerer()),
+        Member(redis_server.url, requester := Requester()) as member,
+        Member(redis_server.url, responder := Responder()),
     ):
-        await member.wait_until_known("answerer")
-        asking = asyncio.create_task(asker.ask("answerer", "wait", timeout=20))
-        await answerer.started.get()
+        await member.wait_until_known("responder")
+        asking = asyncio.create_task(requester.ask("responder", "wait", timeout=20))
+        await responder.started.get()
         await cancelled(asking)
-        await until(lambda: answerer.cancelled)
+        await until(lambda: responder.cancelled)
 
 
 async def test_an_urgent_message_overtakes_data_that_is_queued(redis_server: EmbeddedRedis):
@@ -144,14 +144,14 @@ async def test_plain_pipecat_workers_ask_and_respond_across_processes(redis_serv
             await self.send_job_response(message.job_id, {"plain": message.payload})
 
     async with (
-        Member(redis_server.url, plain := Plain("plain"), asker := Asker()) as member,
-        Member(redis_server.url, Plain("other"), Answerer()),
+        Member(redis_server.url, plain := Plain("plain"), requester := Requester()) as member,
+        Member(redis_server.url, Plain("other"), Responder()),
     ):
-        await member.wait_until_known("other", "answerer")
-        assert await asker.ask("other", payload={"x": 1}, timeout=5) == {"plain": {"x": 1}}
-        async with plain.job("answerer", params=JobParams(name="echo", timeout=5)) as j:
+        await member.wait_until_known("other", "responder")
+        assert await requester.ask("other", payload={"x": 1}, timeout=5) == {"plain": {"x": 1}}
+        async with plain.job("responder", params=JobParams(name="echo", timeout=5)) as j:
             pass
-        assert j.response["from"] == "answerer"
+        assert j.response["from"] == "responder"
 
 
 # -- routing -------------------------------------------------------------------------------------
@@ -180,12 +180,12 @@ async def test_a_message_for_a_worker_of_the_same_process_stays_in_the_process(
     redis_server: EmbeddedRedis,
 ):
     async with (
-        Member(redis_server.url, asker := Asker(), answerer := Answerer()),
-        Member(redis_server.url, elsewhere := Answerer()),
+        Member(redis_server.url, requester := Requester(), responder := Responder()),
+        Member(redis_server.url, elsewhere := Responder()),
     ):
         for _ in range(10):
-            assert await asker.ask("answerer", "echo", timeout=5)
-        assert (len(answerer.ran), len(elsewhere.ran)) == (10, 0)
+            assert await requester.ask("responder", "echo", timeout=5)
+        assert (len(responder.ran), len(elsewhere.ran)) == (10, 0)
 
 
 async def test_frames_cross_processes_as_on_pipecats_buses(redis_server: EmbeddedRedis):
@@ -228,16 +228,16 @@ async def test_a_payload_too_large_or_of_unknown_type_is_an_error_at_the_sender(
     redis_server: EmbeddedRedis,
 ):
     async with (
-        Member(redis_server.url, asker := Asker(), max_message_bytes=2000) as member,
-        Member(redis_server.url, worker := Answerer()),
+        Member(redis_server.url, requester := Requester(), max_message_bytes=2000) as member,
+        Member(redis_server.url, worker := Responder()),
     ):
-        await member.wait_until_known("answerer")
+        await member.wait_until_known("responder")
         for payload, error in (
             ({"text": "x" * 2000}, MessageTooLargeError),
             ({"thing": object()}, MessageTypeError),
         ):
-            with pytest.raises(JobError, match="answerer") as caught:
-                await asker.ask("answerer", "echo", payload=payload, timeout=5)
+            with pytest.raises(JobError, match="responder") as caught:
+                await requester.ask("responder", "echo", payload=payload, timeout=5)
             assert isinstance(caught.value.__cause__, error)
         assert not worker.ran
 
@@ -251,12 +251,12 @@ async def test_a_response_that_cannot_be_carried_ends_the_job_as_an_error(
             return {"thing": object()}
 
     async with (
-        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, requester := Requester()) as member,
         Member(redis_server.url, Odd("odd")),
     ):
         await member.wait_until_known("odd")
         with pytest.raises(JobError, match=r"response\.thing is a object"):
-            await asker.ask("odd", "odd", timeout=5)
+            await requester.ask("odd", "odd", timeout=5)
 
 
 async def inbox_of(redis: Redis, name: str) -> str:
@@ -298,13 +298,13 @@ async def test_a_process_without_the_secret_can_send_nothing_and_replay_nothing(
         return opens(envelopes, purpose, sealed, **options)
 
     async with (
-        Member(redis_server.url, asker := Asker(), secret="s3cret") as one,
-        Member(redis_server.url, worker := Answerer(), secret="s3cret") as two,
+        Member(redis_server.url, requester := Requester(), secret="s3cret") as one,
+        Member(redis_server.url, worker := Responder(), secret="s3cret") as two,
     ):
-        await one.wait_until_known("answerer")
+        await one.wait_until_known("responder")
         target = await listener(two, "a")
-        async with Member(redis_server.url) as stranger:
-            await stranger.bus.send(data("a", number=2))
+        async with Member(redis_server.url) as other:
+            await other.bus.send(data("a", number=2))
             await until(lambda: two.bus.stats.garbage)
         assert target.received.empty()
 
@@ -319,7 +319,7 @@ async def test_a_process_without_the_secret_can_send_nothing_and_replay_nothing(
         await until(lambda: two.bus.stats.garbage > garbage)
         assert target.received.empty()
 
-        assert await asker.ask("answerer", "echo", timeout=5)
+        assert await requester.ask("responder", "echo", timeout=5)
         assert len(worker.ran) == 1
 
 
@@ -327,54 +327,54 @@ async def test_a_response_from_a_worker_that_was_not_asked_is_ignored(
     redis_server: EmbeddedRedis,
 ):
     async with (
-        Member(redis_server.url, asker := Asker()) as one,
-        Member(redis_server.url, answerer := Answerer()),
-        Member(redis_server.url, Answerer("stranger")) as three,
+        Member(redis_server.url, requester := Requester()) as one,
+        Member(redis_server.url, responder := Responder()),
+        Member(redis_server.url, Responder("unrelated")) as three,
     ):
-        await one.wait_until_known("answerer", "stranger")
-        asking = asyncio.create_task(asker.ask("answerer", "wait", timeout=20))
-        job_id = await answerer.started.get()
-        for source in ("stranger", "answerer"):
+        await one.wait_until_known("responder", "unrelated")
+        asking = asyncio.create_task(requester.ask("responder", "wait", timeout=20))
+        job_id = await responder.started.get()
+        for source in ("unrelated", "responder"):
             await three.bus.send(
                 BusJobResponseMessage(
                     source=source,
-                    target="asker",
+                    target="requester",
                     job_id=job_id,
                     status=JobStatus.COMPLETED,
                     response={"forged": True},
                 )
             )
         assert three.bus.stats.late_answers == 2
-        answerer.release.set()
-        assert await asking == {"from": "answerer"}
+        responder.release.set()
+        assert await asking == {"from": "responder"}
 
 
 async def test_a_request_that_a_process_cannot_read_is_lost_and_not_left_waiting(
     redis_server: EmbeddedRedis,
 ):
     async with (
-        Member(redis_server.url, asker := Asker()) as member,
-        Member(redis_server.url, Answerer(), max_message_bytes=1000),
+        Member(redis_server.url, requester := Requester()) as member,
+        Member(redis_server.url, Responder(), max_message_bytes=1000),
     ):
-        await member.wait_until_known("answerer")
+        await member.wait_until_known("responder")
         with pytest.raises(WorkerLostError, match="could not read it"):
-            await asker.ask("answerer", "echo", payload={"text": "x" * 2000}, timeout=20)
+            await requester.ask("responder", "echo", payload={"text": "x" * 2000}, timeout=20)
 
 
 async def test_a_request_published_twice_runs_once(redis_server: EmbeddedRedis):
     async with (
-        Member(redis_server.url, Asker()) as member,
-        Member(redis_server.url, answerer := Answerer()),
+        Member(redis_server.url, Requester()) as member,
+        Member(redis_server.url, responder := Responder()),
     ):
-        await member.wait_until_known("answerer")
+        await member.wait_until_known("responder")
         request = BusJobRequestMessage(
-            source="asker", target="answerer", job_id="1", job_name="echo"
+            source="requester", target="responder", job_id="1", job_name="echo"
         )
         for _ in range(2):
             await member.bus.send(request)
-        await until(lambda: answerer.ran)
+        await until(lambda: responder.ran)
         await member.wait_until_sent()
-        assert answerer.ran == ["1"]
+        assert responder.ran == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -421,9 +421,12 @@ def test_the_first_attempt_is_one_on_every_bus():
 
 
 async def test_without_a_url_the_bus_brings_its_own_server():
-    async with Member(None, asker := Asker()) as member, Member(member.bus.url, Answerer()):
-        await member.wait_until_known("answerer")
-        assert await asker.ask("answerer", "echo", timeout=5)
+    async with (
+        Member(None, requester := Requester()) as member,
+        Member(member.bus.url, Responder()),
+    ):
+        await member.wait_until_known("responder")
+        assert await requester.ask("responder", "echo", timeout=5)
     with pytest.raises(RuntimeError, match="before it is started"):
         member.bus.url  # noqa: B018
 
@@ -433,11 +436,11 @@ async def test_a_client_of_the_user_gives_the_server_address_with_any_decoding_o
 ):
     async with Redis.from_url(redis_server.url, decode_responses=True, protocol=3) as client:
         async with (
-            Member(client, asker := Asker()) as member,
-            Member(redis_server.url, Answerer()),
+            Member(client, requester := Requester()) as member,
+            Member(redis_server.url, Responder()),
         ):
-            await member.wait_until_known("answerer")
-            assert await asker.ask("answerer", "echo", timeout=5)
+            await member.wait_until_known("responder")
+            assert await requester.ask("responder", "echo", timeout=5)
             with pytest.raises(RuntimeError, match="given a client"):
                 member.bus.url  # noqa: B018
         assert await client.ping()
@@ -445,13 +448,13 @@ async def test_a_client_of_the_user_gives_the_server_address_with_any_decoding_o
 
 async def test_channels_are_isolated_from_each_other(redis_server: EmbeddedRedis, redis: Redis):
     async with (
-        Member(redis_server.url, asker := Asker(), channel="one") as member,
-        Member(redis_server.url, first := Answerer(), channel="one"),
-        Member(redis_server.url, second := Answerer(), channel="two"),
+        Member(redis_server.url, requester := Requester(), channel="one") as member,
+        Member(redis_server.url, first := Responder(), channel="one"),
+        Member(redis_server.url, second := Responder(), channel="two"),
     ):
-        await member.wait_until_known("answerer")
+        await member.wait_until_known("responder")
         for _ in range(4):
-            await asker.ask("answerer", "echo", timeout=5)
+            await requester.ask("responder", "echo", timeout=5)
         assert (len(first.ran), len(second.ran)) == (4, 0)
     await assert_nothing_remains(redis)
 
@@ -459,7 +462,7 @@ async def test_channels_are_isolated_from_each_other(redis_server: EmbeddedRedis
 async def test_a_bus_that_has_stopped_leaves_no_task_and_no_connection(
     redis_server: EmbeddedRedis, redis: Redis
 ):
-    async with Member(redis_server.url, Answerer()):
+    async with Member(redis_server.url, Responder()):
         assert len(await redis.client_list()) > 1
     assert [task for task in asyncio.all_tasks() if "redis" in task.get_name()] == []
 
@@ -482,9 +485,9 @@ async def test_a_reader_that_raises_an_unexpected_error_goes_on(
 
     monkeypatch.setattr(Inbox, "read", fail_once)
     async with (
-        Member(redis_server.url, asker := Asker()) as member,
-        Member(redis_server.url, Answerer()),
+        Member(redis_server.url, requester := Requester()) as member,
+        Member(redis_server.url, Responder()),
     ):
-        await member.wait_until_known("answerer")
-        assert await asker.ask("answerer", "echo", timeout=10)
+        await member.wait_until_known("responder")
+        assert await requester.ask("responder", "echo", timeout=10)
         assert failed.is_set()

@@ -42,13 +42,13 @@ async def test_a_dead_process_is_noticed_within_its_lease_after_the_clock_is_set
 
 
 async def test_a_request_that_waits_is_lost_in_time_after_the_clock_is_set_back(redis: Redis):
-    asker = await Process(redis, "a", takeover=0.3).join()
-    ref = await asker.ask("nobody")
+    requester = await Process(redis, "a", takeover=0.3).join()
+    ref = await requester.ask("nobody")
     await set_clock(redis, -JUMP)
 
     async def is_lost() -> bool:
-        assert await asker.call("renew") == "ok"
-        return ("d", "l", ref, "unhosted") in await asker.read()
+        assert await requester.call("renew") == "ok"
+        return ("d", "l", ref, "unhosted") in await requester.read()
 
     await until_async(is_lost)
 

@@ -43,10 +43,10 @@ async def test_only_its_owner_can_read_the_password_in_a_folder_of_the_user(tmp_
 
 async def test_a_port_requires_the_password():
     async with EmbeddedRedis(port=free_port()) as server:
-        stranger = Redis.from_url(f"redis://{server.url.rpartition('@')[2]}")
+        anonymous = Redis.from_url(f"redis://{server.url.rpartition('@')[2]}")
         with pytest.raises(Exception, match="Authentication required"):
-            await stranger.ping()
-        await stranger.aclose()
+            await anonymous.ping()
+        await anonymous.aclose()
 
 
 async def test_the_server_ends_with_its_process_even_by_sigkill():

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from redis.asyncio import Redis
 from support.redis.processes import ShortLeaseMember, redis, redis_server, until
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs import WorkerLostError
 from pipecat_jobs.bus.redis import EmbeddedRedis, process
@@ -29,25 +29,25 @@ async def pair(
 ) -> AsyncIterator[tuple[ShortLeaseMember, ShortLeaseMember, Rename]]:
     """A job that runs and one that waits for its slot; both have to end however the block ends."""
     async with (
-        ShortLeaseMember(url, asker := Asker(), room=1) as asking,
-        ShortLeaseMember(url, worker := Answerer(), room=1) as working,
+        ShortLeaseMember(url, requester := Requester(), room=1) as asking,
+        ShortLeaseMember(url, worker := Responder(), room=1) as working,
     ):
-        await asking.wait_until_known("answerer")
-        running = asyncio.create_task(asker.ask("answerer", "wait"))
+        await asking.wait_until_known("responder")
+        running = asyncio.create_task(requester.ask("responder", "wait"))
         await worker.started.get()
-        waiting = asyncio.create_task(asker.ask("answerer", "wait"))
+        waiting = asyncio.create_task(requester.ask("responder", "wait"))
         await asyncio.sleep(0)
         await asking.wait_until_sent()
-        ids = {"asker": asking.bus._process.id, "worker": working.bus._process.id}
+        ids = {"requester": asking.bus._process.id, "worker": working.bus._process.id}
         yield asking, working, lambda key: f"{CHANNEL}:{key.format_map(ids)}"
         worker.release.set()
         async with asyncio.timeout(100):
             for job in (running, waiting):
                 with contextlib.suppress(WorkerLostError):
-                    assert await job == {"from": "answerer"}
+                    assert await job == {"from": "responder"}
             while True:
                 with contextlib.suppress(WorkerLostError):
-                    assert await asker.ask("answerer", "echo")
+                    assert await requester.ask("responder", "echo")
                     break
     assert [key for key in await redis.keys() if await redis.pttl(key) < 0] == []
 
@@ -56,17 +56,17 @@ async def pair(
     "key",
     [
         "proc:{worker}",
-        "proc:{asker}",
+        "proc:{requester}",
         "in:{worker}:d",
         "in:{worker}:u",
-        "in:{asker}:d",
-        "in:{asker}:u",
+        "in:{requester}:d",
+        "in:{requester}:u",
         "hosted:{worker}",
         "members",
-        "names:answerer",
-        "hosts:answerer",
-        "queues:answerer",
-        "queue:8:answerer:wait",
+        "names:responder",
+        "hosts:responder",
+        "queues:responder",
+        "queue:9:responder:wait",
         "turns",
         "waiting",
     ],
@@ -85,13 +85,13 @@ async def test_every_job_ends_if_any_key_holds_another_type(
     ("key", "fields"),
     [
         ("proc:{worker}", "n"),
-        ("proc:{asker}", "n"),
+        ("proc:{requester}", "n"),
         ("proc:{worker}", "busy"),
         ("proc:{worker}", "load:"),
         ("proc:{worker}", "held:"),
-        ("proc:{asker}", "job:"),
-        ("proc:{asker}", "req:"),
-        ("hosts:answerer", ""),
+        ("proc:{requester}", "job:"),
+        ("proc:{requester}", "req:"),
+        ("hosts:responder", ""),
     ],
 )
 @pytest.mark.parametrize("value", ["somebody else's", "-7", "987654321"])

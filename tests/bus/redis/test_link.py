@@ -12,7 +12,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from support.bot_process import free_port
 from support.redis.processes import Member, redis_server, until_async
 from support.tcp_proxy import TcpProxy
-from support.workers import Answerer
+from support.workers import Responder
 
 from pipecat_jobs.bus._distributed.engine import UnreachableError
 from pipecat_jobs.bus.redis import EmbeddedRedis, process
@@ -155,7 +155,7 @@ async def test_a_batch_is_no_larger_than_a_slow_connection_can_carry(
     monkeypatch.setattr(process, "_MOST_BYTES", 10_000)
     sizes: list[int] = []
     waits: list[float] = []
-    async with Member(redis_server.url, Answerer()) as member:
+    async with Member(redis_server.url, Responder()) as member:
         await member.wait_until_caught_up()
         link = member.bus._process._sending
         call = link.call
@@ -171,7 +171,7 @@ async def test_a_batch_is_no_larger_than_a_slow_connection_can_carry(
         for number in range(20):
             await member.bus.send(
                 BusJobRequestMessage(
-                    source="asker", target="nobody", job_id=str(number), payload=payload
+                    source="requester", target="nobody", job_id=str(number), payload=payload
                 )
             )
         await member.wait_until_sent()

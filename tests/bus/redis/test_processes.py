@@ -21,7 +21,7 @@ from support.redis.processes import (
     until,
     until_async,
 )
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs import JobError, JobTimeoutError, OutcomeStatus, WorkerLostError
 from pipecat_jobs.bus.redis import EmbeddedRedis
@@ -48,8 +48,8 @@ async def lost(asking: asyncio.Task) -> str:
     return str(caught.value)
 
 
-def ask(asker: Asker, worker: str, name: str, **keywords) -> asyncio.Task:
-    return asyncio.create_task(asker.ask(worker, name, timeout=30, **keywords))
+def ask(requester: Requester, worker: str, name: str, **keywords) -> asyncio.Task:
+    return asyncio.create_task(requester.ask(worker, name, timeout=30, **keywords))
 
 
 # -- the process of the worker dies --------------------------------------------------------------
@@ -59,9 +59,9 @@ async def test_a_job_whose_worker_is_killed_is_reassigned(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     first = await nodes.start("n1", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
-        asking = ask(asker, "worker", "hold", payload={"gate": "open"})
+        asking = ask(requester, "worker", "hold", payload={"gate": "open"})
         started = await nodes.notes.next("started")
         assert (started["pid"], started["attempt"]) == (first.pid, 1)
         second = await nodes.start("n2", "worker")
@@ -78,9 +78,9 @@ async def test_a_job_whose_only_worker_is_killed_is_lost_and_the_error_names_the
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     node = await nodes.start("n1", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
-        asking = ask(asker, "worker", "hold")
+        asking = ask(requester, "worker", "hold")
         await nodes.notes.next("started")
         node.send(signal.SIGKILL)
         killed = time.monotonic()
@@ -98,9 +98,9 @@ async def test_a_process_that_joins_in_time_takes_the_job_of_the_killed_worker(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker(), takeover=20) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester(), takeover=20) as member:
         await member.wait_until_known("worker")
-        asking = ask(asker, "worker", "hold", payload={"gate": "open"})
+        asking = ask(requester, "worker", "hold", payload={"gate": "open"})
         await nodes.notes.next("started")
         first.send(signal.SIGKILL)
         await member.wait_until_unknown("worker")
@@ -109,22 +109,22 @@ async def test_a_process_that_joins_in_time_takes_the_job_of_the_killed_worker(
         assert await asking == {"pid": replacement.pid, "attempt": 2}
 
 
-@pytest.mark.parametrize("by", ["worker", "caller"])
+@pytest.mark.parametrize("by", ["worker", "requester"])
 async def test_a_job_that_must_not_run_twice_is_lost_with_its_process(
     redis_server: EmbeddedRedis, nodes: Nodes, by: str
 ):
     first = await nodes.start("n1", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
         if by == "worker":
-            asking = ask(asker, "worker", "pay")
+            asking = ask(requester, "worker", "pay")
         else:
-            asking = ask(asker, "worker", "hold", run_once=True)
+            asking = ask(requester, "worker", "hold", run_once=True)
         await nodes.notes.next("started")
         await nodes.start("n2", "worker")
         first.send(signal.SIGKILL)
         assert "must not run twice" in await lost(asking)
-        assert (await asker.ask("worker", "echo", timeout=5))["attempt"] == 1
+        assert (await requester.ask("worker", "echo", timeout=5))["attempt"] == 1
     assert not [note for note in await nodes.notes.rest() if note["what"] == "started"]
 
 
@@ -133,39 +133,39 @@ async def test_a_job_that_kills_its_process_is_lost_after_three_processes(
 ):
     for number in range(4):
         await nodes.start(f"n{number}", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
-        asking = ask(asker, "worker", "poison")
+        asking = ask(requester, "worker", "poison")
         assert "every process that ran it was lost" in await lost(asking)
         started = [await nodes.notes.next("started") for _ in range(3)]
         assert [note["attempt"] for note in started] == [1, 2, 3]
         assert len({note["pid"] for note in started}) == 3
-        assert (await asker.ask("worker", "echo", timeout=5))["attempt"] == 1
+        assert (await requester.ask("worker", "echo", timeout=5))["attempt"] == 1
 
 
 async def test_killing_a_worker_after_its_response_changes_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     node = await nodes.start("n1", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
-        assert (await asker.ask("worker", "echo", timeout=5))["pid"] == node.pid
+        assert (await requester.ask("worker", "echo", timeout=5))["pid"] == node.pid
         node.send(signal.SIGKILL)
         await member.wait_until_unknown("worker")
-        assert asker.fired() == ["on_job_response", "on_job_completed"]
+        assert requester.fired() == ["on_job_response", "on_job_completed"]
         # The next requester does not wait in vain for its whole timeout.
         with pytest.raises(JobTimeoutError):
-            await asker.ask("worker", "echo", timeout=0.2)
+            await requester.ask("worker", "echo", timeout=0.2)
 
 
 async def test_killing_a_worker_before_it_took_a_request_loses_no_request(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker(), takeover=60) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester(), takeover=60) as member:
         await member.wait_until_known("worker")
         first.send(signal.SIGSTOP)
-        asking = [ask(asker, "worker", "echo") for _ in range(5)]
+        asking = [ask(requester, "worker", "echo") for _ in range(5)]
         await until(lambda: member.bus.stats.sent >= 5)
         first.send(signal.SIGKILL)
         second = await nodes.start("n2", "worker")
@@ -176,13 +176,13 @@ async def test_a_reassigned_stream_starts_again_and_says_so(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
         received = []
 
         async def listen() -> None:
             payload = {"to": 2, "gate": "never"}
-            async with asker.job("worker", name="count", payload=payload, timeout=30) as j:
+            async with requester.job("worker", name="count", payload=payload, timeout=30) as j:
                 async for event in j:
                     received.append((event.type, (event.data or {}).get("attempt")))
 
@@ -203,37 +203,39 @@ async def test_a_reassigned_stream_starts_again_and_says_so(
 async def test_killing_a_requester_stops_its_workers(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
-    async with ShortLeaseMember(redis_server.url, answerer := Answerer()) as member:
-        asker = {"name": "asker", "asks": "answerer", "job": "wait"}
-        node = await nodes.start("n1", requesters=[asker])
-        await answerer.started.get()
+    async with ShortLeaseMember(redis_server.url, responder := Responder()) as member:
+        requester = {"name": "requester", "asks": "responder", "job": "wait"}
+        node = await nodes.start("n1", requesters=[requester])
+        await responder.started.get()
         node.send(signal.SIGKILL)
-        await until(lambda: answerer.cancelled)
-        await until(lambda: not answerer.active_jobs)
-        await member.wait_until_unknown("asker")
+        await until(lambda: responder.cancelled)
+        await until(lambda: not responder.active_jobs)
+        await member.wait_until_unknown("requester")
     await assert_nothing_remains(redis)
 
 
 async def test_killing_a_requester_after_its_response_leaves_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
-    async with ShortLeaseMember(redis_server.url, answerer := Answerer()) as member:
-        asker = {"name": "asker", "asks": "answerer", "job": "echo"}
-        node = await nodes.start("n1", requesters=[asker])
+    async with ShortLeaseMember(redis_server.url, responder := Responder()) as member:
+        requester = {"name": "requester", "asks": "responder", "job": "echo"}
+        node = await nodes.start("n1", requesters=[requester])
         await nodes.notes.next("completed")
         node.send(signal.SIGKILL)
-        await member.wait_until_unknown("asker")
-        assert (len(answerer.ran), answerer.cancelled) == (1, [])
-        assert not answerer.active_jobs
+        await member.wait_until_unknown("requester")
+        assert (len(responder.ran), responder.cancelled) == (1, [])
+        assert not responder.active_jobs
 
 
 async def test_killing_a_requester_before_its_request_is_taken_leaves_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     worker = await nodes.start("n1", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
-        taking_the_room = [ask(asker, "worker", "narrow", payload={"gate": "g"}) for _ in range(2)]
+        taking_the_room = [
+            ask(requester, "worker", "narrow", payload={"gate": "g"}) for _ in range(2)
+        ]
         for _ in taking_the_room:
             await nodes.notes.next("started")
         other = {"name": "other", "asks": "worker", "job": "narrow"}
@@ -256,9 +258,9 @@ async def test_a_worker_that_stalls_past_its_lease_can_no_longer_respond(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
-        asking = ask(asker, "worker", "hold", payload={"gate": "first"})
+        asking = ask(requester, "worker", "hold", payload={"gate": "first"})
         await nodes.notes.next("started", pid=first.pid)
         second = await nodes.start("n2", "worker")
         first.send(signal.SIGSTOP)
@@ -270,7 +272,7 @@ async def test_a_worker_that_stalls_past_its_lease_can_no_longer_respond(
         # Back on the channel, it does other jobs; its late response was ignored.
         pids: set[int] = set()
         while first.pid not in pids:
-            pids.add((await asker.ask("worker", "echo", timeout=5))["pid"])
+            pids.add((await requester.ask("worker", "echo", timeout=5))["pid"])
         assert not asking.done()
         await nodes.notes.open_gate("first")
         assert await asking == {"pid": second.pid, "attempt": 2}
@@ -279,12 +281,12 @@ async def test_a_worker_that_stalls_past_its_lease_can_no_longer_respond(
 async def test_the_job_of_a_requester_that_stalls_past_its_lease_is_lost(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
-    async with ShortLeaseMember(redis_server.url, answerer := Answerer()):
-        asker = {"name": "asker", "asks": "answerer", "job": "wait"}
-        node = await nodes.start("n1", requesters=[asker])
-        await answerer.started.get()
+    async with ShortLeaseMember(redis_server.url, responder := Responder()):
+        requester = {"name": "requester", "asks": "responder", "job": "wait"}
+        node = await nodes.start("n1", requesters=[requester])
+        await responder.started.get()
         node.send(signal.SIGSTOP)
-        await until(lambda: answerer.cancelled)
+        await until(lambda: responder.cancelled)
         node.send(signal.SIGCONT)
         ended = await nodes.notes.next("ended")
         assert ended["status"] == "lost"
@@ -298,9 +300,9 @@ async def test_a_drained_process_finishes_its_jobs_and_takes_no_more(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     first = await nodes.start("n1", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
-        asking = ask(asker, "worker", "hold", payload={"gate": "open"})
+        asking = ask(requester, "worker", "hold", payload={"gate": "open"})
         await nodes.notes.next("started", pid=first.pid)
         second = await nodes.start("n2", "worker")
         first.send(signal.SIGTERM)
@@ -309,7 +311,7 @@ async def test_a_drained_process_finishes_its_jobs_and_takes_no_more(
             return await redis.hlen("pipecat-jobs:{pipecat}:hosts:worker") == 1
 
         await until_async(only_one_takes_requests)
-        pids = {(await asker.ask("worker", "echo", timeout=5))["pid"] for _ in range(10)}
+        pids = {(await requester.ask("worker", "echo", timeout=5))["pid"] for _ in range(10)}
         assert pids == {second.pid}
         await nodes.notes.open_gate("open")
         assert await asking == {"pid": first.pid, "attempt": 1}
@@ -322,9 +324,9 @@ async def test_a_drain_that_takes_too_long_reassigns_its_jobs(
     redis_server: EmbeddedRedis, nodes: Nodes
 ):
     first = await nodes.start("n1", "worker", drain_timeout=0.3)
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
-        asking = ask(asker, "worker", "hold", payload={"gate": "open"})
+        asking = ask(requester, "worker", "hold", payload={"gate": "open"})
         await nodes.notes.next("started", pid=first.pid)
         second = await nodes.start("n2", "worker")
         first.send(signal.SIGTERM)
@@ -339,14 +341,14 @@ async def test_adding_and_draining_processes_in_mid_traffic_loses_nothing(
     redis_server: EmbeddedRedis, nodes: Nodes, redis: Redis
 ):
     node = await nodes.start("n0", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
         answered: list[int] = []
         over = asyncio.Event()
 
         async def keep_asking() -> None:
             while not over.is_set():
-                answered.append((await asker.ask("worker", "echo", timeout=20))["pid"])
+                answered.append((await requester.ask("worker", "echo", timeout=20))["pid"])
 
         asking = [asyncio.create_task(keep_asking()) for _ in range(8)]
         for number in range(1, 4):
@@ -369,12 +371,12 @@ async def test_the_workers_of_many_processes_also_run_in_a_few_processes(
     }
     first, *_ = [await nodes.start(f"n{number}", *names) for number, names in hosts.items()]
     all_workers = [name for names in hosts.values() for name in names]
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known(*all_workers)
-        async with asker.job_group(*all_workers, name="echo", timeout=30) as group:
+        async with requester.job_group(*all_workers, name="echo", timeout=30) as group:
             pass
         assert len({answer["pid"] for answer in group.responses.values()}) == 4
-        held = asyncio.create_task(_outcomes(asker, all_workers))
+        held = asyncio.create_task(_outcomes(requester, all_workers))
         for _ in all_workers:
             await nodes.notes.next("started")
         first.send(signal.SIGKILL)
@@ -387,8 +389,8 @@ async def test_the_workers_of_many_processes_also_run_in_a_few_processes(
         assert completed == set(all_workers) - lost_ones
 
 
-async def _outcomes(asker: Asker, workers: list[str]) -> dict[str, OutcomeStatus]:
-    group = asker.job_group(
+async def _outcomes(requester: Requester, workers: list[str]) -> dict[str, OutcomeStatus]:
+    group = requester.job_group(
         *workers, name="hold", payload={"gate": "open"}, timeout=30, cancel_on_error=False
     )
     with contextlib.suppress(JobError):

@@ -18,7 +18,7 @@ from redis.exceptions import (
 )
 from support.bot_process import free_port
 from support.redis.processes import Member, redis, redis_server, server_with, until
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs import BusUnavailableError, RedisModeError
 from pipecat_jobs.bus.redis import EmbeddedRedis
@@ -49,7 +49,7 @@ async def sentinel(folder: Path) -> AsyncIterator[str]:
 async def test_a_node_of_a_cluster_is_refused_at_the_start(tmp_path: Path):
     async with server_with(tmp_path, "--cluster-enabled", "yes") as url:
         with pytest.raises(RedisModeError, match="Redis Cluster, which the bus does not") as caught:
-            await Member(url, Answerer(), start_timeout=60).runner.run()
+            await Member(url, Responder(), start_timeout=60).runner.run()
     assert caught.value.mode == "cluster"
 
 
@@ -61,14 +61,14 @@ async def test_a_node_of_a_cluster_that_does_not_say_so_is_refused_at_its_first_
     monkeypatch.setattr(Process, "_check_mode", unknown)
     async with server_with(tmp_path, "--cluster-enabled", "yes") as url:
         with pytest.raises(RedisModeError) as caught:
-            await Member(url, Answerer(), start_timeout=60).runner.run()
+            await Member(url, Responder(), start_timeout=60).runner.run()
     assert "Hash slot not served" in str(caught.value.__cause__)
 
 
 async def test_a_sentinel_is_refused_at_the_start(tmp_path: Path):
     async with sentinel(tmp_path) as url:
         with pytest.raises(RedisModeError, match="a Redis Sentinel, which the bus does") as caught:
-            await Member(url, Answerer(), start_timeout=60).runner.run()
+            await Member(url, Responder(), start_timeout=60).runner.run()
     assert caught.value.mode == "sentinel"
 
 
@@ -118,10 +118,10 @@ async def test_a_server_whose_memory_is_full_is_logged_once_a_minute(
     errors: list[str] = []
     sink = logger.add(errors.append, level="ERROR")
     async with (
-        Member(redis_server.url, asker := Asker(), lease=1.0) as member,
-        Member(redis_server.url, Answerer()),
+        Member(redis_server.url, requester := Requester(), lease=1.0) as member,
+        Member(redis_server.url, Responder()),
     ):
-        await member.wait_until_known("answerer")
+        await member.wait_until_known("responder")
         process = member.bus._process
         assert process is not None
         refused = 0
@@ -134,10 +134,10 @@ async def test_a_server_whose_memory_is_full_is_logged_once_a_minute(
 
         process._refusal_log.log = count
         await redis.config_set("maxmemory", 1)
-        asking = asyncio.create_task(asker.ask("answerer", "echo", timeout=60))
+        asking = asyncio.create_task(requester.ask("responder", "echo", timeout=60))
         await until(lambda: refused > 5)
         await redis.config_set("maxmemory", 0)
-        assert (await asking)["from"] == "answerer"
+        assert (await asking)["from"] == "responder"
         assert member.bus.stats.expulsions == 0
     logger.remove(sink)
     [line] = [each for each in errors if str(member.bus) in each]

@@ -16,7 +16,7 @@ from support.redis.processes import (
     until,
 )
 from support.tcp_proxy import TcpProxy
-from support.workers import Answerer
+from support.workers import Responder
 
 from pipecat_jobs import JobTimeoutError, WorkerLostError
 from pipecat_jobs.bus._distributed.engine import Call, Lane, UnreachableError
@@ -29,7 +29,7 @@ __all__ = ["proxy", "redis", "redis_server"]
 
 @pytest.fixture
 async def member(redis_server: EmbeddedRedis) -> AsyncIterator[ShortLeaseMember]:
-    async with ShortLeaseMember(redis_server.url, Answerer()) as member:
+    async with ShortLeaseMember(redis_server.url, Responder()) as member:
         await member.bus._outbox.empty()
         yield member
 
@@ -90,7 +90,7 @@ async def test_a_process_that_missed_a_rejoin_still_learns_of_its_workers(
     redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
-        await pair.working.wait_until_known("asker")
+        await pair.working.wait_until_known("requester")
         proxy.block()
         ended = pair.working.bus._process.id
         pair.asking.bus.remove_process(ended, [pair.working.runner.name])
@@ -100,18 +100,18 @@ async def test_a_process_that_missed_a_rejoin_still_learns_of_its_workers(
         await pair.working.bus._outbox.empty()
         proxy.unblock()
         proxy.reset()
-        await pair.asking.wait_until_known("answerer")
+        await pair.asking.wait_until_known("responder")
 
 
 async def test_a_rejoining_process_gets_an_introduction_from_a_process_that_already_knows_it(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async with Pair(redis_server.url, redis_server.url) as pair:
-        await pair.working.wait_until_known("asker")
+        await pair.working.wait_until_known("requester")
         # All earlier messages between the two have arrived.
         await pair.working.bus._outbox.empty()
         await pair.asking.bus._router.caught_up()
-        await pair.asking.wait_until_known("answerer")
+        await pair.asking.wait_until_known("responder")
         ended = pair.working.bus._process.id
         pair.asking.bus.remove_process(ended, [pair.working.runner.name])
         process, known = pair.asking.bus._process, pair.working.runner._known_runners
@@ -120,7 +120,7 @@ async def test_a_rejoining_process_gets_an_introduction_from_a_process_that_alre
         await until(lambda: not known)
         # As after an introduction that arrives later than the notice that its sender has ended.
         known.add(pair.asking.runner.name)
-        await pair.asking.wait_until_known("answerer")
+        await pair.asking.wait_until_known("responder")
 
 
 # -- its open requests ---------------------------------------------------------------------------
@@ -133,7 +133,7 @@ async def test_a_job_cancelled_before_its_receipt_is_not_requested_again(
         await pair.asking.bus._outbox.empty()
         proxy.block()
         with pytest.raises(JobTimeoutError):
-            await pair.asker.ask("answerer", "wait", timeout=0.2)
+            await pair.requester.ask("responder", "wait", timeout=0.2)
         assert pair.asking.bus._outbox.tried()
         await redis.flushall()
         proxy.reset()
@@ -169,7 +169,7 @@ async def test_a_job_that_its_worker_had_before_is_not_left_waiting(
 async def test_a_process_leaves_nothing_even_if_the_server_has_forgotten_the_script(
     redis_server: EmbeddedRedis, redis: Redis
 ):
-    async with ShortLeaseMember(redis_server.url, Answerer()) as member:
+    async with ShortLeaseMember(redis_server.url, Responder()) as member:
         await member.bus._outbox.empty()
         process, member.bus._process = member.bus._process, None
         assert process is not None
@@ -183,7 +183,7 @@ async def test_a_process_leaves_nothing_even_if_the_server_has_forgotten_the_scr
 async def test_a_process_that_stops_while_it_joins_again_reads_no_more(
     redis_server: EmbeddedRedis, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ):
-    async with ShortLeaseMember(redis_server.url, Answerer()) as member:
+    async with ShortLeaseMember(redis_server.url, Responder()) as member:
         bus, process = member.bus, member.bus._process
         assert process is not None
         await bus._outbox.empty()
@@ -214,6 +214,6 @@ async def test_a_call_that_the_server_could_not_do_is_not_overtaken_by_later_cal
     await redis.execute_command(*traffic)
     caught_up = asyncio.create_task(member.bus._router.caught_up())
     await asyncio.sleep(0)
-    await member.bus.send(BusActivateWorkerMessage(source="answerer", target="nobody"))
+    await member.bus.send(BusActivateWorkerMessage(source="responder", target="nobody"))
     async with asyncio.timeout(100):
         await caught_up

@@ -19,7 +19,7 @@ from support.redis.processes import (
     until_async,
 )
 from support.tcp_proxy import TcpProxy
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus, drain_on_sigterm
 
@@ -32,7 +32,7 @@ async def test_a_process_that_is_restarted_within_its_lease_stays_in_the_registr
     nodes: Nodes, redis_server: EmbeddedRedis, redis: Redis
 ):
     options = {"lease": 3.0}
-    async with Member(redis_server.url, asker := Asker(), **options) as member:
+    async with Member(redis_server.url, requester := Requester(), **options) as member:
         assert member.bus._process is not None
         one = await nodes.start("gpu-box", "worker", options=options)
         await member.wait_until_known("worker")
@@ -48,13 +48,13 @@ async def test_a_process_that_is_restarted_within_its_lease_stays_in_the_registr
         await until_async(is_missed)
         await member.wait_until_caught_up()
         assert "worker" in member.runner.registry
-        assert (await asker.ask("worker", "echo", timeout=10))["pid"] == two.pid
+        assert (await requester.ask("worker", "echo", timeout=10))["pid"] == two.pid
 
 
 async def test_messages_that_wait_when_a_bus_stops_are_sent_first_when_it_starts_again(
     redis_server: EmbeddedRedis, proxy: TcpProxy
 ):
-    async with Member(redis_server.url, answerer := Answerer()) as other:
+    async with Member(redis_server.url, responder := Responder()) as other:
         tasks = other.runner.task_manager
         bus = RedisStreamsBus(proxy.url, lease=0.5)
         await bus.setup(tasks)
@@ -62,7 +62,7 @@ async def test_messages_that_wait_when_a_bus_stops_are_sent_first_when_it_starts
         await bus._router.caught_up()
         proxy.block()
         requests = [
-            BusJobRequestMessage(source="x", target="answerer", job_id=str(n), job_name="echo")
+            BusJobRequestMessage(source="x", target="responder", job_id=str(n), job_name="echo")
             for n in range(8)
         ]
         await bus.send(requests[0])
@@ -72,8 +72,8 @@ async def test_messages_that_wait_when_a_bus_stops_are_sent_first_when_it_starts
         await bus.start()
         for request in requests[1:]:
             await bus.send(request)
-        await until(lambda: len(answerer.ran) >= 7)
-        assert sorted(answerer.ran)[-7:] == [str(n) for n in range(1, 8)]
+        await until(lambda: len(responder.ran) >= 7)
+        assert sorted(responder.ran)[-7:] == [str(n) for n in range(1, 8)]
         await bus.stop()
 
 
@@ -84,19 +84,19 @@ async def test_a_second_sigterm_ends_a_draining_process_and_its_job_is_reassigne
     nodes: Nodes, redis_server: EmbeddedRedis
 ):
     first = await nodes.start("n1", "worker")
-    async with ShortLeaseMember(redis_server.url, asker := Asker()) as member:
+    async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
         asking = asyncio.create_task(
-            asker.ask("worker", "hold", payload={"gate": "open"}, timeout=30)
+            requester.ask("worker", "hold", payload={"gate": "open"}, timeout=30)
         )
         await nodes.notes.next("started", pid=first.pid)
         second = await nodes.start("n2", "worker")
         first.send(signal.SIGTERM)
         # The process takes no more jobs, and waits for the one that it has.
-        while (await asker.ask("worker", "echo", timeout=5))["pid"] == first.pid:
+        while (await requester.ask("worker", "echo", timeout=5))["pid"] == first.pid:
             pass
         for _ in range(3):
-            assert (await asker.ask("worker", "echo", timeout=5))["pid"] == second.pid
+            assert (await requester.ask("worker", "echo", timeout=5))["pid"] == second.pid
         first.send(signal.SIGTERM)
         await first.ended()
         await nodes.notes.next("started", pid=second.pid, attempt=2)

@@ -16,7 +16,7 @@ from support.redis.processes import (
     until,
     until_async,
 )
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs import BusUnavailableError
 from pipecat_jobs.bus.redis import EmbeddedRedis
@@ -35,9 +35,9 @@ async def user(redis_server: EmbeddedRedis, redis: Redis) -> str:
 
 
 async def test_a_user_with_the_documented_rights_is_enough(user: str, redis: Redis):
-    async with Member(user, asker := Asker()) as member, Member(user, Answerer()):
-        await member.wait_until_known("answerer")
-        assert await asker.ask("answerer", "echo", timeout=5)
+    async with Member(user, requester := Requester()) as member, Member(user, Responder()):
+        await member.wait_until_known("responder")
+        assert await requester.ask("responder", "echo", timeout=5)
         unprivileged = Redis.from_url(user)
         with pytest.raises(Exception, match="permission"):
             await unprivileged.set("other", "1")
@@ -51,21 +51,26 @@ async def test_a_process_that_lacks_a_right_is_an_error_at_the_start_that_says_s
 ):
     await redis.execute_command("ACL", "SETUSER", "bus", f"-{command}")
     with pytest.raises(BusUnavailableError, match=f"(?i)permission.*{command}"):
-        await Member(user, Answerer(), start_timeout=0.3).runner.run()
+        await Member(user, Responder(), start_timeout=0.3).runner.run()
 
 
 async def test_the_jobs_of_a_process_that_may_no_longer_read_are_reassigned_and_it_says_so(
     user: str, redis_server: EmbeddedRedis, redis: Redis
 ):
-    refused_worker, other, asker, waits = Answerer(), Answerer(), Asker(), Asker("waits")
+    refused_worker, other, requester, waits = (
+        Responder(),
+        Responder(),
+        Requester(),
+        Requester("waits"),
+    )
     errors: list[str] = []
     sink = logger.add(errors.append, level="ERROR")
     async with (
-        ShortLeaseMember(redis_server.url, asker, Answerer("elsewhere")) as member,
+        ShortLeaseMember(redis_server.url, requester, Responder("elsewhere")) as member,
         ShortLeaseMember(user, refused_worker, waits) as refused,
     ):
         await refused.wait_until_known("elsewhere")
-        asking = await asker.request_job("answerer", name="wait")
+        asking = await requester.request_job("responder", name="wait")
         assert await refused_worker.started.get() == asking
         await redis.execute_command("ACL", "SETUSER", "bus", "-xread")
         async with ShortLeaseMember(redis_server.url, other):
@@ -79,8 +84,8 @@ async def test_the_jobs_of_a_process_that_may_no_longer_read_are_reassigned_and_
             await asyncio.sleep(0)
             await redis.execute_command("ACL", "SETUSER", "bus", "+xread")
             assert (await answer)["from"] == "elsewhere"
-        await member.wait_until_known("answerer")
-        assert await asker.ask("answerer", "echo", timeout=10)
+        await member.wait_until_known("responder")
+        assert await requester.ask("responder", "echo", timeout=10)
     logger.remove(sink)
     assert len([each for each in errors if "refuses reads" in each]) == 1
     await assert_nothing_remains(redis)
@@ -94,7 +99,7 @@ async def test_a_process_that_was_not_allowed_to_read_joins_again_once(
     async def is_renewed() -> bool:
         return await redis.zscore(members, process.id) not in (None, renewed_at)
 
-    async with ShortLeaseMember(redis_server.url, Answerer()) as member:
+    async with ShortLeaseMember(redis_server.url, Responder()) as member:
         await member.wait_until_caught_up()
         process = member.bus._process
         assert process is not None

@@ -22,11 +22,11 @@ def test_limits_are_sent_in_milliseconds():
 
 
 async def test_hosts_with_the_same_free_slots_take_turns(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     hosts = [await Process(redis, name).join("w") for name in "xyz"]
     given = {host.id: 0 for host in hosts}
     for _ in range(9):
-        ref = await asker.ask("w")
+        ref = await requester.ask("w")
         for host in hosts:
             for taken, _ in await host.jobs():
                 assert taken == ref
@@ -38,23 +38,23 @@ async def test_hosts_with_the_same_free_slots_take_turns(redis: Redis):
 async def test_among_hosts_with_the_same_free_slots_the_one_with_the_fewest_jobs_is_asked(
     redis: Redis,
 ):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     busy, idle = [await Process(redis, name).join("w", job=4) for name in "xy"]
     await busy.host("other")
-    await asker.ask("other")
+    await requester.ask("other")
     await busy.read()
     for _ in range(4):
-        ref = await asker.ask("w")
+        ref = await requester.ask("w")
         assert await idle.jobs() == [(ref, 1)]
         await idle.respond(ref)
     assert await busy.jobs() == []
 
 
 async def test_a_host_with_more_slots_is_asked_more_often(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     small = await Process(redis, "x").join("w", job=2)
     large = await Process(redis, "y").join("w", job=6)
-    refs = [await asker.ask("w") for _ in range(9)]
+    refs = [await requester.ask("w") for _ in range(9)]
     few, many = await small.jobs(), await large.jobs()
     assert (len(few), len(many)) == (2, 6)
     # The job that found no free slot waits for one.
@@ -64,10 +64,10 @@ async def test_a_host_with_more_slots_is_asked_more_often(redis: Redis):
 
 
 async def test_a_job_with_its_own_limit_does_not_use_the_slots_of_others(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w", wide=2)
-    wide = [await asker.ask("w", "wide") for _ in range(3)]
-    other = await asker.ask("w")
+    wide = [await requester.ask("w", "wide") for _ in range(3)]
+    other = await requester.ask("w")
     assert await host.jobs() == [(wide[0], 1), (wide[1], 1), (other, 1)]
     await host.respond(other)
     assert await host.jobs() == []
@@ -76,9 +76,9 @@ async def test_a_job_with_its_own_limit_does_not_use_the_slots_of_others(redis: 
 
 
 async def test_jobs_that_share_slots_wait_for_each_other_and_each_gets_its_turn(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
-    waiting = {await asker.ask("w", name) for name in ("one", "two", "three", "two")}
+    waiting = {await requester.ask("w", name) for name in ("one", "two", "three", "two")}
     for left in (3, 2, 1, 0):
         [(ref, _)] = await host.jobs()
         waiting.remove(ref)
@@ -88,9 +88,9 @@ async def test_jobs_that_share_slots_wait_for_each_other_and_each_gets_its_turn(
 
 
 async def test_no_job_keeps_jobs_that_share_its_slots_waiting_for_ever(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
-    names = {await asker.ask("w", name): name for name in ["one", "two"] * 40}
+    names = {await requester.ask("w", name): name for name in ["one", "two"] * 40}
     begun = Counter(one=0, two=0)
     # This counts the waiting jobs only: the first began at once.
     while min(begun.values()) < 2:
@@ -101,11 +101,11 @@ async def test_no_job_keeps_jobs_that_share_its_slots_waiting_for_ever(redis: Re
 
 
 async def test_no_more_waiting_jobs_are_read_than_there_are_free_slots(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     # The script keeps turns only if there are several hosts.
     host, _ = [await Process(redis, name).join("w") for name in "xy"]
     for _ in range(10):
-        await asker.ask("w")
+        await requester.ask("w")
     [(first, _)] = await host.jobs()
     before = int(await redis.hget(f"{PREFIX}:turns", "w"))
     await host.respond(first)
@@ -113,31 +113,31 @@ async def test_no_more_waiting_jobs_are_read_than_there_are_free_slots(redis: Re
 
 
 async def test_jobs_that_wait_for_a_slot_are_assigned_in_the_order_of_their_requests(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
-    refs = [await asker.ask("w") for _ in range(5)]
+    refs = [await requester.ask("w") for _ in range(5)]
     for ref in refs:
         assert await host.jobs() == [(ref, 1)]
         await host.respond(ref)
 
 
 async def test_a_new_host_gets_the_waiting_jobs(redis: Redis):
-    asker = await Process(redis, "a").join()
-    refs = [await asker.ask("w", name) for name in ("one", "two")]
+    requester = await Process(redis, "a").join()
+    refs = [await requester.ask("w", name) for name in ("one", "two")]
     host = await Process(redis, "x").join("w", one=1, two=1)
     assert sorted(await host.jobs()) == [(ref, 1) for ref in refs]
     await host.call("leave")
-    await asker.call("leave")
+    await requester.call("leave")
     await assert_nothing_remains(redis)
 
 
 async def test_a_process_without_a_slot_for_the_name_gets_no_requests(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     other = await Process(redis, "x").join()
     await other.call_once("host", "w", "")
-    await asker.ask("w")
+    await requester.ask("w")
     assert await other.read() == []
-    await asker.call("route", "d", "w", "hello", "0")
+    await requester.call("route", "d", "w", "hello", "0")
     assert await other.read() == [("d", "m", "", "hello")]
 
 
@@ -145,10 +145,10 @@ async def test_a_process_without_a_slot_for_the_name_gets_no_requests(redis: Red
 
 
 async def test_a_call_that_is_repeated_is_not_done_again(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w", job=5)
-    await asker.ask("w")
-    assert await asker.repeat("request", "w", "job", 0, 1, "request") == "again"
+    await requester.ask("w")
+    assert await requester.repeat("request", "w", "job", 0, 1, "request") == "again"
     assert len(await host.jobs()) == 1
 
 
@@ -163,23 +163,23 @@ async def test_a_broadcast_goes_to_all_and_returns_to_its_sender_only_on_request
 
 
 async def test_messages_of_a_job_take_the_lane_they_are_sent_by(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
-    ref = await asker.ask("w")
+    ref = await requester.ask("w")
     await host.read()
     for lane in "ud":
-        await asker.call_once(
+        await requester.call_once(
             "notify_worker", ref.rpartition(":")[2], lane, "m", "0", "notify_worker"
         )
         assert await host.read() == [(lane, "m", "", "notify_worker")]
         await host.respond(ref, lane=lane, last=lane == "d")
-        assert await asker.read() == [(lane, "m", ref, "answer")]
+        assert await requester.read() == [(lane, "m", ref, "answer")]
 
 
 async def test_a_request_that_is_given_back_unread_keeps_its_attempt(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
-    ref, waiting = [await asker.ask("w") for _ in range(2)]
+    ref, waiting = [await requester.ask("w") for _ in range(2)]
     await host.call_once("withdraw", "w")
     other = await Process(redis, "y").join()
     assert await host.call_once("reassign", ref, 1, "0") == "ok"
@@ -191,9 +191,9 @@ async def test_a_request_that_is_given_back_unread_keeps_its_attempt(redis: Redi
 
 @pytest.mark.parametrize("command", ["reassign", "disown"])
 async def test_the_slot_of_a_job_that_is_given_back_goes_to_the_next(redis: Redis, command: str):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
-    ref, waiting = [await asker.ask("w") for _ in range(2)]
+    ref, waiting = [await requester.ask("w") for _ in range(2)]
     await host.read()
     await host.call_once(command, ref, 1, "1")
     assert await host.jobs() == [(waiting, 1)]
@@ -202,18 +202,18 @@ async def test_the_slot_of_a_job_that_is_given_back_goes_to_the_next(redis: Redi
 
 
 async def test_a_request_that_cannot_be_read_is_lost_for_its_requester(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
-    ref = await asker.ask("w")
+    ref = await requester.ask("w")
     assert await host.call_once("reject", ref, 1) == "ok"
-    assert await asker.read() == [("d", "l", ref, "unreadable")]
+    assert await requester.read() == [("d", "l", ref, "unreadable")]
 
 
 async def test_only_its_owner_gives_back_a_job_or_responds_to_it(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     other = await Process(redis, "y").join()
-    ref = await asker.ask("w")
+    ref = await requester.ask("w")
     await host.read()
     assert await other.call_once("disown", ref, 0) == "ok"
     assert await other.call_once("reassign", ref, 1, "1") == "stale"
@@ -224,14 +224,14 @@ async def test_only_its_owner_gives_back_a_job_or_responds_to_it(redis: Redis):
 
 
 async def test_an_audit_names_unknown_jobs_and_jobs_that_the_server_considers_held(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
-    ref = await asker.ask("w")
+    ref = await requester.ask("w")
     await host.read()
-    await asker.call_once("audit", ref.rpartition(":")[2])
-    assert await asker.read() == []
-    await asker.call_once("audit", ref.rpartition(":")[2], "77")
-    assert await asker.read() == [("d", "x", "", "77|")]
+    await requester.call_once("audit", ref.rpartition(":")[2])
+    assert await requester.read() == []
+    await requester.call_once("audit", ref.rpartition(":")[2], "77")
+    assert await requester.read() == [("d", "x", "", "77|")]
     await host.call_once("audit")
     assert await host.read() == [("d", "x", "", f"|{ref}")]
 
@@ -239,17 +239,17 @@ async def test_an_audit_names_unknown_jobs_and_jobs_that_the_server_considers_he
 async def test_a_request_behind_many_lost_ones_is_assigned(redis: Redis):
     """The lost requests were held by the only host, which has joined again."""
     jobs = 40
-    asker = await Process(redis, "a", takeover=0.2).join()
+    requester = await Process(redis, "a", takeover=0.2).join()
     first = await Process(redis, "x", uid="stalls", takeover=0.2).join("w", job=jobs)
     for _ in range(jobs):
-        await asker.ask("w")
+        await requester.ask("w")
     await first.lease_ends()
-    await asker.call("renew")
-    fresh = await asker.ask("w")
+    await requester.call("renew")
+    fresh = await requester.ask("w")
     back = await Process(redis, "y", uid="stalls", takeover=0.2).join("w", job=jobs)
 
     async def are_lost() -> bool:
-        await asker.call("renew")
+        await requester.call("renew")
         return await redis.exists(f"{PREFIX}:waiting") == 0
 
     await until_async(are_lost)

@@ -14,14 +14,14 @@ AFFINITIES, OLD_AFFINITIES = f"{PREFIX}:homes", f"{PREFIX}:homes:old"
 
 async def pool(redis: Redis, affinity: str | None, **slots: int) -> tuple[Process, ...]:
     """A requester, and two processes that host the worker."""
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     hosts = [await Process(redis, name).join("w", affinity=affinity, **slots) for name in "xy"]
-    return (asker, *hosts)
+    return (requester, *hosts)
 
 
-async def first_job(asker: Process, *hosts: Process, **about: str) -> tuple[Process, Process]:
+async def first_job(requester: Process, *hosts: Process, **about: str) -> tuple[Process, Process]:
     """Have a job done. Returns the process that did it, and the other one."""
-    ref = await asker.ask("w", **about)
+    ref = await requester.ask("w", **about)
     for host in hosts:
         if await host.jobs() == [(ref, 1)]:
             await host.respond(ref)
@@ -31,10 +31,10 @@ async def first_job(asker: Process, *hosts: Process, **about: str) -> tuple[Proc
 
 
 async def test_the_jobs_of_one_requester_stay_in_one_process(redis: Redis):
-    asker, *hosts = await pool(redis, "requester", job=2)
+    requester, *hosts = await pool(redis, "requester", job=2)
     for source in ("one", "two", "three"):
-        owner, other = await first_job(asker, *hosts, source=source)
-        refs = [await asker.ask("w", name, source=source) for name in ("job", "job", "else")]
+        owner, other = await first_job(requester, *hosts, source=source)
+        refs = [await requester.ask("w", name, source=source) for name in ("job", "job", "else")]
         assert await owner.moved() == [(ref, False) for ref in refs]
         assert await other.jobs() == []
         for ref in refs:
@@ -42,20 +42,20 @@ async def test_the_jobs_of_one_requester_stay_in_one_process(redis: Redis):
 
 
 async def test_the_jobs_of_many_requesters_are_spread_over_the_processes(redis: Redis):
-    asker, *hosts = await pool(redis, "requester", job=64)
+    requester, *hosts = await pool(redis, "requester", job=64)
     for number in range(20):
-        await asker.ask("w", source=f"session-{number}")
+        await requester.ask("w", source=f"session-{number}")
     assert [len(await host.jobs()) for host in hosts] == [10, 10]
 
 
 async def test_later_jobs_of_a_requester_do_not_count_as_turns_of_the_processes(redis: Redis):
-    asker, *hosts = await pool(redis, "prefer")
+    requester, *hosts = await pool(redis, "prefer")
     owner_ids = []
     for source in ("one", "two", "three", "four"):
-        owner, other = await first_job(asker, *hosts, source=source)
+        owner, other = await first_job(requester, *hosts, source=source)
         owner_ids.append(owner.id)
         for _ in range(3):
-            ref = await asker.ask("w", source=source)
+            ref = await requester.ask("w", source=source)
             assert await owner.moved() == [(ref, False)]
             await owner.respond(ref)
         assert await other.jobs() == []
@@ -73,14 +73,14 @@ async def test_subscribers_of_the_same_name_in_two_processes_are_two_requesters(
 
 
 async def test_a_job_that_waits_for_its_process_delays_no_other_job(redis: Redis):
-    asker, *hosts = await pool(redis, "requester")
-    owner, other = await first_job(asker, *hosts, source="one")
-    running = await asker.ask("w", source="one")
-    waiting = [await asker.ask("w", source="one") for _ in range(40)]
-    free = await asker.ask("w", source="two")
+    requester, *hosts = await pool(redis, "requester")
+    owner, other = await first_job(requester, *hosts, source="one")
+    running = await requester.ask("w", source="one")
+    waiting = [await requester.ask("w", source="one") for _ in range(40)]
+    free = await requester.ask("w", source="two")
     assert await owner.jobs() == [(running, 1)]
     assert await other.jobs() == [(free, 1)]
-    behind = await asker.ask("w", source="three")
+    behind = await requester.ask("w", source="three")
     await other.respond(free)
     assert await other.jobs() == [(behind, 1)]
     for ref in waiting:
@@ -93,9 +93,9 @@ async def test_a_job_that_waits_for_its_process_delays_no_other_job(redis: Redis
 async def test_a_job_that_waited_before_its_requester_had_a_process_stays_with_that_process(
     redis: Redis,
 ):
-    asker, *hosts = await pool(redis, "requester")
-    taken = [await asker.ask("w", source=name) for name in ("one", "two")]
-    waiting = [await asker.ask("w", source="three") for _ in range(2)]
+    requester, *hosts = await pool(redis, "requester")
+    taken = [await requester.ask("w", source=name) for name in ("one", "two")]
+    waiting = [await requester.ask("w", source="three") for _ in range(2)]
     owners = {ref: host for host in hosts for ref, _ in await host.jobs()}
     await owners[taken[0]].respond(taken[0])
     owner, other = owners[taken[0]], owners[taken[1]]
@@ -107,20 +107,20 @@ async def test_a_job_that_waited_before_its_requester_had_a_process_stays_with_t
 
 
 async def test_a_job_that_waits_for_its_process_can_be_cancelled(redis: Redis):
-    asker, *hosts = await pool(redis, "requester")
-    await first_job(asker, *hosts)
-    await asker.ask("w")
-    waiting = await asker.ask("w")
-    assert await asker.cancel(waiting) == "untaken"
+    requester, *hosts = await pool(redis, "requester")
+    await first_job(requester, *hosts)
+    await requester.ask("w")
+    waiting = await requester.ask("w")
+    assert await requester.cancel(waiting) == "untaken"
     assert [key for key in await redis.keys() if ":queue" in key] == []
 
 
 async def test_when_the_process_dies_the_next_job_goes_elsewhere_and_says_so(redis: Redis):
-    asker, *hosts = await pool(redis, "requester")
-    owner, other = await first_job(asker, *hosts)
+    requester, *hosts = await pool(redis, "requester")
+    owner, other = await first_job(requester, *hosts)
     await owner.lease_ends()
-    await asker.call("renew")
-    first, second = await asker.ask("w"), await asker.ask("w")
+    await requester.call("renew")
+    first, second = await requester.ask("w"), await requester.ask("w")
     assert await other.moved() == [(first, True)]
     await other.respond(first)
     assert await other.moved() == [(second, False)]
@@ -129,11 +129,11 @@ async def test_when_the_process_dies_the_next_job_goes_elsewhere_and_says_so(red
 async def test_jobs_of_a_process_and_jobs_that_wait_for_it_are_reassigned_when_it_dies(
     redis: Redis,
 ):
-    asker, *hosts = await pool(redis, "requester", job=1)
-    owner, other = await first_job(asker, *hosts)
-    running, waiting = await asker.ask("w"), await asker.ask("w")
+    requester, *hosts = await pool(redis, "requester", job=1)
+    owner, other = await first_job(requester, *hosts)
+    running, waiting = await requester.ask("w"), await requester.ask("w")
     await owner.lease_ends()
-    await asker.call("renew")
+    await requester.call("renew")
     assert await other.moved() == [(running, True)]
     await other.respond(running, 2)
     assert await other.moved() == [(waiting, False)]
@@ -143,21 +143,21 @@ async def test_jobs_of_a_process_and_jobs_that_wait_for_it_are_reassigned_when_i
 async def test_jobs_that_wait_for_a_process_that_takes_no_more_go_elsewhere_at_once(
     redis: Redis, command: str
 ):
-    asker, *hosts = await pool(redis, "requester")
-    owner, other = await first_job(asker, *hosts)
-    await asker.ask("w")
-    waiting = await asker.ask("w")
+    requester, *hosts = await pool(redis, "requester")
+    owner, other = await first_job(requester, *hosts)
+    await requester.ask("w")
+    waiting = await requester.ask("w")
     assert await other.jobs() == []
     await owner.call_once(command, "w")
     assert await other.moved() == [(waiting, True)]
 
 
 async def test_jobs_that_waited_for_a_process_go_to_one_that_joins_after_its_death(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     owner = await Process(redis, "x").join("w", affinity="requester")
-    running, waiting = await asker.ask("w"), await asker.ask("w")
+    running, waiting = await requester.ask("w"), await requester.ask("w")
     await owner.lease_ends()
-    await asker.call("renew")
+    await requester.call("renew")
     late = await Process(redis, "y").join("w", affinity="requester", job=2)
     begun = await late.moved()
     assert sorted(ref for ref, _ in begun) == [running, waiting]
@@ -167,20 +167,20 @@ async def test_jobs_that_waited_for_a_process_go_to_one_that_joins_after_its_dea
 async def test_a_process_that_was_declared_dead_and_rejoins_gets_jobs_of_its_requesters_again(
     redis: Redis,
 ):
-    asker, *hosts = await pool(redis, "requester")
-    owner, other = await first_job(asker, *hosts)
+    requester, *hosts = await pool(redis, "requester")
+    owner, other = await first_job(requester, *hosts)
     await owner.call("leave")
     back = await Process(redis, "z", uid=owner.uid).join("w", affinity="requester")
-    ref = await asker.ask("w")
+    ref = await requester.ask("w")
     assert await back.moved() == [(ref, False)]
     assert await other.jobs() == []
 
 
 async def test_a_requester_that_was_declared_dead_and_rejoins_keeps_its_process(redis: Redis):
-    asker, *hosts = await pool(redis, "requester")
-    owner, _ = await first_job(asker, *hosts)
-    await asker.call("leave")
-    back = await Process(redis, "b", uid=asker.uid).join()
+    requester, *hosts = await pool(redis, "requester")
+    owner, _ = await first_job(requester, *hosts)
+    await requester.call("leave")
+    back = await Process(redis, "b", uid=requester.uid).join()
     for _ in range(3):
         ref = await back.ask("w")
         assert await owner.moved() == [(ref, False)]
@@ -188,16 +188,16 @@ async def test_a_requester_that_was_declared_dead_and_rejoins_keeps_its_process(
 
 
 async def test_preferred_jobs_go_elsewhere_rather_than_wait_and_later_return(redis: Redis):
-    asker, *hosts = await pool(redis, "prefer")
-    owner, other = await first_job(asker, *hosts)
-    at_owner, elsewhere, waiting = [await asker.ask("w") for _ in range(3)]
+    requester, *hosts = await pool(redis, "prefer")
+    owner, other = await first_job(requester, *hosts)
+    at_owner, elsewhere, waiting = [await requester.ask("w") for _ in range(3)]
     assert await owner.moved() == [(at_owner, False)]
     assert await other.moved() == [(elsewhere, True)]
     await owner.respond(at_owner)
     assert await owner.moved() == [(waiting, False)]
     await other.respond(elsewhere)
     await owner.respond(waiting)
-    ref = await asker.ask("w")
+    ref = await requester.ask("w")
     assert await owner.moved() == [(ref, False)]
 
 
@@ -217,27 +217,27 @@ async def test_jobs_with_the_same_affinity_wait_for_one_process_from_every_reque
 
 
 async def test_jobs_of_a_worker_without_affinity_belong_to_no_process(redis: Redis):
-    asker, *hosts = await pool(redis, None)
-    refs = [await asker.ask("w") for _ in range(2)]
+    requester, *hosts = await pool(redis, None)
+    refs = [await requester.ask("w") for _ in range(2)]
     assert sorted([await host.moved() for host in hosts]) == [[(ref, False)] for ref in refs]
     assert await redis.exists(AFFINITIES) == 0
 
 
 async def test_a_session_is_lost_with_its_process_and_the_next_begins_elsewhere(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     owner, other = [
         await Process(redis, name).join("w", affinity="requester", once=("attach",))
         for name in "xy"
     ]
-    session = await asker.ask("w", "attach")
+    session = await requester.ask("w", "attach")
     if await owner.jobs() != [(session, 1)]:
         owner, other = other, owner
     await owner.lease_ends()
-    await asker.call("renew")
-    assert [entry[1:] for entry in await asker.read() if entry[1] == "l"] == [
+    await requester.call("renew")
+    assert [entry[1:] for entry in await requester.read() if entry[1] == "l"] == [
         ("l", session, "once")
     ]
-    again = await asker.ask("w", "attach")
+    again = await requester.ask("w", "attach")
     assert await other.moved() == [(again, True)]
 
 
@@ -245,13 +245,13 @@ async def test_a_session_is_lost_with_its_process_and_the_next_begins_elsewhere(
 
 
 async def test_affinities_are_kept_up_to_the_limit_and_the_most_recently_used_stay(redis: Redis):
-    asker, *hosts = await pool(redis, "requester")
-    owner, _ = await first_job(asker, *hosts, source="in use")
+    requester, *hosts = await pool(redis, "requester")
+    owner, _ = await first_job(requester, *hosts, source="in use")
     await redis.hset(AFFINITIES, mapping={f"w\0session-{n}": "gone" for n in range(49_999)})
-    await first_job(asker, *hosts, source="new")
+    await first_job(requester, *hosts, source="new")
     assert (await redis.hlen(AFFINITIES), await redis.hlen(OLD_AFFINITIES)) == (1, 50_000)
     # An affinity that is used again moves to the new ones.
-    ref = await asker.ask("w", source="in use")
+    ref = await requester.ask("w", source="in use")
     assert await owner.moved() == [(ref, False)]
     assert await redis.hlen(AFFINITIES) == 2
 
@@ -259,14 +259,14 @@ async def test_affinities_are_kept_up_to_the_limit_and_the_most_recently_used_st
 async def test_affinities_live_as_long_as_a_process_renews_its_lease_and_end_with_the_last(
     redis: Redis,
 ):
-    asker, *hosts = await pool(redis, "requester")
-    await first_job(asker, *hosts)
+    requester, *hosts = await pool(redis, "requester")
+    await first_job(requester, *hosts)
     assert 2400 < await redis.ttl(AFFINITIES) <= 2460
     await redis.copy(AFFINITIES, OLD_AFFINITIES)
     for key in (AFFINITIES, OLD_AFFINITIES):
         await redis.expire(key, 10)
-    await asker.call("renew")
+    await requester.call("renew")
     assert min(await redis.ttl(AFFINITIES), await redis.ttl(OLD_AFFINITIES)) > 2400
-    for process in (asker, *hosts):
+    for process in (requester, *hosts):
         await process.call("leave")
     await assert_nothing_remains(redis)

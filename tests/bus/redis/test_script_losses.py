@@ -14,27 +14,27 @@ pytestmark = pytest.mark.usefixtures("script")
 
 
 async def test_a_lost_job_is_not_reassigned_to_the_process_that_lost_it(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     first = await Process(redis, "x", uid="stalls").join("w")
-    ref = await asker.ask("w")
+    ref = await requester.ask("w")
     assert await first.jobs() == [(ref, 1)]
     await first.lease_ends()
-    await asker.call("renew")
+    await requester.call("renew")
     back = await Process(redis, "y", uid="stalls").join("w")
     assert await back.jobs() == []
     # Other jobs are assigned, and the lost one does not delay them.
-    second = await asker.ask("w")
+    second = await requester.ask("w")
     assert await back.jobs() == [(second, 1)]
     other = await Process(redis, "z").join("w")
     assert await other.jobs() == [(ref, 2)]
 
 
 async def test_a_reassigned_job_goes_before_jobs_that_wait(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     first = await Process(redis, "x").join("w")
-    ref, later = [await asker.ask("w") for _ in range(2)]
+    ref, later = [await requester.ask("w") for _ in range(2)]
     await first.lease_ends()
-    await asker.call("renew")
+    await requester.call("renew")
     second = await Process(redis, "y").join("w")
     assert await second.jobs() == [(ref, 2)]
     await second.respond(ref, 2)
@@ -44,14 +44,14 @@ async def test_a_reassigned_job_goes_before_jobs_that_wait(redis: Redis):
 async def test_jobs_that_wait_for_another_process_keep_their_order_and_do_not_delay_others(
     redis: Redis,
 ):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     first = await Process(redis, "x", uid="stalls").join("w", job=3)
-    lost = [await asker.ask("w") for _ in range(3)]
+    lost = [await requester.ask("w") for _ in range(3)]
     await first.read()
     await first.lease_ends()
-    await asker.call("renew")
+    await requester.call("renew")
     back = await Process(redis, "y", uid="stalls").join("w")
-    fresh = [await asker.ask("w") for _ in range(3)]
+    fresh = [await requester.ask("w") for _ in range(3)]
     for ref in fresh:
         assert await back.jobs() == [(ref, 1)]
         await back.respond(ref)
@@ -63,13 +63,13 @@ async def test_jobs_that_wait_for_another_process_keep_their_order_and_do_not_de
         await other.respond(ref, 2)
 
 
-@pytest.mark.parametrize("by", ["the caller", "the worker"])
+@pytest.mark.parametrize("by", ["the requester", "the worker"])
 async def test_a_job_that_must_not_run_twice_is_lost_if_its_process_dies_after_the_start(
     redis: Redis, by: str
 ):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w", once=("job",) if by == "the worker" else ())
-    ref = await asker.ask("w", once=by == "the caller")
+    ref = await requester.ask("w", once=by == "the requester")
     assert await host.jobs() == [(ref, 1)]
     # A job that is given back unread has not run.
     await host.call_once("withdraw", "w")
@@ -77,77 +77,77 @@ async def test_a_job_that_must_not_run_twice_is_lost_if_its_process_dies_after_t
     other = await Process(redis, "y").join("w")
     assert await other.jobs() == [(ref, 1)]
     await other.lease_ends()
-    await asker.call("renew")
-    assert ("d", "l", ref, "once") in await asker.read()
+    await requester.call("renew")
+    assert ("d", "l", ref, "once") in await requester.read()
 
 
 async def test_a_request_that_may_have_run_is_not_given_to_a_host_that_runs_it_once(redis: Redis):
     """After a disconnect the requester requests again; the first request may have arrived."""
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w", once=("job",))
-    ref = await asker.ask("w", attempt=2)
-    assert await asker.read() == [("d", "l", ref, "once")]
+    ref = await requester.ask("w", attempt=2)
+    assert await requester.read() == [("d", "l", ref, "once")]
     assert await host.jobs() == []
-    await asker.call("leave")
+    await requester.call("leave")
     await host.call("leave")
     await assert_nothing_remains(redis)
 
 
 async def test_attempts_continue_from_the_number_that_the_requester_gives(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
-    ref = await asker.ask("w", attempt=2)
+    ref = await requester.ask("w", attempt=2)
     assert await host.jobs() == [(ref, 2)]
     assert await host.respond(ref, 1) == "stale"
     assert await host.respond(ref, 2) == "ok"
 
 
 async def test_a_job_is_lost_after_the_maximum_number_of_processes(redis: Redis):
-    asker = await Process(redis, "a").join()
-    ref = await asker.ask("w")
+    requester = await Process(redis, "a").join()
+    ref = await requester.ask("w")
     for attempt in (1, 2, 3):
         host = await Process(redis, f"x{attempt}").join("w")
         assert await host.jobs() == [(ref, attempt)]
         await host.lease_ends()
-        await asker.call("renew")
-    lost = [entry for entry in await asker.read() if entry[1] == "l"]
+        await requester.call("renew")
+    lost = [entry for entry in await requester.read() if entry[1] == "l"]
     assert lost == [("d", "l", ref, "attempts")]
 
 
 async def test_a_cancelled_job_is_not_reassigned(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     other = await Process(redis, "y").join()
-    ref = await asker.ask("w")
-    assert await asker.cancel(ref) == "ok"
+    ref = await requester.ask("w")
+    assert await requester.cancel(ref) == "ok"
     assert await host.read() == [("u", "m", ref, "cancel"), ("d", "j", ref, "1")]
     await other.host("w")
     await host.lease_ends()
-    await asker.call("renew")
+    await requester.call("renew")
     assert await other.jobs() == []
-    assert ("d", "l", ref, "cancelled") in await asker.read()
+    assert ("d", "l", ref, "cancelled") in await requester.read()
     assert await redis.keys("*:jobs:*") == []
 
 
 async def test_messages_that_a_process_sent_before_its_job_is_lost_are_read_first(redis: Redis):
-    asker = await Process(redis, "a", max_attempts=1).join()
+    requester = await Process(redis, "a", max_attempts=1).join()
     host = await Process(redis, "x").join("w")
-    ref = await asker.ask("w")
+    ref = await requester.ask("w")
     await host.respond(ref, last=False)
     await host.lease_ends()
-    await asker.call("renew")
-    [notice, *rest] = await asker.read()
+    await requester.call("renew")
+    [notice, *rest] = await requester.read()
     assert notice[:2] == ("u", "g")
     assert rest == [("d", "m", ref, "answer"), ("d", "l", ref, "attempts")]
 
 
 async def test_a_worker_is_notified_when_its_requesters_process_has_died(redis: Redis):
-    asker, other = [await Process(redis, name).join() for name in "ab"]
+    requester, other = [await Process(redis, name).join() for name in "ab"]
     host = await Process(redis, "x").join("w")
-    ref = await asker.ask("w")
-    await asker.ask("w")
+    ref = await requester.ask("w")
+    await requester.ask("w")
     waiting = await other.ask("w")
-    await asker.lease_ends()
+    await requester.lease_ends()
     await other.call("renew")
     # A request of that process that has not begun will not begin.
     assert await host.read() == [
@@ -192,11 +192,11 @@ async def test_a_process_that_was_declared_dead_can_send_nothing(redis: Redis):
 
 
 async def test_a_process_that_died_before_it_offered_a_worker_gets_no_requests(redis: Redis):
-    asker, late = [await Process(redis, name).join() for name in "ab"]
+    requester, late = [await Process(redis, name).join() for name in "ab"]
     await late.lease_ends()
-    await asker.call("renew")
+    await requester.call("renew")
     assert await late.call("host", "w", late.spec()) == "fenced"
-    ref = await asker.ask("w")
+    ref = await requester.ask("w")
     host = await Process(redis, "x").join("w")
     assert await host.jobs() == [(ref, 1)]
 
@@ -231,18 +231,18 @@ async def test_a_process_that_reads_nothing_is_declared_dead_and_its_jobs_are_re
 async def test_a_request_that_finds_no_host_in_time_is_lost_and_other_requests_are_not(
     redis: Redis,
 ):
-    asker = await Process(redis, "a", takeover=0).join()
+    requester = await Process(redis, "a", takeover=0).join()
     full = await Process(redis, "x").join("full")
-    running, queued = [await asker.ask("full") for _ in range(2)]
-    lost = await asker.ask("nobody's")
+    running, queued = [await requester.ask("full") for _ in range(2)]
+    lost = await requester.ask("nobody's")
     assert await redis.zrange(f"{PREFIX}:waiting", 0, -1) == [lost]
-    assert await asker.call("renew") == "ok"
-    assert await asker.read() == [("d", "l", lost, "unhosted")]
+    assert await requester.call("renew") == "ok"
+    assert await requester.read() == [("d", "l", lost, "unhosted")]
     assert await full.jobs() == [(running, 1)]
     await full.respond(running)
     assert await full.jobs() == [(queued, 1)]
     await full.respond(queued)
-    await asker.call("leave")
+    await requester.call("leave")
     await full.call("leave")
     await assert_nothing_remains(redis)
 
@@ -250,11 +250,11 @@ async def test_a_request_that_finds_no_host_in_time_is_lost_and_other_requests_a
 async def test_a_request_whose_time_to_find_a_host_is_over_still_waits_for_a_known_host(
     redis: Redis,
 ):
-    asker = await Process(redis, "a", takeover=0).join()
-    refs = [await asker.ask("w") for _ in range(2)]
+    requester = await Process(redis, "a", takeover=0).join()
+    refs = [await requester.ask("w") for _ in range(2)]
     host = await Process(redis, "x").join("w")
-    await asker.call("renew")
-    assert [entry for entry in await asker.read() if entry[1] == "l"] == []
+    await requester.call("renew")
+    assert [entry for entry in await requester.read() if entry[1] == "l"] == []
     assert await redis.exists(f"{PREFIX}:waiting") == 0
     for ref in refs:
         assert await host.jobs() == [(ref, 1)]
@@ -262,8 +262,8 @@ async def test_a_request_whose_time_to_find_a_host_is_over_still_waits_for_a_kno
 
 
 async def test_hosts_that_join_and_leave_do_not_extend_the_time_of_a_request(redis: Redis):
-    asker = await Process(redis, "a").join()
-    ref = await asker.ask("w")
+    requester = await Process(redis, "a").join()
+    ref = await requester.ask("w")
     until = await redis.zscore(f"{PREFIX}:waiting", ref)
     host = await Process(redis, "x", takeover=1200).join()
     await host.call_once("withdraw", "w")
@@ -271,35 +271,35 @@ async def test_hosts_that_join_and_leave_do_not_extend_the_time_of_a_request(red
 
 
 async def test_a_job_whose_only_other_host_leaves_is_lost_in_time(redis: Redis):
-    asker = await Process(redis, "a", takeover=0).join()
+    requester = await Process(redis, "a", takeover=0).join()
     first = await Process(redis, "x", uid="stalls", takeover=0).join("w")
-    ref = await asker.ask("w")
+    ref = await requester.ask("w")
     await first.lease_ends()
     other = await Process(redis, "y", takeover=0).join("w")
-    busy = await asker.ask("w")
+    busy = await requester.ask("w")
     assert await other.jobs() == [(busy, 1)]
-    await asker.call("renew")
+    await requester.call("renew")
     await Process(redis, "z", uid="stalls", takeover=0).join("w")
-    await asker.call("renew")
-    assert [entry for entry in await asker.read() if entry[1] == "l"] == []
+    await requester.call("renew")
+    assert [entry for entry in await requester.read() if entry[1] == "l"] == []
     await other.call("leave")
-    await asker.call("renew")
-    assert ("d", "l", ref, "unhosted") in await asker.read()
+    await requester.call("renew")
+    assert ("d", "l", ref, "unhosted") in await requester.read()
 
 
 async def test_requests_that_wait_for_a_slot_are_lost_once_no_host_is_left(redis: Redis):
-    asker = await Process(redis, "a", takeover=0).join()
+    requester = await Process(redis, "a", takeover=0).join()
     host = await Process(redis, "x", takeover=0).join("w")
-    running, waiting = [await asker.ask("w") for _ in range(2)]
+    running, waiting = [await requester.ask("w") for _ in range(2)]
     await host.call_once("withdraw", "w")
-    await asker.call("renew")
-    assert await asker.read() == [("d", "l", waiting, "unhosted")]
+    await requester.call("renew")
+    assert await requester.read() == [("d", "l", waiting, "unhosted")]
     assert await host.respond(running) == "ok"
 
 
 async def test_a_request_that_was_taken_has_no_time_limit_to_find_a_host(redis: Redis):
-    asker = await Process(redis, "a").join()
-    ref = await asker.ask("w")
+    requester = await Process(redis, "a").join()
+    ref = await requester.ask("w")
     assert await redis.zscore(f"{PREFIX}:waiting", ref)
     host = await Process(redis, "x").join("w")
     assert await host.jobs() == [(ref, 1)]
@@ -307,10 +307,10 @@ async def test_a_request_that_was_taken_has_no_time_limit_to_find_a_host(redis: 
 
 
 async def test_a_request_that_is_cancelled_while_it_waits_is_removed(redis: Redis):
-    asker = await Process(redis, "a").join()
-    ref = await asker.ask("w")
-    assert await asker.cancel(ref) == "untaken"
-    assert await asker.cancel(ref) == "over"
+    requester = await Process(redis, "a").join()
+    ref = await requester.ask("w")
+    assert await requester.cancel(ref) == "untaken"
+    assert await requester.cancel(ref) == "over"
     assert await kinds(redis) == {"members", "proc", "in", "beat"}
     host = await Process(redis, "x").join("w")
     assert await host.jobs() == []
@@ -328,7 +328,7 @@ async def lose_jobs_of(redis: Redis, process: Process) -> None:
 async def test_a_forgotten_job_of_a_dead_process_does_not_block_its_other_jobs(redis: Redis):
     one, two = [await Process(redis, name).join() for name in "ab"]
     host = await Process(redis, "x").join("w", job=5)
-    refs = [await asker.ask("w") for asker in (one, two, one, two)]
+    refs = [await requester.ask("w") for requester in (one, two, one, two)]
     await lose_jobs_of(redis, one)
     await host.lease_ends()
     await one.call("renew")
@@ -341,7 +341,7 @@ async def test_a_forgotten_job_of_a_dead_process_does_not_block_its_other_jobs(r
 async def test_a_forgotten_job_that_waits_for_a_slot_does_not_block_others(redis: Redis):
     one, two = [await Process(redis, name).join() for name in "ab"]
     host = await Process(redis, "x").join("w")
-    running, _, waiting = [await asker.ask("w") for asker in (two, one, two)]
+    running, _, waiting = [await requester.ask("w") for requester in (two, one, two)]
     await lose_jobs_of(redis, one)
     await host.read()
     await host.respond(running)
@@ -362,46 +362,46 @@ async def test_a_forgotten_job_that_waits_for_a_host_does_not_stop_others_from_b
 
 @pytest.mark.parametrize("lost", ["held", "members"])
 async def test_a_running_job_whose_hold_was_forgotten_is_lost_and_stopped(redis: Redis, lost: str):
-    asker, host = await Process(redis, "a").join(), await Process(redis, "x").join("w")
-    ref = await asker.ask("w")
+    requester, host = await Process(redis, "a").join(), await Process(redis, "x").join("w")
+    ref = await requester.ask("w")
     await host.read()
     if lost == "held":
         await redis.hdel(f"{PREFIX}:proc:x", f"held:{ref}")
     else:
         await redis.zrem(f"{PREFIX}:members", "x")
-    await asker.call_once("audit", number := ref.rpartition(":")[2])
-    assert await asker.read() == [("d", "x", "", f"{number}|")]
+    await requester.call_once("audit", number := ref.rpartition(":")[2])
+    assert await requester.read() == [("d", "x", "", f"{number}|")]
     assert await host.read() == [("u", "c", ref, "")]
     assert await host.respond(ref) == "stale"
     await host.join("w")
     await host.call_once("audit")
-    again = await asker.ask("w")
+    again = await requester.ask("w")
     assert await host.jobs() == [(again, 1)]
 
 
 @pytest.mark.parametrize("key", ["queues:w", "queue:1:w:job", "hosts:w", "waiting"])
 async def test_a_waiting_job_that_can_no_longer_be_assigned_is_lost(redis: Redis, key: str):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w") if key != "waiting" else None
     if host:
-        await asker.ask("w")
-    ref = await asker.ask("w")
+        await requester.ask("w")
+    ref = await requester.ask("w")
     number = ref.rpartition(":")[2]
-    await asker.call_once("audit", number)
-    assert await asker.read() == []
+    await requester.call_once("audit", number)
+    assert await requester.read() == []
     await redis.delete(f"{PREFIX}:{key}")
-    await asker.call_once("audit", number)
-    assert await asker.read() == [("d", "x", "", f"{number}|")]
-    await asker.call_once("audit", number)
-    assert await asker.read() == [("d", "x", "", f"{number}|")]
+    await requester.call_once("audit", number)
+    assert await requester.read() == [("d", "x", "", f"{number}|")]
+    await requester.call_once("audit", number)
+    assert await requester.read() == [("d", "x", "", f"{number}|")]
     assert not await redis.hexists(f"{PREFIX}:proc:a", f"job:{number}")
 
 
 async def test_slots_are_recounted_from_the_held_jobs(redis: Redis):
-    asker, host = await Process(redis, "a").join(), await Process(redis, "x").join("w", job=2)
-    ref = await asker.ask("w")
+    requester, host = await Process(redis, "a").join(), await Process(redis, "x").join("w", job=2)
+    ref = await requester.ask("w")
     await redis.hset(f"{PREFIX}:proc:x", "load:w\0job", 2)
-    waiting = await asker.ask("w")
+    waiting = await requester.ask("w")
     assert await host.jobs() == [(ref, 1)]
     await host.call_once("audit")
     await host.host("w", job=2)
@@ -507,23 +507,23 @@ async def test_a_worker_name_that_is_withdrawn_is_removed(redis: Redis):
 
 
 async def test_a_job_that_has_ended_leaves_nothing(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     host = await Process(redis, "x").join("w")
     before, kept = await kinds(redis), await fields(redis)
-    refs = [await asker.ask("w") for _ in range(2)]
+    refs = [await requester.ask("w") for _ in range(2)]
     for ref in refs:
         await host.respond(ref)
     await host.read()
-    await asker.read()
+    await requester.read()
     assert await kinds(redis) == before
     assert await fields(redis) == kept | {"busy"}
 
 
 async def test_the_turn_of_hosts_is_kept_while_there_are_hosts(redis: Redis):
-    asker = await Process(redis, "a").join()
+    requester = await Process(redis, "a").join()
     hosts = [await Process(redis, name).join("w") for name in "xy"]
     turns = f"{PREFIX}:turns"
-    await asker.ask("w")
+    await requester.ask("w")
     assert 2400 < await redis.ttl(turns) <= 2460
     for host in hosts:
         assert await redis.hexists(turns, "w")

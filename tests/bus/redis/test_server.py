@@ -26,7 +26,7 @@ from support.redis.processes import (
 )
 from support.redis.script import Process, script
 from support.tcp_proxy import TcpProxy
-from support.workers import Answerer
+from support.workers import Responder
 
 from pipecat_jobs import BusFullError, BusUnavailableError, JobTimeoutError, WorkerLostError
 from pipecat_jobs.bus.redis import EmbeddedRedis
@@ -59,7 +59,7 @@ async def test_a_restart_that_keeps_the_data_loses_nothing(tmp_path: Path):
         sent_meanwhile = [pair.ask("echo", payload={"number": number}) for number in range(20)]
         pair.worker.release.set()
         await server.start()
-        assert await held == {"from": "answerer"}
+        assert await held == {"from": "responder"}
         answers = [await each for each in sent_meanwhile]
         assert [answer["payload"]["number"] for answer in answers] == list(range(20))
         assert len(pair.worker.ran) == 21
@@ -83,7 +83,7 @@ async def test_jobs_that_a_restart_without_persistence_forgot_end_as_lost(tmp_pa
         await until(lambda: pair.worker.cancelled)
         assert (await sent_meanwhile)["payload"] == {"x": 1}
         assert (await pair.ask("echo", payload={"x": 2}))["payload"] == {"x": 2}
-        assert "answerer" in pair.asking.runner.registry
+        assert "responder" in pair.asking.runner.registry
         async with Redis.from_url(server.url, decode_responses=True) as redis:
             await redis.script_flush()
             assert (await pair.ask("echo", payload={"x": 3}))["payload"] == {"x": 3}
@@ -128,7 +128,7 @@ async def test_the_slot_of_a_job_that_the_server_forgot_is_free_again(
         await until(lambda: pair.worker.active_jobs == {})
         await pair.working.bus._outbox.empty()
         pair.working.bus.audit()
-        assert (await waiting) == {"from": "answerer"}
+        assert (await waiting) == {"from": "responder"}
 
 
 async def test_a_response_that_the_server_forgot_is_sent_again(redis_server: EmbeddedRedis):
@@ -141,7 +141,7 @@ async def test_a_response_that_the_server_forgot_is_sent_again(redis_server: Emb
     ):
         held = pair.ask("wait")
         await pair.worker.started.get()
-        other = Answerer()
+        other = Responder()
         await later.enter_async_context(ShortLeaseMember(redis_server.url, other))
         keys = [key for key in await raw.keys() if key.split(b":")[2] in BOOKS]
         before = {key: await raw.dump(key) for key in keys}
@@ -160,7 +160,7 @@ async def test_a_response_that_the_server_forgot_is_sent_again(redis_server: Emb
         pair.working.bus.audit()
         await other.started.get()
         other.release.set()
-        assert (await held) == {"from": "answerer"}
+        assert (await held) == {"from": "responder"}
 
 
 async def test_a_server_that_is_not_running_is_an_error_at_the_start():
@@ -207,11 +207,11 @@ async def test_after_a_fail_over_jobs_go_through_the_new_primary():
 # -- the connection to the server ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["asker", "worker"])
+@pytest.mark.parametrize("end", ["requester", "worker"])
 async def test_connections_that_are_cut_in_mid_traffic_lose_and_repeat_nothing(
     redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis, end: str
 ):
-    urls = (proxy.url, redis_server.url) if end == "asker" else (redis_server.url, proxy.url)
+    urls = (proxy.url, redis_server.url) if end == "requester" else (redis_server.url, proxy.url)
     async with Pair(*urls, lease=LONG_LEASE) as pair:
         over = asyncio.Event()
         asked: list[int] = []
@@ -259,7 +259,9 @@ async def test_a_slow_network_delays_jobs_and_fails_none(
         answers = [await each for each in [pair.ask("echo", payload={"n": n}) for n in range(20)]]
         assert [answer["payload"]["n"] for answer in answers] == list(range(20))
         chunks = []
-        async with pair.asker.job("answerer", name="count", payload={"to": 20}, timeout=30) as j:
+        async with pair.requester.job(
+            "responder", name="count", payload={"to": 20}, timeout=30
+        ) as j:
             async for event in j:
                 chunks.append(event.data)
         assert [chunk["number"] for chunk in chunks if chunk] == list(range(20))
@@ -278,7 +280,7 @@ async def test_a_process_that_is_disconnected_for_longer_than_its_lease_loses_it
         proxy.unblock()
         proxy.reset()
         await until(lambda: pair.worker.cancelled)
-        await pair.asking.wait_until_known("answerer")
+        await pair.asking.wait_until_known("responder")
         assert (await pair.ask("echo", payload={"x": 1}))["payload"] == {"x": 1}
 
 
@@ -290,7 +292,7 @@ async def test_a_cancel_while_the_server_is_down_stops_the_request_from_being_se
         proxy.block()
         first = pair.ask("echo")
         await until(lambda: pair.asking.unsent == 1)
-        second = pair.asker.job("answerer", name="echo", timeout=0.2)
+        second = pair.requester.job("responder", name="echo", timeout=0.2)
         with pytest.raises(JobTimeoutError):
             async with second:
                 pass
@@ -337,9 +339,9 @@ async def test_a_lease_is_kept_over_another_connection_when_one_hangs(
     lease = 2.0
     async with (
         ShortLeaseMember(redis_server.url, lease=lease),
-        ShortLeaseMember(proxy.url, Answerer(), lease=lease) as member,
+        ShortLeaseMember(proxy.url, Responder(), lease=lease) as member,
     ):
-        process = await process_of(redis, "answerer")
+        process = await process_of(redis, "responder")
 
         async def lease_ends() -> float:
             return await redis.zscore("pipecat-jobs:{pipecat}:members", process) or 0
@@ -362,11 +364,11 @@ async def test_a_process_with_too_many_unread_messages_is_declared_dead(
     async with Pair(redis_server.url, proxy.url) as pair:
         held = pair.ask("wait")
         await pair.worker.started.get()
-        piled = await process_of(redis, "answerer")
+        piled = await process_of(redis, "responder")
         proxy.block()
         sender = await Process(redis, "sender", channel="pipecat", takeover=LEASE, inbox=5).join()
         for _ in range(10):
-            await sender.call_once("route", "d", "answerer", "hello", "0")
+            await sender.call_once("route", "d", "responder", "hello", "0")
         assert not await redis.keys(f"*{piled}*")
         await sender.call("leave")
         with pytest.raises(WorkerLostError):
@@ -374,4 +376,4 @@ async def test_a_process_with_too_many_unread_messages_is_declared_dead(
         proxy.unblock()
         proxy.reset()
         await until(lambda: pair.working.bus.stats.expulsions)
-        await pair.asking.wait_until_known("answerer")
+        await pair.asking.wait_until_known("responder")

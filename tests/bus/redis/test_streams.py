@@ -8,7 +8,7 @@ from pipecat.bus.messages import BusJobRequestMessage
 from redis.asyncio import Redis
 from support.redis.processes import Member, assert_nothing_remains, redis, redis_server, until
 from support.tcp_proxy import TcpProxy
-from support.workers import Asker, cancelled
+from support.workers import Requester, cancelled
 
 from pipecat_jobs import BaseWorker, JobContext, JobEvent, job, job_attempt
 from pipecat_jobs.bus.redis import EmbeddedRedis
@@ -52,11 +52,11 @@ async def test_a_stream_waits_for_a_slow_connection_to_the_server(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async with (
-        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, requester := Requester()) as member,
         Member(redis_server.url, Streamer(), outbox_limit=20),
     ):
         await member.wait_until_known("streamer")
-        async with asker.job("streamer", name="count", timeout=30) as j:
+        async with requester.job("streamer", name="count", timeout=30) as j:
             assert await numbers(j) == list(range(ALL))
     await assert_nothing_remains(redis)
 
@@ -64,11 +64,11 @@ async def test_a_stream_waits_for_a_slow_connection_to_the_server(
 async def test_a_stream_waits_for_a_server_that_is_down(redis_server: EmbeddedRedis):
     async with (
         TcpProxy(redis_server.url) as proxy,
-        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, requester := Requester()) as member,
         Member(proxy.url, streamer := Streamer(), lease=20.0, outbox_limit=20),
     ):
         await member.wait_until_known("streamer")
-        async with asker.job("streamer", name="count", timeout=30) as j:
+        async with requester.job("streamer", name="count", timeout=30) as j:
             assert (await anext(j)).type == JobEvent.STREAM_START
             proxy.block()
             proxy.reset()
@@ -79,11 +79,11 @@ async def test_a_stream_waits_for_a_server_that_is_down(redis_server: EmbeddedRe
 
 async def test_a_stream_waits_for_a_reader_in_another_process(redis_server: EmbeddedRedis):
     async with (
-        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, requester := Requester()) as member,
         Member(redis_server.url, streamer := Streamer()) as working,
     ):
         await member.wait_until_known("streamer")
-        async with asker.job("streamer", name="count", timeout=30, unread_limit=10) as j:
+        async with requester.job("streamer", name="count", timeout=30, unread_limit=10) as j:
             assert (await anext(j)).type == JobEvent.STREAM_START
             await still(streamer, member, working)
             assert 10 <= streamer.sent < ALL / 2
@@ -96,11 +96,11 @@ async def test_leaving_the_block_resumes_a_worker_in_another_process(
     redis_server: EmbeddedRedis,
 ):
     async with (
-        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, requester := Requester()) as member,
         Member(redis_server.url, streamer := Streamer()) as working,
     ):
         await member.wait_until_known("streamer")
-        async with asker.job("streamer", name="count", timeout=30, unread_limit=10) as j:
+        async with requester.job("streamer", name="count", timeout=30, unread_limit=10) as j:
             await anext(j)
             await still(streamer, member, working)
             assert streamer.sent < ALL / 2
@@ -109,14 +109,14 @@ async def test_leaving_the_block_resumes_a_worker_in_another_process(
 
 async def test_a_stream_that_waits_for_its_reader_can_be_cancelled(redis_server: EmbeddedRedis):
     async with (
-        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, requester := Requester()) as member,
         Member(redis_server.url, streamer := Streamer()) as working,
     ):
         await member.wait_until_known("streamer")
         reading = asyncio.Event()
 
         async def read_one() -> None:
-            async with asker.job("streamer", name="count", unread_limit=10) as j:
+            async with requester.job("streamer", name="count", unread_limit=10) as j:
                 await anext(j)
                 reading.set()
                 await asyncio.Event().wait()
@@ -133,13 +133,13 @@ async def test_a_process_that_takes_over_a_stream_waits_for_the_reader_too(
     redis_server: EmbeddedRedis,
 ):
     async with (
-        Member(redis_server.url, asker := Asker()) as member,
+        Member(redis_server.url, requester := Requester()) as member,
         contextlib.AsyncExitStack() as later,
     ):
         first, second = Streamer(), Streamer()
         async with Member(redis_server.url, first) as working:
             await member.wait_until_known("streamer")
-            asking = asyncio.create_task(_read_slowly(asker, opened := asyncio.Event()))
+            asking = asyncio.create_task(_read_slowly(requester, opened := asyncio.Event()))
             await opened.wait()
             await still(first, member, working)
             assert first.sent < ALL / 2
@@ -151,8 +151,8 @@ async def test_a_process_that_takes_over_a_stream_waits_for_the_reader_too(
         await cancelled(asking)
 
 
-async def _read_slowly(asker: Asker, opened: asyncio.Event) -> None:
-    async with asker.job("streamer", name="count", unread_limit=10) as j:
+async def _read_slowly(requester: Requester, opened: asyncio.Event) -> None:
+    async with requester.job("streamer", name="count", unread_limit=10) as j:
         await anext(j)
         opened.set()
         await asyncio.Event().wait()
@@ -163,10 +163,10 @@ async def test_a_stream_flows_with_and_without_signatures(
     redis_server: EmbeddedRedis, secret: str | None
 ):
     async with (
-        Member(redis_server.url, asker := Asker(), secret=secret) as member,
+        Member(redis_server.url, requester := Requester(), secret=secret) as member,
         Member(redis_server.url, Streamer(), secret=secret) as working,
     ):
         await member.wait_until_known("streamer")
-        async with asker.job("streamer", name="count", timeout=30, unread_limit=1) as j:
+        async with requester.job("streamer", name="count", timeout=30, unread_limit=1) as j:
             assert await numbers(j) == list(range(ALL))
         assert member.bus.stats.garbage == working.bus.stats.garbage == 0

@@ -10,7 +10,7 @@ import trustme
 from redis.asyncio import Redis
 from support.redis.processes import Member, assert_nothing_remains, redis, redis_server, until
 from support.tcp_proxy import TcpProxy
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 from pipecat_jobs import BusUnavailableError
 from pipecat_jobs.bus._distributed.engine import UnreachableError
@@ -44,16 +44,16 @@ async def front(redis_server: EmbeddedRedis, tmp_path: Path) -> AsyncIterator[Fr
 
 async def test_jobs_and_streams_cross_processes_over_tls(front: Front, redis: Redis):
     async with (
-        Member(front.trusting_url, asker := Asker()) as member,
-        Member(front.trusting_url, Answerer()),
+        Member(front.trusting_url, requester := Requester()) as member,
+        Member(front.trusting_url, Responder()),
     ):
-        await member.wait_until_known("answerer")
+        await member.wait_until_known("responder")
         # The payload is longer than one TLS record.
         payload = {"text": "x" * 100_000}
-        assert (await asker.ask("answerer", "echo", payload=payload, timeout=5))[
+        assert (await requester.ask("responder", "echo", payload=payload, timeout=5))[
             "payload"
         ] == payload
-        async with asker.job("answerer", name="count", payload={"to": 50}, timeout=5) as j:
+        async with requester.job("responder", name="count", payload={"to": 50}, timeout=5) as j:
             numbers = [event.data["number"] async for event in j if event.data]
         assert numbers == list(range(50))
     await assert_nothing_remains(redis)
@@ -77,16 +77,16 @@ async def test_tls_connections_that_are_cut_are_opened_again(
     front: Front, redis_server: EmbeddedRedis
 ):
     async with (
-        Member(front.trusting_url, asker := Asker(), lease=5.0) as member,
-        Member(redis_server.url, answerer := Answerer(), lease=5.0),
+        Member(front.trusting_url, requester := Requester(), lease=5.0) as member,
+        Member(redis_server.url, responder := Responder(), lease=5.0),
     ):
-        await member.wait_until_known("answerer")
-        asking = asyncio.create_task(asker.ask("answerer", "wait", timeout=20))
-        await answerer.started.get()
+        await member.wait_until_known("responder")
+        asking = asyncio.create_task(requester.ask("responder", "wait", timeout=20))
+        await responder.started.get()
         front.reset()
-        answerer.release.set()
-        assert await asking == {"from": "answerer"}
-        assert await asker.ask("answerer", "echo", timeout=20)
+        responder.release.set()
+        assert await asking == {"from": "responder"}
+        assert await requester.ask("responder", "echo", timeout=20)
         await until(lambda: member.bus.stats.reconnects)
         assert (member.bus.stats.expulsions, member.bus.stats.lost) == (0, 0)
 
@@ -120,6 +120,10 @@ async def test_a_client_with_tls_and_a_user_gives_its_settings_to_the_bus(
         ssl_ca_certs=str(front.trusted),
         ssl_check_hostname=True,
     )
-    async with client, Member(client, asker := Asker()) as member, Member(client, Answerer()):
-        await member.wait_until_known("answerer")
-        assert await asker.ask("answerer", "echo", timeout=5)
+    async with (
+        client,
+        Member(client, requester := Requester()) as member,
+        Member(client, Responder()),
+    ):
+        await member.wait_until_known("responder")
+        assert await requester.ask("responder", "echo", timeout=5)

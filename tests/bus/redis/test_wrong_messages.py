@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 from support.redis.processes import LONG_LEASE, Process, redis, redis_server
 from support.redis.router_without_server import RouterHarness
-from support.workers import RAISED, Answerer, Asker
+from support.workers import RAISED, Requester, Responder
 
 from pipecat_jobs.bus._distributed.engine import BusStats, Entry, Lane
 from pipecat_jobs.bus._distributed.outbox import Outbox
@@ -87,21 +87,21 @@ async def send_to_all(redis: Redis, *messages: dict[str, Any]) -> None:
             await redis.xadd(key, {"k": "m", "r": "1:1", "a": "0", "b": body})
 
 
-@pytest.mark.parametrize("target", ["answerer", "asker", None])
+@pytest.mark.parametrize("target", ["responder", "requester", None])
 async def test_workers_and_runners_still_receive_messages_after_ones_with_wrong_fields(
     redis_server: EmbeddedRedis, redis: Redis, target: str | None
 ):
     theirs, ours = (
         RedisStreamsBus(redis_server.url, channel="c", lease=LONG_LEASE) for _ in range(2)
     )
-    asker = Asker()
-    async with Process(theirs, Answerer()), Process(ours, asker) as process:
-        await process.wait_until_known("answerer")
+    requester = Requester()
+    async with Process(theirs, Responder()), Process(ours, requester) as process:
+        await process.wait_until_known("responder")
         await send_to_all(
             redis, *({**wrong, "v": {**wrong["v"], "target": target}} for wrong in WRONG)
         )
-        response = await asker.ask("answerer", "echo", timeout=60)
-        assert response["from"] == "answerer"
+        response = await requester.ask("responder", "echo", timeout=60)
+        assert response["from"] == "responder"
     assert theirs.stats.garbage > 0
     assert ours.stats.garbage > 0
 
@@ -112,11 +112,11 @@ async def test_a_set_that_would_take_minutes_to_build_is_skipped_at_once(
     theirs, ours = (
         RedisStreamsBus(redis_server.url, channel="c", lease=LONG_LEASE) for _ in range(2)
     )
-    asker = Asker()
-    async with Process(theirs, Answerer()), Process(ours, asker) as process:
-        await process.wait_until_known("answerer")
-        request = {"source": "a", "target": "answerer", "job_id": "1", "payload": {"x": FLOOD}}
+    requester = Requester()
+    async with Process(theirs, Responder()), Process(ours, requester) as process:
+        await process.wait_until_known("responder")
+        request = {"source": "a", "target": "responder", "job_id": "1", "payload": {"x": FLOOD}}
         await send_to_all(redis, {"$": "BusJobRequestMessage", "v": request})
-        response = await asker.ask("answerer", "echo", timeout=60)
-        assert response["from"] == "answerer"
+        response = await requester.ask("responder", "echo", timeout=60)
+        assert response["from"] == "responder"
     assert theirs.stats.garbage > 0

@@ -137,7 +137,7 @@ class Call(_Readable):
     """A worker makes a request; the other times count from there."""
 
     at: Moment
-    asker: int
+    requester: int
     request: Request
     cancelled: Moment | None = None  # the task of the requester
     group_cancelled: Moment | None = None  # cancel_job_group()
@@ -158,7 +158,7 @@ class Lose(_Readable):
     """A requester is notified that a worker is lost."""
 
     at: Moment
-    asker: int
+    requester: int
     worker: int
 
 

@@ -23,7 +23,7 @@ ONCE_BROKEN = [
     Plan(
         workers=(WorkerPlan(), WorkerPlan()),
         actions=(
-            Call(at=Moment(), asker=0, request=Request(works=(Work(worker=1),))),
+            Call(at=Moment(), requester=0, request=Request(works=(Work(worker=1),))),
             Stop(at=Moment(seconds=2.0), worker=1),
         ),
         faults=Faults(slow_publish=1.0, max_delay=3.0),
@@ -32,7 +32,7 @@ ONCE_BROKEN = [
     Plan(
         workers=(WorkerPlan(),),
         actions=(
-            Call(at=Moment(), asker=0, request=Request(works=(Work(worker=0),), timeout=0.0)),
+            Call(at=Moment(), requester=0, request=Request(works=(Work(worker=0),), timeout=0.0)),
         ),
         faults=Faults(slow_publish=1.0, max_delay=3.0),
         seed=1,
@@ -43,7 +43,7 @@ ONCE_BROKEN = [
         actions=(
             Call(
                 at=Moment(),
-                asker=0,
+                requester=0,
                 request=Request(
                     works=(Work(worker=2, ending=Ending.SAYS_NOTHING), Work(worker=1, reports=1)),
                     form=Form.JOB_GROUP,
@@ -60,7 +60,7 @@ ONCE_BROKEN = [
         actions=(
             Call(
                 at=Moment(),
-                asker=0,
+                requester=0,
                 request=Request(works=(Work(worker=1, reports=3),), body=Body.LISTENS),
             ),
         ),
@@ -71,7 +71,7 @@ ONCE_BROKEN = [
         actions=(
             Call(
                 at=Moment(),
-                asker=0,
+                requester=0,
                 request=Request(works=(Work(worker=1, ending=Ending.NEVER_ENDS),), timeout=1.0),
             ),
             Toggle(at=Moment(seconds=0.1), worker=1, active=True),
@@ -84,13 +84,13 @@ ONCE_BROKEN = [
         actions=(
             Call(
                 at=Moment(),
-                asker=0,
+                requester=0,
                 request=Request(works=(Work(worker=0),), job_id="mine"),
                 group_cancelled=Moment(),
             ),
             Call(
                 at=Moment(seconds=0.1),
-                asker=0,
+                requester=0,
                 request=Request(works=(Work(worker=0),), job_id="mine"),
             ),
         ),
@@ -101,12 +101,12 @@ ONCE_BROKEN = [
         actions=(
             Call(
                 at=Moment(seconds=1.3),
-                asker=0,
+                requester=0,
                 request=Request(works=(Work(worker=1),), job_id="mine"),
             ),
             Call(
                 at=Moment(seconds=0.3),
-                asker=0,
+                requester=0,
                 request=Request(works=(Work(worker=1, takes=1.0),), job_id="mine"),
                 group_cancelled=Moment(seconds=1.0),
             ),
@@ -118,17 +118,17 @@ ONCE_BROKEN = [
         actions=(
             Call(
                 at=Moment(),
-                asker=0,
+                requester=0,
                 request=Request(works=(Work(worker=1, ending=Ending.NEVER_ENDS),)),
             ),
-            Lose(at=Moment(seconds=0.1), asker=0, worker=1),
+            Lose(at=Moment(seconds=0.1), requester=0, worker=1),
         ),
     ),
     # A worker of Pipecat's own never sees the request, and then ends.
     Plan(
         workers=(WorkerPlan(), WorkerPlan(plain=True, active=False)),
         actions=(
-            Call(at=Moment(), asker=0, request=Request(works=(Work(worker=1),))),
+            Call(at=Moment(), requester=0, request=Request(works=(Work(worker=1),))),
             Stop(at=Moment(seconds=0.5), worker=1),
         ),
     ),
@@ -138,12 +138,12 @@ ONCE_BROKEN = [
         actions=(
             Call(
                 at=Moment(),
-                asker=0,
+                requester=0,
                 request=Request(works=(Work(worker=2, takes=1.0),), job_id="mine"),
             ),
             Call(
                 at=Moment(),
-                asker=1,
+                requester=1,
                 request=Request(works=(Work(worker=2, ending=Ending.NEVER_ENDS),), job_id="mine"),
                 cancelled=Moment(seconds=0.1),
             ),

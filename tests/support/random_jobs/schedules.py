@@ -81,10 +81,10 @@ def worker_plans(draw: st.DrawFn, asks: bool) -> WorkerPlan:
 
 
 @st.composite
-def calls(draw: st.DrawFn, askers: int, workers: int, lossy: bool) -> Call:
+def calls(draw: st.DrawFn, requesters: int, workers: int, lossy: bool) -> Call:
     return Call(
         at=draw(MOMENTS),
-        asker=draw(st.integers(0, askers - 1)),
+        requester=draw(st.integers(0, requesters - 1)),
         request=draw(requests(workers, lossy)),
         cancelled=draw(MOMENTS) if draw(RARELY) else None,
         group_cancelled=draw(MOMENTS) if draw(RARELY) else None,
@@ -95,19 +95,19 @@ def calls(draw: st.DrawFn, askers: int, workers: int, lossy: bool) -> Call:
 @st.composite
 def plans(draw: st.DrawFn, lossy: bool = False) -> Plan:
     # The first one or two workers make the calls.
-    askers = draw(st.integers(1, 2))
-    workers = askers + draw(st.integers(0 if askers > 1 else 1, 3))
-    at_worker, at_asker = st.integers(0, workers - 1), st.integers(0, askers - 1)
+    requesters = draw(st.integers(1, 2))
+    workers = requesters + draw(st.integers(0 if requesters > 1 else 1, 3))
+    at_worker, at_requester = st.integers(0, workers - 1), st.integers(0, requesters - 1)
     others = st.one_of(
         st.builds(Stop, MOMENTS, at_worker, st.booleans()),
-        st.builds(Lose, MOMENTS, at_asker, at_worker),
+        st.builds(Lose, MOMENTS, at_requester, at_worker),
         st.builds(Toggle, MOMENTS, at_worker, st.booleans()),
         st.builds(Forge, MOMENTS, st.sampled_from(Forgery)),
     )
     return Plan(
-        workers=tuple(draw(worker_plans(asks=n < askers)) for n in range(workers)),
+        workers=tuple(draw(worker_plans(asks=n < requesters)) for n in range(workers)),
         actions=(
-            *draw(st.lists(calls(askers, workers, lossy), min_size=1, max_size=4)),
+            *draw(st.lists(calls(requesters, workers, lossy), min_size=1, max_size=4)),
             *draw(st.lists(others, max_size=2)),
         ),
         faults=draw(weather(lossy)),

@@ -114,10 +114,10 @@ class Stage:
             case Stop():
                 await self._stop(worker_name(action.worker), gracefully=action.gracefully)
             case Lose():
-                asker: Any = self.workers[action.asker]
+                requester: Any = self.workers[action.requester]
                 name = worker_name(action.worker)
-                self.story.lost.setdefault((asker.name, name), self.clock())
-                await asker.worker_lost(name, reason="said so")
+                self.story.lost.setdefault((requester.name, name), self.clock())
+                await requester.worker_lost(name, reason="said so")
             case Toggle():
                 name = worker_name(action.worker)
                 await self.bus.send(
@@ -138,45 +138,45 @@ class Stage:
             return
         asked = self.story.asked[-1]
         forged = {"forged": True}
-        about: dict[str, Any] = {"source": "stranger", "job_id": asked.job_id}
+        about: dict[str, Any] = {"source": "unrelated", "job_id": asked.job_id}
         match what:
             case Forgery.RESPONSE:
                 message = BusJobResponseMessage(
-                    **about, target=asked.asker, status=JobStatus.COMPLETED, response=forged
+                    **about, target=asked.requester, status=JobStatus.COMPLETED, response=forged
                 )
             case Forgery.STREAM_END:
-                message = BusJobStreamEndMessage(**about, target=asked.asker, data=forged)
+                message = BusJobStreamEndMessage(**about, target=asked.requester, data=forged)
             case Forgery.UPDATE:
-                message = BusJobUpdateMessage(**about, target=asked.asker, update=forged)
+                message = BusJobUpdateMessage(**about, target=asked.requester, update=forged)
             case Forgery.CANCEL:
                 message = BusJobCancelMessage(**about, target=asked.workers[0], reason="forged")
         await self.bus.send(message)
 
     async def _call(self, call: Call) -> None:
-        asker: Any = self.workers[call.asker]
-        asked = self._begin(asker, call.request, None)
-        caller = asyncio.create_task(self._ask(asker, asked))
-        self.callers.append(caller)
+        requester: Any = self.workers[call.requester]
+        asked = self._begin(requester, call.request, None)
+        call_task = asyncio.create_task(self._ask(requester, asked))
+        self.callers.append(call_task)
         extras: list[asyncio.Task[None]] = []
 
         async def cancel(moment: Moment) -> None:
             await self._until(moment)
-            if not caller.done():
+            if not call_task.done():
                 asked.cancelled_at = self.clock()
-                caller.cancel()
+                call_task.cancel()
 
         async def cancel_group(moment: Moment) -> None:
             await self._until(moment)
             if asked.job_id is not None:
-                if asked.job_id in asker.job_groups:
-                    self._note_group_cancelled(asker.name, asked.job_id)
-                await asker.cancel_job_group(asked.job_id, reason="called off")
+                if asked.job_id in requester.job_groups:
+                    self._note_group_cancelled(requester.name, asked.job_id)
+                await requester.cancel_job_group(asked.job_id, reason="group cancelled")
 
         async def nudge(moment: Moment) -> None:
             await self._until(moment)
             if asked.job_id is not None:
                 with contextlib.suppress(UnknownJobError):
-                    await asker.request_job_update(asked.job_id, asked.workers[0])
+                    await requester.request_job_update(asked.job_id, asked.workers[0])
 
         for moment, act in (
             (call.cancelled, cancel),
@@ -185,23 +185,23 @@ class Stage:
         ):
             if moment is not None:
                 extras.append(asyncio.create_task(act(moment)))
-        await asyncio.wait({caller, *extras})
+        await asyncio.wait({call_task, *extras})
         for extra in extras:
             extra.result()
 
-    def _note_group_cancelled(self, asker: str, job_id: str) -> None:
+    def _note_group_cancelled(self, requester: str, job_id: str) -> None:
         for asked in self.story.asked:
-            is_meant = asked.asker == asker and asked.job_id == job_id
+            is_meant = asked.requester == requester and asked.job_id == job_id
             if is_meant and asked.ended is None and asked.group_cancelled_at is None:
                 asked.group_cancelled_at = self.clock()
 
     # -- the side of the requester
 
-    def _begin(self, asker: Any, request: Request, parent: Run | None) -> Asked:
+    def _begin(self, requester: Any, request: Request, parent: Run | None) -> Asked:
         asked = Asked(
             number=len(self.story.asked),
             request=request,
-            asker=asker.name,
+            requester=requester.name,
             job_id=request.job_id,
             started=self.clock(),
             parent=parent,
@@ -209,11 +209,11 @@ class Stage:
         self.story.asked.append(asked)
         return asked
 
-    async def _ask(self, asker: Any, asked: Asked) -> None:
+    async def _ask(self, requester: Any, asked: Asked) -> None:
         """Make a request and wait for its end; its exception is recorded, not raised."""
         asked.started = self.clock()
         try:
-            await self._in_its_form(asker, asked)
+            await self._in_its_form(requester, asked)
         except BaseException as error:
             asked.error = error
             if isinstance(error, JobError):
@@ -222,7 +222,7 @@ class Stage:
         finally:
             asked.ended = self.clock()
 
-    async def _in_its_form(self, asker: Any, asked: Asked) -> None:
+    async def _in_its_form(self, requester: Any, asked: Asked) -> None:
         request = asked.request
         keywords: dict[str, Any] = {
             "name": None if request.route is Route.UNNAMED else str(request.route),
@@ -234,30 +234,30 @@ class Stage:
             keywords["cancel_on_error"] = request.cancel_on_error
         match request.form:
             case Form.JOB:
-                context = asker.job(asked.workers[0], **keywords)
+                context = requester.job(asked.workers[0], **keywords)
                 asked.job_id = context.job_id
                 await self._inside(asked, context)
                 asked.outcomes = {asked.workers[0]: context.outcome}
                 asked.responses = {asked.workers[0]: context.response}
             case Form.JOB_GROUP:
-                context = asker.job_group(*asked.workers, **keywords)
+                context = requester.job_group(*asked.workers, **keywords)
                 asked.job_id = context.job_id
                 await self._inside(asked, context)
                 asked.outcomes, asked.responses = dict(context.outcomes), dict(context.responses)
             case Form.REQUEST_JOB:
-                asked.job_id = await asker.request_job(asked.workers[0], **keywords)
-                asked.group = asker.job_groups.get(asked.job_id)
+                asked.job_id = await requester.request_job(asked.workers[0], **keywords)
+                asked.group = requester.job_groups.get(asked.job_id)
             case Form.REQUEST_JOB_GROUP:
-                asked.job_id = await asker.request_job_group(*asked.workers, **keywords)
-                asked.group = asker.job_groups.get(asked.job_id)
+                asked.job_id = await requester.request_job_group(*asked.workers, **keywords)
+                asked.group = requester.job_groups.get(asked.job_id)
             case Form.CREATE_AND_WAIT:
-                group = await asker.create_job_group_and_request_job(asked.workers, **keywords)
+                group = await requester.create_job_group_and_request_job(asked.workers, **keywords)
                 asked.job_id, asked.group = group.job_id, group
                 try:
                     await group.wait()
                 except asyncio.CancelledError:
                     # As after request_job(): without a context the requester has to cancel the job.
-                    await asker.cancel_job_group(group.job_id, reason="caller cancelled")
+                    await requester.cancel_job_group(group.job_id, reason="caller cancelled")
                     raise
                 asked.outcomes, asked.responses = dict(group.outcomes), dict(group.responses)
 
@@ -419,10 +419,10 @@ class Stage:
                 asked.finale = True
             elif group is not None and not group.is_done:
                 asked.finale = True
-                asker: Any = self.harness.runner.get_worker(asked.asker)
-                await asker.cancel_job_group(asked.job_id, reason="finale")
-        for caller in self.callers:
-            caller.cancel()
+                requester: Any = self.harness.runner.get_worker(asked.requester)
+                await requester.cancel_job_group(asked.job_id, reason="finale")
+        for call_task in self.callers:
+            call_task.cancel()
         # Pipecat's own workers do not always stop their handlers, and may keep jobs for ever.
         for run in self.story.runs:
             if self._is_plain(run.worker) and run.task is not None:
@@ -448,7 +448,7 @@ class Stage:
         delivered = {id(message) for message in self.bus.delivered}
         for message in self.bus.sent:
             is_answer = isinstance(message, RESPONDS)
-            if is_answer and id(message) in delivered and message.source != "stranger":
+            if is_answer and id(message) in delivered and message.source != "unrelated":
                 story.sent_responses.append((message.source, str(message.target), message.job_id))
 
 

@@ -24,7 +24,7 @@ class Asked:
 
     number: int
     request: Request
-    asker: str
+    requester: str
     job_id: str | None
     started: float
     parent: "Run | None" = None
@@ -56,7 +56,7 @@ class Asked:
         return None if timeout is None else self.started + timeout
 
     def __str__(self) -> str:
-        return f"request {self.number} ({self.request.form} by {self.asker})"
+        return f"request {self.number} ({self.request.form} by {self.requester})"
 
 
 @dataclass(eq=False)

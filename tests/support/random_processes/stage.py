@@ -175,7 +175,7 @@ class Stage:
         workers = [PoolWorker(each, self) for each in hosts]
         member = Member(
             f"{proxy.url}/{self._database}",
-            BaseWorker(f"asker{number}"),
+            BaseWorker(f"requester{number}"),
             *workers,
             name=f"runner{number}",
             lease=LEASE,
@@ -209,9 +209,9 @@ class Stage:
             if process._reader is not None:
                 await bus.cancel_task(process._reader)
             await process._close()
-        for asked, caller in self._callers.items():
+        for asked, call_task in self._callers.items():
             if asked.actor is actor:
-                caller.cancel()
+                call_task.cancel()
         await actor.member.__aexit__(None, None, None)
         await actor.proxy.__aexit__(None, None, None)
 
@@ -247,9 +247,9 @@ class Stage:
     def _ask(self, actor: Actor, ask: Ask) -> Asked:
         asked = Asked(len(self.story.asked), ask, actor, self._clock())
         self.story.asked.append(asked)
-        asker = actor.member.workers[0]
-        assert isinstance(asker, BaseWorker)
-        self._callers[asked] = asyncio.create_task(see_through(asker, asked))
+        requester = actor.member.workers[0]
+        assert isinstance(requester, BaseWorker)
+        self._callers[asked] = asyncio.create_task(see_through(requester, asked))
         return asked
 
     def _cancel(self, asked: Asked) -> None:
@@ -381,10 +381,10 @@ class Stage:
 
     async def _probe(self) -> None:
         """Every worker responds, and its slots are free."""
-        asker = self.story.actors[0]
+        requester = self.story.actors[0]
         names = tuple(range(NAMES))
         for kind in (Kind.ECHO, Kind.NARROW):
-            asked = self._ask(asker, Ask(0, names, kind))
+            asked = self._ask(requester, Ask(0, names, kind))
             self._gate(asked.number).set()
             await self._comes(f"{kind} is not answered", self._unended)
 

@@ -138,7 +138,7 @@ class PoolWorker(BaseWorker):
         run.end = "returned"
 
 
-async def see_through(asker: BaseWorker, asked: Asked) -> None:
+async def see_through(requester: BaseWorker, asked: Asked) -> None:
     """Make a request and wait for its end; its exception is recorded, not raised."""
     ask = asked.ask
     keywords: dict[str, Any] = {
@@ -149,14 +149,14 @@ async def see_through(asker: BaseWorker, asked: Asked) -> None:
     }
     try:
         if len(asked.workers) == 1:
-            async with asker.job(asked.workers[0], **keywords) as single:
+            async with requester.job(asked.workers[0], **keywords) as single:
                 async for event in single:
                     asked.events.append((asked.workers[0], event.type, event.data))
             assert single.outcome is not None
             asked.outcomes = {asked.workers[0]: single.outcome}
         else:
             keywords["cancel_on_error"] = ask.cancel_on_error
-            async with asker.job_group(*asked.workers, **keywords) as group:
+            async with requester.job_group(*asked.workers, **keywords) as group:
                 async for event in group:
                     asked.events.append((event.worker_name, event.type, event.data))
             asked.outcomes = dict(group.outcomes)

@@ -20,7 +20,7 @@ from pipecat_jobs.bus.redis import EmbeddedRedis, RedisStreamsBus
 from pipecat_jobs.bus.redis.embedded import find_server
 from support.bot_process import free_port
 from support.tcp_proxy import TcpProxy
-from support.workers import Answerer, Asker
+from support.workers import Requester, Responder
 
 #: The channel of processes on Pipecat's own bus.
 CHANNEL = "bots"
@@ -218,15 +218,15 @@ async def proxy(redis_server: EmbeddedRedis) -> AsyncIterator[TcpProxy]:
 class Pair:
     """A requester and a worker, each in its own process from the view of the channel."""
 
-    def __init__(self, asker_url: str, worker_url: str, **options: Any):
-        self.asker, self.worker = Asker(), Answerer()
-        self.asking = ShortLeaseMember(asker_url, self.asker, **options)
+    def __init__(self, requester_url: str, worker_url: str, **options: Any):
+        self.requester, self.worker = Requester(), Responder()
+        self.asking = ShortLeaseMember(requester_url, self.requester, **options)
         self.working = ShortLeaseMember(worker_url, self.worker, **options)
 
     async def __aenter__(self) -> "Pair":
         await self.asking.__aenter__()
         await self.working.__aenter__()
-        await self.asking.wait_until_known("answerer")
+        await self.asking.wait_until_known("responder")
         return self
 
     async def forget_jobs(self, redis: Redis) -> None:
@@ -241,4 +241,4 @@ class Pair:
         await self.asking.__aexit__(*exc)
 
     def ask(self, name: str, **keywords: Any) -> asyncio.Task:
-        return asyncio.create_task(self.asker.ask("answerer", name, timeout=30, **keywords))
+        return asyncio.create_task(self.requester.ask("responder", name, timeout=30, **keywords))

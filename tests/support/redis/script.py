@@ -72,7 +72,7 @@ class Process:
         *,
         once: bool = False,
         attempt: int = 1,
-        source: str = "asker",
+        source: str = "requester",
         affinity: str = "",
     ):
         """Request a job, and return its reference at the server."""
