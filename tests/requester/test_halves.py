@@ -147,6 +147,8 @@ async def test_a_group_that_needs_every_job_fails_when_one_is_cancelled_by_its_h
         await group.wait()
     await asked["b"].cancelled.wait()
     assert group.outcomes["b"].cancel_reason is CancelReason.GROUP_FAILED
+    cancels = [sent.target for sent in network.sent if isinstance(sent, BusJobCancelMessage)]
+    assert cancels == ["a", "b"]
 
 
 async def test_cancelling_a_handle_that_has_an_outcome_sends_nothing(network: Network):

@@ -76,7 +76,7 @@ async def test_jobs_streams_updates_errors_and_groups_cross_processes(redis_serv
         Member(redis_server.url, Responder("a"), Responder("b")),
     ):
         await member.wait_until_known("a", "b")
-        assert (await requester.ask("a", "echo", payload={"x": (1, b"2")}, timeout=5))[
+        assert (await requester.ask("a", "echo", payload={"x": (1, b"2")}, timeout=60))[
             "payload"
         ] == {"x": (1, b"2")}
         async with requester.job_group("a", "b", name="echo", timeout=5) as group:
@@ -102,7 +102,7 @@ async def test_a_name_that_is_not_unicode_text_does_not_stop_other_messages(
         Member(redis_server.url, Responder(broken)),
     ):
         await member.wait_until_known(broken)
-        assert (await requester.ask(broken, "echo", timeout=5))["from"] == broken
+        assert (await requester.ask(broken, "echo", timeout=60))["from"] == broken
 
 
 async def test_a_cancel_stops_the_handler_in_the_other_process(redis_server: EmbeddedRedis):
@@ -148,7 +148,7 @@ async def test_plain_pipecat_workers_ask_and_respond_across_processes(redis_serv
         Member(redis_server.url, Plain("other"), Responder()),
     ):
         await member.wait_until_known("other", "responder")
-        assert await requester.ask("other", payload={"x": 1}, timeout=5) == {"plain": {"x": 1}}
+        assert await requester.ask("other", payload={"x": 1}, timeout=60) == {"plain": {"x": 1}}
         async with plain.job("responder", params=JobParams(name="echo", timeout=5)) as j:
             pass
         assert j.response["from"] == "responder"
@@ -184,7 +184,7 @@ async def test_a_message_for_a_worker_of_the_same_process_stays_in_the_process(
         Member(redis_server.url, elsewhere := Responder()),
     ):
         for _ in range(10):
-            assert await requester.ask("responder", "echo", timeout=5)
+            assert await requester.ask("responder", "echo", timeout=60)
         assert (len(responder.ran), len(elsewhere.ran)) == (10, 0)
 
 
@@ -319,7 +319,7 @@ async def test_a_process_without_the_secret_can_send_nothing_and_replay_nothing(
         await until(lambda: two.bus.stats.garbage > garbage)
         assert target.received.empty()
 
-        assert await requester.ask("responder", "echo", timeout=5)
+        assert await requester.ask("responder", "echo", timeout=60)
         assert len(worker.ran) == 1
 
 
@@ -426,7 +426,7 @@ async def test_without_a_url_the_bus_brings_its_own_server():
         Member(member.bus.url, Responder()),
     ):
         await member.wait_until_known("responder")
-        assert await requester.ask("responder", "echo", timeout=5)
+        assert await requester.ask("responder", "echo", timeout=60)
     with pytest.raises(RuntimeError, match="before it is started"):
         member.bus.url  # noqa: B018
 
@@ -440,7 +440,7 @@ async def test_a_client_of_the_user_gives_the_server_address_with_any_decoding_o
             Member(redis_server.url, Responder()),
         ):
             await member.wait_until_known("responder")
-            assert await requester.ask("responder", "echo", timeout=5)
+            assert await requester.ask("responder", "echo", timeout=60)
             with pytest.raises(RuntimeError, match="given a client"):
                 member.bus.url  # noqa: B018
         assert await client.ping()

@@ -124,7 +124,7 @@ async def test_a_job_that_must_not_run_twice_is_lost_with_its_process(
         await nodes.start("n2", "worker")
         first.send(signal.SIGKILL)
         assert "must not run twice" in await lost(asking)
-        assert (await requester.ask("worker", "echo", timeout=5))["attempt"] == 1
+        assert (await requester.ask("worker", "echo", timeout=60))["attempt"] == 1
     assert not [note for note in await nodes.notes.rest() if note["what"] == "started"]
 
 
@@ -140,7 +140,7 @@ async def test_a_job_that_kills_its_process_is_lost_after_three_processes(
         started = [await nodes.notes.next("started") for _ in range(3)]
         assert [note["attempt"] for note in started] == [1, 2, 3]
         assert len({note["pid"] for note in started}) == 3
-        assert (await requester.ask("worker", "echo", timeout=5))["attempt"] == 1
+        assert (await requester.ask("worker", "echo", timeout=60))["attempt"] == 1
 
 
 async def test_killing_a_worker_after_its_response_changes_nothing(
@@ -149,7 +149,7 @@ async def test_killing_a_worker_after_its_response_changes_nothing(
     node = await nodes.start("n1", "worker")
     async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
-        assert (await requester.ask("worker", "echo", timeout=5))["pid"] == node.pid
+        assert (await requester.ask("worker", "echo", timeout=60))["pid"] == node.pid
         node.send(signal.SIGKILL)
         await member.wait_until_unknown("worker")
         assert requester.fired() == ["on_job_response", "on_job_completed"]

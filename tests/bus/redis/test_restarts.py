@@ -96,7 +96,7 @@ async def test_a_second_sigterm_ends_a_draining_process_and_its_job_is_reassigne
         while (await requester.ask("worker", "echo", timeout=5))["pid"] == first.pid:
             pass
         for _ in range(3):
-            assert (await requester.ask("worker", "echo", timeout=5))["pid"] == second.pid
+            assert (await requester.ask("worker", "echo", timeout=60))["pid"] == second.pid
         first.send(signal.SIGTERM)
         await first.ended()
         await nodes.notes.next("started", pid=second.pid, attempt=2)

@@ -37,7 +37,7 @@ async def user(redis_server: EmbeddedRedis, redis: Redis) -> str:
 async def test_a_user_with_the_documented_rights_is_enough(user: str, redis: Redis):
     async with Member(user, requester := Requester()) as member, Member(user, Responder()):
         await member.wait_until_known("responder")
-        assert await requester.ask("responder", "echo", timeout=5)
+        assert await requester.ask("responder", "echo", timeout=60)
         unprivileged = Redis.from_url(user)
         with pytest.raises(Exception, match="permission"):
             await unprivileged.set("other", "1")

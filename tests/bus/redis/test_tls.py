@@ -50,7 +50,7 @@ async def test_jobs_and_streams_cross_processes_over_tls(front: Front, redis: Re
         await member.wait_until_known("responder")
         # The payload is longer than one TLS record.
         payload = {"text": "x" * 100_000}
-        assert (await requester.ask("responder", "echo", payload=payload, timeout=5))[
+        assert (await requester.ask("responder", "echo", payload=payload, timeout=60))[
             "payload"
         ] == payload
         async with requester.job("responder", name="count", payload={"to": 50}, timeout=5) as j:
@@ -126,4 +126,4 @@ async def test_a_client_with_tls_and_a_user_gives_its_settings_to_the_bus(
         Member(client, Responder()),
     ):
         await member.wait_until_known("responder")
-        assert await requester.ask("responder", "echo", timeout=5)
+        assert await requester.ask("responder", "echo", timeout=60)
