@@ -52,7 +52,7 @@ def flow_tool(spec: ToolSpec, given: JobToolKeywords) -> FlowsFunctionSchema:
     return FlowsFunctionSchema(
         name=spec.name,
         description=spec.description,
-        properties=spec.arguments.properties,
+        properties=spec.properties,
         required=spec.arguments.required,
         handler=handler,
         cancel_on_interruption=spec.options.cancel_on_interruption,

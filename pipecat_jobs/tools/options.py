@@ -20,7 +20,8 @@ from pipecat_jobs.params import check_worker_names
 from pipecat_jobs.tools.progress import Say
 
 OnFailure = Literal["partial", "fail"]
-OnRepeat = Literal["join", "refuse", "replace"]
+OnRepeat = Literal["join", "refuse", "replace", "confirm"]
+RepeatBy = Literal["arguments", "tool"]
 #: Makes the tool's result from the outcomes, by worker.
 Render = Callable[[Mapping[str, JobOutcome]], object | Awaitable[object]]
 
@@ -53,9 +54,11 @@ class JobToolKeywords(TypedDict, total=False):
             complete. "fail" cancels all jobs when the first one fails, and reports an error.
         render: A function, async or not, that makes the result from a dict of the outcomes by
             worker. None for the results of ``docs/tools.md``.
-        on_repeat: The rule for a second call with the same arguments while the first one runs:
-            "join", the default, waits for the first one's result, "refuse" gives an error at once,
-            and "replace" cancels the first one.
+        on_repeat: The rule for a second call while the first one runs: "join", the default, waits
+            for the first one's result, "refuse" gives an error at once, "replace" cancels the first
+            one, and "confirm" has the LLM ask the user whether to run it a second time.
+        repeat_by: Which calls ``on_repeat`` compares: "arguments", the default, for calls with the
+            same arguments, "tool" for all calls of the tool. "join" needs "arguments".
         progress: Whether job updates are put into the LLM's context. It needs a call for which the
             LLM does not wait (``cancel_on_interruption=False``), and is then True by default.
         say_after: Seconds of silence after which the bot speaks; None, the default, for never.
@@ -74,6 +77,7 @@ class JobToolKeywords(TypedDict, total=False):
     on_failure: OnFailure
     render: Render | None
     on_repeat: OnRepeat
+    repeat_by: RepeatBy
     progress: bool
     say_after: float | None
     say: Say
@@ -102,6 +106,7 @@ class JobToolOptions:
     on_failure: OnFailure
     render: Render | None
     on_repeat: OnRepeat
+    repeat_by: RepeatBy
     progress: bool
     say_after: float | None
     say: Say
@@ -126,8 +131,18 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
     _check_texts(given)
     for key in _YES_OR_NO:
         check_flag(key, given.get(key, False))
-    for key, known in (("on_failure", get_args(OnFailure)), ("on_repeat", get_args(OnRepeat))):
+    for key, choices in (
+        ("on_failure", OnFailure),
+        ("on_repeat", OnRepeat),
+        ("repeat_by", RepeatBy),
+    ):
+        known = get_args(choices)
         check_choice(key, given.get(key, known[0]), known)
+    if given.get("repeat_by") == "tool" and given.get("on_repeat", "join") == "join":
+        raise InvalidJobError(
+            "repeat_by='tool' excludes on_repeat='join': a call would get the result of a call "
+            "with other arguments; give on_repeat='refuse', 'replace' or 'confirm'"
+        )
     render = given.get("render")
     if render is not None:
         check_callable("render", render, "a function of the outcomes")
@@ -164,6 +179,7 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
         on_failure=given.get("on_failure", "partial"),
         render=render,
         on_repeat=given.get("on_repeat", "join"),
+        repeat_by=given.get("repeat_by", "arguments"),
         progress=given.get("progress", not foreground),
         say_after=say_after,
         say=say,
@@ -191,7 +207,7 @@ def _check_protected(given: JobToolKeywords) -> None:
     if given.get("on_repeat") == "replace":
         raise InvalidJobError(
             "protected=True excludes on_repeat='replace': the second call would cancel the first; "
-            "give 'join' or 'refuse'"
+            "give 'join', 'refuse' or 'confirm'"
         )
 
 

@@ -1,14 +1,17 @@
-"""The rule for a call while another call with the same arguments runs."""
+"""The rule for a call of a tool while an earlier one runs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 
-from pipecat_jobs.tools.options import OnRepeat
+from pipecat_jobs.tools.options import OnRepeat, RepeatBy
 from pipecat_jobs.tools.results import ToolResult
+
+#: The parameter of a tool with ``on_repeat="confirm"`` by which the LLM repeats a call knowingly.
+CONFIRMED = "confirmed"
 
 
 class _Run:
-    """A running call, which later calls with the same arguments may join or replace."""
+    """A running call, which later calls may join or replace."""
 
     def __init__(self) -> None:
         self.result: ToolResult | None = None
@@ -34,11 +37,12 @@ class _Run:
 
 
 class Repeats:
-    """The running calls of one tool; two calls with the same arguments never run at once."""
+    """The running calls of one tool, by the identity that tells which calls repeat one another."""
 
-    def __init__(self, tool_name: str, on_repeat: OnRepeat):
+    def __init__(self, tool_name: str, on_repeat: OnRepeat, repeat_by: RepeatBy = "arguments"):
         self._tool_name = tool_name
         self._on_repeat: OnRepeat = on_repeat
+        self._same = " with these arguments" if repeat_by == "arguments" else ""
         self._running: dict[Hashable, _Run] = {}
 
     async def run(
@@ -48,17 +52,26 @@ class Repeats:
         while (first := self._running.get(identity)) is not None:
             if self._on_repeat == "refuse":
                 return ToolResult(
-                    {
-                        "error": f"{self._tool_name} is already running with these arguments. "
-                        "Do not call it again, wait for its result."
-                    }
+                    {"error": f"{self._running_now} Do not call it again, wait for its result."}
                 )
+            if self._on_repeat == "confirm":
+                question = (
+                    f"{self._running_now} Ask the user whether to run it a second time. Only if "
+                    f"the user agrees, call it again with {CONFIRMED}=true."
+                )
+                return ToolResult({"needs_confirmation": question})
             if self._on_repeat == "replace":
                 first.replace()
                 break
             await first.ended.wait()
             if first.result is not None:
                 return first.result
+        return await self.run_beside(identity, work)
+
+    async def run_beside(
+        self, identity: Hashable, work: Callable[[], Awaitable[ToolResult]]
+    ) -> ToolResult:
+        """Do the work of a call, whether or not a call with the same identity runs."""
         mine = self._running[identity] = _Run()
         try:
             result = await mine.do(work)
@@ -66,6 +79,10 @@ class Repeats:
             if self._running.get(identity) is mine:
                 del self._running[identity]
         return result or self._replaced()
+
+    @property
+    def _running_now(self) -> str:
+        return f"{self._tool_name} is already running{self._same}."
 
     def _replaced(self) -> ToolResult:
         value = {"stopped": f"A newer call of {self._tool_name} took the place of this one."}

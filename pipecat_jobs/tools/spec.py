@@ -8,11 +8,11 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from pipecat_jobs._protocol.tasks import RunningTask
-from pipecat_jobs.errors import InvalidJobTypeError
+from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
-from pipecat_jobs.tools.arguments import ToolArguments, ValidArguments
+from pipecat_jobs.tools.arguments import Schema, ToolArguments, ValidArguments
 from pipecat_jobs.tools.options import JobToolOptions
-from pipecat_jobs.tools.repeats import Repeats
+from pipecat_jobs.tools.repeats import CONFIRMED, Repeats
 from pipecat_jobs.tools.results import ToolResult, make_error_result
 
 #: Returns the seconds that a call has left; None without a deadline.
@@ -21,6 +21,10 @@ TimeLeft = Callable[[], float | None]
 _PROTECTED = (
     "Make this call once: it cannot be cancelled or taken back once it is made. Do not repeat it."
 )
+_CONFIRMED: Schema = {
+    "type": "boolean",
+    "description": "True only if the user was asked and wants a second call beside the first.",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,13 @@ class ToolSpec:
     def of(cls, function: Callable[..., Awaitable[object]], options: JobToolOptions) -> "ToolSpec":
         """Make the spec of a function; raise InvalidJobError if an LLM could not call it."""
         arguments = ToolArguments(function)
-        return cls(function, arguments, options, Repeats(arguments.name, options.on_repeat))
+        if options.on_repeat == "confirm" and CONFIRMED in arguments.properties:
+            raise InvalidJobError(
+                f"tool {arguments.name}() has the parameter '{CONFIRMED}', which "
+                "on_repeat='confirm' adds itself; give yours another name"
+            )
+        repeats = Repeats(arguments.name, options.on_repeat, options.repeat_by)
+        return cls(function, arguments, options, repeats)
 
     @property
     def name(self) -> str:
@@ -49,6 +59,16 @@ class ToolSpec:
         description = self.arguments.description
         return f"{description}\n\n{_PROTECTED}" if self.options.protected else description
 
+    @property
+    def properties(self) -> dict[str, Schema]:
+        """The schemas of the arguments that the LLM gives."""
+        properties = self.arguments.properties
+        return {**properties, CONFIRMED: _CONFIRMED} if self._asks_back else properties
+
+    @property
+    def _asks_back(self) -> bool:
+        return self.options.on_repeat == "confirm"
+
     async def run(
         self,
         worker: object,
@@ -57,10 +77,12 @@ class ToolSpec:
     ) -> ToolResult:
         """Run one call and return its result; an exception becomes a result too.
 
-        ``ask`` runs the jobs. It is called only if the arguments are valid and no call with the
-        same arguments runs.
+        ``ask`` runs the jobs. It is called only if the arguments are valid and ``on_repeat`` allows
+        the call.
         """
         time_left = self._start_clock()
+        given = dict(given)
+        confirmed = self._asks_back and given.pop(CONFIRMED, False) is True
 
         async def run_once() -> ToolResult:
             try:
@@ -68,10 +90,10 @@ class ToolSpec:
             except ValidationError as error:
                 return ToolResult({"error": self.arguments.explain(error)})
             # An exception becomes a result here already, so that calls that join this one get it.
-            return await self.repeats.run(
-                (worker, valid.identity),
-                lambda: self._settle(lambda: ask(valid, time_left)),
-            )
+            by_tool = self.options.repeat_by == "tool"
+            identity = (worker, None if by_tool else valid.identity)
+            run = self.repeats.run_beside if confirmed else self.repeats.run
+            return await run(identity, lambda: self._settle(lambda: ask(valid, time_left)))
 
         return await self._settle(run_once)
 

@@ -41,7 +41,7 @@ class JobTool(FunctionSchema, LLMTool):
         super().__init__(
             name=spec.name,
             description=spec.description,
-            properties=spec.arguments.properties,
+            properties=spec.properties,
             required=spec.arguments.required,
             handler=None if registered else self,
         )

@@ -7,7 +7,7 @@ import pytest
 from pipecat.frames.frames import EndFrame
 from support.tools_stage import Colleague, NewLLM, Stage, new_llm, raise_stage
 
-from pipecat_jobs import LLMContextWorker, job_tool
+from pipecat_jobs import InvalidJobError, LLMContextWorker, job_tool
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, ToolCalls
 from pipecat_jobs.tools.repeats import Repeats
 from pipecat_jobs.tools.results import ToolResult
@@ -27,6 +27,16 @@ class Moderator(LLMContextWorker):
 
     @job_tool("advocate", job="argue", on_repeat="refuse")
     async def refuse(self, topic: str):
+        """Analyze a topic."""
+        return {"topic": topic}
+
+    @job_tool("advocate", job="argue", on_repeat="refuse", repeat_by="tool")
+    async def refuse_any(self, topic: str):
+        """Analyze a topic."""
+        return {"topic": topic}
+
+    @job_tool("advocate", job="argue", on_repeat="confirm", cancel_on_interruption=False)
+    async def confirm(self, topic: str):
         """Analyze a topic."""
         return {"topic": topic}
 
@@ -146,6 +156,60 @@ async def test_a_replaced_call_is_settled_without_a_comment_and_its_jobs_stop(
     await scripted_llm.wait_for_requests(2)
     await stage.worker.flush_pipeline()
     assert len(scripted_llm.requests) == 2
+
+
+async def test_a_call_with_other_arguments_is_refused_when_all_calls_of_the_tool_are_compared(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    calls = [ToolCall("refuse_any", {"topic": topic}) for topic in ("AI", "cats")]
+    stage, advocate = await calling(job_harness, scripted_llm, new_llm(), *calls)
+
+    await stage.until_settled()
+
+    (refusal,) = stage.results
+    assert refusal == {
+        "error": "refuse_any is already running. Do not call it again, wait for its result."
+    }
+    assert len(advocate.payloads) == 1
+    await job_harness.end(stage.worker)
+
+
+async def test_the_llm_has_to_ask_the_user_before_it_repeats_a_call(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    scripted_llm.reply(
+        ToolCall("confirm", {"topic": "AI"}),
+        ToolCall("confirm", {"topic": "AI"}),
+        "It is running. Once more?",
+        ToolCall("confirm", {"topic": "AI", "confirmed": True}),
+    )
+    advocate = Colleague("advocate", holds=True)
+    moderator = Moderator("moderator", llm=new_llm(), active=True)
+    stage = await raise_stage(job_harness, moderator, advocate)
+    await stage.say()
+    await advocate.started.get()
+    await stage.say("debate AI, please")
+    await scripted_llm.wait_for_requests(3)
+    (question,) = stage.results
+    assert "Ask the user" in question["needs_confirmation"]
+    await stage.worker.flush_pipeline()
+    assert len(advocate.payloads) == 1
+
+    await stage.say("yes, once more")
+    await advocate.started.get()
+
+    assert advocate.payloads == [{"topic": "AI"}, {"topic": "AI"}]
+    assert "confirmed" in Moderator.confirm.properties
+    await job_harness.end(stage.worker)
+
+
+def test_a_tool_that_is_to_be_confirmed_leaves_the_name_of_the_argument_free():
+    async def order(dish: str, confirmed: bool):
+        """Order a dish."""
+        return {"dish": dish}
+
+    with pytest.raises(InvalidJobError, match="'confirmed'"):
+        job_tool("kitchen", on_repeat="confirm")(order)
 
 
 async def test_the_end_of_the_session_settles_the_first_and_the_joined_call(
