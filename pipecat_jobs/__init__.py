@@ -46,6 +46,7 @@ from pipecat_jobs.interceptors import (
     JobLifeEvent,
     JobLifeEventKind,
 )
+from pipecat_jobs.open_jobs import OpenJob, OpenJobState
 from pipecat_jobs.outcomes import (
     CancelReason,
     ErrorDetails,
@@ -57,6 +58,7 @@ from pipecat_jobs.outcomes import (
 from pipecat_jobs.params import JobGroupParams, JobParams
 from pipecat_jobs.tools.call import ToolCallContext, tool_call
 from pipecat_jobs.tools.decorator import job_tool
+from pipecat_jobs.tools.open_jobs import cancel_job, list_jobs
 from pipecat_jobs.tools.progress import JobToolProgress
 from pipecat_jobs.tools.tool import JobTool
 from pipecat_jobs.workers import BaseWorker, LLMContextWorker, LLMWorker, PipelineWorker
@@ -121,6 +123,8 @@ __all__ = [
     "MessageTypeError",
     "MixinOrderError",
     "NoJobHandlerError",
+    "OpenJob",
+    "OpenJobState",
     "OutcomeStatus",
     "PipelineParams",
     "PipelineWorker",
@@ -135,11 +139,13 @@ __all__ = [
     "WorkerNotAddedError",
     "WorkerNotReadyError",
     "__version__",
+    "cancel_job",
     "job",
     "job_attempt",
     "job_headers",
     "job_moved",
     "job_tool",
+    "list_jobs",
     "tool",
     "tool_call",
 ]

@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.pipeline.job_context import JobParams as PipecatJobParams
@@ -41,6 +41,8 @@ class JobParams(PipecatJobParams):
         affinity: A key of at most 256 characters. A bus that spans processes runs the jobs with the
             same key in one process while it lives, and they wait for a free slot there. None for
             the ``job_affinity`` of the worker's class.
+        metadata: Facts for the requester's own use, which ``open_jobs`` gives back. They are not
+            sent to the worker. None for none.
 
     Example::
 
@@ -56,6 +58,7 @@ class JobParams(PipecatJobParams):
     latest_update_only: bool = False
     run_once: bool = False
     affinity: str | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class JobGroupParams(JobParams, PipecatJobGroupParams):
@@ -103,6 +106,8 @@ class JobKeywords(TypedDict, total=False):
             same key in one process while it lives, and they wait for a free slot there; see
             :func:`~pipecat_jobs.job_moved`. None, the default, for the ``job_affinity`` of the
             worker's class.
+        metadata: Facts for the requester's own use, a dict, which ``open_jobs`` gives back. They
+            are not sent to the worker. None, the default, for none.
     """
 
     name: str | None
@@ -115,6 +120,7 @@ class JobKeywords(TypedDict, total=False):
     latest_update_only: bool | None
     run_once: bool | None
     affinity: str | None
+    metadata: dict[str, Any] | None
 
 
 class JobGroupKeywords(JobKeywords, total=False):
@@ -143,6 +149,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "unread_limit": partial(check_count, wanted="a number of chunks, 0 for any number", least=0),
     "latest_update_only": check_flag,
     "run_once": check_flag,
+    "metadata": partial(check_instance, kind=dict, wanted="a dict of facts about the job"),
     "cancel_on_error": check_flag,
     "affinity": partial(
         check_text,

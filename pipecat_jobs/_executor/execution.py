@@ -10,6 +10,7 @@ from pipecat.bus.messages import BusJobRequestMessage
 from pipecat_jobs._protocol.flow import StreamWindow
 from pipecat_jobs._protocol.hooks import Steps
 from pipecat_jobs.errors import LLMTurnError
+from pipecat_jobs.outcomes import JobData
 
 
 class Slots:
@@ -61,6 +62,8 @@ class Execution:
     """One job at this worker, from its request to its response."""
 
     request: BusJobRequestMessage
+    #: When its request arrived, by the clock of the event loop.
+    since: float = 0.0
     state: ExecutionState = ExecutionState.WAITING
     #: Its handler's task, while that runs.
     task: asyncio.Task[None] | None = None
@@ -68,6 +71,8 @@ class Execution:
     slots: Slots | None = None
     #: Why the last LLM turn it started failed.
     turn_failure: LLMTurnError | None = None
+    #: The latest update it has sent.
+    last_update: JobData | None = None
     #: Runs its hooks in order, once there was one to run.
     steps: Steps | None = None
     #: What its stream waits for, once it has one.

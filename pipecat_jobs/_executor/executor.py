@@ -1,7 +1,7 @@
 """What others asked of this worker."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing
 from functools import partial
 from inspect import iscoroutine
@@ -18,6 +18,7 @@ from pipecat.bus.messages import (
 from pipecat.pipeline.job_context import JobStatus
 
 from pipecat_jobs._executor.execution import Execution, ExecutionState, Slots, current_execution
+from pipecat_jobs._executor.open_jobs import list_held
 from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._protocol.handlers import ConcurrencyLimit, HandlerSpec
 from pipecat_jobs._protocol.hooks import JobHooks, Steps
@@ -34,6 +35,7 @@ from pipecat_jobs.errors import (
     NoJobHandlerError,
 )
 from pipecat_jobs.interceptors import JobLifeEventKind
+from pipecat_jobs.open_jobs import OpenJob
 from pipecat_jobs.outcomes import CancelReason, ErrorDetails, JobData, JobRefusal
 
 #: What a handler is called with and may give back.
@@ -100,7 +102,7 @@ class Executor:
             self._start(message)
 
     def _start(self, message: BusJobRequestMessage) -> None:
-        execution = Execution(message)
+        execution = Execution(message, self._runtime.clock()())
         name, call = self._find_handler(message)
         listened = self._hooks.listens("on_job_request")
         if call is None and message.job_name and not listened:
@@ -319,6 +321,10 @@ class Executor:
             if not started:
                 await self._responses.stream(BusJobStreamStartMessage, job_id, None)
             await self._responses.stream_end(job_id, None)
+
+    def list_open(self) -> Iterator[OpenJob]:
+        """List the jobs that have no response."""
+        return list_held(self._runtime.name, self._responses.all())
 
     def on_update_request(self, message: BusJobUpdateRequestMessage) -> None:
         """Call the hooks for a requester that asks for an update."""

@@ -90,14 +90,15 @@ class Responses:
 
     async def update(self, job_id: str, update: object, *, urgent: bool) -> None:
         """Report progress."""
-        request = self._require(job_id).request
-        data = check_data("update", update)
+        execution = self._require(job_id)
+        request, data = execution.request, check_data("update", update)
         message_class = BusJobUpdateUrgentMessage if urgent else BusJobUpdateMessage
         await self._runtime.send(
             message_class(
                 source=self._runtime.name, target=request.source, job_id=job_id, update=data
             )
         )
+        execution.last_update = data
 
     async def stream(
         self,

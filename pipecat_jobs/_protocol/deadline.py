@@ -48,6 +48,11 @@ class Deadline:
         return late if late > _LATE else 0.0
 
     @property
+    def when(self) -> float:
+        """When it passes, by the clock of the event loop."""
+        return self._timer.when()
+
+    @property
     def left(self) -> float:
         """Seconds until it passes; negative once the event loop is late with it."""
         return self._timer.when() - self._loop.time()

@@ -1,14 +1,15 @@
 """The jobs of one call, as Pipecat's ``JobGroup``: a policy over handles."""
 
 import asyncio
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Self, Unpack, cast
 
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupEvent
 
+from pipecat_jobs._protocol.clock import now
 from pipecat_jobs._protocol.deadline import Deadline
 from pipecat_jobs._protocol.flow import StreamWindow
 from pipecat_jobs._protocol.hooks import Steps
@@ -25,14 +26,6 @@ from pipecat_jobs.params import JobGroupParams
 
 #: Why a job is cancelled whose group has completed without it.
 NOT_NEEDED = "not needed: the group has completed"
-
-
-def _now() -> float:
-    """The loop's time; outside of one, the clock that a loop has by default."""
-    try:
-        return asyncio.get_running_loop().time()
-    except RuntimeError:
-        return time.monotonic()
 
 
 async def _refuse_cancel(job_id: str, worker_name: str, reason: str) -> None:
@@ -98,6 +91,8 @@ class JobGroup(PipecatJobGroup):
     steps: Steps | None = None
     #: Called with each outcome; None while nothing has to know.
     on_settled: Callable[[JobOutcome], None] | None = None
+    #: The latest update of each worker that has sent one.
+    last_updates: Mapping[str, JobData] = MappingProxyType({})
     _params: JobGroupParams | None = None
     _findings: Findings | None = None
     _first_failure: JobOutcome | None = None
@@ -143,7 +138,7 @@ class JobGroup(PipecatJobGroup):
             cancellable=cancellable,
             terminated=set() if terminated is None else terminated,
         )
-        self._make_handles(ALL_COMPLETE if cancel_on_error else ALL_END, _now, _refuse_cancel)
+        self._make_handles(ALL_COMPLETE if cancel_on_error else ALL_END, now, _refuse_cancel)
         for name in worker_names:
             self.mark_sent(name)
 
@@ -320,6 +315,10 @@ class JobGroup(PipecatJobGroup):
         if self.dispatcher is not None and not self.events.kept and self.events.queue is None:
             self.events.hold(event)
         self.events.push(event, handled=handled)
+
+    def note_update(self, worker_name: str, update: JobData | None) -> None:
+        """Keep a worker's latest update, for ``open_jobs``."""
+        self.last_updates = {**self.last_updates, worker_name: update or {}}
 
     def window(self, worker_name: str) -> StreamWindow | None:
         """Find what limits how far a worker's stream runs ahead of its reader."""

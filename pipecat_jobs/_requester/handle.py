@@ -82,6 +82,11 @@ class JobHandle:
         self._ended: asyncio.Event | None = None
 
     @property
+    def asked_at(self) -> float:
+        """When it was asked, by the clock of the event loop."""
+        return self._asked_at
+
+    @property
     def awaited(self) -> bool:
         """Whether a response from its worker counts."""
         return self.state is _OPEN

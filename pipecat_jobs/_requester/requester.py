@@ -1,7 +1,7 @@
 """What this worker asked of others."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias, Unpack
@@ -39,9 +39,11 @@ from pipecat_jobs._requester.cancellation import CancelGroup, Cancellation
 from pipecat_jobs._requester.group import NOT_NEEDED, JobGroup
 from pipecat_jobs._requester.handle import OutcomeFacts
 from pipecat_jobs._requester.liveness import Liveness
+from pipecat_jobs._requester.open_jobs import list_asked
 from pipecat_jobs._requester.policy import OPEN
 from pipecat_jobs.errors import InvalidJobError, UnknownJobError
 from pipecat_jobs.interceptors import JobCall, JobLifeEventKind
+from pipecat_jobs.open_jobs import OpenJob
 from pipecat_jobs.outcomes import (
     CancelReason,
     ErrorDetails,
@@ -271,6 +273,10 @@ class Requester:
             group.findings.bus_failure = error
             raise
 
+    def list_open(self) -> Iterator[OpenJob]:
+        """List the jobs that have no outcome."""
+        return list_asked(self._runtime.name, list(self._groups.values()))
+
     async def request_update(self, job_id: str, worker_name: str) -> None:
         """Ask a worker how far it is."""
         group = self._groups.get(job_id)
@@ -355,6 +361,8 @@ class Requester:
         if group is None or group.failed:
             self._run_hooks_late(hook, message)
             return
+        if event.type == JobGroupEvent.UPDATE:
+            group.note_update(message.source, event.data)
         handled = not self._hooks.has_any(hook) or self._runs_hooks_at_once(group, hook)
         group.push(event, handled=handled)
         self._run_hooks(group, hook, message, event)

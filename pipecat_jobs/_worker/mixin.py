@@ -46,6 +46,7 @@ from pipecat_jobs._worker.responding import Responding
 from pipecat_jobs._worker.runtime import WorkerRuntime
 from pipecat_jobs.errors import DuplicateWorkerError, LLMTurnError
 from pipecat_jobs.interceptors import JobInterceptor
+from pipecat_jobs.open_jobs import OpenJobs
 from pipecat_jobs.params import (
     JobGroupKeywords,
     JobKeywords,
@@ -333,6 +334,23 @@ class WorkerJobs(Responding, IgnoresOthers):
             await super().request_job_update(job_id, worker_name)
         else:
             await self.__requester.request_update(job_id, worker_name)
+
+    @property
+    def open_jobs(self) -> OpenJobs:
+        """The open jobs that this worker asked of others or does for others, the oldest first.
+
+        A job at several workers is listed once for each worker that has not ended. Groups of
+        Pipecat's own class that a bot has put into ``job_groups`` are not listed.
+
+        Example::
+
+            class Waiter(BaseWorker):
+                async def look_around(self):
+                    for open_job in self.open_jobs.find("table 4"):
+                        print(f"{open_job.title} at {open_job.worker}: {open_job.state}")
+        """
+        jobs = [*self.__requester.list_open(), *self.__executor.list_open()]
+        return OpenJobs(sorted(jobs, key=lambda job: job.since))
 
     def add_job_interceptor(self, interceptor: JobInterceptor) -> None:
         """Add an interceptor that watches or wraps this worker's jobs, from the next event on.

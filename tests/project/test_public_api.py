@@ -31,10 +31,12 @@ NAMES = """
     JobLifeEventKind JobNotEndedError JobOutcome JobParams JobRefusal JobRefusedError JobStatus
     JobTimeoutError JobTool JobToolError JobToolProgress JobsMixin LLMContextWorker LLMTurnError
     LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker LLMWorkerActivationArgs
-    MessageTooLargeError MessageTypeError MixinOrderError NoJobHandlerError OutcomeStatus
+    MessageTooLargeError MessageTypeError MixinOrderError NoJobHandlerError OpenJob
+    OpenJobState OutcomeStatus
     PipelineParams PipelineWorker ProcessorUnusablePolicy RedisModeError RedisStartError RoutedBus
     ToolCallContext UIWorker UnknownJobError WorkerLostError WorkerNotAddedError
-    WorkerNotReadyError __version__ job job_attempt job_headers job_moved job_tool tool tool_call
+    WorkerNotReadyError __version__ cancel_job job job_attempt job_headers job_moved job_tool list_jobs
+    tool tool_call
 """.split()
 
 TESTING_NAMES = """

@@ -1,0 +1,35 @@
+"""The open jobs that a worker does for others, for ``open_jobs``."""
+
+from collections.abc import Iterable, Iterator
+
+from pipecat_jobs._executor.execution import Execution, ExecutionState
+from pipecat_jobs._protocol.clock import find_epoch
+from pipecat_jobs._protocol.headers import job_headers
+from pipecat_jobs.open_jobs import OpenJob, OpenJobState
+
+_STATES = {
+    ExecutionState.WAITING: OpenJobState.QUEUED,
+    ExecutionState.RUNNING: OpenJobState.RUNNING,
+    ExecutionState.RETURNED: OpenJobState.RUNNING,
+    ExecutionState.CANCELLING: OpenJobState.CANCELLING,
+    ExecutionState.RESPONDING: OpenJobState.RESPONDING,
+}
+
+
+def list_held(worker: str, executions: Iterable[Execution]) -> Iterator[OpenJob]:
+    """List the jobs without a response."""
+    epoch = find_epoch()
+    for execution in executions:
+        request = execution.request
+        since, time_left = epoch + execution.since, job_headers(request).time_left
+        yield OpenJob(
+            id=request.job_id,
+            role="held",
+            name=request.job_name,
+            requester=request.source,
+            worker=worker,
+            state=_STATES[execution.state],
+            since=since,
+            deadline=None if time_left is None else since + time_left,
+            last_update=execution.last_update,
+        )

@@ -1,0 +1,38 @@
+"""The open jobs that a worker asked of others, for ``open_jobs``."""
+
+from collections.abc import Iterable, Iterator
+
+from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
+
+from pipecat_jobs._protocol.clock import find_epoch
+from pipecat_jobs._requester.group import JobGroup
+from pipecat_jobs._requester.handle import HandleState, JobHandle
+from pipecat_jobs.open_jobs import OpenJob, OpenJobState
+
+
+def list_asked(requester: str, groups: Iterable[PipecatJobGroup]) -> Iterator[OpenJob]:
+    """List the jobs without an outcome, one for each worker of a group."""
+    epoch = find_epoch()
+    for group in groups:
+        if isinstance(group, JobGroup):
+            for handle in group.handles.values():
+                if handle.outcome is None:
+                    yield _describe(requester, group, handle, epoch)
+
+
+def _describe(requester: str, group: JobGroup, handle: JobHandle, epoch: float) -> OpenJob:
+    unready = handle.state is HandleState.UNSENT
+    return OpenJob(
+        id=group.job_id,
+        role="asked",
+        name=group.params.name,
+        requester=requester,
+        worker=handle.worker,
+        state=OpenJobState.UNREADY if unready else OpenJobState.SENT,
+        since=epoch + handle.asked_at,
+        deadline=epoch + group.deadline.when if group.deadline is not None else None,
+        label=group.label,
+        last_update=group.last_updates.get(handle.worker),
+        metadata=group.params.metadata or {},
+        cancellable=group.cancellable,
+    )
