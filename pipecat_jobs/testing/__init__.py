@@ -11,6 +11,7 @@ try:
     from pipecat_jobs.testing.chaos_bus import ChaosBus
     from pipecat_jobs.testing.chaos_rules import BlockedPublish, Faults, Held, Rule
     from pipecat_jobs.testing.harness import JobHarness, LeftBehindError
+    from pipecat_jobs.testing.job_mock import JobMock
     from pipecat_jobs.testing.llm_request import LLMRequest
     from pipecat_jobs.testing.llm_script import (
         Disconnect,
@@ -35,6 +36,7 @@ __all__ = [
     "Faults",
     "Held",
     "JobHarness",
+    "JobMock",
     "LLMRequest",
     "LeftBehindError",
     "Reply",

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self, cast
 
@@ -20,7 +20,9 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_jobs._protocol.checks import check_flag, check_instance, check_seconds
+from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.testing.chaos_bus import ChaosBus
+from pipecat_jobs.testing.job_mock import JobMock, MockedWorker, Returns
 
 JOB_TASK_PREFIXES = ("job", "task_timeout_")
 """Prefixes of the names of tasks that serve a job, after the name of their worker."""
@@ -119,6 +121,7 @@ class JobHarness:
         self._timeout = check_seconds("timeout", timeout)
         self._check_watches = check_flag("check_watches", check_watches)
         self._registered: dict[str, asyncio.Event] = {}
+        self._stand_ins: dict[str, MockedWorker] = {}
         self._runner: WorkerRunner | None = None
         self._run_task: asyncio.Task[None] | None = None
         self._traffic = _Traffic()
@@ -230,6 +233,55 @@ class JobHarness:
                 raise TimeoutError(
                     f"worker '{worker.name}' was not ready after {self._timeout:g} s"
                 ) from error
+
+    async def mock_job(
+        self,
+        worker_name: str,
+        name: str,
+        *,
+        returns: Returns = None,
+        raises: BaseException | None = None,
+        updates: Sequence[JobData] = (),
+    ) -> JobMock:
+        """Stand in for a job of a worker that the test does not start.
+
+        The first mock of a worker starts a stand-in of that name. A second one for the same job
+        replaces the first.
+
+        Args:
+            worker_name: Name of the worker.
+            name: Name of the job.
+            returns: The response: a dict, a pydantic model or a dataclass; any other value becomes
+                ``{"result": value}``, None an empty response. Or a function, async or not, that
+                gets the payload and returns one.
+            raises: An exception to raise in place of a response, e.g. a ``JobToolError``.
+            updates: Updates to send before the response.
+
+        Returns:
+            The mock, which has the payloads and the assertions.
+
+        Raises:
+            ValueError: If a worker of that name was started before, and is not a stand-in.
+            TimeoutError: If the stand-in is not ready within ``timeout`` seconds.
+
+        Example::
+
+            async with JobHarness() as harness:
+                host = BaseWorker("host")
+                await harness.start(host)
+                await harness.mock_job("library", "lend", raises=JobToolError("it is lent"))
+                with pytest.raises(JobError, match="it is lent"):
+                    async with host.job("library", name="lend"):
+                        pass
+        """
+        mock = JobMock(worker_name, name, returns, raises, updates)
+        stand_in = self._stand_ins.get(worker_name)
+        if stand_in is None:
+            stand_in = MockedWorker(worker_name)
+            await self.start(stand_in)
+            self._stand_ins[worker_name] = stand_in
+        stand_in.add(mock)
+        return mock
 
     async def end(self, worker: BaseWorker, *, reason: str | None = None) -> None:
         """End one worker gracefully, as the runner does, and wait until it has finished.

@@ -35,13 +35,13 @@ NAMES = """
     OpenJobState OutcomeStatus
     PipelineParams PipelineWorker ProcessorUnusablePolicy RedisModeError RedisStartError RoutedBus
     ToolCallContext UIWorker UnknownJobError WorkerLostError WorkerNotAddedError
-    WorkerNotReadyError __version__ cancel_job job job_attempt job_headers job_moved job_tool list_jobs
-    tool tool_call
+    WorkerNotReadyError __version__ cancel_job job job_attempt job_headers job_moved job_tool
+    list_jobs tool tool_call
 """.split()
 
 TESTING_NAMES = """
-    BlockedPublish ChaosBus Disconnect Failure Faults Held JobHarness LLMRequest LeftBehindError
-    Reply Rule ScriptedLLMServer Stall Text ToolCall ToolCalls VirtualDeadlockError
+    BlockedPublish ChaosBus Disconnect Failure Faults Held JobHarness JobMock LLMRequest
+    LeftBehindError Reply Rule ScriptedLLMServer Stall Text ToolCall ToolCalls VirtualDeadlockError
     VirtualTimeLoop run_virtual
 """.split()
 
