@@ -14,6 +14,9 @@ AT_ONCE ?= 3
 # How many times as many random schedules `make test-all` plays.
 SCHEDULES ?= 20
 
+# Each of the many Python processes of a run would compile all modules that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo demo-distributed voice test test-all test-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint bench speech picture clean
 
 demo: $(NEWEST_ENV)
