@@ -3,6 +3,13 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+# Two things that are slow and that no test needs. Both are read while modules are imported, and
+# the processes that tests start inherit them.
+# The values of the variables in each logged traceback:
+os.environ |= {"LOGURU_DIAGNOSE": "NO", "LOGURU_BACKTRACE": "NO"}
+# More than a hundred authorities that each new HTTP client loads; one is enough on loopback:
+os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "support" / "authority.pem")
+
 import pytest
 from openai import AsyncOpenAI
 from pipecat.bus import WorkerBus
