@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,6 +11,7 @@ os.environ |= {"LOGURU_DIAGNOSE": "NO", "LOGURU_BACKTRACE": "NO"}
 # More than a hundred authorities that each new HTTP client loads; one is enough on loopback:
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "support" / "authority.pem")
 
+import onnxruntime
 import pytest
 from openai import AsyncOpenAI
 from pipecat.bus import WorkerBus
@@ -71,6 +73,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"bus_name", "local_bus_name"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("on_bus")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what collecting the tests has made out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def load_each_model_once() -> Iterator[None]:
+    """Share the model with which each of Pipecat's context aggregators finds the end of a turn."""
+    load_new = onnxruntime.InferenceSession
+    loaded: dict[str, onnxruntime.InferenceSession] = {}
+
+    def load(path: str, **options: object) -> onnxruntime.InferenceSession:
+        if path not in loaded:
+            loaded[path] = load_new(path, **options)
+        return loaded[path]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "InferenceSession", load)
+        yield
 
 
 @pytest.fixture(scope="session")

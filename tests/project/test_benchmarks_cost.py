@@ -11,7 +11,6 @@ import pytest
 from benchmarks import child, group, memory, round_trip, sessions, stream, throughput
 from benchmarks.__main__ import main
 from benchmarks.benchmark import Figure, Spread
-from benchmarks.plot import draw
 from benchmarks.subjects import FLOOR, OURS, OURS_ON_PIPECATS_BUS, PIPECATS, SUBJECTS
 
 _NAMES = {subject.name for subject in SUBJECTS}
@@ -158,6 +157,9 @@ def test_a_profile_shows_where_our_time_goes(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_plot_has_a_line_for_each_subject_and_is_the_same_for_the_same_figures(tmp_path: Path):
+    # Imports matplotlib, which no other test needs.
+    from benchmarks.plot import draw
+
     figures = [
         Figure("", FLOOR, "ms", Spread.of([0.01])),
         *(
