@@ -61,6 +61,7 @@ class CancelReason(StrEnum):
         INTERRUPTED: The LLM turn of the job was interrupted, e.g. by a user who spoke.
         HANDLER_CANCELLED: Code of the worker cancelled the handler's task.
         NOT_NEEDED: The group has completed without this worker's response.
+        REPLACED: A later job of the same key has replaced it: ``@job(on_busy="replace")``.
 
     Example::
 
@@ -80,6 +81,7 @@ class CancelReason(StrEnum):
     INTERRUPTED = "interrupted"
     HANDLER_CANCELLED = "handler_cancelled"
     NOT_NEEDED = "not_needed"
+    REPLACED = "replaced"
 
 
 class JobRefusal(StrEnum):
@@ -90,6 +92,8 @@ class JobRefusal(StrEnum):
         INACTIVE: The worker is inactive, and its class has ``takes_jobs_when_inactive = False``.
         ID_IN_USE: The worker has an open job with the same id from another requester.
         ID_USED: The worker has had a job with the same id from this requester.
+        INVALID_PAYLOAD: The payload is not what the handler takes; the error names the field.
+        BUSY: Another job of the same key is open: ``@job(on_busy="refuse")``.
 
     Example::
 
@@ -107,6 +111,8 @@ class JobRefusal(StrEnum):
     INACTIVE = "inactive"
     ID_IN_USE = "id_in_use"
     ID_USED = "id_used"
+    INVALID_PAYLOAD = "invalid_payload"
+    BUSY = "busy"
 
 
 #: Characters of an exception's message and of its traceback in a response. A longer response could
@@ -256,6 +262,8 @@ class JobOutcome:
             otherwise, or when a plain Pipecat worker cancelled it.
         refusal: Why the worker refused the job, for code to decide on; None when a handler has
             begun, or when the worker does not state it.
+        held_by: The id of the open job of the same key because of which the worker refused the
+            job (``JobRefusal.BUSY``); None otherwise.
         waited: Seconds from the call until the request was sent: the wait for the worker to be
             ready. If the request was never sent, seconds from the call until the end.
         ran: Seconds from the request until the end; 0.0 if the request was never sent.
@@ -279,6 +287,7 @@ class JobOutcome:
     ran: float = 0.0
     cancel_reason: CancelReason | None = None
     refusal: JobRefusal | None = None
+    held_by: str | None = None
 
     @property
     def completed(self) -> bool:

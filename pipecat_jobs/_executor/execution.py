@@ -4,13 +4,21 @@ import asyncio
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from pipecat.bus.messages import BusJobRequestMessage
+from pipecat.bus.messages import (
+    BusJobRequestMessage,
+    BusJobResponseMessage,
+    BusJobResponseUrgentMessage,
+)
 
 from pipecat_jobs._protocol.flow import StreamWindow
 from pipecat_jobs._protocol.hooks import Steps
 from pipecat_jobs.errors import LLMTurnError
 from pipecat_jobs.outcomes import JobData
+
+if TYPE_CHECKING:
+    from pipecat_jobs._executor.keys import Line
 
 
 class Slots:
@@ -29,7 +37,7 @@ class Slots:
 class ExecutionState(StrEnum):
     """How far a job is at its worker. The diagram in ``docs/jobs.md`` shows the transitions."""
 
-    #: Its handler waits for a slot.
+    #: Its handler waits for its key or for a slot.
     WAITING = "waiting"
     #: Its handler runs.
     RUNNING = "running"
@@ -69,6 +77,8 @@ class Execution:
     task: asyncio.Task[None] | None = None
     #: The slots of which it has one.
     slots: Slots | None = None
+    #: The jobs of its key, if its handler has one.
+    line: "Line | None" = None
     #: Why the last LLM turn it started failed.
     turn_failure: LLMTurnError | None = None
     #: The latest update it has sent.
@@ -77,6 +87,8 @@ class Execution:
     steps: Steps | None = None
     #: What its stream waits for, once it has one.
     window: StreamWindow | None = None
+    #: Its response, for the jobs that joined it.
+    response: BusJobResponseMessage | BusJobResponseUrgentMessage | None = None
     # The state without regard to a response: where RESPONDING goes back to.
     _progress: ExecutionState = ExecutionState.WAITING
     _end: asyncio.Event | None = None
@@ -160,10 +172,13 @@ class Execution:
         self.slots = slots
 
     def free_slot(self) -> None:
-        """Free its slot for the next job, if it has one. May be called more than once."""
+        """Free its slot and its key for the next job. May be called more than once."""
         if self.slots is not None:
             self.slots.free.release()
             self.slots = None
+        if self.line is not None:
+            self.line.leave(self)
+            self.line = None
 
 
 #: The job whose handler, or code that the handler started, is running.

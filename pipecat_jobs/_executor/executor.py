@@ -18,6 +18,7 @@ from pipecat.bus.messages import (
 from pipecat.pipeline.job_context import JobStatus
 
 from pipecat_jobs._executor.execution import Execution, ExecutionState, Slots, current_execution
+from pipecat_jobs._executor.keys import Keys
 from pipecat_jobs._executor.open_jobs import list_held
 from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._protocol.handlers import ConcurrencyLimit, HandlerSpec
@@ -75,6 +76,9 @@ class Executor:
             self._slots[name] = Slots(
                 limit.size, until_response=limit.until_response, has_turn=alone
             )
+        self._keys = {
+            name: Keys(spec.key, self._replace) for name, spec in handlers.items() if spec.key
+        }
         self.stopped = False
 
     # -- a job arrives -----------------------------------------------------------------------
@@ -113,6 +117,8 @@ class Executor:
             )
             self._refuse(message, JobRefusal.NO_HANDLER, why)
             return
+        if name in self._keys and not self._admit(execution, self._keys[name]):
+            return
         slots = self._slots.get(name)
         if listened and name is None and slots is not None:
             call, listened = self._call_request_hooks, False
@@ -130,6 +136,18 @@ class Executor:
                 self._hooks.announce("on_job_request", message)
             finally:
                 current_execution.reset(token)
+
+    def _admit(self, execution: Execution, keys: Keys) -> bool:
+        request = execution.request
+        if problem := keys.rule.find_problem(request.payload):
+            self._refuse(request, JobRefusal.INVALID_PAYLOAD, problem)
+            return False
+        holder = keys.admit(execution)
+        if holder is not None:
+            held_by = holder.request.job_id
+            why = f"worker '{self._runtime.name}' is busy with job '{held_by}' of the same key"
+            self._refuse(request, JobRefusal.BUSY, why, held_by=held_by)
+        return holder is None
 
     def _find_handler(self, message: BusJobRequestMessage) -> tuple[str | None, _Call | None]:
         spec = self._handlers.get(message.job_name) if message.job_name else None
@@ -154,14 +172,21 @@ class Executor:
         logger.debug(f"{self}: not running job '{message.job_id}': it was cancelled before")
         self._respond_at_once(message, JobStatus.CANCELLED, response)
 
-    def _refuse(self, message: BusJobRequestMessage, refusal: JobRefusal, why: str) -> None:
+    def _refuse(
+        self,
+        message: BusJobRequestMessage,
+        refusal: JobRefusal,
+        why: str,
+        *,
+        held_by: str | None = None,
+    ) -> None:
         logger.warning(f"{self}: not running job '{message.job_id}': {why}")
         unknown = refusal is JobRefusal.NO_HANDLER
         status = JobStatus.ERROR if unknown else JobStatus.FAILED
         # The names by which requesters of earlier releases recognize a refusal.
         kind = NoJobHandlerError if unknown else JobRefusedError
         error = ErrorDetails(kind.__name__, why)
-        response = Statement(refusal=refusal).add_to(error.to_response())
+        response = Statement(refusal=refusal, held_by=held_by).add_to(error.to_response())
         self._respond_at_once(message, status, response)
 
     def _respond_at_once(
@@ -176,8 +201,16 @@ class Executor:
 
     async def _run(self, execution: Execution, call: _Call, slots: Slots | None) -> None:
         try:
+            if execution.line is not None:
+                leader = await execution.line.wait(execution)
+                if leader is not None:
+                    await self._responses.share(leader, execution)
+                    return
             if slots is not None:
                 await execution.take_slot(slots)
+            if execution.cancelled:
+                # It got its turn before its cancel reached this task.
+                return
             execution.begin()
             current_execution.set(execution)
             if self._interceptors.active:
@@ -191,7 +224,7 @@ class Executor:
                 execution.leave_response()
                 if execution.turn_failure is not None:
                     raise execution.turn_failure
-            if slots is not None and slots.until_response:
+            if execution.line is not None or (slots is not None and slots.until_response):
                 await execution.until_ended()
             if execution.turn_failure is not None:
                 # The last event of its turn would be taken for one of the next job.
@@ -363,7 +396,18 @@ class Executor:
         )
         return None
 
-    async def _cancel(self, execution: Execution, message: BusJobCancelMessage) -> None:
+    def _replace(self, execution: Execution, newer: Execution) -> None:
+        request, reason = execution.request, f"replaced by job '{newer.request.job_id}'"
+        message = BusJobCancelMessage(
+            source=request.source, target=self._runtime.name, job_id=request.job_id, reason=reason
+        )
+        execution.cancel()
+        response = _cancelled(reason, CancelReason.REPLACED)
+        self._runtime.create_task(self._cancel(execution, message, response), "job_cancelled")
+
+    async def _cancel(
+        self, execution: Execution, message: BusJobCancelMessage, response: JobData | None = None
+    ) -> None:
         self._cancel_handlers([execution])
         await self._wait_for_handlers([execution])
         await self._stop_its_turns(execution)
@@ -376,7 +420,7 @@ class Executor:
                 logger.warning(f"{self}: on_job_cancelled() of job '{message.job_id}' overruns")
         else:
             self._hooks.announce("on_job_cancelled", message)
-        await self._end(execution, JobStatus.CANCELLED, None)
+        await self._end(execution, JobStatus.CANCELLED, response)
         execution.free_slot()
 
     def _cancel_handlers(self, executions: list[Execution]) -> None:
@@ -426,6 +470,8 @@ class Executor:
         await self._wait_for_handlers(executions)
         # A handler that resisted the first cancel may end with the second.
         self._cancel_handlers(executions)
+        for execution in executions:
+            execution.free_slot()
 
     def __str__(self) -> str:
         return f"Worker '{self._runtime.name}'"

@@ -1,5 +1,7 @@
 """What a worker sends about its jobs: updates, streams and responses."""
 
+from copy import deepcopy
+
 from loguru import logger
 from pipecat.bus.messages import (
     BusDataMessage,
@@ -20,7 +22,7 @@ from pipecat_jobs._protocol.headers import find_window
 from pipecat_jobs._protocol.recent import Expiring, Recent
 from pipecat_jobs._protocol.runtime import JobRuntime
 from pipecat_jobs._protocol.statements import check_response
-from pipecat_jobs.errors import InvalidJobTypeError, UnknownJobError
+from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError, UnknownJobError
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.params import check_data
 
@@ -86,18 +88,25 @@ class Responses:
             status = JobStatus(status)
         except ValueError as error:
             raise InvalidJobTypeError(f"status is {status!r}; give a JobStatus") from error
-        await self._send(execution, self._response(execution.request, status, data, urgent))
+        await self._respond(execution, status, data, urgent=urgent)
 
     async def update(self, job_id: str, update: object, *, urgent: bool) -> None:
         """Report progress."""
         execution = self._require(job_id)
-        request, data = execution.request, check_data("update", update)
+        data = check_data("update", update)
         message_class = BusJobUpdateUrgentMessage if urgent else BusJobUpdateMessage
-        await self._runtime.send(
-            message_class(
-                source=self._runtime.name, target=request.source, job_id=job_id, update=data
+        joined = execution.line.list_joined(execution) if execution.line is not None else ()
+        # Copied first: the requester of the job itself may change what it gets.
+        copies = [(job.request, deepcopy(data)) for job in joined]
+        for request, each in ((execution.request, data), *copies):
+            await self._runtime.send(
+                message_class(
+                    source=self._runtime.name,
+                    target=request.source,
+                    job_id=request.job_id,
+                    update=each,
+                )
             )
-        )
         execution.last_update = data
 
     async def stream(
@@ -107,7 +116,7 @@ class Responses:
         data: object,
     ) -> None:
         """Send the start or a chunk of a streamed response; a chunk waits for room."""
-        execution = self._require(job_id)
+        execution = self._require_stream(job_id)
         chunk = message_class(
             source=self._runtime.name,
             target=execution.request.source,
@@ -132,7 +141,7 @@ class Responses:
 
     async def stream_end(self, job_id: str, data: object) -> None:
         """End a streamed response, and with it the job."""
-        execution = self._require(job_id)
+        execution = self._require_stream(job_id)
         end = BusJobStreamEndMessage(
             source=self._runtime.name,
             target=execution.request.source,
@@ -150,6 +159,15 @@ class Responses:
             )
         return execution
 
+    def _require_stream(self, job_id: str) -> Execution:
+        execution = self._require(job_id)
+        if execution.line is not None and not execution.line.streams:
+            raise InvalidJobError(
+                f"job '{job_id}' is of a handler with on_busy='join' and cannot stream: a job that "
+                "joins would miss the beginning; send updates and one response"
+            )
+        return execution
+
     async def finish(
         self, execution: Execution, status: JobStatus, response: JobData | None
     ) -> None:
@@ -157,13 +175,35 @@ class Responses:
         if not execution.is_open or (execution.cancelled and status is JobStatus.COMPLETED):
             logger.debug(f"{self}: dropping {status} of job '{execution.request.job_id}': it ended")
             return
-        await self._send(execution, self._response(execution.request, status, response))
+        await self._respond(execution, status, response)
+
+    async def share(self, leader: Execution, execution: Execution) -> None:
+        """Respond to a job with the response to the one that it joined."""
+        shared = leader.response
+        if shared is not None and execution.is_open:
+            urgent = isinstance(shared, BusJobResponseUrgentMessage)
+            data = deepcopy(shared.response)
+            await self._respond(execution, JobStatus(shared.status), data, urgent=urgent)
 
     async def refuse(
         self, request: BusJobRequestMessage, status: JobStatus, response: JobData | None
     ) -> None:
         """Respond to a request that was refused."""
         await self._runtime.send(self._response(request, status, response))
+
+    async def _respond(
+        self,
+        execution: Execution,
+        status: JobStatus,
+        data: JobData | None,
+        *,
+        urgent: bool = False,
+    ) -> None:
+        response = self._response(execution.request, status, data, urgent)
+        if execution.line is not None and not execution.line.streams:
+            # Copied first: the requester may change what it gets.
+            execution.response = deepcopy(response)
+        await self._send(execution, response)
 
     async def _send(
         self, execution: Execution, response: BusDataMessage | BusSystemMessage

@@ -9,6 +9,7 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.llm import LLMContextWorker
 
 from pipecat_jobs._protocol.checks import check_count, check_flag, check_text
+from pipecat_jobs._protocol.keys import KeyRule, OnBusy, check_key
 from pipecat_jobs._protocol.text import shorten
 from pipecat_jobs.errors import DuplicateJobHandlerError, InvalidJobError, InvalidJobTypeError
 
@@ -22,6 +23,7 @@ class HandlerSpec:
     Parameters:
         attribute: The method's name on its class.
         job_name: The name of the jobs that it handles.
+        key: Which of its jobs run one at a time; None if its jobs have no key.
     """
 
     attribute: str
@@ -29,6 +31,7 @@ class HandlerSpec:
     sequential: bool = False
     max_concurrency: int | None = None
     run_once: bool = False
+    key: KeyRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ def job(
     sequential: bool = False,
     max_concurrency: int | None = None,
     run_once: bool = False,
+    key: str | tuple[str, ...] | None = None,
+    on_busy: OnBusy | None = None,
 ) -> Callable[[Handler], Handler]:
     """Mark a worker's method as the handler of a job.
 
@@ -75,14 +80,23 @@ def job(
         run_once: Whether a job is lost with the process that runs it; for a payment, for example.
             When False, a bus that spans processes begins the job again in another process that
             has the worker.
+        key: A field of the payload, or a tuple of fields, whose value names a thing: only one job
+            of a thing runs at a time at this worker, and over all processes of a
+            ``RedisStreamsBus`` that have the worker. A request without the field, or whose value
+            is not a str, a finite number or a bool, is refused. Not together with ``sequential``.
+        on_busy: What a job does that comes while another one of the same key is open. "queue", the
+            default, waits until it has ended, in order of arrival. "refuse" ends as refused
+            (``JobRefusal.BUSY``), and ``JobOutcome.held_by`` is the id of the open job. "replace"
+            cancels it (``CancelReason.REPLACED``) and begins once it has cleaned up. "join" gets
+            its updates from then on and its response; not for a handler that streams.
 
     Returns:
         The decorator, which returns the method unchanged.
 
     Raises:
         InvalidJobTypeError: If an argument has the wrong type, or the method is not ``async def``.
-        InvalidJobError: If ``name`` is empty, ``max_concurrency`` is below one, or is given
-            together with ``sequential``.
+        InvalidJobError: If ``name`` is empty, ``max_concurrency`` is below one, an option is given
+            together with one that excludes it, or ``on_busy`` is unknown or without ``key``.
 
     Example::
 
@@ -95,6 +109,10 @@ def job(
             async def count(self, message):
                 for number in range(3):
                     yield {"number": number}
+
+            @job(name="steer", key="ship_id", on_busy="replace")
+            async def steer(self, message):
+                return {"arrived": message.payload["ship_id"]}
     """
     where = f"@job(name={shorten(name)}):"
     check_text(f"{where} name", name, "the name that requesters will use, as a str")
@@ -108,9 +126,21 @@ def job(
                 "allows more; give one of them"
             )
 
+    rule = check_key(where, key, on_busy)
+    if rule is not None and sequential:
+        raise InvalidJobError(
+            f"{where} sequential=True runs all jobs one at a time, key={key!r} one for each key; "
+            "give one of them, or max_concurrency=1 with the key"
+        )
+
     def mark(method: Handler) -> Handler:
         if not (iscoroutinefunction(method) or isasyncgenfunction(method)):
             raise InvalidJobTypeError(f"{where} the method is not 'async def'; make it so")
+        if isasyncgenfunction(method) and rule is not None and rule.on_busy == "join":
+            raise InvalidJobError(
+                f"{where} the method streams, and a job that joins would miss the beginning; "
+                "return a dict, or give another on_busy"
+            )
         # The first three names are Pipecat's, so that a plain Pipecat worker finds the handler too.
         vars(method).update(
             is_job_handler=True,
@@ -118,6 +148,7 @@ def job(
             job_sequential=sequential,
             job_max_concurrency=max_concurrency,
             job_run_once=run_once,
+            job_key=rule,
         )
         return method
 
@@ -145,6 +176,7 @@ def collect_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
                 bool(marks.get("job_sequential")),
                 marks.get("job_max_concurrency"),
                 bool(marks.get("job_run_once")),
+                marks.get("job_key"),
             )
             if (other := handlers.get(spec.job_name)) is not None:
                 raise DuplicateJobHandlerError(

@@ -25,10 +25,16 @@ class Statement:
 
     refusal: JobRefusal | None = None
     cancel_reason: CancelReason | None = None
+    #: The id of the open job because of which a job is refused.
+    held_by: str | None = None
 
     def add_to(self, response: JobData) -> JobData:
         """Return the response with the facts added."""
-        facts = {"refusal": self.refusal, "cancel_reason": self.cancel_reason}
+        facts = {
+            "refusal": self.refusal,
+            "cancel_reason": self.cancel_reason,
+            "held_by": self.held_by,
+        }
         stated = {name: str(fact) for name, fact in facts.items() if fact is not None}
         return {**response, RESERVED_KEY: stated}
 
@@ -45,9 +51,11 @@ def read_statement(response: JobData | None) -> tuple[Statement, JobData | None]
     if not isinstance(stated, dict):
         return _NOTHING, rest
     facts = cast("Mapping[object, object]", stated)
+    held_by = facts.get("held_by")
     statement = Statement(
         _member(JobRefusal, facts.get("refusal")),
         _member(CancelReason, facts.get("cancel_reason")),
+        held_by if isinstance(held_by, str) else None,
     )
     return statement, rest
 

@@ -26,6 +26,7 @@ class OutcomeFacts(TypedDict, total=False):
     reason: str | None
     cancel_reason: CancelReason | None
     refusal: JobRefusal | None
+    held_by: str | None
 
 
 class HandleState(StrEnum):

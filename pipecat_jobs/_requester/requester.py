@@ -324,7 +324,13 @@ class Requester:
         group.failing = group.failing or message
         error = ErrorDetails.from_response(response)
         self._settle(
-            group, message.source, status, response=response, error=error, refusal=stated.refusal
+            group,
+            message.source,
+            status,
+            response=response,
+            error=error,
+            refusal=stated.refusal,
+            held_by=stated.held_by,
         )
 
     def on_stream_end(self, message: BusJobStreamEndMessage) -> None:
