@@ -351,6 +351,10 @@ class DistributedBus(RoutedBus):
             offer.name == name for offer in self._iterate_offers()
         )
 
+    def has_keys(self, worker: str, job_name: str) -> bool:
+        """Return whether the jobs of a name have keys at a worker of this process."""
+        return any(job_name in offer.keys for offer in self._offers.get(worker, ()))
+
     def takes_requests(self, worker: str) -> bool:
         """Return whether a worker has started, has not ended, and this process is not drained."""
         return not self._draining and worker not in self._ended and self._has_started(worker)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipecat.bus.subscriber import BusSubscriber
 from pipecat.workers import llm
@@ -31,14 +31,23 @@ class Offer:
     once: tuple[str, ...] = ()
     #: How firmly the jobs of one requester stay in one process.
     affinity: Affinity | None = None
+    #: The fields of the payload that are the key of a job, by job name. While a process has a job
+    #: of a key, it gets all others of that key.
+    keys: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
     def to_json(self, uid: str) -> str:
         """Write it as the server reads it; ``uid`` identifies this process as long as it lives."""
         if self.slots is None:
             return ""
-        spec = {"uid": uid, "slots": self.slots, "once": dict.fromkeys(self.once, True)}
+        spec: dict[str, object] = {
+            "uid": uid,
+            "slots": self.slots,
+            "once": dict.fromkeys(self.once, True),
+        }
         if self.affinity is not None:
             spec["affinity"] = self.affinity
+        if self.keys:
+            spec["keys"] = self.keys
         return json.dumps(spec, ensure_ascii=False)
 
 
@@ -52,15 +61,19 @@ def find_offers(subscriber: BusSubscriber, room: int) -> Iterator[Offer]:
         yield Offer(subscriber.name)
         return
     handlers, limits = collect_handlers(type(subscriber)), find_limits(subscriber)
+    keys = {name: spec.key.fields for name, spec in handlers.items() if spec.key is not None}
+    # The worker itself must decide about a job with a key, e.g. that it replaces another one, so
+    # such a job does not wait here for a slot under the worker's limit.
     slots = {
-        name or "": limits[name].size if name in limits else room for name in (None, *handlers)
+        name or "": limits[name].size if name in limits and name not in keys else room
+        for name in (None, *handlers)
     }
     once = tuple(
         name
         for name, spec in handlers.items()
         if spec.run_once or (_is_backend(subscriber) and name == _SESSION_JOB)
     )
-    yield Offer(subscriber.name, slots, once, _find_affinity(subscriber))
+    yield Offer(subscriber.name, slots, once, _find_affinity(subscriber), keys)
     proxied = proxied_name(subscriber)
     if proxied is not None:
         yield Offer(proxied, {"": room})

@@ -81,6 +81,10 @@ class LocalSide(Protocol):
         """Return whether a subscriber has a name, or is a proxy of a worker that has it."""
         ...
 
+    def has_keys(self, worker: str, job_name: str) -> bool:
+        """Return whether the jobs of a name have keys at a worker of this process."""
+        ...
+
     def takes_requests(self, worker: str) -> bool:
         """Return whether a worker takes requests from other processes now."""
         ...
@@ -147,7 +151,10 @@ class Router:
         target, key = message.target, JobKey.of(message)
         _check_text("target", target or "")
         stays = (
-            bool(target) and not self._through_server and self._local.has_subscriber(target or "")
+            bool(target)
+            and not self._through_server
+            and self._local.has_subscriber(target or "")
+            and not self._has_key(message)
         )
         if key is not None and isinstance(message, REQUESTER_MESSAGES):
             job = self.open_jobs.find_requested(key)
@@ -172,6 +179,14 @@ class Router:
             self._request(message, target)
         else:
             self.route(message, target or "")
+
+    def _has_key(self, message: BusMessage) -> bool:
+        # Only the server knows which process has the other jobs of the same key.
+        return (
+            isinstance(message, BusJobRequestMessage)
+            and bool(message.job_name)
+            and self._local.has_keys(message.target or "", message.job_name or "")
+        )
 
     def _request(self, message: BusJobRequestMessage, target: str) -> None:
         key = JobKey(message.source, target, message.job_id)

@@ -40,6 +40,9 @@ class LocalProcess:
     def has_subscriber(self, name: str) -> bool:
         return name == "here"
 
+    def has_keys(self, worker: str, job_name: str) -> bool:
+        return job_name == "keyed"
+
     def takes_requests(self, worker: str) -> bool:
         return self.accepts
 

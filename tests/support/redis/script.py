@@ -56,11 +56,18 @@ class Process:
             await self.host(worker, **options)
         return self
 
-    def spec(self, once: tuple[str, ...] = (), affinity: str | None = None, **slots: int) -> str:
+    def spec(
+        self,
+        once: tuple[str, ...] = (),
+        affinity: str | None = None,
+        keys: dict[str, list[str]] | None = None,
+        **slots: int,
+    ) -> str:
         """An offer: slots by job name, one for any other name."""
         once_by_name = dict.fromkeys(once, True)
         spec = {"uid": self.uid, "slots": {"": 1, **slots}, "once": once_by_name}
-        return json.dumps({**spec, "affinity": affinity} if affinity else spec)
+        more = {"affinity": affinity, "keys": keys}
+        return json.dumps(spec | {name: value for name, value in more.items() if value})
 
     async def host(self, worker: str, **options: Any) -> None:
         await self.call_once("host", worker, self.spec(**options))
@@ -74,9 +81,10 @@ class Process:
         attempt: int = 1,
         source: str = "requester",
         affinity: str = "",
+        request: str = "request",
     ):
         """Request a job, and return its reference at the server."""
-        about = (worker, job, int(once), attempt, "request", source, affinity)
+        about = (worker, job, int(once), attempt, request, source, affinity)
         assert await self.call_once("request", *about) == "ok"
         return f"{self.id}:{self._number}"
 

@@ -15,7 +15,7 @@ local function is_offer(_, value)
       return false
     end
   end
-  return spec.slots[''] ~= nil
+  return spec.slots[''] ~= nil and type(spec.keys or {}) == 'table'
 end
 
 local function is_job(packed)
@@ -26,7 +26,9 @@ local function is_job(packed)
 end
 
 local function is_of_process(field, value)
-  if field == 'n' or field == 'busy' or string.sub(field, 1, 5) == 'load:' then
+  if field == 'n' or field == 'busy' or string.sub(field, 1, 5) == 'load:'
+    or string.sub(field, 1, 4) == 'key:'
+  then
     return is_count(field, value)
   end
   if string.sub(field, 1, 5) == 'held:' then
@@ -63,6 +65,7 @@ local function remove_foreign()
   check(P .. ':turns', 'hash', is_count)
   check(HOMES, 'hash')
   check(OLD_HOMES, 'hash')
+  check(KEYS_HELD, 'hash')
   -- Commands take the name of a worker or a target as first or second argument.
   local workers = {[ARGV[6] or ''] = true, [ARGV[7] or ''] = true}
   local processes = redis.call('ZRANGE', MEMBERS, 0, -1)

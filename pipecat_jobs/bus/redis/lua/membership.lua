@@ -62,7 +62,7 @@ local function lose_expired(at)
   for _, ref in ipairs(redis.call('ZRANGEBYSCORE', WAITING, '-inf', at, 'LIMIT', 0, 256)) do
     redis.call('ZREM', WAITING, ref)
     local job = find(ref)
-    if job and not select(2, choose(job)) then
+    if job and not select(2, choose(ref, job)) then
       lose(ref, job, 'unhosted')
     end
   end
@@ -83,7 +83,7 @@ end
 function commands.leave()
   evict(me)
   if redis.call('EXISTS', MEMBERS) == 0 then
-    redis.call('DEL', P .. ':beat', P .. ':turns', HOMES, OLD_HOMES)
+    redis.call('DEL', P .. ':beat', P .. ':turns', HOMES, OLD_HOMES, KEYS_HELD)
   end
   return 'ok'
 end
@@ -102,6 +102,7 @@ function commands.renew()
   lose_expired(now())
   extend_ttl(HOMES)
   extend_ttl(OLD_HOMES)
+  extend_ttl(KEYS_HELD)
   extend_ttl(P .. ':hosted:' .. me)
   for _, name in ipairs(redis.call('SMEMBERS', P .. ':hosted:' .. me)) do
     extend_ttl(P .. ':names:' .. name)
@@ -186,15 +187,29 @@ local function is_whole(ref, job, queues)
     and (redis.call('ZSCORE', WAITING, ref) or has_offer(job))
 end
 
--- Counts the taken slots of a process again, because slots would stay unused if a count were wrong.
+-- Counts the taken slots and the keys of a process again, because slots would stay unused, and keys
+-- bound to the process, if a count were wrong.
 local function recount(process)
-  local key, counts = process_of(process), {busy = 0}
+  local key, counts, held_keys = process_of(process), {busy = 0}, {}
   for _, name in ipairs(fields_of(process, 'load:')) do
     counts['load:' .. name] = 0
   end
   for _, ref in ipairs(fields_of(process, 'held:')) do
     local load = redis.call('HGET', key, 'held:' .. ref)
     counts[load], counts.busy = (counts[load] or 0) + 1, counts.busy + 1
+    local job = find(ref)
+    if job and job.x then
+      local field = key_field(job)
+      held_keys[field] = (held_keys[field] or 0) + 1
+    end
+  end
+  for _, field in ipairs(fields_of(process, 'key:')) do
+    if held_keys[field] then
+      redis.call('HSET', key, 'key:' .. field, held_keys[field])
+    else
+      redis.call('HDEL', key, 'key:' .. field)
+      give_up_key(process, field)
+    end
   end
   for field, count in pairs(counts) do
     redis.call('HSET', key, field, count)

@@ -37,18 +37,81 @@ local function affinity_of(job, spec)
   return job.k and (string.sub(job.k, 1, 1) == '=' and 'requester' or spec.affinity)
 end
 
--- Returns the offers of the hosts that may take a job, and how firmly the job is bound to its home.
+-- Raises for a request that has no key. Keys that differ may have the same text: their jobs only
+-- share a process.
+local function read_key(request, fields)
+  local payload = cjson.decode(string.match(request, '^[^\n]*\n[^\n]*\n(.*)$')).v.payload
+  -- A dict with other keys than text is sent as pairs.
+  if payload['$'] == 'dict' then
+    local sent = payload.v
+    payload = {}
+    for _, pair in ipairs(sent) do
+      payload[pair.v[1]] = pair.v[2]
+    end
+  end
+  local values = {}
+  for i, field in ipairs(fields) do
+    local value = payload[field]
+    if type(value) ~= 'string' and type(value) ~= 'number' and type(value) ~= 'boolean' then
+      return false
+    end
+    values[i] = value
+  end
+  return redis.sha1hex(cjson.encode(values))
+end
+
+-- Returns the values of the fields that are a request's key, as a short text; false if it has none.
+-- Its worker refuses a request without a key.
+local function key_of(request, fields)
+  local read, key = pcall(read_key, request, fields)
+  return read and key
+end
+
+local function key_field(job) return job.w .. '\0' .. job.x end
+
+-- Returns the process that has the open jobs with the key of a job.
+local function holder_of(job)
+  local holder = redis.call('HGET', KEYS_HELD, key_field(job))
+  return holder and redis.call('HEXISTS', process_of(holder), 'key:' .. key_field(job)) == 1
+    and holder
+end
+
+local function hold_key(job)
+  redis.call('HSET', KEYS_HELD, key_field(job), job.o)
+  redis.call('HINCRBY', process_of(job.o), 'key:' .. key_field(job), 1)
+  extend_ttl(KEYS_HELD)
+end
+
+-- Lets another process have the key from now on.
+local function give_up_key(process, field)
+  if redis.call('HGET', KEYS_HELD, field) == process then
+    redis.call('HDEL', KEYS_HELD, field)
+  end
+end
+
+local function free_key(job)
+  local field = 'key:' .. key_field(job)
+  if redis.call('HINCRBY', process_of(job.o), field, -1) <= 0 then
+    redis.call('HDEL', process_of(job.o), field)
+    give_up_key(job.o, key_field(job))
+  end
+end
+
+-- Returns the offers of the hosts that may take a job, how firmly the job is bound to its home, and
+-- which fields of its payload are its key.
 local function offers_for(job)
   local hosts, offers, affinity = redis.call('HGETALL', P .. ':hosts:' .. job.w), {}, nil
+  local fields
   for i = 1, #hosts, 2 do
     local offer = cjson.decode(hosts[i + 1])
     if not job.tried[offer.uid] then
       offer.process = hosts[i]
       offers[#offers + 1] = offer
       affinity = affinity or affinity_of(job, offer)
+      fields = fields or (offer.keys and offer.keys[job.j])
     end
   end
-  return offers, affinity
+  return offers, affinity, fields
 end
 
 -- Returns the host that made an offer, if it has a free slot for the job.
@@ -78,12 +141,28 @@ local function most_free_host(job, offers)
   return best
 end
 
--- Returns the host for a job (its home, or else the host with the largest share of free slots);
--- whether any host may take it; and the uid of its home, if only its home may take it.
-local function choose(job)
-  local offers, affinity = offers_for(job)
+local function host_with_key(job, offers, holder)
+  for _, offer in ipairs(offers) do
+    if offer.process == holder then
+      return host_of(job, offer)
+    end
+  end
+end
+
+-- Returns the host for a job (the process that has its key, its home, or else the host with the
+-- largest share of free slots); whether any host may take it; and, if one process alone may take
+-- it, what names its queue: the key of the job, or the uid of its home.
+local function choose(ref, job, request)
+  local offers, affinity, fields = offers_for(job)
   if #offers == 0 then
     return nil, false
+  end
+  if fields and job.x == nil then
+    job.x = key_of(request or request_of(ref), fields)
+  end
+  local holder = job.x and holder_of(job)
+  if holder then
+    return host_with_key(job, offers, holder) or nil, true, job.x
   elseif not affinity then
     return most_free_host(job, offers), true
   end
@@ -122,6 +201,9 @@ local function assign(ref, job, host, request)
   if host.is_home then
     keep_home(job, host.uid)
   end
+  if job.x then
+    hold_key(job)
+  end
   save(ref, job, request)
   push(job.o, 'd', 'j', ref, job.a, request or request_of(ref), host.moved)
 end
@@ -142,7 +224,7 @@ local function wait_for_slot(ref, job, home, side, request)
 end
 
 local function place(ref, job, side, request)
-  local host, any, home = choose(job)
+  local host, any, home = choose(ref, job, request)
   if host then
     assign(ref, job, host, request)
     return
@@ -167,7 +249,7 @@ local function assign_waiting(worker, name)
     local job = find(ref)
     local host, any, home
     if job then
-      host, any, home = choose(job)
+      host, any, home = choose(ref, job)
     end
     if host then
       redis.call('ZREM', WAITING, ref)
@@ -212,6 +294,9 @@ end
 
 local function release(ref, job)
   free_slot(job.o, ref, 'load:' .. job.w .. '\0' .. job.s)
+  if job.x then
+    free_key(job)
+  end
   job.o = ''
 end
 
@@ -244,6 +329,13 @@ function lose(ref, job, why)
 end
 
 local function reassign(ref, job, started_at)
+  -- A process that no longer offers the worker has stopped all jobs of the key, and has them
+  -- reassigned one by one. The first of them takes the key to another process.
+  if job.x and started_at
+    and redis.call('HEXISTS', P .. ':hosts:' .. job.w, job.o) == 0
+  then
+    give_up_key(job.o, key_field(job))
+  end
   release(ref, job)
   if job.c then
     lose(ref, job, 'cancelled')
@@ -291,6 +383,9 @@ local function evict(process)
   for _, name in ipairs(redis.call('SMEMBERS', P .. ':hosted:' .. process)) do
     redis.call('SREM', P .. ':names:' .. name, process)
     withdraw(process, name)
+  end
+  for _, field in ipairs(fields_of(process, 'key:')) do
+    give_up_key(process, field)
   end
   -- All jobs are removed first, so that the slot of one job is not assigned to the next one.
   local requested = {}

@@ -18,18 +18,21 @@
 --                    held:R         a job that it does, with the name of its load field
 --                    load:W\0K      how many slots of kind K are taken at worker W
 --                    busy           how many jobs it does
+--                    key:W\0X       how many jobs of worker W with key X it does
 --   hosted:P       names that P has subscribers for
 --   names:N        processes that have a subscriber N
 --   hosts:W        processes that take requests for worker W, with their offers
 --   in:P:u in:P:d  the inbox of P: urgent entries and the others
 --   queues:W       names of the queues of worker W
 --   queue:N:W:J    requests for job J of W that wait for a free slot, in order; N is the length of
---                  W. J followed by \0 and a uid: requests that wait for that process alone
+--                  W. J followed by \0 and a uid: requests that wait for that process alone.
+--                  J followed by \0 and a key: requests that wait for the process that has the key
 --   waiting        requests that no process can take, scored by the time at which they are lost
 --   turns          by worker, which of several equal hosts gets the next job
 --   beat           the time of the last renewal of any lease
 --   homes          by worker and affinity key, the uid of the process that has such jobs
 --   homes:old      the same, for pairs that were not used since `homes` was last full
+--   keys           by worker and key, the process that does all jobs of that key
 --
 -- The keys of a process are made when it joins, and expire `linger` after its last renewal.
 --
@@ -46,6 +49,7 @@ lease, takeover, attempts, inbox =
   tonumber(lease), tonumber(takeover), tonumber(attempts), tonumber(inbox)
 
 local MEMBERS, WAITING = P .. ':members', P .. ':waiting'
+local KEYS_HELD = P .. ':keys'
 local HOMES, OLD_HOMES, MOST_HOMES = P .. ':homes', P .. ':homes:old', 50000
 local overflowing, commands = {}, {}
 -- The uid of the calling process, if the call has a number.
@@ -87,8 +91,8 @@ local function push(process, lane, kind, ref, attempt, body, moved)
 end
 
 -- Fields of a job: w worker, j job name, o the process that does it, s kind of the slot that it
--- takes there, a attempt, once, c cancelled, k affinity key, q name of its queue, tried the uids of
--- the processes of earlier attempts.
+-- takes there, a attempt, once, c cancelled, k affinity key, x key (false: it has none), q name of
+-- its queue, tried the uids of the processes of earlier attempts.
 
 local function find(ref)
   local requester, n = requester_of(ref)
