@@ -178,7 +178,6 @@ class Execution:
             self.slots = None
         if self.line is not None:
             self.line.leave(self)
-            self.line = None
 
 
 #: The job whose handler, or code that the handler started, is running.

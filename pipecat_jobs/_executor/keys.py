@@ -40,7 +40,7 @@ class Line:
 
         When that job was cancelled, the oldest of those that joined it runs in its place.
         """
-        return next((job for job in self._turns if job.is_open or job.cancelled), None)
+        return next((job for job in self._turns if job.is_open), None)
 
     def add(self, job: "Execution") -> None:
         """Add a job that waits until all earlier ones have left."""
@@ -55,7 +55,11 @@ class Line:
         """List the open jobs that joined a job."""
         if leader.cancelled:
             return []
-        return [job for job, joined in self._joined.items() if joined is leader and job.is_open]
+        return [
+            job
+            for job, joined in self._joined.items()
+            if joined is leader and job.is_open and not job.cancelled
+        ]
 
     async def wait(self, job: "Execution") -> "Execution | None":
         """Wait until a job holds the key, or until the job that it joined has ended.
@@ -63,17 +67,12 @@ class Line:
         Returns:
             The joined job whose response it takes; None when it holds the key.
         """
-        try:
-            while (leader := self._joined.get(job)) is not None:
-                await leader.until_ended()
-                if leader.response is not None and not leader.cancelled:
-                    return leader
-                self._leave_leader(job)
-            await self._turns[job].wait()
-        except BaseException:
-            # It never began, and must not keep others waiting while its hooks run.
-            self.leave(job)
-            raise
+        while (leader := self._joined.get(job)) is not None:
+            await leader.until_ended()
+            if leader.response is not None and not leader.cancelled:
+                return leader
+            self._leave_leader(job)
+        await self._turns[job].wait()
         return None
 
     def _leave_leader(self, job: "Execution") -> None:

@@ -4,8 +4,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
-from support.workers import Requester
+from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage, BusJobResponseMessage
+from support.workers import Requester, until
 
 from pipecat_jobs import (
     BaseWorker,
@@ -90,8 +90,10 @@ class Fleet(BaseWorker):
 
     def keys(self) -> int:
         """How many keys the worker has an entry for."""
-        executor: Executor = vars(self)["_WorkerJobs__executor"]
-        return sum(len(keys) for keys in executor._keys.values())
+        return sum(len(keys) for keys in self.executor()._keys.values())
+
+    def executor(self) -> Executor:
+        return vars(self)["_WorkerJobs__executor"]
 
 
 class Asked:
@@ -141,9 +143,9 @@ class Stage:
 
     async def end(self) -> None:
         """Check that no key has an entry once all jobs have ended."""
+        await until(lambda: not self.fleet.keys())
         await self.harness.settle()
         assert self.fleet.begun.empty()
-        assert self.fleet.keys() == 0
 
 
 @pytest.fixture
@@ -228,6 +230,23 @@ async def test_a_job_that_is_cancelled_while_it_waits_for_its_key_never_begins(s
     stage.fleet.land("j1")
     assert await stage.fleet.next_begun() == "j3"
     stage.fleet.land("j3")
+    await stage.end()
+
+
+async def test_a_job_whose_turn_and_cancel_come_at_once_never_begins(stage: Stage):
+    first = await stage.ask_and_begin("queue", "j1")
+    second = await stage.ask("queue", "j2")
+    executor, responses = stage.fleet.executor(), stage.fleet._job_responses
+    holder = responses.get("j1")
+    assert holder is not None
+    assert holder.line is not None
+    holder.line.leave(holder)
+    executor.on_cancel(BusJobCancelMessage(source="requester", target="fleet", job_id="j2"))
+    await stage.harness.settle()
+    assert stage.fleet.begun.empty()
+    assert (await second.outcome()).status is OutcomeStatus.CANCELLED
+    stage.fleet.land("j1")
+    await first.response()
     await stage.end()
 
 
@@ -360,15 +379,20 @@ async def test_a_job_replaces_only_the_jobs_of_its_key(stage: Stage):
 # -- join ------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_bus("slow")
 async def test_a_job_that_joins_gets_the_same_response(stage: Stage):
+    async def change(_: BaseWorker, message: BusJobResponseMessage) -> None:
+        assert message.response is not None
+        message.response["stops"].append(message.job_id)
+
+    stage.requester.add_event_handler("on_job_response", change)
     asked = [await stage.ask_and_begin("join", "j1")]
     asked += [await stage.ask("join", job_id) for job_id in ("j2", "j3")]
     stage.fleet.land("j1", stops=["a"])
     responses = [await each.response() for each in asked]
-    assert responses == [{"stops": ["a"]}] * 3
-    responses[0]["stops"].append("b")
-    assert responses[1:] == [{"stops": ["a"]}] * 2
     await stage.end()
+    # What one requester does to its response does not show in that of another.
+    assert responses == [{"stops": ["a", job_id]} for job_id in ("j1", "j2", "j3")]
 
 
 async def test_a_job_that_joins_gets_the_same_failure(stage: Stage):
@@ -390,6 +414,25 @@ async def test_a_job_that_joins_gets_the_updates_from_then_on(stage: Stage):
     await second.response()
     assert [event.data for event in first.events] == [{"at": 1}, {"at": 2}]
     assert [event.data for event in second.events] == [{"at": 2}]
+    await stage.end()
+
+
+async def test_updates_of_a_joined_job_that_was_cancelled_go_to_no_other(job_harness: JobHarness):
+    class Talkative(Fleet):
+        async def on_job_cancelled(self, message: BusJobCancelMessage) -> None:
+            if message.job_id == "j1":
+                await self.send_job_update("j1", {"landed": True})
+
+    stage = Stage(job_harness)
+    stage.fleet = Talkative()
+    await stage.start()
+    first = await stage.ask_and_begin("join", "j1")
+    second = await stage.ask("join", "j2")
+    first.task.cancel()
+    assert await stage.fleet.next_begun() == "j2"
+    stage.fleet.land("j2")
+    await second.response()
+    assert second.events == []
     await stage.end()
 
 
