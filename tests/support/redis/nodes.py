@@ -102,6 +102,10 @@ class NodeWorker(BaseWorker):
     async def narrow(self, message: BusJobRequestMessage) -> dict:
         return await self._hold(message)
 
+    @job(name="fly", key="ship")
+    async def fly(self, message: BusJobRequestMessage) -> dict:
+        return await self._hold(message)
+
     @job(name="pay", run_once=True)
     async def pay(self, message: BusJobRequestMessage) -> dict:
         return await self._hold(message)
