@@ -16,6 +16,7 @@ from pipecat_jobs import (
     JobError,
     JobEvent,
     JobRefusal,
+    JobRefusedError,
     JobTimeoutError,
     OutcomeStatus,
     job,
@@ -307,7 +308,9 @@ async def test_a_worker_that_stops_ends_the_jobs_that_wait_for_a_key(stage: Stag
 
 async def test_a_refusal_says_which_job_holds_the_key(stage: Stage):
     first = await stage.ask_and_begin("refuse", "j1")
-    outcome = await (await stage.ask("refuse", "j2")).outcome()
+    with pytest.raises(JobRefusedError) as caught:
+        await (await stage.ask("refuse", "j2")).response()
+    outcome = caught.value.outcomes["fleet"]
     assert (outcome.status, outcome.refusal) == (OutcomeStatus.FAILED, JobRefusal.BUSY)
     assert outcome.held_by == "j1"
     assert "busy with job 'j1'" in outcome.cause

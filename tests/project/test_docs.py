@@ -182,6 +182,21 @@ async def test_snippets_of_the_interceptors_page_run(
     assert printed in capsys.readouterr().out
 
 
+async def test_snippets_of_the_keys_page_run(names: dict[str, object]):
+    fleet, asking = blocks("docs/keys.md", "python")
+    await run(fleet + asking, names)
+    fly, repair, host = names["fly"], names["repair"], names["self"]
+    await host.add_workers(names["Fleet"]("fleet"))
+    older = asyncio.create_task(fly(host, 7, "Mars"))
+    first = asyncio.create_task(repair(host, 7, "engine"))
+    # Requests of one requester arrive in order.
+    await asyncio.sleep(0)
+    newer, second = await asyncio.gather(fly(host, 7, "Venus"), repair(host, 7, "engine"))
+    assert (await older, newer) == ("changed its course", "arrived at Venus")
+    assert await first == "repaired engine"
+    assert re.fullmatch(r"job \S+ repairs it already", second)
+
+
 def test_tests_of_the_testing_page_pass(tmp_path: Path):
     plugins, *tests = blocks("docs/testing.md", "python")
     (tmp_path / "conftest.py").write_text(plugins)

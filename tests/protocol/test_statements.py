@@ -199,7 +199,7 @@ async def test_responses_of_peers_without_statements_are_understood(
 
 @pytest.mark.parametrize(
     "stated",
-    ["no_handler", None, [], {}, {"refusal": "of a later release"}, {"refusal": {}, "x": 1}],
+    ["no_handler", None, [], {}, {"refusal": "of a later release"}, {"refusal": {}, "held_by": 7}],
 )
 def test_a_malformed_statement_is_ignored(stated: object):
     read, rest = read_statement({"error": "no", RESERVED_KEY: stated})
@@ -210,8 +210,9 @@ def test_a_malformed_statement_is_ignored(stated: object):
 def test_a_statement_is_read_as_it_was_written():
     for refusal in (*JobRefusal, None):
         for reason in (*CancelReason, None):
-            written = Statement(refusal, reason)
-            assert read_statement(written.add_to({"n": 1})) == (written, {"n": 1})
+            for held_by in ("job-1", None):
+                written = Statement(refusal, reason, held_by)
+                assert read_statement(written.add_to({"n": 1})) == (written, {"n": 1})
 
 
 # -- the cancel reason ---------------------------------------------------------------------------

@@ -33,6 +33,12 @@ class Mixed(BaseWorker):
         return {}
 
 
+class Keyed(BaseWorker):
+    @job(name="fly", key=("ship", "part"), max_concurrency=2)
+    async def fly(self, message: BusJobRequestMessage) -> dict:
+        return {}
+
+
 class Sticky(BaseWorker):
     job_affinity = "requester"
 
@@ -84,6 +90,12 @@ def test_a_subscriber_that_takes_no_requests_offers_no_slots():
         "once": {"pay": True},
     }
     assert json.loads(Offer("w", {"": 1}, affinity="prefer").to_json("me"))["affinity"] == "prefer"
+
+
+def test_an_offer_names_the_keys_of_jobs_which_no_limit_of_the_worker_keeps_at_the_server():
+    [offer] = find_offers(Keyed("w"), 7)
+    assert offer == Offer("w", {"": 7, "fly": 7}, keys={"fly": ("ship", "part")})
+    assert json.loads(offer.to_json("me"))["keys"] == {"fly": ["ship", "part"]}
 
 
 def test_a_worker_class_sets_the_affinity_of_its_jobs():

@@ -55,6 +55,16 @@ async def test_a_message_stays_in_the_process_or_crosses_the_server(
     assert to_self == ([] if sent_to_self is None else [sent_to_self])
 
 
+@pytest.mark.parametrize(("job_name", "sent"), [("keyed", ["request"]), ("other", []), (None, [])])
+async def test_a_request_with_a_key_crosses_the_server_to_the_same_process(
+    job_name: str | None, sent: list[str]
+):
+    harness = RouterHarness()
+    harness.router.publish(request(source="here", target="here", job_name=job_name))
+    assert [call[0] for call in await harness.next_calls()] == sent
+    assert len(harness.local.delivered) == (0 if sent else 1)
+
+
 async def test_urgent_messages_are_sent_even_when_the_outbox_is_full():
     harness = RouterHarness(limit=0)
     harness.router.publish(cancel())
