@@ -56,6 +56,7 @@ from pipecat_jobs.outcomes import (
     OutcomeStatus,
 )
 from pipecat_jobs.params import JobGroupParams, JobParams
+from pipecat_jobs.retry import Retry
 from pipecat_jobs.tools.call import ToolCallContext, tool_call
 from pipecat_jobs.tools.decorator import job_tool
 from pipecat_jobs.tools.open_jobs import cancel_job, list_jobs
@@ -131,6 +132,7 @@ __all__ = [
     "ProcessorUnusablePolicy",
     "RedisModeError",
     "RedisStartError",
+    "Retry",
     "RoutedBus",
     "ToolCallContext",
     "UIWorker",

@@ -265,8 +265,13 @@ class JobOutcome:
         held_by: The id of the open job of the same key because of which the worker refused the
             job (``JobRefusal.BUSY``); None otherwise.
         waited: Seconds from the call until the request was sent: the wait for the worker to be
-            ready. If the request was never sent, seconds from the call until the end.
-        ran: Seconds from the request until the end; 0.0 if the request was never sent.
+            ready. If the request was never sent, seconds from the call until the end. With several
+            attempts, until the request of the first one.
+        ran: Seconds from the request until the end; 0.0 if the request was never sent. With several
+            attempts, from the request of the first one.
+        attempts: The outcomes of the other attempts at the job, in the order in which they began:
+            those that failed before, and the one that was not needed because of ``hedge_after``.
+            Their ``waited`` and ``ran`` are of the attempt. Empty when there was one attempt.
 
     Example::
 
@@ -288,6 +293,7 @@ class JobOutcome:
     cancel_reason: CancelReason | None = None
     refusal: JobRefusal | None = None
     held_by: str | None = None
+    attempts: "tuple[JobOutcome, ...]" = ()
 
     @property
     def completed(self) -> bool:

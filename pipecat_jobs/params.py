@@ -7,12 +7,20 @@ from typing import Any, TypedDict
 
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.pipeline.job_context import JobParams as PipecatJobParams
+from pydantic import InstanceOf
 
-from pipecat_jobs._protocol.checks import check_count, check_flag, check_instance, check_text
+from pipecat_jobs._protocol.checks import (
+    check_count,
+    check_flag,
+    check_instance,
+    check_seconds,
+    check_text,
+)
 from pipecat_jobs._protocol.deadline import check_timeout
 from pipecat_jobs._protocol.text import shorten
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
+from pipecat_jobs.retry import Retry
 
 #: Chunks of a stream that may be unread unless the requester sets another limit.
 UNREAD_LIMIT = 1_000
@@ -43,6 +51,8 @@ class JobParams(PipecatJobParams):
             the ``job_affinity`` of the worker's class.
         metadata: Facts for the requester's own use, which ``open_jobs`` gives back. They are not
             sent to the worker. None for none.
+        retry: When the job is asked for again; None for never.
+        hedge_after: Seconds after which a second attempt begins beside the first; None for never.
 
     Example::
 
@@ -59,6 +69,8 @@ class JobParams(PipecatJobParams):
     run_once: bool = False
     affinity: str | None = None
     metadata: dict[str, Any] | None = None
+    retry: InstanceOf[Retry] | None = None
+    hedge_after: float | None = None
 
 
 class JobGroupParams(JobParams, PipecatJobGroupParams):
@@ -108,6 +120,13 @@ class JobKeywords(TypedDict, total=False):
             worker's class.
         metadata: Facts for the requester's own use, a dict, which ``open_jobs`` gives back. They
             are not sent to the worker. None, the default, for none.
+        retry: When the job is asked for again if it did not complete: a
+            :class:`~pipecat_jobs.Retry`. None, the default, for never.
+        hedge_after: Seconds after which, without a response, a second attempt begins beside the
+            first. The first response counts, and the other attempt is cancelled. The second attempt
+            goes to the same worker, and to another process of its pool on ``RedisStreamsBus``. In a
+            group, the workers are asked one after the other instead. Not together with
+            ``run_once``, or with ``affinity`` at one worker. None, the default, for never.
     """
 
     name: str | None
@@ -121,6 +140,8 @@ class JobKeywords(TypedDict, total=False):
     run_once: bool | None
     affinity: str | None
     metadata: dict[str, Any] | None
+    retry: Retry | None
+    hedge_after: float | None
 
 
 class JobGroupKeywords(JobKeywords, total=False):
@@ -156,6 +177,8 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
         wanted="the key of the jobs that belong in one process, of at most 256 characters",
         most=256,
     ),
+    "retry": partial(check_instance, kind=Retry, wanted="a Retry, e.g. Retry(attempts=3)"),
+    "hedge_after": check_seconds,
 }
 
 
@@ -189,6 +212,22 @@ def group_params(
     if "job_id" not in given:
         given["job_id"] = secrets.token_hex(16)
     return JobGroupParams.model_validate(given)
+
+
+def check_hedge(params: JobGroupParams, worker_names: Sequence[str]) -> None:
+    """Refuse to hedge a job of which a second attempt must not begin, or would not help."""
+    if params.hedge_after is None:
+        return
+    if params.run_once:
+        raise InvalidJobError(
+            "hedge_after begins a second attempt beside the first, which run_once=True forbids; "
+            "give one of them"
+        )
+    if params.affinity is not None and len(worker_names) == 1:
+        raise InvalidJobError(
+            "hedge_after asks another process of the worker, and affinity= keeps the job in one; "
+            "give one of them"
+        )
 
 
 def _unknown_keyword(

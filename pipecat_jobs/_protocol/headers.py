@@ -40,6 +40,9 @@ class JobHeaders:
         time_left: Seconds that were left of the requester's ``timeout`` when it sent the request;
             None without a timeout. The worker receives the request a little later.
         find_window: Limits the number of unread chunks of a stream; this package sets it.
+        beside: The id of an open attempt at the same job; a bus that spans processes chooses
+            another process than that of this attempt. This package sets it for ``hedge_after``, and
+            the worker reads None.
 
     Example::
 
@@ -59,6 +62,7 @@ class JobHeaders:
     trace_context: Mapping[str, str] | None = field(default=None, hash=False)
     time_left: float | None = field(default=None, compare=False)
     find_window: FindWindow | None = field(default=None, repr=False, compare=False)
+    beside: str | None = field(default=None, repr=False, compare=False)
 
     def __deepcopy__(self, memo: object) -> Self:
         # A copy of a request waits for the same window as the original.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from loguru import logger
@@ -27,11 +27,13 @@ CANCEL_GRACE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Cancelled:
+class Cancelled:
     """The workers of a group that were cancelled, and what runs its hooks in order."""
 
-    names: set[str]
+    job_id: str
     steps: Steps
+    names: set[str] = field(default_factory=set)
+    attempt_ids: set[str] = field(default_factory=set)
 
 
 class Cancellation:
@@ -41,15 +43,17 @@ class Cancellation:
         self,
         runtime: JobRuntime,
         groups: dict[str, PipecatJobGroup],
+        later_attempts: dict[str, JobGroup],
         liveness: Liveness,
         cancel_group: CancelGroup,
     ):
         self._runtime = runtime
         self._groups = groups
+        self._later_attempts = later_attempts
         self._liveness = liveness
         self._cancel_group = cancel_group
-        #: By job id: the workers whose response to the cancel has not come.
-        self._unacknowledged: Expiring[str, _Cancelled] = Expiring()
+        #: By the id of the attempt: the workers whose response to the cancel has not come.
+        self._unacknowledged: Expiring[str, Cancelled] = Expiring()
 
     async def end(self, group: PipecatJobGroup, reason: str, cancel_reason: CancelReason) -> None:
         """Cancel a group through the worker's own method.
@@ -92,20 +96,18 @@ class Cancellation:
 
     async def cancel_abandoned(self, group: JobGroup, reason: str | None) -> None:
         """Cancel the workers that do not know that their job has an outcome."""
-        names = group.take_abandoned()
-        if not names:
+        to_cancel: list[tuple[str, str]] = []
+        for handle in group.find_abandoned():
+            ids = handle.release()
+            to_cancel += [(attempt_id, handle.worker) for attempt_id in ids]
+            if handle.outcome is None or not handle.outcome.completed:
+                self._await_response(group, handle.worker, ids)
+        if not to_cancel:
             return
-        for name in names:
-            self._liveness.unwatch(name, group.job_id)
-        cancelled = self._unacknowledged.get(group.job_id)
-        if cancelled is None:
-            steps = group.steps or Steps(self._runtime)
-            self._unacknowledged.remember(group.job_id, _Cancelled(set(names), steps))
-        else:
-            cancelled.names.update(names)
-        sending = self._runtime.create_task(
-            self.send_cancels(group.job_id, names, reason), "job_cancel"
-        )
+        for attempt_id, name in to_cancel:
+            self._liveness.unwatch(name, attempt_id)
+            self._later_attempts.pop(attempt_id, None)
+        sending = self._runtime.create_task(self.send_cancels(to_cancel, reason), "job_cancel")
         # Waiting on the task leaves it alone when this call is itself cancelled.
         await asyncio.wait({sending}, timeout=CANCEL_GRACE)
         if not sending.done():
@@ -114,49 +116,54 @@ class Cancellation:
                 f"'{group.job_id}' for {CANCEL_GRACE:g} s; going on without"
             )
 
-    async def send_cancels(self, job_id: str, names: Sequence[str], reason: str | None) -> None:
-        """Send a cancel to each worker, whether or not sending it to another failed."""
+    def _await_response(self, group: JobGroup, name: str, attempt_ids: Sequence[str]) -> None:
+        cancelled = None
+        for attempt_id in attempt_ids:
+            cancelled = cancelled or self._unacknowledged.get(attempt_id)
+            if cancelled is None:
+                cancelled = Cancelled(group.job_id, group.steps or Steps(self._runtime))
+            cancelled.names.add(name)
+            cancelled.attempt_ids.add(attempt_id)
+            self._unacknowledged.remember(attempt_id, cancelled)
+
+    async def send_cancels(self, attempts: Sequence[tuple[str, str]], reason: str | None) -> None:
+        """Send a cancel for each attempt at a worker, whether or not sending another failed."""
         task = RunningTask()
-        for name in names:
+        for attempt_id, name in attempts:
             cancel = BusJobCancelMessage(
-                source=self._runtime.name, target=name, job_id=job_id, reason=reason
+                source=self._runtime.name, target=name, job_id=attempt_id, reason=reason
             )
             try:
                 await self._runtime.send(cancel)
             except BaseException as error:
                 task.survive(error)
                 log_raised(
-                    f"Worker '{self._runtime.name}': could not cancel job '{job_id}' at '{name}'",
+                    f"Worker '{self._runtime.name}': could not cancel job '{attempt_id}' "
+                    f"at '{name}'",
                     error,
                 )
 
-    def steps_after_end(self, message: JobMessage) -> Steps | None:
-        """Give what runs the hooks of a job that has ended for a worker that cleans up after it.
+    def find_cancelled(self, message: JobMessage) -> Cancelled | None:
+        """Find the group of a message from a worker that cleans up after a cancel.
 
         Returns:
-            What runs the hooks, or None when the sender was not cancelled, or has acknowledged
-            that it was.
+            The group, or None when the sender was not cancelled, or has acknowledged that it was.
         """
         cancelled = self._unacknowledged.get(message.job_id)
-        return (
-            cancelled.steps if cancelled is not None and message.source in cancelled.names else None
-        )
+        return cancelled if cancelled is not None and message.source in cancelled.names else None
 
-    def acknowledge(self, message: ResponseMessage) -> Steps | None:
+    def acknowledge(self, message: ResponseMessage) -> Cancelled | None:
         """Note a worker's CANCELLED response to a cancel.
 
         Returns:
-            What runs the hooks for it, or None when it is not the first CANCELLED response of a
-            worker that was cancelled.
+            The group, or None when it is not the first CANCELLED response of a worker that was
+            cancelled.
         """
-        cancelled = self._unacknowledged.get(message.job_id)
-        if (
-            cancelled is None
-            or message.source not in cancelled.names
-            or response_status(message) is not JobStatus.CANCELLED
-        ):
+        cancelled = self.find_cancelled(message)
+        if cancelled is None or response_status(message) is not JobStatus.CANCELLED:
             return None
         cancelled.names.discard(message.source)
         if not cancelled.names:
-            self._unacknowledged.take(message.job_id)
-        return cancelled.steps
+            for attempt_id in cancelled.attempt_ids:
+                self._unacknowledged.take(attempt_id)
+        return cancelled

@@ -107,6 +107,11 @@ class JobEvents:
             window.set_read(self._is_read)
         return window
 
+    def forget_window(self, worker_name: str) -> None:
+        """Let a worker's next stream have a window of its own."""
+        if self._windows is not None and (window := self._windows.pop(worker_name, None)):
+            window.close()
+
     def _own_queue(self) -> EventQueue:
         if self.queue is None:
             self.use(LatestUpdateQueue() if self._latest_only else asyncio.Queue())

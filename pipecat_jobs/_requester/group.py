@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Self, Unpack, cast
 
@@ -12,10 +13,12 @@ from pipecat.pipeline.job_context import JobGroupEvent
 from pipecat_jobs._protocol.clock import now
 from pipecat_jobs._protocol.deadline import Deadline
 from pipecat_jobs._protocol.flow import StreamWindow
+from pipecat_jobs._protocol.headers import JobHeaders
 from pipecat_jobs._protocol.hooks import Steps
 from pipecat_jobs._protocol.messages import ResponseMessage
 from pipecat_jobs._protocol.runtime import StartableBus
 from pipecat_jobs._protocol.tasks import RunningTask
+from pipecat_jobs._requester.attempts import Attempts
 from pipecat_jobs._requester.call import Call
 from pipecat_jobs._requester.events import EventQueue, JobEvents
 from pipecat_jobs._requester.handle import CancelAt, HandleState, JobHandle, OutcomeFacts
@@ -54,6 +57,14 @@ class Findings:
     bus_failure: Exception | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What each attempt at a job sends."""
+
+    payload: JobData | None
+    headers: JobHeaders
+
+
 class JobGroup(PipecatJobGroup):
     """Jobs launched together under one id. Pipecat's ``JobGroup``, with outcomes.
 
@@ -89,6 +100,10 @@ class JobGroup(PipecatJobGroup):
     ending = CancelReason.REQUESTER_CANCELLED
     #: Runs its hooks in order; None until the requester has any to run.
     steps: Steps | None = None
+    #: What further attempts send; None while there are none.
+    request: Request | None = None
+    #: Asks the workers that are not asked at once, each at its time.
+    turns: asyncio.Task[None] | None = None
     #: Called with each outcome; None while nothing has to know.
     on_settled: Callable[[JobOutcome], None] | None = None
     #: The latest update of each worker that has sent one.
@@ -167,17 +182,28 @@ class JobGroup(PipecatJobGroup):
         group._single = call.single
         group.steps = steps
         policy = call.policy or (ALL_COMPLETE if params.cancel_on_error else ALL_END)
-        group._make_handles(policy, now, cancel)
+        new_attempts = None
+        if params.retry is not None or params.hedge_after is not None:
+            hedge_after = None if group.asks_in_turn else params.hedge_after
+            new_attempts = partial(Attempts, params.retry, hedge_after, params.run_once)
+        group._make_handles(policy, now, cancel, new_attempts)
         return group
 
-    def _make_handles(self, policy: Policy, now: Callable[[], float], cancel: CancelAt) -> None:
+    def _make_handles(
+        self,
+        policy: Policy,
+        now: Callable[[], float],
+        cancel: CancelAt,
+        new_attempts: Callable[[], Attempts] | None = None,
+    ) -> None:
         self.outcomes: dict[str, JobOutcome] = {}
         self._policy = policy
         self._now = now
         job_id, asked_at = self.job_id, now()
         #: Its jobs, by worker, in the order of the workers.
         self.handles = {
-            name: JobHandle(job_id, name, asked_at, cancel) for name in self.worker_names
+            name: JobHandle(job_id, name, asked_at, cancel, new_attempts and new_attempts())
+            for name in self.worker_names
         }
 
     @property
@@ -190,6 +216,11 @@ class JobGroup(PipecatJobGroup):
                 cancel_on_error=self.cancel_on_error,
             )
         return self._params
+
+    @property
+    def asks_in_turn(self) -> bool:
+        """Whether its workers are asked one after the other, and not at once."""
+        return self.params.hedge_after is not None and len(self.worker_names) > 1
 
     # -- who has ended -----------------------------------------------------------------------
 
@@ -218,22 +249,24 @@ class JobGroup(PipecatJobGroup):
 
     @property
     def unready(self) -> list[str]:
-        """The workers that were never asked."""
-        return [name for name, handle in self.handles.items() if not handle.was_sent]
+        """The workers that were never asked, because they were not ready."""
+        unasked = [name for name, handle in self.handles.items() if not handle.was_sent]
+        asked_some = len(unasked) < len(self.handles)
+        return [] if asked_some and self.asks_in_turn else unasked
 
-    def mark_sent(self, worker_name: str) -> None:
-        """Note that a worker's request goes out now."""
-        self.handles[worker_name].mark_sent(self._now())
+    def mark_sent(self, worker_name: str) -> str:
+        """Note that a worker's request goes out now, and give the id that it carries."""
+        return self.handles[worker_name].mark_sent(self._now())
 
-    def awaits(self, worker_name: str) -> bool:
-        """Tell whether a response from this worker counts."""
+    def awaits(self, worker_name: str, attempt_id: str) -> bool:
+        """Tell whether a response from this worker to an attempt counts."""
         handle = self.handles.get(worker_name)
-        return handle is not None and handle.awaited
+        return handle is not None and handle.awaits(attempt_id)
 
-    def owes(self, worker_name: str) -> bool:
-        """Tell whether a worker was asked and has not responded, whatever became of the group."""
+    def owes(self, worker_name: str, attempt_id: str) -> bool:
+        """Tell whether a worker owes a response to an attempt, whatever became of the group."""
         handle = self.handles.get(worker_name)
-        return handle is not None and handle.owes_response
+        return handle is not None and handle.owes_response(attempt_id)
 
     def settle(self, worker_name: str, status: OutcomeStatus, facts: OutcomeFacts) -> None:
         """Record an outcome after which the worker owes nothing, and judge the group."""
@@ -261,14 +294,9 @@ class JobGroup(PipecatJobGroup):
             handle.state is HandleState.ABANDONED for handle in self.handles.values()
         )
 
-    def take_abandoned(self) -> list[str]:
-        """Take the workers that have to be cancelled: each is given once."""
-        abandoned = [
-            handle for handle in self.handles.values() if handle.state is HandleState.ABANDONED
-        ]
-        for handle in abandoned:
-            handle.release()
-        return [handle.worker for handle in abandoned]
+    def find_abandoned(self) -> list[JobHandle]:
+        """Find the jobs whose workers have to be cancelled."""
+        return [handle for handle in self.handles.values() if handle.state is HandleState.ABANDONED]
 
     def _judge(self, outcome: JobOutcome) -> None:
         self._note(outcome)
@@ -323,7 +351,8 @@ class JobGroup(PipecatJobGroup):
     def window(self, worker_name: str) -> StreamWindow | None:
         """Find what limits how far a worker's stream runs ahead of its reader."""
         limit = self.params.unread_limit
-        if self.is_done or not limit or not self.awaits(worker_name):
+        handle = self.handles.get(worker_name)
+        if self.is_done or not limit or handle is None or handle.state is not HandleState.OPEN:
             return None
         return self.events.window(worker_name, limit)
 
@@ -337,6 +366,8 @@ class JobGroup(PipecatJobGroup):
             self.deadline.clear()
         if self.timeout_task is not None and self.timeout_task is not asyncio.current_task():
             self.timeout_task.cancel()
+        if self.turns is not None and self.turns is not asyncio.current_task():
+            self.turns.cancel()
         self.events.closed = True
         super().complete()
         if self.dispatcher is not None:

@@ -1,10 +1,11 @@
 """The primitive of the requesting half: one job at one worker."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from enum import StrEnum
 from typing import TypeAlias, TypedDict
 
+from pipecat_jobs._requester.attempts import Attempt, Attempts
 from pipecat_jobs.outcomes import (
     CancelReason,
     ErrorDetails,
@@ -36,6 +37,8 @@ class HandleState(StrEnum):
     UNSENT = "unsent"
     #: Its request was sent, and its worker owes a response.
     OPEN = "open"
+    #: No attempt at it is open, and another one is to begin.
+    WAITING = "waiting"
     #: It has an outcome, but its worker owes a response and has to be cancelled.
     ABANDONED = "abandoned"
     #: It has an outcome, and its worker owes nothing or has been cancelled.
@@ -43,22 +46,28 @@ class HandleState(StrEnum):
 
 
 # Each job reads them several times, and reading a member from its enum is slow on Python 3.11.
-_UNSENT, _OPEN, _ABANDONED, _SETTLED = HandleState
+_UNSENT, _OPEN, _WAITING, _ABANDONED, _SETTLED = HandleState
 
 #: The states that may follow each.
 TRANSITIONS: dict[HandleState, frozenset[HandleState]] = {
     _UNSENT: frozenset({_OPEN, _SETTLED}),
-    _OPEN: frozenset({_ABANDONED, _SETTLED}),
+    _OPEN: frozenset({_WAITING, _ABANDONED, _SETTLED}),
+    _WAITING: frozenset({_OPEN, _SETTLED}),
     _ABANDONED: frozenset({_SETTLED}),
     _SETTLED: frozenset(),
 }
+
+
+#: Why an attempt is cancelled beside which another one has completed.
+OTHER_ATTEMPT = "not needed: another attempt has completed"
 
 
 class JobHandle:
     """One job at one worker, from the call to its outcome.
 
     A call has one for each worker that it asks. Awaiting it gives the outcome and never raises a
-    ``JobError``: what the outcomes mean for the call is for its policy to say.
+    ``JobError``: what the outcomes mean for the call is for its policy to say. It may take several
+    attempts, each with a request of its own; it has one outcome all the same.
     """
 
     __slots__ = (
@@ -66,17 +75,27 @@ class JobHandle:
         "_cancel",
         "_ended",
         "_sent_at",
+        "attempts",
         "job_id",
         "outcome",
         "state",
         "worker",
     )
 
-    def __init__(self, job_id: str, worker: str, asked_at: float, cancel: CancelAt):
+    def __init__(
+        self,
+        job_id: str,
+        worker: str,
+        asked_at: float,
+        cancel: CancelAt,
+        attempts: Attempts | None = None,
+    ):
         self.job_id = job_id
         self.worker = worker
         self.state = _UNSENT
         self.outcome: JobOutcome | None = None
+        #: The attempts at it; None if there is one at most, whose id is the job's.
+        self.attempts = attempts
         self._asked_at = asked_at
         self._sent_at: float | None = None
         self._cancel = cancel
@@ -87,38 +106,82 @@ class JobHandle:
         """When it was asked, by the clock of the event loop."""
         return self._asked_at
 
-    @property
-    def awaited(self) -> bool:
-        """Whether a response from its worker counts."""
-        return self.state is _OPEN
+    def awaits(self, attempt_id: str) -> bool:
+        """Tell whether a response to an attempt counts. The id is the job's or an attempt's."""
+        return self.state is _OPEN and (self.attempts is None or attempt_id in self.attempts.open)
+
+    def owes_response(self, attempt_id: str) -> bool:
+        """Tell whether its worker has neither responded to an attempt nor been cancelled."""
+        return (self.state is _OPEN or self.state is _ABANDONED) and (
+            self.attempts is None or attempt_id in self.attempts.open
+        )
 
     @property
-    def owes_response(self) -> bool:
-        """Whether its worker was asked, and has neither responded nor been cancelled."""
-        return self.state is _OPEN or self.state is _ABANDONED
+    def open_ids(self) -> Sequence[str]:
+        """The ids of the attempts that are open."""
+        if self.state is not _OPEN and self.state is not _ABANDONED:
+            return ()
+        return (self.job_id,) if self.attempts is None else tuple(self.attempts.open)
 
     @property
     def was_sent(self) -> bool:
         """Whether its request was sent."""
         return self._sent_at is not None
 
-    def mark_sent(self, now: float) -> None:
-        """Note that its request is being sent."""
-        self._move(_OPEN)
-        self._sent_at = now
+    def mark_sent(self, now: float) -> str:
+        """Note that its request is being sent, and give the id that the request carries."""
+        if self.attempts is None:
+            self._move(_OPEN)
+            self._sent_at = now
+            return self.job_id
+        if self.state is not _OPEN:
+            self._move(_OPEN)
+        if self._sent_at is None:
+            self._sent_at = now
+        return self.attempts.begin(self.job_id, now)
+
+    def end_attempt(
+        self, attempt: Attempt, now: float, status: OutcomeStatus, facts: OutcomeFacts
+    ) -> JobOutcome:
+        """Record the outcome of an attempt that does not decide about the job."""
+        attempt.outcome = outcome = JobOutcome(
+            self.worker,
+            status,
+            waited=attempt.sent_at - self._asked_at,
+            ran=now - attempt.sent_at,
+            **facts,
+        )
+        return outcome
+
+    def wait_for_next(self) -> None:
+        """Note that another attempt is to begin."""
+        self._move(_WAITING)
 
     def settle(self, now: float, status: OutcomeStatus, facts: OutcomeFacts) -> JobOutcome:
-        """Record an outcome after which the worker owes nothing."""
-        return self._end(_SETTLED, now, status, facts)
+        """Record an outcome after which the worker owes nothing but what is not needed."""
+        if self.attempts is None or not self.attempts.open:
+            return self._end(_SETTLED, now, status, facts)
+        not_needed = OutcomeFacts(reason=OTHER_ATTEMPT, cancel_reason=CancelReason.NOT_NEEDED)
+        for attempt in self.attempts.open.values():
+            self.end_attempt(attempt, now, OutcomeStatus.CANCELLED, not_needed)
+        return self._end(_ABANDONED, now, status, facts)
 
     def abandon(self, now: float, status: OutcomeStatus, facts: OutcomeFacts) -> JobOutcome:
         """Record an outcome that the worker does not know of."""
-        state = _ABANDONED if self.state is _OPEN else _SETTLED
-        return self._end(state, now, status, facts)
+        if self.state is not _OPEN:
+            return self._end(_SETTLED, now, status, facts)
+        if self.attempts is not None:
+            *others, last = self.attempts.open.values()
+            for attempt in others:
+                self.end_attempt(attempt, now, status, facts)
+            self.attempts.made.remove(last)
+        return self._end(_ABANDONED, now, status, facts)
 
-    def release(self) -> None:
-        """Note that the worker of an abandoned job is being cancelled."""
+    def release(self) -> Sequence[str]:
+        """Note that the worker of an abandoned job is being cancelled; give the ids to cancel."""
+        ids = self.open_ids
         self._move(_SETTLED)
+        return ids
 
     def _end(
         self, state: HandleState, now: float, status: OutcomeStatus, facts: OutcomeFacts
@@ -127,7 +190,12 @@ class JobHandle:
         self._move(state)
         sent_at = now if self._sent_at is None else self._sent_at
         self.outcome = outcome = JobOutcome(
-            self.worker, status, waited=sent_at - self._asked_at, ran=now - sent_at, **facts
+            self.worker,
+            status,
+            waited=sent_at - self._asked_at,
+            ran=now - sent_at,
+            attempts=() if self.attempts is None else self.attempts.finish(),
+            **facts,
         )
         if self._ended is not None:
             self._ended.set()

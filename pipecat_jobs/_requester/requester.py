@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeAlias, Unpack
+from typing import TypeAlias, TypeVar, Unpack
 
 from loguru import logger
 from pipecat.bus.messages import (
@@ -35,12 +35,13 @@ from pipecat_jobs._protocol.statements import read_statement
 from pipecat_jobs._protocol.tasks import RunningTask
 from pipecat_jobs._protocol.text import describe
 from pipecat_jobs._requester.call import Call, Dispatch, DispatchedParams
-from pipecat_jobs._requester.cancellation import CancelGroup, Cancellation
-from pipecat_jobs._requester.group import NOT_NEEDED, JobGroup
-from pipecat_jobs._requester.handle import OutcomeFacts
+from pipecat_jobs._requester.cancellation import CancelGroup, Cancellation, Cancelled
+from pipecat_jobs._requester.group import NOT_NEEDED, JobGroup, Request
+from pipecat_jobs._requester.handle import OTHER_ATTEMPT, HandleState, JobHandle, OutcomeFacts
 from pipecat_jobs._requester.liveness import Liveness
 from pipecat_jobs._requester.open_jobs import list_asked
 from pipecat_jobs._requester.policy import OPEN
+from pipecat_jobs._requester.repeating import Repeating
 from pipecat_jobs.errors import InvalidJobError, UnknownJobError
 from pipecat_jobs.interceptors import JobCall, JobLifeEventKind
 from pipecat_jobs.open_jobs import OpenJob
@@ -51,10 +52,25 @@ from pipecat_jobs.outcomes import (
     JobOutcome,
     OutcomeStatus,
 )
-from pipecat_jobs.params import JobGroupKeywords, check_worker_names, group_params
+from pipecat_jobs.params import (
+    JobGroupKeywords,
+    check_hedge,
+    check_worker_names,
+    group_params,
+)
 
 #: The worker's own ``create_job_group_and_request_job()``: takes worker names and parameters.
 CreateGroup: TypeAlias = Callable[[list[str], DispatchedParams], Awaitable[PipecatJobGroup]]
+
+
+#: What the hooks of a requester get.
+HookMessage: TypeAlias = ResponseMessage | StreamMessage | UpdateMessage | BusJobStreamEndMessage
+Message = TypeVar("Message", bound=HookMessage)
+
+
+def _of_job(message: Message, job_id: str) -> Message:
+    """Give a message of an attempt the job's id, which hooks know."""
+    return message if message.job_id == job_id else replace(message, job_id=job_id)
 
 
 class Requester:
@@ -75,7 +91,14 @@ class Requester:
         self._interceptors = interceptors
         self._liveness = Liveness(self.lost)
         self._groups = groups
-        self._cancellation = Cancellation(runtime, groups, self._liveness, cancel_group)
+        #: By the id of an open attempt after the first, which is not a key of `groups`.
+        self._later_attempts: dict[str, JobGroup] = {}
+        self._cancellation = Cancellation(
+            runtime, groups, self._later_attempts, self._liveness, cancel_group
+        )
+        self._repeating = Repeating(
+            runtime, self._later_attempts, self._liveness, self._cancellation, self._ask_again
+        )
         self._create_group = create_group
         self._used: Recent[str, None] = Recent()
         self._stopped = False
@@ -133,6 +156,12 @@ class Requester:
     async def _start(self, worker_names: list[str], call: Call) -> JobGroup:
         params = call.params
         self._check_id(call.job_id)
+        check_hedge(params, worker_names)
+        if params.hedge_after is not None and len(worker_names) > 1 and call.policy is None:
+            raise InvalidJobError(
+                "hedge_after asks the workers of a group one after the other, until one has "
+                "responded; give need='first' with it"
+            )
         workers = self._runtime.workers
         steps = Steps(self._runtime, held=True)
         group = JobGroup.for_dispatch(
@@ -226,8 +255,14 @@ class Requester:
         payload: JobData | None,
         headers: JobHeaders | None = None,
     ) -> None:
-        params = group.params
-        if missing := workers.find_missing(group.worker_names):
+        params, names = group.params, group.worker_names
+        if params.hedge_after is not None and group.asks_in_turn:
+            self._repeating.take_turns(group, params.hedge_after)
+            names = names[:1]
+        if params.retry is not None or params.hedge_after is not None:
+            headers = headers or JobHeaders(run_once=params.run_once, affinity=params.affinity)
+            group.request = Request(payload, replace(headers, find_window=group.window))
+        if missing := workers.find_missing(names):
             await self._wait_for_workers(group, workers, missing)
         time_left = group.deadline.left if group.deadline is not None else None
         if headers is None:
@@ -239,29 +274,85 @@ class Requester:
             )
         else:
             headers = replace(headers, time_left=time_left, find_window=group.window)
-        for name, handle in group.handles.items():
+        for name in names:
             if group.failed:
                 break
-            if handle.outcome is not None:
+            if name in group.outcomes:
                 # It was cancelled on its own meanwhile, and is not asked.
                 continue
-            group.mark_sent(name)
-            try:
-                self._liveness.watch(workers, name, group.job_id)
-            except WorkerHasEnded as ended:
-                self._settle_lost(group, name, str(ended))
-                continue
-            request = BusJobRequestMessage(
-                source=self._runtime.name,
-                target=name,
-                job_id=group.job_id,
-                job_name=params.name,
-                payload=payload,
-            )
-            set_headers(request, headers)
-            if self._interceptors.active:
-                self._tell(JobLifeEventKind.SENT, group, name)
-            await self._runtime.send(request)
+            request = self._begin_attempt(group, workers, name, payload, headers)
+            if request is not None:
+                await self._runtime.send(request)
+
+    def _begin_attempt(
+        self,
+        group: JobGroup,
+        workers: WorkersView,
+        name: str,
+        payload: JobData | None,
+        headers: JobHeaders,
+    ) -> BusJobRequestMessage | None:
+        """Note that a worker is asked; give the request, or None for a worker that has ended."""
+        attempt_id = group.mark_sent(name)
+        handle = group.handles[name]
+        if handle.attempts is not None:
+            self._repeating.note_begun(group, handle, attempt_id)
+        try:
+            self._liveness.watch(workers, name, attempt_id)
+        except WorkerHasEnded as ended:
+            self._settle_lost(group, name, attempt_id, str(ended))
+            return None
+        request = BusJobRequestMessage(
+            source=self._runtime.name,
+            target=name,
+            job_id=attempt_id,
+            job_name=group.params.name,
+            payload=payload,
+        )
+        set_headers(request, headers)
+        if self._interceptors.active:
+            self._tell(JobLifeEventKind.SENT, group, name)
+        return request
+
+    async def _ask_again(self, group: JobGroup, handle: JobHandle) -> None:
+        """Begin another attempt, or the first at a worker that is not asked at once."""
+        workers, name = self._runtime.workers, handle.worker
+        task, request = RunningTask(), None
+        try:
+            if workers.find_missing([name]):
+                if handle.was_sent and group.deadline is None:
+                    # Nothing would end the wait for a worker that does not come back.
+                    raise WorkerHasEnded(f"worker '{name}' is not known any more")
+                await workers.wait_until_known([name])
+            request = self._begin_further(group, handle, workers)
+            if request is not None:
+                await self._runtime.send(request)
+        except WorkerHasEnded as ended:
+            self._settle_lost(group, name, group.mark_sent(name), str(ended))
+        except BaseException as error:
+            task.survive(error)
+            attempt_id = group.mark_sent(name) if request is None else request.job_id
+            if handle.awaits(attempt_id):
+                details = ErrorDetails.from_exception(error)
+                self._settle(group, name, attempt_id, OutcomeStatus.ERROR, error=details)
+                if not self._steps_of(group).busy:
+                    self._conclude(group)
+
+    def _begin_further(
+        self, group: JobGroup, handle: JobHandle, workers: WorkersView
+    ) -> BusJobRequestMessage | None:
+        planned, attempts = group.request, handle.attempts
+        assert planned is not None
+        assert attempts is not None
+        beside = next(iter(attempts.open), None)
+        headers = replace(
+            planned.headers,
+            attempt=planned.headers.attempt + attempts.begun,
+            # The process of the attempt beside it would be chosen again.
+            beside=beside,
+            time_left=group.deadline.left if group.deadline is not None else None,
+        )
+        return self._begin_attempt(group, workers, handle.worker, planned.payload, headers)
 
     async def _wait_for_bus(self, group: JobGroup) -> None:
         bus = group.findings.bus = self._runtime.bus
@@ -280,13 +371,17 @@ class Requester:
     async def request_update(self, job_id: str, worker_name: str) -> None:
         """Ask a worker how far it is."""
         group = self._groups.get(job_id)
-        if not isinstance(group, JobGroup) or not group.awaits(worker_name):
+        handle = group.handles.get(worker_name) if isinstance(group, JobGroup) else None
+        if handle is None or handle.outcome is not None:
             raise UnknownJobError(
                 self._runtime.name, job_id, ended=group is not None, open_jobs=self._groups
             )
-        await self._runtime.send(
-            BusJobUpdateRequestMessage(source=self._runtime.name, target=worker_name, job_id=job_id)
-        )
+        for attempt_id in handle.open_ids:
+            await self._runtime.send(
+                BusJobUpdateRequestMessage(
+                    source=self._runtime.name, target=worker_name, job_id=attempt_id
+                )
+            )
 
     # -- what comes back ---------------------------------------------------------------------
 
@@ -306,32 +401,42 @@ class Requester:
             return
         status = response_status(message)
         if status is JobStatus.COMPLETED:
-            self._settle(group, message.source, OutcomeStatus.COMPLETED, response=message.response)
+            settled = self._settle(
+                group,
+                message.source,
+                message.job_id,
+                OutcomeStatus.COMPLETED,
+                response=message.response,
+            )
         else:
-            self._settle_failed(group, message, OutcomeStatus(str(status)))
-        self._run_hooks(group, "on_job_response", message)
+            settled = self._settle_failed(group, message, OutcomeStatus(str(status)))
+        if settled:
+            self._run_hooks(group, "on_job_response", _of_job(message, group.job_id))
 
     def _settle_failed(
         self, group: JobGroup, message: ResponseMessage, status: OutcomeStatus
-    ) -> None:
+    ) -> bool:
+        name, attempt_id = message.source, message.job_id
         stated, response = read_statement(message.response)
         if status is OutcomeStatus.CANCELLED:
             reason = (response or {}).get("reason")
-            text = reason if isinstance(reason, str) else f"worker '{message.source}' cancelled it"
+            text = reason if isinstance(reason, str) else f"worker '{name}' cancelled it"
             why = stated.cancel_reason
-            self._settle(group, message.source, status, reason=text, cancel_reason=why)
-            return
-        group.failing = group.failing or message
+            return self._settle(group, name, attempt_id, status, reason=text, cancel_reason=why)
         error = ErrorDetails.from_response(response)
-        self._settle(
+        settled = self._settle(
             group,
-            message.source,
+            name,
+            attempt_id,
             status,
             response=response,
             error=error,
             refusal=stated.refusal,
             held_by=stated.held_by,
         )
+        if settled:
+            group.failing = group.failing or _of_job(message, group.job_id)
+        return settled
 
     def on_stream_end(self, message: BusJobStreamEndMessage) -> None:
         """Settle a job with the end of its stream, which is the response."""
@@ -339,9 +444,10 @@ class Requester:
         if group is None:
             self._ignored(message)
             return
-        self._settle(group, message.source, OutcomeStatus.COMPLETED, response=message.data)
-        group.push(JobGroupEvent(JobGroupEvent.STREAM_END, message.source, message.data))
-        self._run_hooks(group, "on_job_stream_end", message)
+        name, data = message.source, message.data
+        self._settle(group, name, message.job_id, OutcomeStatus.COMPLETED, response=data)
+        group.push(JobGroupEvent(JobGroupEvent.STREAM_END, name, data))
+        self._run_hooks(group, "on_job_stream_end", _of_job(message, group.job_id))
 
     def on_update(self, message: UpdateMessage) -> None:
         """Take a progress update."""
@@ -369,9 +475,12 @@ class Requester:
             return
         if event.type == JobGroupEvent.UPDATE:
             group.note_update(message.source, event.data)
+        handle = group.handles[message.source]
+        if handle.attempts is not None and event.type != JobGroupEvent.UPDATE:
+            self._repeating.follow_stream(group, handle, message.job_id)
         handled = not self._hooks.has_any(hook) or self._runs_hooks_at_once(group, hook)
         group.push(event, handled=handled)
-        self._run_hooks(group, hook, message, event)
+        self._run_hooks(group, hook, _of_job(message, group.job_id), event)
 
     def _run_hooks(
         self,
@@ -403,9 +512,14 @@ class Requester:
         if self._steps_of(group).last:
             self._conclude(group)
 
+    def _find_group(self, attempt_id: str) -> PipecatJobGroup | None:
+        """Find the group of an attempt; the first attempt at a job has the group's id."""
+        group = self._groups.get(attempt_id)
+        return group if group is not None else self._later_attempts.get(attempt_id)
+
     def _awaited(self, message: JobMessage) -> JobGroup | None:
-        group = self._groups.get(message.job_id)
-        if not isinstance(group, JobGroup) or not group.awaits(message.source):
+        group = self._find_group(message.job_id)
+        if not isinstance(group, JobGroup) or not group.awaits(message.source, message.job_id):
             return None
         if group.deadline is not None and group.deadline.blocked:
             # The event loop was blocked and its timer is late: the deadline has passed.
@@ -425,17 +539,21 @@ class Requester:
 
     def _run_hooks_late(self, hook: str, message: UpdateMessage | StreamMessage) -> None:
         # A cancelled worker may send updates until its CANCELLED response.
-        group = self._groups.get(message.job_id)
+        group = self._find_group(message.job_id)
         if not isinstance(group, JobGroup):
-            steps = self._cancellation.steps_after_end(message)
+            cancelled = self._cancellation.find_cancelled(message)
+        elif group.owes(message.source, message.job_id):
+            cancelled = Cancelled(group.job_id, self._steps_of(group))
         else:
-            steps = self._steps_of(group) if group.owes(message.source) else None
-        self._fire_late(hook, message, steps)
+            cancelled = None
+        self._fire_late(hook, message, cancelled)
 
-    def _fire_late(self, hook: str, message: JobMessage, steps: Steps | None) -> None:
-        if steps is None:
+    def _fire_late(self, hook: str, message: HookMessage, cancelled: Cancelled | None) -> None:
+        if cancelled is None:
             self._ignored(message)
-        elif steps.busy or self._hooks.overrides(hook):
+            return
+        message, steps = _of_job(message, cancelled.job_id), cancelled.steps
+        if steps.busy or self._hooks.overrides(hook):
             steps.run(partial(self._hooks.fire, hook, message))
         else:
             self._hooks.announce(hook, message)
@@ -444,12 +562,23 @@ class Requester:
         self,
         group: JobGroup,
         name: str,
+        attempt_id: str,
         status: OutcomeStatus,
         **facts: Unpack[OutcomeFacts],
-    ) -> None:
-        self._liveness.unwatch(name, group.job_id)
+    ) -> bool:
+        """Settle a job with the end of an attempt; False when another attempt decides."""
+        self._liveness.unwatch(name, attempt_id)
+        attempts = group.handles[name].attempts
+        if attempts is not None and self._repeating.goes_on(
+            group, group.handles[name], attempt_id, status, facts
+        ):
+            return False
         group.terminated.add(name)
         group.settle(name, status, facts)
+        if attempts is not None and attempts.open:
+            cancelling = self._cancellation.cancel_abandoned(group, OTHER_ATTEMPT)
+            self._runtime.create_task(cancelling, "job_not_needed")
+        return True
 
     def _conclude(self, group: JobGroup) -> None:
         """End a group once the hooks have run for everything that arrived for it."""
@@ -488,16 +617,28 @@ class Requester:
 
     def lost(self, name: str, reason: str, job_id: str | None = None) -> None:
         """Settle as lost what a worker has not responded to; ``job_id`` limits that to one job."""
-        for group in list(self._groups.values()):
-            if job_id not in (None, group.job_id):
+        groups = list(self._groups.values()) if job_id is None else [self._find_group(job_id)]
+        for group in groups:
+            handle = group.handles.get(name) if isinstance(group, JobGroup) else None
+            if handle is None or handle.state is not HandleState.OPEN:
                 continue
-            if isinstance(group, JobGroup) and group.awaits(name):
-                self._settle_lost(group, name, reason)
+            assert isinstance(group, JobGroup)
+            for attempt_id in handle.open_ids:
+                if job_id in (None, attempt_id):
+                    self._settle_lost(group, name, attempt_id, reason)
 
-    def _settle_lost(self, group: JobGroup, name: str, reason: str) -> None:
+    def _settle_lost(self, group: JobGroup, name: str, attempt_id: str, reason: str) -> None:
         logger.warning(f"Worker '{self._runtime.name}': lost '{name}': {reason}")
         error = ErrorDetails("WorkerLostError", reason)
-        self._settle(group, name, OutcomeStatus.LOST, error=error, reason=reason)
+        settled = self._settle(
+            group, name, attempt_id, OutcomeStatus.LOST, error=error, reason=reason
+        )
+        # The worker may only be out of reach, and would finish work that is not needed.
+        self._runtime.create_task(
+            self._cancellation.send_cancels([(attempt_id, name)], reason), "job_cancel"
+        )
+        if not settled:
+            return
         # In the name of the lost worker: hooks get the same message for every end.
         message = BusJobResponseMessage(
             source=name,
@@ -507,10 +648,6 @@ class Requester:
             response=error.to_response(),
         )
         group.failing = group.failing or message
-        # The worker may only be out of reach, and would finish work that is not needed.
-        self._runtime.create_task(
-            self._cancellation.send_cancels(group.job_id, [name], reason), "job_cancel"
-        )
         self._run_hooks(group, "on_job_response", message)
 
     # -- cancelling --------------------------------------------------------------------------
@@ -525,7 +662,6 @@ class Requester:
         """Cancel a job at one worker; the group's policy decides about the others."""
         group = self._groups[job_id]
         assert isinstance(group, JobGroup)
-        self._liveness.unwatch(worker_name, group.job_id)
         group.abandon(
             worker_name,
             OutcomeStatus.CANCELLED,

@@ -14,7 +14,7 @@ from pipecat_jobs._requester.group import JobGroup
 from pipecat_jobs._requester.requester import Requester
 from pipecat_jobs.errors import InvalidJobError, JobNotEndedError
 from pipecat_jobs.outcomes import JobData, JobOutcome
-from pipecat_jobs.params import JobGroupParams
+from pipecat_jobs.params import JobGroupParams, check_hedge
 
 
 class _JobScope:
@@ -28,6 +28,7 @@ class _JobScope:
         worker_names: list[str],
         params: JobGroupParams,
     ):
+        check_hedge(params, worker_names)
         self._requester = requester
         self._worker_names = worker_names
         self._params = params
