@@ -22,6 +22,7 @@ from pipecat_jobs._executor.keys import Keys
 from pipecat_jobs._executor.open_jobs import list_held
 from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._protocol.handlers import ConcurrencyLimit, HandlerSpec
+from pipecat_jobs._protocol.headers import job_headers
 from pipecat_jobs._protocol.hooks import JobHooks, Steps
 from pipecat_jobs._protocol.interception import Interceptors
 from pipecat_jobs._protocol.runtime import JobRuntime
@@ -106,6 +107,10 @@ class Executor:
             self._start(message)
 
     def _start(self, message: BusJobRequestMessage) -> None:
+        spec = self._handlers.get(message.job_name or "")
+        if spec is not None and spec.run_once and job_headers(message).attempt > 1:
+            self._decline_repetition(message)
+            return
         execution = Execution(message, self._runtime.clock()())
         name, call = self._find_handler(message)
         listened = self._hooks.listens("on_job_request")
@@ -188,6 +193,16 @@ class Executor:
         error = ErrorDetails(kind.__name__, why)
         response = Statement(refusal=refusal, held_by=held_by).add_to(error.to_response())
         self._respond_at_once(message, status, response)
+
+    def _decline_repetition(self, message: BusJobRequestMessage) -> None:
+        # Not a refusal: the job may have begun, so that another worker must not be asked for it.
+        why = (
+            f"worker '{self._runtime.name}' does not begin job '{message.job_name}' again: its "
+            "handler has run_once=True, and an earlier attempt may have begun"
+        )
+        logger.warning(f"{self}: not running job '{message.job_id}': {why}")
+        response = ErrorDetails("JobError", why).to_response()
+        self._respond_at_once(message, JobStatus.FAILED, response)
 
     def _respond_at_once(
         self, message: BusJobRequestMessage, status: JobStatus, response: JobData | None

@@ -28,7 +28,9 @@ class JobHeaders:
     defaults.
 
     Parameters:
-        attempt: Number of times that the job has been begun, including this time; at least 1.
+        attempt: Number of times that the job may have been begun, including this time; at least 1.
+            It counts the attempts of ``retry`` and ``hedge_after``, and those of a bus that begins
+            a job again after it has lost a process.
         run_once: Whether the job is lost with the process that runs it. When False, a bus that
             spans processes begins it again in another process.
         affinity: The key of the jobs that belong in one process, from the requester's
@@ -107,6 +109,8 @@ def find_window(message: BusJobRequestMessage) -> StreamWindow | None:
 def encode_headers(headers: JobHeaders) -> bytes:
     """Encode the fields that the requester set as one line of JSON, without the defaults."""
     fields: dict[str, object] = {}
+    if headers.attempt > 1:
+        fields["attempt"] = headers.attempt
     if headers.run_once:
         fields["run_once"] = True
     if headers.affinity is not None:
@@ -135,7 +139,11 @@ def decode_headers(line: bytes) -> JobHeaders:
     time_left = fields.get("time_left")
     if time_left is not None and not _is_number(time_left):
         raise ValueError("the header 'time_left' is not a number")
+    attempt = fields.get("attempt", 1)
+    if not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 1:
+        raise ValueError("the header 'attempt' is not a whole number from 1 up")
     return JobHeaders(
+        attempt=attempt,
         run_once=fields.get("run_once") is True,
         affinity=affinity,
         trace_context=trace,
@@ -154,14 +162,15 @@ def _is_trace_context(value: object) -> bool:
 
 
 def job_attempt(message: BusJobRequestMessage) -> int:
-    """Tell how many times a job has been begun, including this time.
+    """Tell how many times a job may have been begun, including this time.
 
     Args:
         message: The argument of the handler.
 
     Returns:
         1 for the first time. It is larger when a process was lost while it ran the job, and this
-        process runs the job again.
+        process runs the job again; when the requester retries a job that may have begun; and for
+        the second attempt of ``hedge_after``, which may run beside the first.
 
     Example::
 

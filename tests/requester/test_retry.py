@@ -21,6 +21,7 @@ from pipecat_jobs import (
     JobLifeEventKind,
     JobOutcome,
     JobRefusal,
+    JobStatus,
     JobTimeoutError,
     NoJobHandlerError,
     OutcomeStatus,
@@ -377,9 +378,12 @@ async def test_a_late_response_of_an_earlier_attempt_is_ignored(job_harness: Job
         await requester.worker_lost("flaky", reason="lost", job_id=first)
         second = await flaky.begun.get()
         late = BusJobResponseMessage(
-            source="flaky", target="requester", job_id=first, response={"call": "late"}
+            source="flaky",
+            target="requester",
+            job_id=first,
+            status=JobStatus.COMPLETED,
+            response={"call": "late"},
         )
-        late.status = late.status or "completed"  # type: ignore[assignment]
         await requester.on_bus_message(late)
         assert j.outcome is None
         await requester.worker_lost("flaky", reason="lost", job_id=second)
@@ -448,25 +452,27 @@ async def test_each_worker_of_a_group_has_attempts_of_its_own(job_harness: JobHa
 
 
 async def test_a_group_that_has_failed_begins_no_further_attempt(job_harness: JobHarness):
-    requester, a, b = Requester(), Flaky(9, "a"), Flaky(9, "b")
+    release = asyncio.Event()
+
+    class Fails(Flaky):
+        @job(name="stuck")
+        async def be_stuck(self, message: BusJobRequestMessage) -> dict:
+            await release.wait()
+            raise ValueError("failure")
+
+    requester, a, b = Requester(), Fails(0, "a"), Flaky(9, "b")
     await job_harness.start(requester, a, b)
     retry = Retry(on={LOST}, wait_initial=LONG, wait_max=LONG)
-    with pytest.raises(JobError, match="failure 1"):
+    with pytest.raises(JobError, match="failure"):
         async with requester.job_group("b", "a", name="stuck", retry=retry) as group:
             await b.begun.get()
             await requester.worker_lost("b", reason="lost")
             waiting: Any = requester.job_groups[group.job_id]
             assert waiting.handles["b"].state == "waiting"
-            failure = BusJobResponseMessage(
-                source="a",
-                target="requester",
-                job_id=group.job_id,
-                status="error",  # type: ignore[arg-type]
-                response={"error": "failure 1"},
-            )
-            await requester.on_bus_message(failure)
+            release.set()
     await job_harness.settle()
     assert len(b.calls) == 1
+    assert group.outcomes["b"].cancel_reason is CancelReason.GROUP_FAILED
 
 
 async def test_interceptors_see_each_request_and_one_end(job_harness: JobHarness):

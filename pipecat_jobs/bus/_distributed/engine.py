@@ -37,8 +37,9 @@ class Command(StrEnum):
     The comment of each one has its arguments, and what the server does.
     """
 
-    #: worker, job name, run once, attempt, request, source, affinity: assign a job to a process;
-    #: if it has a key (``Offer.keys``), to the process that has an open job of the same key.
+    #: worker, job name, run once, attempt, request, source, affinity, the number of an open job
+    #: whose process is to be avoided or "": assign a job to a process; if it has a key
+    #: (``Offer.keys``), to the process that has an open job of the same key.
     REQUEST = "request"
     #: number, lane, entry kind, whether it cancels, body: send to the process that does a job.
     NOTIFY_WORKER = "notify_worker"

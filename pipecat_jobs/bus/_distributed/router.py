@@ -195,13 +195,17 @@ class Router:
             return
         headers, job_name = job_headers(message), message.job_name or ""
         once, affinity = headers.run_once, headers.affinity or ""
+        beside = headers.beside and self.open_jobs.find_requested(
+            JobKey(message.source, target, headers.beside)
+        )
         _check_text("job_name", job_name)
         body = encode_headers(headers) + self._codec.encode(message)
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             sealed = self._envelopes.seal(_REQUEST, process, number, body)
             flag = "1" if once else "0"
-            return target, job_name, flag, job.attempt, sealed, message.source, affinity
+            other = beside.request.number if beside else ""
+            return target, job_name, flag, job.attempt, sealed, message.source, affinity, other
 
         def replied(_: str) -> None:
             job.sent = True
@@ -411,8 +415,13 @@ class Router:
         def window(_: str) -> StreamWindow:
             return held.window
 
+        headers = job_headers(message)
         headers = replace(
-            job_headers(message), attempt=entry.attempt, moved=entry.moved, find_window=window
+            headers,
+            # The requester counts its attempts from 1, and so does the server within each of them.
+            attempt=headers.attempt + entry.attempt - 1,
+            moved=entry.moved,
+            find_window=window,
         )
         set_headers(message, headers)
         self._local.on_message_received(message)

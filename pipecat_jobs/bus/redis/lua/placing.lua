@@ -114,6 +114,17 @@ local function offers_for(job)
   return offers, affinity, fields
 end
 
+-- Keeps a job from the process that does another one, if others host its worker.
+local function avoid_process_of(other_ref, job)
+  local other = find(other_ref)
+  if other and other.o ~= '' and redis.call('HLEN', P .. ':hosts:' .. job.w) > 1 then
+    local uid = redis.call('HGET', process_of(other.o), 'uid')
+    if uid then
+      job.tried[uid] = true
+    end
+  end
+end
+
 -- Returns the host that made an offer, if it has a free slot for the job.
 local function host_of(job, offer)
   local kind = offer.slots[job.j] and job.j or ''

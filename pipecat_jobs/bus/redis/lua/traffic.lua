@@ -17,12 +17,16 @@ function commands.route(lane, target, body, to_self)
 end
 
 -- With an attempt above 1, the requester does not know whether its earlier request was taken. Jobs
--- with the same affinity key belong together; without a key, jobs of the same requester do.
-function commands.request(worker, job_name, once, attempt, body, source, affinity)
+-- with the same affinity key belong together; without a key, jobs of the same requester do. A job
+-- that is requested beside another one goes to another process, if there is one, whatever its
+-- affinity.
+function commands.request(worker, job_name, once, attempt, body, source, affinity, beside)
   local job = {w = worker, j = job_name, o = '', s = '', once = once == '1', tried = {}}
   job.a = tonumber(attempt)
   if affinity and affinity ~= '' then
     job.k = '=' .. affinity
+  elseif beside and beside ~= '' then
+    avoid_process_of(me .. ':' .. beside, job)
   elseif source and my_uid then
     job.k = my_uid .. ':' .. source
   end
