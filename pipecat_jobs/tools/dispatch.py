@@ -48,6 +48,7 @@ class Dispatch:
             timeout=timeout,
             label=options.label,
             run_once=options.run_once,
+            retry=options.retry,
             cancel_on_error=not partial,
         )
         outcomes: Mapping[str, JobOutcome]

@@ -9,6 +9,7 @@ from pipecat_jobs._protocol.checks import (
     check_callable,
     check_choice,
     check_flag,
+    check_instance,
     check_seconds,
     check_text,
 )
@@ -17,6 +18,7 @@ from pipecat_jobs._protocol.text import shorten
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobOutcome
 from pipecat_jobs.params import check_worker_names
+from pipecat_jobs.retry import Retry
 from pipecat_jobs.tools.progress import Say
 
 OnFailure = Literal["partial", "fail"]
@@ -44,6 +46,8 @@ class JobToolKeywords(TypedDict, total=False):
         label: A title for users, e.g. on a client's progress card.
         run_once: Whether a job is lost with the process that runs it; for a payment, for example.
             When False, the default, a bus that spans processes begins it again in another process.
+        retry: When a job is asked for again if it did not complete, within ``timeout``; None, the
+            default, for never.
         cancel_on_interruption: Whether the user's speech cancels the jobs; True by default. When
             False, the LLM goes on talking, and the result arrives later.
         cancellable_by_llm: Whether the LLM may cancel a call, with Pipecat's ``cancel_<tool>``;
@@ -71,6 +75,7 @@ class JobToolKeywords(TypedDict, total=False):
     timeout: float | None
     label: str | None
     run_once: bool
+    retry: Retry | None
     cancel_on_interruption: bool
     cancellable_by_llm: bool
     protected: bool
@@ -100,6 +105,7 @@ class JobToolOptions:
     tool_timeout: float | None
     label: str | None
     run_once: bool
+    retry: Retry | None
     cancel_on_interruption: bool
     cancellable_by_llm: bool
     protected: bool
@@ -146,6 +152,9 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
     render = given.get("render")
     if render is not None:
         check_callable("render", render, "a function of the outcomes")
+    retry = given.get("retry")
+    if retry is not None:
+        check_instance("retry", retry, Retry, "a Retry, e.g. Retry(attempts=3)")
     protected = given.get("protected", False)
     if protected:
         _check_protected(given)
@@ -173,6 +182,7 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
         tool_timeout=tool_timeout,
         label=given.get("label"),
         run_once=given.get("run_once", False),
+        retry=retry,
         cancel_on_interruption=foreground,
         cancellable_by_llm=given.get("cancellable_by_llm", False),
         protected=protected,

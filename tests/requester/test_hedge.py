@@ -199,7 +199,6 @@ async def test_the_deadline_ends_both_attempts(job_harness: JobHarness):
     await until(lambda: sorted(slow.cancelled) == sorted(asked))
 
 
-@pytest.mark.not_on("redis", "pubsub", reason="a requester in the same process is stopped first")
 async def test_a_cancelled_requester_leaves_no_attempt(job_harness: JobHarness):
     requester, slow = await start(job_harness)
     asking = asyncio.create_task(requester.ask("slow", "work", hedge_after=SOON))

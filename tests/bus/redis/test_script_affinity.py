@@ -270,3 +270,43 @@ async def test_affinities_live_as_long_as_a_process_renews_its_lease_and_end_wit
     for process in (requester, *hosts):
         await process.call("leave")
     await assert_nothing_remains(redis)
+
+
+@pytest.mark.parametrize("affinity", [None, "requester", "prefer"])
+async def test_a_job_beside_another_goes_to_another_process_and_moves_no_requester(
+    redis: Redis, affinity: str | None
+):
+    requester, *hosts = await pool(redis, affinity, job=4)
+    for _ in range(4):
+        ref = await requester.ask("w")
+        [owner] = [host for host in hosts if await host.jobs() == [(ref, 1)]]
+        [other] = [host for host in hosts if host is not owner]
+        # It has fewer free slots than the process that is avoided.
+        busy = [await requester.ask("w", source=f"busy {n}", affinity="busy") for n in range(2)]
+        hedge = await requester.ask("w", beside=ref)
+        assert (hedge, 1) in await other.jobs()
+        for job in (ref, *busy, hedge):
+            for host in hosts:
+                await host.respond(job)
+        if affinity is not None:
+            assert (await first_job(requester, *hosts))[0] is owner
+    await assert_no_jobs(redis)
+
+
+async def test_a_job_beside_another_goes_to_the_only_process(redis: Redis):
+    requester = await Process(redis, "a").join()
+    host = await Process(redis, "x").join("w", job=4)
+    ref = await requester.ask("w")
+    hedge = await requester.ask("w", beside=ref)
+    assert await host.jobs() == [(ref, 1), (hedge, 1)]
+
+
+async def test_a_job_beside_one_that_has_ended_goes_anywhere(redis: Redis):
+    requester, *hosts = await pool(redis, None, job=4)
+    await first_job(requester, *hosts)
+    hedge = await requester.ask("w", beside="a:1")
+    assert [(hedge, 1)] in [await host.jobs() for host in hosts]
+
+
+async def assert_no_jobs(redis: Redis) -> None:
+    assert [field async for field, _ in redis.hscan_iter(f"{PREFIX}:proc:a", "job:*")] == []

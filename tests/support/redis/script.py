@@ -82,9 +82,11 @@ class Process:
         source: str = "requester",
         affinity: str = "",
         request: str = "request",
+        beside: str = "",
     ):
         """Request a job, and return its reference at the server."""
-        about = (worker, job, int(once), attempt, request, source, affinity)
+        number = beside.rpartition(":")[2]
+        about = (worker, job, int(once), attempt, request, source, affinity, number)
         assert await self.call_once("request", *about) == "ok"
         return f"{self.id}:{self._number}"
 
