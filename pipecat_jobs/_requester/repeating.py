@@ -101,7 +101,9 @@ class Repeating:
 
     async def _hedge(self, group: JobGroup, handle: JobHandle, hedge_after: float) -> None:
         await asyncio.sleep(hedge_after)
-        if handle.attempts is not None and handle.attempts.may_hedge:
+        attempts = handle.attempts
+        assert attempts is not None
+        if attempts.may_hedge:
             await self._ask(group, handle)
 
     def follow_stream(self, group: JobGroup, handle: JobHandle, attempt_id: str) -> None:

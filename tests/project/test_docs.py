@@ -167,6 +167,11 @@ async def test_snippets_of_the_jobs_page_run(names: dict[str, object], number: i
     await run(blocks("docs/jobs.md", "python")[number], names)
 
 
+@pytest.mark.parametrize("number", range(len(blocks("docs/retrying.md", "python"))))
+async def test_snippets_of_the_retrying_page_run(names: dict[str, object], number: int):
+    await run(blocks("docs/retrying.md", "python")[number], names)
+
+
 @pytest.mark.parametrize(
     ("number", "printed"),
     [(0, "settled research host -> researcher"), (1, "research needs a topic")],

@@ -21,6 +21,7 @@ LATER = {"cancel_on_interruption": False}
         (("a",), {"job": ""}, InvalidJobError, "name of a @job handler"),
         (("a",), {"job": 7}, InvalidJobTypeError, "the name of a @job handler"),
         (("a",), {"run_once": 1}, InvalidJobTypeError, "run_once is 1; give True or False"),
+        (("a",), {"retry": 3}, InvalidJobTypeError, "retry is 3; give a Retry"),
         (("a",), {"label": 7}, InvalidJobTypeError, "a title for people"),
         (("a",), {"timeout": -1}, InvalidJobError, "timeout is -1"),
         (("a",), {"timeout": 0}, InvalidJobError, "or None"),

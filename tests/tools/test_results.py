@@ -16,7 +16,16 @@ from support.tools_stage import (
     tool_results,
 )
 
-from pipecat_jobs import JobOutcome, JobToolError, LLMContextWorker, job, job_headers, job_tool
+from pipecat_jobs import (
+    JobOutcome,
+    JobToolError,
+    LLMContextWorker,
+    OutcomeStatus,
+    Retry,
+    job,
+    job_headers,
+    job_tool,
+)
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
 from pipecat_jobs.testing.fixtures import LogRecord
 
@@ -81,6 +90,25 @@ async def test_run_once_jobs_of_a_tool_are_never_started_twice(
     worker = moderator(new_llm(), "cashier", job="pay", **options)
     await result_of(job_harness, scripted_llm, worker, Cashier("cashier"))
     assert seen == [once]
+
+
+async def test_a_job_of_a_tool_that_failed_is_asked_again(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    class Overloaded(Colleague):
+        calls = 0
+
+        @job(name="look_up")
+        async def look_up(self, message: BusJobRequestMessage) -> dict[str, Any]:
+            self.calls += 1
+            if self.calls == 1:
+                raise ValueError("overloaded")
+            return {"calls": self.calls}
+
+    retry = Retry(on={OutcomeStatus.ERROR}, wait_initial=0)
+    worker = moderator(new_llm(), "overloaded", job="look_up", retry=retry)
+    result = await result_of(job_harness, scripted_llm, worker, Overloaded("overloaded"))
+    assert result == {"calls": 2}
 
 
 async def test_the_responses_of_a_group_are_given_by_worker(

@@ -17,8 +17,10 @@ from pipecat_jobs import (
     JobGroupEvent,
     JobOutcome,
     JobParams,
+    JobRefusal,
     LLMContextWorker,
     OutcomeStatus,
+    Retry,
     UIWorker,
     job,
 )
@@ -67,6 +69,10 @@ def an_error_carries_outcomes(error: JobError) -> None:
 
 
 async def mistakes_are_seen(worker: BaseWorker) -> None:
+    worker.job("r", retry=Retry(on={OutcomeStatus.ERROR, JobRefusal.NO_HANDLER}), hedge_after=0.8)
+    worker.job("r", retry=Retry(on=lambda outcome: outcome.refusal is None))
+    worker.job("r", retry=Retry(on={"error"}))  # pyright: ignore[reportArgumentType]
+    worker.job("r", retry=3)  # pyright: ignore[reportArgumentType]
     worker.job("r", tiemout=3)  # pyright: ignore[reportCallIssue]
     worker.job("r", timeout="3")  # pyright: ignore[reportArgumentType]
     worker.job("r", payload=[1])  # pyright: ignore[reportArgumentType]

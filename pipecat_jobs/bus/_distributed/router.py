@@ -195,16 +195,14 @@ class Router:
             return
         headers, job_name = job_headers(message), message.job_name or ""
         once, affinity = headers.run_once, headers.affinity or ""
-        beside = headers.beside and self.open_jobs.find_requested(
-            JobKey(message.source, target, headers.beside)
-        )
+        beside = self.open_jobs.find_requested(JobKey(message.source, target, headers.beside or ""))
         _check_text("job_name", job_name)
         body = encode_headers(headers) + self._codec.encode(message)
 
         def arguments(process: str, number: int) -> tuple[Argument, ...]:
             sealed = self._envelopes.seal(_REQUEST, process, number, body)
             flag = "1" if once else "0"
-            other = beside.request.number if beside else ""
+            other = beside.request.number if beside is not None else ""
             return target, job_name, flag, job.attempt, sealed, message.source, affinity, other
 
         def replied(_: str) -> None:
