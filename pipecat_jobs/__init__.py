@@ -7,6 +7,7 @@ from pipecat.pipeline.worker import PipelineParams, ProcessorUnusablePolicy
 from pipecat.workers.llm import LLMWorkerActivationArgs, tool
 
 from pipecat_jobs._llm.mixin import JobsMixin
+from pipecat_jobs._llm.result import LLMTurn
 from pipecat_jobs._protocol.handlers import job
 from pipecat_jobs._protocol.headers import JobHeaders, job_attempt, job_headers, job_moved
 from pipecat_jobs._requester.group import JobGroup
@@ -115,6 +116,7 @@ __all__ = [
     "JobToolProgress",
     "JobsMixin",
     "LLMContextWorker",
+    "LLMTurn",
     "LLMTurnError",
     "LLMTurnInterruptedError",
     "LLMTurnTimeoutError",

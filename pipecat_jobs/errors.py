@@ -271,6 +271,8 @@ class LLMTurnError(RuntimeError):
         cause: The message or the reason of the provider, where it gave one. If the provider could
             not be reached, its address and why.
         text: The part of the answer that the LLM had generated until then; may be empty.
+        max_runs: The limit that ended the turn, if the LLM called functions in the last run that
+            ``llm_turn(max_runs=)`` allows; otherwise None.
 
     Example::
 
@@ -284,11 +286,12 @@ class LLMTurnError(RuntimeError):
                 return {"text": text, "complete": True}
     """
 
-    def __init__(self, worker: str, cause: str, *, text: str = ""):
+    def __init__(self, worker: str, cause: str, *, text: str = "", max_runs: int | None = None):
         super().__init__(f"the LLM turn of worker '{worker}' gave no answer: {cause}")
         self.worker = worker
         self.cause = cause
         self.text = text
+        self.max_runs = max_runs
 
 
 class LLMTurnInterruptedError(LLMTurnError):

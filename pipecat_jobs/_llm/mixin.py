@@ -61,9 +61,13 @@ class JobsMixin(WorkerJobs):
         """Start the worker; observe the function calls of its LLMs. Pipecat's runner calls this."""
         if isinstance(self, PipelineWorker):
             watch_llms(self.pipeline)
+            assert self._llm_turns is not None
+            self._llm_turns.follow()
         await super().start()
 
     def _make_turns(self, on_failure: TurnFailed) -> Turns | None:
-        if isinstance(self, LLMContextWorker):
-            self._llm_turns = LLMTurns(self, on_failure)
+        if isinstance(self, PipelineWorker):
+            self._llm_turns = LLMTurns(self, on_failure, self.job_cancel_grace)
+            if isinstance(self, LLMContextWorker):
+                self._llm_turns.follow()
         return self._llm_turns

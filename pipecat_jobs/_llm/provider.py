@@ -273,6 +273,8 @@ class Answer:
         self.must_be_whole = must_be_whole
         self.failure: Exception | None = None
         """The last exception of the provider's SDK."""
+        self.reason: str | None = None
+        """Why the provider stopped, in its own word."""
         self.ended = False
         """Whether later requests to the provider belong to another answer."""
         self._streams: list[ProviderStream] = []
@@ -284,7 +286,7 @@ class Answer:
 
     async def open(self, dialect: Dialect, opening: Awaitable[Any]) -> Any:
         """Await the opening of one of its streams; return the stream, observed."""
-        self.failure = None
+        self.failure = self.reason = None
         try:
             opened = ProviderStream(await opening, dialect, self)
         except Exception as error:
@@ -366,7 +368,6 @@ class ProviderStream:
         self._chunks: AsyncIterator[Any] = aiter(stream)
         self._dialect = dialect
         self._answer = answer
-        self._reason: str | None = None
         self._read_from = False
 
     def __aiter__(self) -> Self:
@@ -383,7 +384,7 @@ class ProviderStream:
             self._answer.failure = error
             raise
         piece = self._dialect.read(chunk)
-        self._reason = piece.reason or self._reason
+        self._answer.reason = piece.reason or self._answer.reason
         await self._answer.on_piece(piece)
         return chunk
 
@@ -402,10 +403,11 @@ class ProviderStream:
         return getattr(self._stream, name)
 
     def _check_whole(self) -> None:
-        whole = self._reason is not None and self._dialect.is_whole(self._reason)
+        reason = self._answer.reason
+        whole = reason is not None and self._dialect.is_whole(reason)
         if whole or not self._answer.must_be_whole:
             return
-        cut = AnswerCutError(self._dialect.field, self._reason)
+        cut = AnswerCutError(self._dialect.field, reason)
         self._answer.failure = cut
         raise cut
 

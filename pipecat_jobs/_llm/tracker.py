@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipecat.frames.frames import (
     BotStoppedSpeakingFrame,
@@ -32,10 +33,10 @@ from pipecat.frames.frames import (
 from pipecat.processors.aggregators.llm_context import LLMSpecificMessage
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.llm_service import FunctionCallRunnerItem
-from pipecat.workers.llm import LLMContextWorker
 
 from pipecat_jobs._executor.execution import Execution
 from pipecat_jobs._llm.function_calls import drop_calls
+from pipecat_jobs._llm.parts import LLMParts
 from pipecat_jobs._llm.provider import Answer, AnswerCutError, describe_failure
 from pipecat_jobs._llm.turn import Turn, TurnState
 from pipecat_jobs._pipecat import forgo_owed_run, owes_run, take_queued_function_calls
@@ -81,9 +82,10 @@ class TurnTracker:
 
     def __init__(
         self,
-        worker: LLMContextWorker,
+        parts: LLMParts,
         on_failure: Callable[[Execution, LLMTurnError], None],
     ):
+        self.parts = parts
         self.open: set[Turn] = set()
         """The turns that have something left in the pipeline."""
         self.rested = asyncio.Event()
@@ -92,7 +94,6 @@ class TurnTracker:
         """Whether the worker has stopped, so that its LLM is never run again."""
         self.running: Turn | None = None
         """The turn for which the LLM generates."""
-        self._worker = worker
         self._on_failure = on_failure
         self._running_task: asyncio.Task[object] | None = None
         self._latest: Turn | None = None
@@ -111,14 +112,14 @@ class TurnTracker:
         self._starts: Recent[int, Turn] = Recent()
         self._ends: Recent[int, Turn] = Recent()
         self._calls: dict[str, Turn] = {}
-        for aggregator in (worker.user_aggregator, worker.assistant_aggregator):
+        for aggregator in (parts.user_aggregator, parts.assistant_aggregator):
             aggregator.add_event_handler("on_before_process_frame", self._before_aggregating)
             aggregator.add_event_handler("on_before_push_frame", self._before_leaving_aggregator)
-        worker.llm.add_event_handler("on_before_process_frame", self._before_running)
-        worker.llm.add_event_handler("on_before_push_frame", self._before_leaving_llm)
-        worker.llm.add_event_handler("on_after_process_frame", self._after_running)
-        worker.llm.add_event_handler("on_completion_timeout", self._on_completion_timeout)
-        worker.assistant_aggregator.add_event_handler(
+        parts.llm.add_event_handler("on_before_process_frame", self._before_running)
+        parts.llm.add_event_handler("on_before_push_frame", self._before_leaving_llm)
+        parts.llm.add_event_handler("on_after_process_frame", self._after_running)
+        parts.llm.add_event_handler("on_completion_timeout", self._on_completion_timeout)
+        parts.assistant_aggregator.add_event_handler(
             "on_after_process_frame", self._after_aggregating
         )
 
@@ -147,7 +148,7 @@ class TurnTracker:
         self._interruptions[interruption.frame.id] = interruption
         # Queued at the LLM itself, because the LLM's next run must not begin before it arrives. The
         # processors before the LLM, the user's side of the conversation, are not interrupted.
-        await self._worker.llm.queue_frame(interruption.frame)
+        await self.parts.llm.queue_frame(interruption.frame)
         return interruption.passed
 
     def forgo_owed_run(self, turn: Turn) -> None:
@@ -157,7 +158,7 @@ class TurnTracker:
         self._owed.remove(turn)
         turn.runs -= 1
         if not self._owed:
-            forgo_owed_run(self._worker.assistant_aggregator)
+            forgo_owed_run(self.parts.assistant_aggregator)
 
     def close(self, turn: Turn) -> None:
         """Remove a turn that has nothing left in the pipeline."""
@@ -186,11 +187,11 @@ class TurnTracker:
             _cause.set(_Cause(self._calls.get(frame.tool_call_id)))
         else:
             _cause.set(_Cause(self._requests.take(frame.id), counted=True))
-        if aggregator is not self._worker.assistant_aggregator:
+        if aggregator is not self.parts.assistant_aggregator:
             return
         if isinstance(frame, LLMFullResponseStartFrame):
             self._spoken = self._starts.take(frame.id)
-            self._before_spoken = {id(message) for message in self._worker.context.messages}
+            self._before_spoken = {id(message) for message in self.parts.context.messages}
 
     def _before_leaving_aggregator(self, aggregator: FrameProcessor, frame: Frame) -> None:
         cause = _cause.get()
@@ -199,7 +200,7 @@ class TurnTracker:
         if cause is None or not isinstance(frame, LLMContextFrame):
             return
         turn, counted = cause.turn, cause.counted
-        if self._owed and aggregator is self._worker.assistant_aggregator:
+        if self._owed and aggregator is self.parts.assistant_aggregator:
             # One run answers all of them; its text goes to the turn that llm_turn() waits for.
             turn = max(self._owed, key=lambda owed: (owed.awaited, owed.owned))
             counted = True
@@ -224,11 +225,11 @@ class TurnTracker:
                     self._follow(turn)
             case FunctionCallCancelFrame():
                 self._note_owed(frame.tool_call_id)
-                self._settle_call(frame.tool_call_id)
+                self._settle_call(frame.tool_call_id, "CANCELLED")
             case FunctionCallResultFrame():
                 self._note_owed(frame.tool_call_id)
                 if frame.properties is None or frame.properties.is_final:
-                    self._settle_call(frame.tool_call_id)
+                    self._settle_call(frame.tool_call_id, frame.result)
             case InterruptionFrame():
                 self._note_spoken()
                 for turn in list(self.open):
@@ -246,7 +247,7 @@ class TurnTracker:
         turn, self._spoken = self._spoken, None
         if turn is None:
             return
-        for message in self._worker.context.messages:
+        for message in self.parts.context.messages:
             said = isinstance(message, LLMSpecificMessage) or (
                 message.get("role") == "assistant" and not message.get("tool_calls")
             )
@@ -258,7 +259,7 @@ class TurnTracker:
         turn = self._calls.get(call)
         if turn is None or not turn.is_well or turn in self._owed:
             return
-        if owes_run(self._worker.assistant_aggregator):
+        if owes_run(self.parts.assistant_aggregator):
             self._owed.append(turn)
             turn.runs += 1
             self._follow(turn)
@@ -269,7 +270,7 @@ class TurnTracker:
         The aggregator drops it when it adds other text to the context meanwhile. It also expects
         that the user's words run the LLM, although the user may have said nothing.
         """
-        aggregator = self._worker.assistant_aggregator
+        aggregator = self.parts.assistant_aggregator
         if not self._owed or self.over:
             return
         dropped = not owes_run(aggregator)
@@ -284,10 +285,10 @@ class TurnTracker:
                 turn.runs -= 1
                 self._follow(turn)
 
-    def _settle_call(self, call: str) -> None:
+    def _settle_call(self, call: str, result: Any) -> None:
         turn = self._calls.pop(call, None)
         if turn is not None:
-            turn.calls.discard(call)
+            turn.note_result(call, result)
             self._follow(turn)
 
     # -- the LLM -----------------------------------------------------------------------------
@@ -319,36 +320,37 @@ class TurnTracker:
             turn.runs = 1
             self.open.add(turn)
         turn.runs = max(1, turn.runs)
+        turn.begun += 1
         self.running = self._latest = turn
         self._running_task = asyncio.current_task()
         self._answer = Answer(must_be_whole=turn.owned)
-        self._answer.expect(self._worker.llm)
+        self._answer.expect(self.parts.llm)
         turn.text, turn.error = "", None
         self._follow(turn)
         if not turn.is_well:
             # The turn was stopped before the LLM began its run.
-            self._worker.create_task(self.interrupt(turn), "llm_turn_interrupt")
+            self.parts.worker.create_task(self.interrupt(turn), "llm_turn_interrupt")
 
     async def _before_interruption(self, frame: InterruptionFrame) -> None:
         running, self.running = self.running, None
         own = self._interruptions.get(frame.id)
         if own is not None:
             # It also drops the runs that wait behind this one, which may be a user's.
-            waiting = self._worker.llm.has_queued_frame(LLMContextFrame) and own.turn.runs <= 1
+            waiting = self.parts.llm.has_queued_frame(LLMContextFrame) and own.turn.runs <= 1
             own.turn.dropped_others |= waiting or running not in (None, own.turn)
             dropped: list[FunctionCallRunnerItem] = []
         else:
             # The interruption cancels the call that runs, and the next call in the queue would
             # begin.
             dropped = take_queued_function_calls(
-                self._worker.llm, lambda call: call.registry_item.cancel_on_interruption
+                self.parts.llm, lambda call: call.registry_item.cancel_on_interruption
             )
         for turn in list(self.open):
             self._fail(turn, self._interrupted(turn, "it was interrupted"))
             self._follow(turn)
-        await drop_calls(self._worker.llm, dropped)
+        await drop_calls(self.parts.llm, dropped)
 
-    def _before_leaving_llm(self, _: FrameProcessor, frame: Frame) -> None:
+    async def _before_leaving_llm(self, _: FrameProcessor, frame: Frame) -> None:
         turn = self.running
         if turn is None:
             return
@@ -360,12 +362,15 @@ class TurnTracker:
                 # The other tasks of the service run functions, whose errors are results for the
                 # LLM.
                 turn.error = _describe_error(frame)
-                self._worker.create_task(self._probe_run(), "llm_turn_probe")
+                self.parts.worker.create_task(self._probe_run(), "llm_turn_probe")
             case FunctionCallsStartedFrame():
                 # The functions' own requests to the provider do not belong to the LLM's answer.
                 self._answer.ended = True
+                if turn.is_at_its_last_run:
+                    self._fail_at_its_last_run(turn)
+                    await self._hold_run()
                 for call in frame.function_calls:
-                    turn.note_call(call.tool_call_id)
+                    turn.note_call(call)
                     self._calls[call.tool_call_id] = turn
             case LLMMessagesAppendFrame():
                 # A thought, or its signature.
@@ -377,6 +382,11 @@ class TurnTracker:
                 self._end_run()
             case _:
                 pass
+
+    async def _hold_run(self) -> None:
+        """Wait for the interruption of a run that has failed, so that its calls do not begin."""
+        if asyncio.current_task() is self._running_task:
+            await asyncio.Event().wait()
 
     async def _probe_run(self) -> None:
         """End the run that has reported an error, unless the service ends it.
@@ -390,27 +400,30 @@ class TurnTracker:
             if self._answer is answer:
                 await self._end_broken_run()
 
-        await self._worker.llm.queue_frame(ControlFrame(), FrameDirection.DOWNSTREAM, end)
+        await self.parts.llm.queue_frame(ControlFrame(), FrameDirection.DOWNSTREAM, end)
 
     async def _end_broken_run(self) -> None:
         """Push the end frame of a job's run that failed, if the service has not pushed it."""
         if self.running is not None and self.running.owned and self.running.error is not None:
-            await self._worker.llm.push_frame(LLMFullResponseEndFrame())
+            await self.parts.llm.push_frame(LLMFullResponseEndFrame())
 
     def _end_run(self) -> None:
         turn, self.running = self.running, None
         if turn is None:
             return
         self._answer.ended = True
+        turn.stop_reason = self._answer.reason
         if turn.error is None and self._answer.failure is not None:
             # Some services report a timeout only to their event handlers.
             turn.error = describe_failure(self._answer.failure)
         # Here, and not at the end of the turn: a bot may respond to its job when the aggregator
         # reports the end of the run, and that response would pass for a success.
         if turn.error is not None:
-            self._fail(turn, LLMTurnError(self._worker.name, turn.error, text=turn.text))
+            self._fail(turn, LLMTurnError(self.parts.worker.name, turn.error, text=turn.text))
         elif not turn.calls and turn.runs == 1:
             self._fail_if_empty(turn)
+        elif turn.is_at_its_last_run:
+            self._fail_at_its_last_run(turn)
         self._follow(turn)
 
     def _on_completion_timeout(self, _: FrameProcessor) -> None:
@@ -418,7 +431,7 @@ class TurnTracker:
         turn = self._latest
         if turn is not None and turn.is_well:
             why = "the provider did not answer within the service's timeout"
-            self._fail(turn, LLMTurnError(self._worker.name, why, text=turn.text))
+            self._fail(turn, LLMTurnError(self.parts.worker.name, why, text=turn.text))
 
     # -- the state of a turn -----------------------------------------------------------------
 
@@ -452,12 +465,20 @@ class TurnTracker:
         if all(other is turn or other.job is not job for other in self.open):
             self._on_failure(job, failure)
 
+    def _fail_at_its_last_run(self, turn: Turn) -> None:
+        why = (
+            f"the LLM still calls functions in run {turn.begun}, and max_runs={turn.max_runs} "
+            "allows no further run on their results; allow more runs, or ask for less"
+        )
+        failure = LLMTurnError(self.parts.worker.name, why, text=turn.text, max_runs=turn.max_runs)
+        self._fail(turn, failure)
+
     def _fail_if_empty(self, turn: Turn) -> None:
         if not turn.text.strip():
-            self._fail(turn, LLMTurnError(self._worker.name, "the LLM gave an empty answer"))
+            self._fail(turn, LLMTurnError(self.parts.worker.name, "the LLM gave an empty answer"))
 
     def _interrupted(self, turn: Turn, why: str) -> LLMTurnInterruptedError:
-        return LLMTurnInterruptedError(self._worker.name, why, text=turn.text)
+        return LLMTurnInterruptedError(self.parts.worker.name, why, text=turn.text)
 
 
 def _describe_error(frame: ErrorFrame) -> str:

@@ -5,8 +5,11 @@ runs on their results, and the text that enters the context at the end.
 """
 
 import asyncio
+from dataclasses import replace
 from enum import StrEnum
+from typing import Any
 
+from pipecat.frames.frames import FunctionCallFromLLM
 from pipecat.processors.aggregators import async_tool_messages
 from pipecat.processors.aggregators.llm_context import (
     LLMContext,
@@ -15,6 +18,7 @@ from pipecat.processors.aggregators.llm_context import (
 )
 
 from pipecat_jobs._executor.execution import Execution
+from pipecat_jobs._llm.result import LLMTurn, LLMTurnCall
 from pipecat_jobs.errors import LLMTurnError
 
 
@@ -53,10 +57,18 @@ TRANSITIONS: dict[TurnState, frozenset[TurnState]] = {
 class Turn:
     """One turn of an LLM, which a job or ``llm_turn()`` (``awaited``) may have started."""
 
-    def __init__(self, job: Execution | None = None, *, awaited: bool = False):
+    def __init__(
+        self,
+        job: Execution | None = None,
+        *,
+        awaited: bool = False,
+        max_runs: int | None = None,
+    ):
         self.job = job
         self.awaited = awaited
         """Whether ``llm_turn()`` waits for it, and raises its failure."""
+        self.max_runs = max_runs
+        """How many runs of the LLM it may have; None for no limit."""
         self.state = TurnState.ASKED
         self.failure: LLMTurnError | None = None
         """Why it failed."""
@@ -66,6 +78,10 @@ class Turn:
         """The text of every run, in parts as it is generated; None at the end."""
         self.runs = 0
         """Number of runs that were requested and whose text has not reached the context."""
+        self.begun = 0
+        """Number of runs that the LLM has begun."""
+        self.stop_reason: str | None = None
+        """Why the provider ended the latest run, where that is known."""
         self.calls: set[str] = set()
         """Ids of its function calls that have no result."""
         self.error: str | None = None
@@ -74,7 +90,7 @@ class Turn:
         """Its messages in the context, without its function calls."""
         self.dropped_others = False
         """Whether stopping it has dropped runs of other turns, which have to be requested again."""
-        self._made_calls: set[str] = set()
+        self._made_calls: dict[str, LLMTurnCall] = {}
         self._closed = asyncio.Event()
 
     @property
@@ -86,6 +102,21 @@ class Turn:
     def is_well(self) -> bool:
         """Whether it is neither over, failed nor cancelled."""
         return self.state in _WELL
+
+    @property
+    def is_at_its_last_run(self) -> bool:
+        """Whether it may have no run after the one that the LLM has begun."""
+        return self.max_runs is not None and self.begun >= self.max_runs
+
+    @property
+    def result(self) -> LLMTurn:
+        """What it gives once it is done."""
+        return LLMTurn(
+            self.text,
+            calls=self._made_calls.values(),
+            stop_reason=self.stop_reason,
+            runs=self.begun,
+        )
 
     @property
     def is_over(self) -> bool:
@@ -123,10 +154,15 @@ class Turn:
         """Wait until nothing of it is left in the pipeline."""
         await self._closed.wait()
 
-    def note_call(self, call: str) -> None:
+    def note_call(self, call: FunctionCallFromLLM) -> None:
         """Record a function call that it makes."""
-        self.calls.add(call)
-        self._made_calls.add(call)
+        self.calls.add(call.tool_call_id)
+        self._made_calls[call.tool_call_id] = LLMTurnCall(call.function_name, call.arguments)
+
+    def note_result(self, call: str, result: Any) -> None:
+        """Record the last result of one of its function calls."""
+        self.calls.discard(call)
+        self._made_calls[call] = replace(self._made_calls[call], result=result)
 
     def take_out(self, context: LLMContext) -> None:
         """Remove its messages from a context."""
@@ -149,4 +185,4 @@ class Turn:
             update := async_tool_messages.parse_message(message)
         ):
             calls.add(update.tool_call_id)
-        return not self._made_calls.isdisjoint(calls)
+        return not calls.isdisjoint(self._made_calls)

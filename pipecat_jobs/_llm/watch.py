@@ -43,6 +43,10 @@ def was_interrupted_before_it_began() -> bool:
     return _interrupted.get()
 
 
+#: The id of the function call that this task runs.
+_call: ContextVar[str | None] = ContextVar("pipecat_jobs_call", default=None)
+
+
 class LLMWatch:
     """Observes every frame that reaches one LLM, and its function calls.
 
@@ -108,12 +112,20 @@ class LLMWatch:
                 # would make every later request fail.
                 frame.arguments = to_context_value(frame.arguments)
                 # An unknown call was made before this watch began.
+                _call.set(frame.tool_call_id)
                 made = self._made.get(frame.tool_call_id, 0)
                 _interrupted.set(frame.cancel_on_interruption and made < self._interruptions)
-            case FunctionCallResultFrame() | FunctionCallCancelFrame():
+            case FunctionCallResultFrame():
+                if frame.properties is None or frame.properties.is_final:
+                    self._made.pop(frame.tool_call_id, None)
+            case FunctionCallCancelFrame():
                 self._made.pop(frame.tool_call_id, None)
             case _:
                 pass
+
+    def is_open(self, call: str | None) -> bool:
+        """Tell whether a call that this LLM made has no result yet."""
+        return call in self._made
 
     def _starts(self, who: str) -> None:
         self._speaking.add(who)
@@ -138,6 +150,12 @@ def watch(llm: LLMService[Any]) -> LLMWatch:
         llm.add_event_handler("on_before_process_frame", found.on_frame)
         llm.add_event_handler("on_before_push_frame", found.on_push)
     return found
+
+
+def is_called_by(llm: LLMService[Any]) -> bool:
+    """Tell whether the running code belongs to a function call for whose result an LLM waits."""
+    watching = _watches.get(llm)
+    return watching is not None and watching.is_open(_call.get())
 
 
 def watch_llms(pipeline: FrameProcessor) -> None:

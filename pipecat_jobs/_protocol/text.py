@@ -7,6 +7,14 @@ from pipecat.bus.messages import BusMessage
 #: The largest number of characters of a foreign value in an error or a log line.
 MOST_TEXT = 200
 
+
+class TravelsAsText(str):
+    """A text with attributes of its own, of which a bus between processes carries the text."""
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
+
 _repr = Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = MOST_TEXT
 # A value with many items on each of many levels would take long to write.

@@ -29,7 +29,7 @@ from pipecat.registry.types import WorkerRegistryEntry
 from pydantic import BaseModel
 
 from pipecat_jobs._protocol.checks import check_count, check_instance
-from pipecat_jobs._protocol.text import describe, shorten
+from pipecat_jobs._protocol.text import TravelsAsText, describe, shorten
 from pipecat_jobs.bus.fields import Check, FieldChecks
 from pipecat_jobs.errors import (
     InvalidJobError,
@@ -232,6 +232,8 @@ class WireCodec:
         if kind in (str, int, float, bool) or value is None:
             return value
         encode = self._encoders.get(kind)
+        if encode is None and isinstance(value, TravelsAsText):
+            return str(value)
         if encode is None:
             raise MessageTypeError(kind.__qualname__, path.lstrip(".") or "the message")
         return encode(value, path)

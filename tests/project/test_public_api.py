@@ -30,7 +30,7 @@ NAMES = """
     JobGroupContext JobGroupError JobGroupEvent JobGroupParams JobGroupResponse JobHeaders
     JobInterceptor JobLifeEvent JobLifeEventKind JobNotEndedError JobOutcome JobParams
     JobRefusal JobRefusedError JobStatus JobTimeoutError JobTool JobToolError JobToolProgress
-    JobsMixin LLMContextWorker LLMTurnError LLMTurnInterruptedError LLMTurnTimeoutError
+    JobsMixin LLMContextWorker LLMTurn LLMTurnError LLMTurnInterruptedError LLMTurnTimeoutError
     LLMWorker LLMWorkerActivationArgs MessageTooLargeError MessageTypeError MixinOrderError
     NoJobHandlerError OpenJob OpenJobState OutcomeStatus PipelineParams PipelineWorker
     ProcessorUnusablePolicy RedisModeError RedisStartError Retry RoutedBus ToolCallContext

@@ -1,0 +1,90 @@
+"""Finds the LLM of a worker's pipeline, and the two aggregators around it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pipecat.pipeline.worker import PipelineWorker
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.aggregators.llm_response_universal import (
+    LLMAssistantAggregator,
+    LLMUserAggregator,
+)
+from pipecat.processors.frame_processor import FrameProcessor
+from pipecat.services.llm_service import LLMService
+from pipecat.workers.llm import LLMContextWorker
+
+from pipecat_jobs.errors import InvalidJobError
+
+
+@dataclass(frozen=True, slots=True)
+class LLMParts:
+    """An LLM service between the two aggregators of one context, and the worker that has them."""
+
+    worker: PipelineWorker
+    llm: LLMService[Any]
+    user_aggregator: LLMUserAggregator
+    assistant_aggregator: LLMAssistantAggregator
+
+    @property
+    def context(self) -> LLMContext:
+        """The context that both aggregators write."""
+        return self.assistant_aggregator.context
+
+
+def find_parts(worker: PipelineWorker) -> list[LLMParts]:
+    """Find every LLM of a worker that is between the two aggregators of one context."""
+    if isinstance(worker, LLMContextWorker):
+        # Its properties, because its turns are followed before its pipeline is built.
+        pair = worker.user_aggregator, worker.assistant_aggregator
+        return [LLMParts(worker, worker.llm, *pair)]
+    processors = list(_walk(worker.pipeline))
+    return [
+        LLMParts(worker, cast("LLMService[Any]", llm), user, assistant)
+        for begin, user in enumerate(processors)
+        if isinstance(user, LLMUserAggregator)
+        for end, assistant in enumerate(processors)
+        if isinstance(assistant, LLMAssistantAggregator) and assistant.context is user.context
+        for llm in processors[begin:end]
+        if isinstance(llm, LLMService)
+    ]
+
+
+def refuse_parts(worker: PipelineWorker, found: list[LLMParts]) -> InvalidJobError:
+    """Build the error for a worker that has no LLM between two aggregators, or several."""
+    if found:
+        names = ", ".join(str(parts.llm) for parts in found)
+        return InvalidJobError(
+            f"worker '{worker.name}' has {len(found)} LLM services between two aggregators "
+            f"({names}), and a turn needs to know which one answers; let a worker with one LLM, "
+            "such as an LLMContextWorker, have the turn"
+        )
+    return InvalidJobError(
+        f"worker '{worker.name}' has no LLM service between the two aggregators of a context, "
+        "so its LLM has no context for the turn; use an LLMContextWorker, or a PipelineWorker "
+        "with Pipeline([..., pair.user(), llm, ..., pair.assistant()]), where pair is "
+        "LLMContextAggregatorPair(context). fresh=True needs no aggregators"
+    )
+
+
+def find_only_llm(worker: PipelineWorker) -> LLMService[Any]:
+    """Find the LLM of a worker whose pipeline has exactly one, wherever it is."""
+    found = [
+        cast("LLMService[Any]", processor)
+        for processor in _walk(worker.pipeline)
+        if isinstance(processor, LLMService)
+    ]
+    if len(found) == 1:
+        return found[0]
+    names = f" ({', '.join(str(llm) for llm in found)})" if found else ""
+    raise InvalidJobError(
+        f"worker '{worker.name}' has {len(found)} LLM services in its pipeline{names}, and a turn "
+        "needs one; let a worker with one LLM, such as an LLMContextWorker, have the turn"
+    )
+
+
+def _walk(processor: FrameProcessor) -> Iterator[FrameProcessor]:
+    """List the processors inside a processor, in the order in which frames go downstream."""
+    for inner in processor.processors:
+        yield inner
+        yield from _walk(inner)
