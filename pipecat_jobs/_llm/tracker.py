@@ -221,7 +221,7 @@ class TurnTracker:
                 self._note_spoken()
                 turn = self._ends.take(frame.id)
                 if turn is not None:
-                    turn.runs = max(0, turn.runs - 1)
+                    turn.runs, turn.texts = max(0, turn.runs - 1), max(0, turn.texts - 1)
                     self._follow(turn)
             case FunctionCallCancelFrame():
                 self._note_owed(frame.tool_call_id)
@@ -234,7 +234,7 @@ class TurnTracker:
                 self._note_spoken()
                 for turn in list(self.open):
                     if turn.failure is not None or not turn.owned:
-                        turn.runs = 0
+                        turn.runs = turn.texts = 0
                         self._follow(turn)
                 if (own := self._interruptions.pop(frame.id, None)) is not None:
                     own.passed.set()
@@ -379,6 +379,7 @@ class TurnTracker:
                 self._starts.remember(frame.id, turn)
             case LLMFullResponseEndFrame():
                 self._ends.remember(frame.id, turn)
+                turn.texts += 1
                 self._end_run()
             case _:
                 pass

@@ -78,6 +78,8 @@ class Turn:
         """The text of every run, in parts as it is generated; None at the end."""
         self.runs = 0
         """Number of runs that were requested and whose text has not reached the context."""
+        self.texts = 0
+        """Number of its texts that are on their way to the context."""
         self.begun = 0
         """Number of runs that the LLM has begun."""
         self.stop_reason: str | None = None
@@ -91,7 +93,6 @@ class Turn:
         self.dropped_others = False
         """Whether stopping it has dropped runs of other turns, which have to be requested again."""
         self._made_calls: dict[str, LLMTurnCall] = {}
-        self._closed = asyncio.Event()
 
     @property
     def owned(self) -> bool:
@@ -142,17 +143,12 @@ class Turn:
 
     def close(self) -> None:
         """Record that nothing of it is left in the pipeline."""
-        self.runs = 0
+        self.runs = self.texts = 0
         if self.is_well:
             self.move(TurnState.DONE)
         elif self.state is TurnState.STOPPING:
             self.move(TurnState.STOPPED)
         self.tokens.put_nowait(None)
-        self._closed.set()
-
-    async def until_closed(self) -> None:
-        """Wait until nothing of it is left in the pipeline."""
-        await self._closed.wait()
 
     def note_call(self, call: FunctionCallFromLLM) -> None:
         """Record a function call that it makes."""

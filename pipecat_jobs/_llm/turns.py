@@ -72,7 +72,7 @@ class LLMTurns:
         """
         tracker = self._check_tracker()
         async with self._lock:
-            await self._until_idle(tracker)
+            await self._until(tracker, lambda: not tracker.has_runs)
             if tracker.over:
                 raise LLMTurnInterruptedError(self._worker.name, "the worker has stopped")
             self._set_tools(tracker.parts.context)
@@ -152,8 +152,11 @@ class LLMTurns:
         if self._tracker is not None:
             self._tracker.expect(frame, turn)
 
-    async def _until_idle(self, tracker: TurnTracker) -> None:
-        """Wait until no turn has a run that the LLM has not finished."""
+    async def _until(self, tracker: TurnTracker, holds: Callable[[], bool]) -> None:
+        """Wait until something holds, or every frame has passed through the pipeline.
+
+        The second ends the wait for a run that is lost because a processor dropped its frame.
+        """
         worker = self._worker
         flushed = False
 
@@ -162,9 +165,8 @@ class LLMTurns:
             flushed = await worker.flush_pipeline()
             tracker.rested.set()
 
-        while tracker.has_runs and not flushed:
+        while not holds() and not flushed:
             tracker.rested.clear()
-            # A flush ends the wait for a run that is lost because a processor dropped its frame.
             flushing = start_task(worker, flush(), "llm_turn_flush")
             try:
                 await tracker.rested.wait()
@@ -211,8 +213,9 @@ class LLMTurns:
     ) -> None:
         """Stop a turn, and wait until nothing of it is left in the pipeline.
 
-        An ``InterruptionFrame`` closes the provider's stream. It is sent only while the LLM runs
-        for this turn; a run that waits behind another turn's is stopped when it begins.
+        An ``InterruptionFrame`` closes the provider's stream and ends the speech. It is sent only
+        while the LLM runs for this turn, or its text is on its way to the context; a run that waits
+        behind another turn's is stopped when it begins.
         ``clean_up`` is called once nothing of the turn is left, before the LLM runs for another.
         """
         parts = tracker.parts
@@ -220,7 +223,7 @@ class LLMTurns:
         try:
             # Before the interruption, because it lets the next call in the queue begin.
             await _drop_waiting_calls(parts, turn)
-            if tracker.running is turn:
+            if tracker.running is turn or (tracker.running is None and turn.texts):
                 passed = await tracker.interrupt(turn)
                 await passed.wait()
                 await _drop_waiting_calls(parts, turn)
@@ -228,7 +231,7 @@ class LLMTurns:
                 await cancel_function_call(parts.llm, call)
             tracker.forgo_owed_run(turn)
             if turn.runs or turn.calls:
-                await turn.until_closed()
+                await self._until(tracker, lambda: turn.is_over)
         finally:
             tracker.close(turn)
         if clean_up is not None:
