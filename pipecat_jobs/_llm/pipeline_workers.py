@@ -174,7 +174,8 @@ class PipelineWorker(PipecatPipelineWorker, BaseWorker):
 
         Example::
 
-            bot = LLMContextWorker("bot", llm=OpenAILLMService(api_key="your key"))
+            llm = OpenAILLMService(api_key="your key")
+            bot = LLMContextWorker("bot", llm=llm)
 
 
             async def chat():

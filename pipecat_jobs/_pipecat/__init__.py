@@ -12,7 +12,6 @@ from pipecat_jobs._pipecat.events import (
 from pipecat_jobs._pipecat.llm import (
     cancel_function_call,
     forgo_owed_run,
-    in_tool_call_of,
     is_speech_to_speech,
     owes_run,
     take_queued_function_calls,
@@ -30,7 +29,6 @@ __all__ = [
     "forgo_owed_run",
     "has_ended",
     "has_event_handlers",
-    "in_tool_call_of",
     "is_speech_to_speech",
     "owes_run",
     "proxied_name",

@@ -6,7 +6,6 @@ from typing import Any
 
 from pipecat.processors.aggregators.llm_response_universal import LLMAssistantAggregator
 from pipecat.services.llm_service import FunctionCallRunnerItem, LLMService
-from pipecat.workers.llm import LLMWorker, llm_worker
 
 from pipecat_jobs._pipecat.loaded import is_of_loaded_class
 
@@ -59,11 +58,3 @@ def is_speech_to_speech(llm: LLMService[Any]) -> bool:
     if is_of_loaded_class(llm, "pipecat.services.openai.live.llm", "OpenAILiveLLMService"):
         return True
     return llm.service_metadata_frame().is_realtime_service
-
-
-def in_tool_call_of(worker: LLMWorker) -> bool:
-    """Tell whether a tool of the worker called the running code, however indirectly.
-
-    The worker holds back the frames that such code queues.
-    """
-    return llm_worker._IN_TOOL_CALL.get() is worker

@@ -13,7 +13,7 @@ from pipecat.frames.frames import (
     LLMTextFrame,
 )
 from pipecat.services.llm_service import LLMService
-from support.fake_providers import CUT, KINDS, FakeProvider, new_anthropic, new_service
+from support.fake_providers import CUT, KINDS, WHOLE, FakeProvider, new_anthropic, new_service
 from support.llm_workers import Debater, Requester, Talk, start
 from support.workers import cancelled
 
@@ -55,6 +55,43 @@ async def until_over(provider: FakeProvider) -> None:
     async with asyncio.timeout(100):
         for asked in provider.asked:
             await asked.over.wait()
+
+
+# Whole answers
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["context", "fresh"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_turn_has_the_provider_s_word_for_why_it_stopped(
+    job_harness: JobHarness, provider: FakeProvider, kind: str, fresh: bool
+):
+    worker = Debater(llm=new_service(kind, provider.port))
+    await start(job_harness, worker)
+    provider.say("Dogs are loyal.")
+
+    turn = await worker.llm_turn("dogs", fresh=fresh)
+
+    assert (turn, turn.stop_reason, turn.runs) == ("Dogs are loyal.", WHOLE[kind], 1)
+    await close_client(worker.llm)
+
+
+async def test_the_reason_of_an_unknown_provider_is_not_known(job_harness: JobHarness):
+    class Plain(LLMService):
+        async def process_frame(self, frame: Frame, direction: Any) -> None:
+            await super().process_frame(frame, direction)
+            if not isinstance(frame, LLMContextFrame):
+                await self.push_frame(frame, direction)
+                return
+            await self.push_frame(LLMFullResponseStartFrame())
+            await self.push_frame(LLMTextFrame("Dogs are loyal."))
+            await self.push_frame(LLMFullResponseEndFrame())
+
+    worker = Debater(llm=Plain())
+    await start(job_harness, worker)
+
+    turn = await worker.llm_turn("dogs")
+
+    assert (turn, turn.stop_reason) == ("Dogs are loyal.", None)
 
 
 # Incomplete answers

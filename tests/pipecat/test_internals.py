@@ -47,7 +47,6 @@ from pipecat_jobs._pipecat import (
     forgo_owed_run,
     has_ended,
     has_event_handlers,
-    in_tool_call_of,
     is_speech_to_speech,
     owes_run,
     proxied_name,
@@ -420,23 +419,21 @@ async def test_accepts_bus_message_decides_what_a_bus_delivers(
     assert requests == (["j"] if accepts else [])
 
 
-# -- cancel_function_call and in_tool_call_of ----------------------------------------------------
+# -- cancel_function_call ------------------------------------------------------------------------
 
 
 class ToolCaller(LLMContextWorker):
-    """Calls tools that wait, and records which worker's tool runs."""
+    """Calls tools that wait."""
 
     def __init__(self, llm: OpenAILLMService):
         super().__init__("caller", llm=llm)
         self.context.set_tools(self.build_tools())
         self.waiting: asyncio.Queue[str] = asyncio.Queue()
         self.cancelled: asyncio.Queue[str] = asyncio.Queue()
-        self.in_own_tool: bool | None = None
 
     @tool(cancel_on_interruption=False)
     async def wait(self, params: FunctionCallParams):
         """Wait."""
-        self.in_own_tool = in_tool_call_of(self)
         self.waiting.put_nowait(params.tool_call_id)
         try:
             await asyncio.Event().wait()
@@ -537,20 +534,6 @@ def test_find_provider_of_a_service_that_is_not_known():
 
 async def test_a_service_that_generates_text_is_not_speech_to_speech(new_llm: NewLLM):
     assert is_speech_to_speech(new_llm("You wait.")) is False
-
-
-async def test_in_tool_call_of_tells_which_workers_tool_is_running(
-    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
-):
-    scripted_llm.reply(ToolCall("wait", call_id="a"))
-    worker = ToolCaller(new_llm("You wait."))
-    await job_harness.start(worker)
-    await worker.queue_frame(LLMMessagesAppendFrame([{"role": "user", "content": "go"}], True))
-    await worker.waiting.get()
-
-    assert worker.in_own_tool is True
-    assert not in_tool_call_of(worker)
-    await cancel_function_call(worker.llm, "a")
 
 
 # -- forget_runner -------------------------------------------------------------------------------

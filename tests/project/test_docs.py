@@ -213,8 +213,8 @@ from pipecat.frames.frames import LLMMessagesAppendFrame
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.services.llm_service import LLMService
 from pipecat.services.openai.llm import OpenAILLMService
-from pipecat_jobs import BaseWorker, JobTimeoutError, job
-from pipecat_jobs.testing import JobHarness, Text, run_virtual
+from pipecat_jobs import BaseWorker, JobTimeoutError, LLMContextWorker, job, tool
+from pipecat_jobs.testing import JobHarness, Text, ToolCall, run_virtual
 """
     researcher = blocks("docs/jobs.md", "python")[2]
     (tmp_path / "test_page.py").write_text("\n".join([imports, researcher, *tests]))
@@ -240,9 +240,14 @@ async def test_examples_in_docstrings_run(where: str, code: str, names: dict[str
         await names["llm"]._client.close()
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize(
+    ("number", "worker", "name"),
+    [(0, "Debater", "argue"), (1, "Bot", "argue"), (3, "DebateWorker", None)],
+)
 async def test_llm_snippets_respond_with_the_text_of_the_llm(
     number: int,
+    worker: str,
+    name: str | None,
     names: dict[str, object],
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
@@ -250,14 +255,29 @@ async def test_llm_snippets_respond_with_the_text_of_the_llm(
 ):
     scripted_llm.on("Topic: voice", "Talk is cheap.")
     await run(blocks("docs/llm.md", "python")[number], names)
-    worker = names[("Debater", "DebateWorker")[number]]("debater", llm=new_llm("You argue."))
-    await job_harness.start(worker)
+    await job_harness.start(names[worker]("debater", llm=new_llm("You argue.")))
 
-    payload = {"topic": "voice"}
-    async with names["self"].job("debater", name=(None, "argue")[1 - number], payload=payload) as j:
+    async with names["self"].job("debater", name=name, payload={"topic": "voice"}) as j:
         pass
 
     assert j.response["text"] == "Talk is cheap."
+
+
+async def test_the_llm_snippet_prints_what_the_bot_says(
+    names: dict[str, object],
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    capsys: pytest.CaptureFixture[str],
+):
+    scripted_llm.on("Moby Dick", "On shelf 7.")
+    await run(blocks("docs/llm.md", "python")[2], names)
+    bot = pipecat_jobs.LLMContextWorker("bot", llm=new_llm("You know books."))
+    await job_harness.start(bot)
+
+    await names["chat"](bot)
+
+    assert capsys.readouterr().out == "On shelf 7. []\n"
 
 
 async def test_bus_snippets_make_a_runner_and_a_quiet_worker(names: dict[str, object]):
