@@ -38,16 +38,25 @@ def find_parts(worker: PipelineWorker) -> list[LLMParts]:
         # Its properties, because its turns are followed before its pipeline is built.
         pair = worker.user_aggregator, worker.assistant_aggregator
         return [LLMParts(worker, worker.llm, *pair)]
-    processors = list(_walk(worker.pipeline))
-    return [
-        LLMParts(worker, cast("LLMService[Any]", llm), user, assistant)
-        for begin, user in enumerate(processors)
-        if isinstance(user, LLMUserAggregator)
-        for end, assistant in enumerate(processors)
-        if isinstance(assistant, LLMAssistantAggregator) and assistant.context is user.context
-        for llm in processors[begin:end]
-        if isinstance(llm, LLMService)
-    ]
+    found: list[LLMParts] = []
+    between: dict[LLMUserAggregator, list[LLMService[Any]]] = {}
+    for processor in _walk(worker.pipeline):
+        match processor:
+            case LLMUserAggregator():
+                between[processor] = []
+            case LLMService():
+                for llms in between.values():
+                    llms.append(cast("LLMService[Any]", processor))
+            case LLMAssistantAggregator():
+                found += [
+                    LLMParts(worker, llm, user, processor)
+                    for user, llms in between.items()
+                    if user.context is processor.context
+                    for llm in llms
+                ]
+            case _:
+                pass
+    return found
 
 
 def refuse_parts(worker: PipelineWorker, found: list[LLMParts]) -> InvalidJobError:
@@ -61,8 +70,8 @@ def refuse_parts(worker: PipelineWorker, found: list[LLMParts]) -> InvalidJobErr
         )
     return InvalidJobError(
         f"worker '{worker.name}' has no LLM service between the two aggregators of a context, "
-        "so its LLM has no context for the turn; use an LLMContextWorker, or a PipelineWorker "
-        "with Pipeline([..., pair.user(), llm, ..., pair.assistant()]), where pair is "
+        "where a turn has its messages; use an LLMContextWorker, or a PipelineWorker with "
+        "Pipeline([..., pair.user(), llm, ..., pair.assistant()]), where pair is "
         "LLMContextAggregatorPair(context). fresh=True needs no aggregators"
     )
 

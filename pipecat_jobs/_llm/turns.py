@@ -116,13 +116,13 @@ class LLMTurns:
         if is_speech_to_speech(llm):
             raise InvalidJobError(
                 f"{llm} of worker '{name}' is a realtime (speech-to-speech) service: it "
-                "decides itself when to speak, and does not answer llm_turn(). Let it call jobs "
-                "with @job_tool, or use a worker with a text LLM"
+                "decides itself when to speak, so llm_turn() and hear() cannot have it answer. Let "
+                "it call jobs with @job_tool, or use a worker with a text LLM"
             )
         if is_called_by(llm):
             raise InvalidJobError(
-                f"a tool of worker '{name}' called llm_turn() of the LLM that waits for the "
-                "tool; use fresh=True, or another worker"
+                f"a tool of worker '{name}' called llm_turn() or hear() of the LLM that waits for "
+                "the tool; use llm_turn(..., fresh=True), or another worker"
             )
         return tracker
 

@@ -19,6 +19,7 @@ from pipecat_jobs import (
     JobParams,
     JobRefusal,
     LLMContextWorker,
+    LLMTurn,
     OutcomeStatus,
     Retry,
     UIWorker,
@@ -86,7 +87,12 @@ def a_worker_that_is_imported_on_first_use_has_its_type(worker: UIWorker) -> Non
 
 
 async def a_turn_gives_text(worker: LLMContextWorker) -> None:
-    assert_type(await worker.llm_turn("Topic: AI", stream=True, timeout=3), str)
-    assert_type(await worker.llm_turn([{"role": "user", "content": "Topic: AI"}], fresh=True), str)
+    assert_type(await worker.llm_turn("Topic: AI", stream=True, timeout=3), LLMTurn)
+    assert_type(
+        await worker.llm_turn([{"role": "user", "content": "Topic: AI"}], fresh=True), LLMTurn
+    )
+    said = await worker.hear("Hello", timeout=3)
+    assert_type(said.stop_reason, str | None)
+    assert_type(said.calls[0].name, str)
     await worker.llm_turn(3)  # pyright: ignore[reportArgumentType]
     await worker.llm_turn("Topic: AI", True)  # pyright: ignore[reportCallIssue]
