@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.frames.frames import (
+    BotStartedSpeakingFrame,
     Frame,
     InterruptionFrame,
     LLMFullResponseEndFrame,
@@ -21,6 +22,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.llm_service import FunctionCallParams, LLMService
 from pipecat.services.openai.llm import OpenAILLMService
 from support.llm_workers import LONG, NewLLM, Requester, asked, last_asked, new_llm, start
+from support.sound import Speaker, Voice, needs_espeak
 from support.workers import cancelled
 
 from pipecat_jobs import (
@@ -296,6 +298,39 @@ async def test_a_function_of_a_pipeline_worker_cannot_wait_for_its_own_llm(
 
     assert await bots[0].hear("hello") == "I see."
     assert "the LLM that waits for the tool" in str(refusals.get_nowait())
+
+
+@needs_espeak
+async def test_a_bot_with_real_speech_says_its_turns_until_the_job_is_cancelled(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    server.on(last_asked("dogs"), " ".join(f"Dog number {number} barks." for number in range(40)))
+    server.on(last_asked("cats"), "Cats are aloof.")
+    voice, speaker = Voice(), Speaker()
+    bot = Bot(
+        new_llm("You talk."),
+        build=lambda user, llm, assistant: [user, llm, voice, speaker, assistant],
+    )
+    speaks = asyncio.Event()
+
+    def note_speech(_: object, frame: Frame) -> None:
+        if isinstance(frame, BotStartedSpeakingFrame):
+            speaks.set()
+
+    bot.assistant.add_event_handler("on_after_process_frame", note_speech)
+    requester = await start(job_harness, bot)
+    asking = asyncio.create_task(requester.ask("dogs"))
+    await speaks.wait()
+
+    await cancelled(asking)
+    played, requested = speaker.played, voice.spoken
+    said = await bot.hear("cats")
+
+    assert said == "Cats are aloof."
+    assert asked(server.requests[-1]) == ["cats"]
+    assert voice.spoken > requested
+    # The rest of the dogs would take a minute.
+    assert played < speaker.played < played + 20
 
 
 # Pipelines without the one LLM that a turn needs
