@@ -10,6 +10,7 @@ from pipecat_jobs._llm.mixin import JobsMixin
 from pipecat_jobs._llm.result import LLMTurn
 from pipecat_jobs._protocol.handlers import job
 from pipecat_jobs._protocol.headers import JobHeaders, job_attempt, job_headers, job_moved
+from pipecat_jobs._protocol.requests import JobRequest
 from pipecat_jobs._requester.group import JobGroup
 from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
 from pipecat_jobs._version import __version__
@@ -20,6 +21,7 @@ from pipecat_jobs.errors import (
     DuplicateJobHandlerError,
     DuplicateWorkerError,
     InvalidJobError,
+    InvalidJobResponseError,
     InvalidJobTypeError,
     JobCancelledError,
     JobError,
@@ -88,6 +90,7 @@ __all__ = [
     "DuplicateWorkerError",
     "ErrorDetails",
     "InvalidJobError",
+    "InvalidJobResponseError",
     "InvalidJobTypeError",
     "JobCall",
     "JobCancelledError",
@@ -109,6 +112,7 @@ __all__ = [
     "JobParams",
     "JobRefusal",
     "JobRefusedError",
+    "JobRequest",
     "JobStatus",
     "JobTimeoutError",
     "JobTool",

@@ -180,6 +180,49 @@ class JobRefusedError(JobGroupError):
     """
 
 
+class InvalidJobResponseError(JobGroupError):
+    """A worker completed a job with a response that does not fit the type of the request.
+
+    The job has completed: its outcome says so, and has the response.
+
+    Parameters:
+        worker: Name of the worker.
+        problems: What does not fit, one text for each field, without the values.
+
+    Example::
+
+        class Library(BaseWorker):
+            @job(name="research")
+            async def find_shelf(self, title: str) -> int: ...
+
+
+        try:
+            async with self.job("researcher", Library.find_shelf.request(title="Emma")) as j:
+                pass
+        except InvalidJobResponseError as error:
+            print(error.worker, *error.problems)
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        problems: Sequence[str],
+        *,
+        job_id: str,
+        job_name: str | None = None,
+        outcomes: Mapping[str, JobOutcome] | None = None,
+    ):
+        super().__init__(
+            f"worker '{worker}' completed job '{job_name}' with a response that does not fit the "
+            f"handler of the request: {'; '.join(problems)}; the two may have different versions",
+            job_id=job_id,
+            job_name=job_name,
+            outcomes=outcomes,
+        )
+        self.worker = worker
+        self.problems = tuple(problems)
+
+
 def _blocked(seconds: float, sharing_loop: Sequence[str]) -> str:
     whose = f"of {_listed(sharing_loop)} and the requester" if sharing_loop else "of the requester"
     return (

@@ -27,7 +27,7 @@ class Retry:
     A job is asked for again when that is safe:
 
     - The worker refused it, no handler has begun, and another request can have another answer:
-      ``JobRefusal.INACTIVE``, ``ID_IN_USE`` and ``ID_USED``.
+      ``JobRefusal.INACTIVE``, ``BUSY``, ``ID_IN_USE`` and ``ID_USED``.
     - It was lost with its worker. It may have begun, so this is not done for a ``run_once`` job, or
       for a job that has streamed.
     - It ended in a way that ``on`` names. A ``run_once`` job is only asked for again when a worker

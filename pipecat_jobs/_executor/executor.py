@@ -21,11 +21,13 @@ from pipecat_jobs._executor.execution import Execution, ExecutionState, Slots, c
 from pipecat_jobs._executor.keys import Keys
 from pipecat_jobs._executor.open_jobs import list_held
 from pipecat_jobs._executor.responses import Responses
+from pipecat_jobs._executor.typed import TypedCall
 from pipecat_jobs._protocol.handlers import ConcurrencyLimit, HandlerSpec
 from pipecat_jobs._protocol.headers import job_headers
 from pipecat_jobs._protocol.hooks import JobHooks, Steps
 from pipecat_jobs._protocol.interception import Interceptors
 from pipecat_jobs._protocol.runtime import JobRuntime
+from pipecat_jobs._protocol.signatures import InvalidPayloadError
 from pipecat_jobs._protocol.statements import Statement, check_response
 from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 from pipecat_jobs._protocol.text import describe
@@ -122,6 +124,12 @@ class Executor:
             )
             self._refuse(message, JobRefusal.NO_HANDLER, why)
             return
+        # An interceptor may replace the payload before the handler is called.
+        if isinstance(call, TypedCall) and not self._interceptors.active:
+            problem = call.find_problem()
+            if problem is not None:
+                self._refuse(message, JobRefusal.INVALID_PAYLOAD, problem)
+                return
         if name in self._keys and not self._admit(execution, self._keys[name]):
             return
         slots = self._slots.get(name)
@@ -157,7 +165,10 @@ class Executor:
     def _find_handler(self, message: BusJobRequestMessage) -> tuple[str | None, _Call | None]:
         spec = self._handlers.get(message.job_name) if message.job_name else None
         if spec is not None:
-            return spec.job_name, self._find_method(spec.attribute)
+            method = self._find_method(spec.attribute)
+            if spec.signature is not None:
+                return spec.job_name, TypedCall(spec.signature, method, message)
+            return spec.job_name, method
         if self._hooks.overrides("on_job_request"):
             return None, self._find_method("on_job_request")
         return None, None
@@ -188,11 +199,7 @@ class Executor:
         logger.warning(f"{self}: not running job '{message.job_id}': {why}")
         unknown = refusal is JobRefusal.NO_HANDLER
         status = JobStatus.ERROR if unknown else JobStatus.FAILED
-        # The names by which requesters of earlier releases recognize a refusal.
-        kind = NoJobHandlerError if unknown else JobRefusedError
-        error = ErrorDetails(kind.__name__, why)
-        response = Statement(refusal=refusal, held_by=held_by).add_to(error.to_response())
-        self._respond_at_once(message, status, response)
+        self._respond_at_once(message, status, _refused(refusal, why, held_by))
 
     def _decline_repetition(self, message: BusJobRequestMessage) -> None:
         # Not a refusal: the job may have begun, so that another worker must not be asked for it.
@@ -266,6 +273,10 @@ class Executor:
             logger.debug(f"{self}: job '{job_id}' is cancelled: {error}")
             response = _cancelled(str(error), CancelReason.INTERRUPTED)
             await self._end(execution, JobStatus.CANCELLED, response)
+        elif isinstance(error, InvalidPayloadError):
+            logger.warning(f"{self}: not running job '{job_id}': {error}")
+            response = _refused(JobRefusal.INVALID_PAYLOAD, str(error))
+            await self._end(execution, JobStatus.FAILED, response)
         else:
             details = ErrorDetails.from_exception(error)
             status = JobStatus.ERROR
@@ -494,3 +505,10 @@ class Executor:
 
 def _cancelled(reason: str, cancel_reason: CancelReason) -> JobData:
     return Statement(cancel_reason=cancel_reason).add_to({"reason": reason})
+
+
+def _refused(refusal: JobRefusal, why: str, held_by: str | None = None) -> JobData:
+    # The names by which requesters of earlier releases recognize a refusal.
+    kind = NoJobHandlerError if refusal is JobRefusal.NO_HANDLER else JobRefusedError
+    stated = Statement(refusal=refusal, held_by=held_by)
+    return stated.add_to(ErrorDetails(kind.__name__, why).to_response())

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from inspect import isasyncgenfunction, iscoroutinefunction
-from typing import Any, TypeVar
+from inspect import currentframe, isasyncgenfunction, iscoroutinefunction
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.llm import LLMContextWorker
 
 from pipecat_jobs._protocol.checks import check_count, check_flag, check_text
 from pipecat_jobs._protocol.keys import KeyRule, OnBusy, check_key
+from pipecat_jobs._protocol.requests import JobDecorator, JobHandler
+from pipecat_jobs._protocol.signatures import HandlerSignature, MessageRequests, read_handler
 from pipecat_jobs._protocol.text import shorten
 from pipecat_jobs.errors import DuplicateJobHandlerError, InvalidJobError, InvalidJobTypeError
 
-Handler = TypeVar("Handler", bound=Callable[..., Any])
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class HandlerSpec:
         attribute: The method's name on its class.
         job_name: The name of the jobs that it handles.
         key: Which of its jobs run one at a time; None if its jobs have no key.
+        signature: The fields that it takes; None if it takes the message alone.
     """
 
     attribute: str
@@ -32,6 +36,7 @@ class HandlerSpec:
     max_concurrency: int | None = None
     run_once: bool = False
     key: KeyRule | None = None
+    signature: HandlerSignature | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +53,44 @@ class ConcurrencyLimit:
     until_response: bool = True
 
 
+@overload
+def job(method: Callable[Concatenate[Any, P], Result], /) -> JobHandler[P, Result]: ...
+
+
+@overload
 def job(
     *,
-    name: str,
+    name: str | None = None,
     sequential: bool = False,
     max_concurrency: int | None = None,
     run_once: bool = False,
     key: str | tuple[str, ...] | None = None,
     on_busy: OnBusy | None = None,
-) -> Callable[[Handler], Handler]:
-    """Mark a worker's method as the handler of a job.
+) -> JobDecorator: ...
 
-    The method gets the ``BusJobRequestMessage``. Its result decides the response:
+
+def job(
+    method: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    sequential: bool = False,
+    max_concurrency: int | None = None,
+    run_once: bool = False,
+    key: str | tuple[str, ...] | None = None,
+    on_busy: OnBusy | None = None,
+) -> Any:
+    """Mark a worker's method as the handler of a job: ``@job``, or ``@job(...)`` with options.
+
+    The method's parameters are the fields of the payload. They are validated by their annotations,
+    as `pydantic <https://docs.pydantic.dev/latest/concepts/types/>`_ does, before the method
+    begins; a payload that does not fit is refused. The method's return annotation is the type of
+    the response. ``Worker.method.request(...)`` makes a request for ``job()``, from which type
+    checkers know the arguments and the response. See ``docs/typed.md``.
+
+    A method whose first parameter is annotated as ``BusJobRequestMessage`` gets the message too.
+    One that takes the message alone gets a payload of any shape, and its result decides the
+    response:
 
     - a dict is the response, and the job ends as completed;
     - None is not a response: the method has called ``send_job_response()``, or other code of the
@@ -70,7 +101,8 @@ def job(
     It replaces ``pipecat.pipeline.job_decorator.job``; handlers with that decorator are found too.
 
     Args:
-        name: The job's name, which the requester gives as ``name=``.
+        method: The method, where ``@job`` is used without parentheses.
+        name: The job's name, which the requester gives as ``name=``; the method's name by default.
         sequential: Whether the handler's calls run one at a time, in order of arrival. The next one
             begins when the handler returns, with or without a response. The time that a request
             waits counts towards the requester's timeout.
@@ -91,31 +123,44 @@ def job(
             its updates from then on and its response; not for a handler that streams.
 
     Returns:
-        The decorator, which returns the method unchanged.
+        The method unchanged, with ``request()`` added; the decorator where options were given.
 
     Raises:
         InvalidJobTypeError: If an argument has the wrong type, or the method is not ``async def``.
         InvalidJobError: If ``name`` is empty, ``max_concurrency`` is below one, an option is given
-            together with one that excludes it, or ``on_busy`` is unknown or without ``key``.
+            together with one that excludes it, ``on_busy`` is unknown or without ``key``, or a
+            parameter cannot be a field of a payload.
 
     Example::
 
-        class Researcher(BaseWorker):
+        class Library(BaseWorker):
+            @job
+            async def find_shelf(self, title: str, floor: int = 0) -> int:
+                return 100 * floor + len(title)
+
             @job(name="research", max_concurrency=2)
             async def research(self, message):
                 return {"answer": f"all about {message.payload['topic']}"}
 
-            @job(name="count")
-            async def count(self, message):
-                for number in range(3):
+            @job
+            async def count(self, until: int):
+                for number in range(until):
                     yield {"number": number}
 
-            @job(name="steer", key="ship_id", on_busy="replace")
-            async def steer(self, message):
-                return {"arrived": message.payload["ship_id"]}
+            @job(key="title", on_busy="refuse")
+            async def lend(self, title: str) -> None:
+                print(f"{title} is lent")
+
+
+        request = Library.find_shelf.request(title="Moby Dick", floor=2)
     """
-    where = f"@job(name={shorten(name)}):"
-    check_text(f"{where} name", name, "the name that requesters will use, as a str")
+    where = "@job:" if name is None else f"@job(name={shorten(name)}):"
+    if method is not None and not callable(method):
+        raise InvalidJobTypeError(
+            f"@job({shorten(method)}): give the name by keyword: @job(name={shorten(method)})"
+        )
+    if name is not None:
+        check_text(f"{where} name", name, "the name that requesters will use, as a str")
     check_flag(f"{where} sequential", sequential)
     check_flag(f"{where} run_once", run_once)
     if max_concurrency is not None:
@@ -125,34 +170,61 @@ def job(
                 f"{where} sequential=True runs one at a time, max_concurrency={max_concurrency} "
                 "allows more; give one of them"
             )
-
     rule = check_key(where, key, on_busy)
     if rule is not None and sequential:
         raise InvalidJobError(
             f"{where} sequential=True runs all jobs one at a time, key={key!r} one for each key; "
             "give one of them, or max_concurrency=1 with the key"
         )
+    options = {
+        "job_sequential": sequential,
+        "job_max_concurrency": max_concurrency,
+        "job_run_once": run_once,
+        "job_key": rule,
+    }
+    if method is not None:
+        return _mark(method, name, where, options)
 
-    def mark(method: Handler) -> Handler:
-        if not (iscoroutinefunction(method) or isasyncgenfunction(method)):
-            raise InvalidJobTypeError(f"{where} the method is not 'async def'; make it so")
-        if isasyncgenfunction(method) and rule is not None and rule.on_busy == "join":
-            raise InvalidJobError(
-                f"{where} the method streams, and a job that joins would miss the beginning; "
-                "return a dict, or give another on_busy"
-            )
-        # The first three names are Pipecat's, so that a plain Pipecat worker finds the handler too.
-        vars(method).update(
-            is_job_handler=True,
-            job_name=name,
-            job_sequential=sequential,
-            job_max_concurrency=max_concurrency,
-            job_run_once=run_once,
-            job_key=rule,
-        )
-        return method
+    def mark(method: Callable[..., Any], /) -> Callable[..., Any]:
+        return _mark(method, name, where, options)
 
     return mark
+
+
+def _mark(
+    method: Callable[..., Any],
+    name: str | None,
+    where: str,
+    options: Mapping[str, object],
+) -> Callable[..., Any]:
+    if not (iscoroutinefunction(method) or isasyncgenfunction(method)):
+        raise InvalidJobTypeError(f"{where} the method is not 'async def'; make it so")
+    rule = options["job_key"]
+    if isasyncgenfunction(method) and isinstance(rule, KeyRule) and rule.on_busy == "join":
+        raise InvalidJobError(
+            f"{where} the method streams, and a job that joins would miss the beginning; return a "
+            "response, or give another on_busy"
+        )
+    job_name = name or method.__name__
+    # The class body in which the method is defined: two calls up, with and without parentheses.
+    frame = currentframe()
+    frame = frame and frame.f_back and frame.f_back.f_back
+    signature = read_handler(method, job_name, frame)
+    marks = vars(method)
+    # Pipecat's names. A plain Pipecat worker calls what has the first with the message alone, so a
+    # typed handler does not have it.
+    marks["is_job_handler"] = signature is None
+    marks["job_name"] = job_name
+    marks.update(options)
+    marks["job_signature"] = signature
+    marks["request"] = (signature or MessageRequests(job_name)).request
+    return method
+
+
+def find_signature(method: object) -> HandlerSignature | None:
+    """Find the signature of a typed handler; None for anything else."""
+    signature: object = getattr(method, "job_signature", None)
+    return signature if isinstance(signature, HandlerSignature) else None
 
 
 def collect_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
@@ -167,7 +239,10 @@ def collect_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
             if attribute in seen:
                 continue
             seen.add(attribute)
-            if not (callable(method) and getattr(method, "is_job_handler", False)):
+            # A static method has no worker as its first parameter.
+            static = isinstance(method, staticmethod)
+            signature = None if static else find_signature(method)
+            if not callable(method) or not (signature or getattr(method, "is_job_handler", False)):
                 continue
             marks = vars(method)
             spec = HandlerSpec(
@@ -177,12 +252,22 @@ def collect_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
                 marks.get("job_max_concurrency"),
                 bool(marks.get("job_run_once")),
                 marks.get("job_key"),
+                signature,
             )
             if (other := handlers.get(spec.job_name)) is not None:
                 raise DuplicateJobHandlerError(
                     spec.job_name, worker_class.__qualname__, other.attribute, attribute
                 )
             handlers[spec.job_name] = spec
+    return handlers
+
+
+def prepare_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
+    """Find the handlers of a class, and resolve the annotations of those that are typed."""
+    handlers = collect_handlers(worker_class)
+    for spec in handlers.values():
+        if spec.signature is not None:
+            spec.signature.prepare()
     return handlers
 
 

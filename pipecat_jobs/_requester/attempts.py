@@ -9,7 +9,9 @@ from pipecat_jobs.outcomes import JobOutcome, JobRefusal, OutcomeStatus
 from pipecat_jobs.retry import Retry
 
 #: Refusals after which the same request, with another id or later, can be taken.
-_PASSING = frozenset({JobRefusal.INACTIVE, JobRefusal.ID_IN_USE, JobRefusal.ID_USED})
+_PASSING = frozenset(
+    {JobRefusal.INACTIVE, JobRefusal.ID_IN_USE, JobRefusal.ID_USED, JobRefusal.BUSY}
+)
 #: The ends of an attempt after which another may begin.
 _REPEATABLE = frozenset({OutcomeStatus.FAILED, OutcomeStatus.ERROR, OutcomeStatus.LOST})
 

@@ -1,23 +1,29 @@
 """The contexts of ``async with self.job(...)`` and ``async with self.job_group(...)``."""
 
 import asyncio
+from collections.abc import Generator
 from types import TracebackType
-from typing import Self
+from typing import Any, Generic, Self, cast
 
 from pipecat.pipeline.job_context import JobContext as PipecatJobContext
 from pipecat.pipeline.job_context import JobEvent, JobGroupEvent
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupContext as PipecatJobGroupContext
+from pydantic import ValidationError
+from typing_extensions import TypeVar
 
+from pipecat_jobs._protocol.requests import JobRequest, list_problems
 from pipecat_jobs._requester.call import Call
 from pipecat_jobs._requester.group import JobGroup
 from pipecat_jobs._requester.requester import Requester
-from pipecat_jobs.errors import InvalidJobError, JobNotEndedError
+from pipecat_jobs.errors import InvalidJobError, InvalidJobResponseError, JobNotEndedError
 from pipecat_jobs.outcomes import JobData, JobOutcome
 from pipecat_jobs.params import JobGroupParams, check_hedge
 
+R = TypeVar("R", default=JobData)
 
-class _JobScope:
+
+class _JobScope(Generic[R]):
     """The life of one call: sent on entry, awaited on exit, cancelled on any other way out."""
 
     _single: bool
@@ -27,13 +33,17 @@ class _JobScope:
         requester: Requester,
         worker_names: list[str],
         params: JobGroupParams,
+        request: JobRequest[R] | None = None,
     ):
         check_hedge(params, worker_names)
         self._requester = requester
+        self._request = request
         self._worker_names = worker_names
         self._params = params
         self._group: PipecatJobGroup | None = None
         self._entered = False
+        # The typed responses that have been read, by worker.
+        self._read: dict[str, R] = {}
 
     @property
     def job_id(self) -> str:
@@ -43,6 +53,24 @@ class _JobScope:
 
     def _outcomes(self) -> dict[str, JobOutcome]:
         return self._group.outcomes if isinstance(self._group, JobGroup) else {}
+
+    def _read_responses(self) -> dict[str, R]:
+        """Read the responses of the workers that have completed, each of them once."""
+        assert self._request is not None
+        for name, outcome in self._outcomes().items():
+            if outcome.completed and name not in self._read:
+                try:
+                    self._read[name] = self._request.read(outcome.response or {})
+                except ValidationError as error:
+                    # Without the cause: its text has the values.
+                    raise InvalidJobResponseError(
+                        name,
+                        list_problems(error),
+                        job_id=self.job_id,
+                        job_name=self._request.name,
+                        outcomes=self._outcomes(),
+                    ) from None
+        return self._read
 
     async def __aenter__(self) -> Self:
         if self._entered:
@@ -71,6 +99,8 @@ class _JobScope:
         except asyncio.CancelledError:
             await self._requester.end(self._group, "context exited with error")
             raise
+        if self._request is not None:
+            self._read_responses()
         return False
 
     async def _next_event(self) -> JobGroupEvent:
@@ -82,8 +112,11 @@ class _JobScope:
         return event
 
 
-class JobContext(_JobScope, PipecatJobContext):
+class JobContext(_JobScope[R], PipecatJobContext):
     """A job at one worker, as ``async with`` and ``async for``.
+
+    It is generic in the type of the response: a :class:`~pipecat_jobs.JobRequest` gives that of its
+    handler, and a job that is asked for by name gives a dict.
 
     Entering waits for the worker to be ready and sends the request. Leaving waits for the response.
     Leaving with an exception, a cancellation included, cancels the job. In between, ``async for``
@@ -101,16 +134,24 @@ class JobContext(_JobScope, PipecatJobContext):
     _single = True
 
     @property
-    def response(self) -> JobData:
+    def response(self) -> R:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The worker's response, once the job has ended; empty when it ended without one.
 
         Raises:
             JobNotEndedError: If the job has not ended.
+            InvalidJobResponseError: If it does not fit the type of the request.
+            JobError: If the job of a :class:`~pipecat_jobs.JobRequest` did not complete.
         """
         (worker_name,) = self._worker_names
         if self._group is None or not (self._group.is_done or self.outcome):
             raise JobNotEndedError(self.job_id, worker_name)
-        return self._group.responses.get(worker_name, {})
+        if self._request is None:
+            return cast(R, self._group.responses.get(worker_name, {}))
+        responses = self._read_responses()
+        if worker_name not in responses:
+            assert isinstance(self._group, JobGroup)
+            raise self._group.failure()
+        return responses[worker_name]
 
     @property
     def outcome(self) -> JobOutcome | None:
@@ -120,12 +161,20 @@ class JobContext(_JobScope, PipecatJobContext):
     def __aiter__(self) -> Self:
         return self
 
+    def __await__(self) -> Generator[Any, None, R]:
+        return self._ask().__await__()
+
+    async def _ask(self) -> R:
+        async with self:
+            pass
+        return self.response
+
     async def __anext__(self) -> JobEvent:
         event = await self._next_event()
         return JobEvent(type=event.type, data=event.data)
 
 
-class JobGroupContext(_JobScope, PipecatJobGroupContext):
+class JobGroupContext(_JobScope[R], PipecatJobGroupContext):
     """A job at several workers, as ``async with`` and ``async for``.
 
     Like :class:`JobContext`, for all of them at once. The first worker that fails ends the group,
@@ -144,9 +193,18 @@ class JobGroupContext(_JobScope, PipecatJobGroupContext):
     _single = False
 
     @property
-    def responses(self) -> dict[str, JobData]:
-        """The responses, by worker; workers that have not responded are missing."""
-        return self._group.responses if self._group else {}
+    def responses(self) -> dict[str, R]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The responses, by worker; workers that have not responded are missing.
+
+        Those of a :class:`~pipecat_jobs.JobRequest` have the type of its handler, and workers that
+        did not complete are missing.
+
+        Raises:
+            InvalidJobResponseError: If one does not fit the type of the request.
+        """
+        if self._request is not None:
+            return dict(self._read_responses())
+        return cast("dict[str, R]", self._group.responses if self._group else {})
 
     @property
     def outcomes(self) -> dict[str, JobOutcome]:
@@ -155,6 +213,14 @@ class JobGroupContext(_JobScope, PipecatJobGroupContext):
 
     def __aiter__(self) -> Self:
         return self
+
+    def __await__(self) -> Generator[Any, None, dict[str, R]]:
+        return self._ask().__await__()
+
+    async def _ask(self) -> dict[str, R]:
+        async with self:
+            pass
+        return self.responses
 
     async def __anext__(self) -> JobGroupEvent:
         return await self._next_event()

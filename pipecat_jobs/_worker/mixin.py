@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, Unpack
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, Unpack, overload
 
 from loguru import logger
 from pipecat.bus.messages import (
@@ -31,10 +31,11 @@ from pipecat_jobs._pipecat import call_event_handlers
 from pipecat_jobs._protocol.affinity import Affinity, check_affinity
 from pipecat_jobs._protocol.checks import check_delay
 from pipecat_jobs._protocol.delivery import IgnoresOthers
-from pipecat_jobs._protocol.handlers import collect_handlers, find_limits
+from pipecat_jobs._protocol.handlers import collect_handlers, find_limits, prepare_handlers
 from pipecat_jobs._protocol.hooks import guarded
 from pipecat_jobs._protocol.interception import Interceptors
 from pipecat_jobs._protocol.messages import JobMessage, find_problem, is_job_message
+from pipecat_jobs._protocol.requests import JobRequest, add_request
 from pipecat_jobs._protocol.text import describe
 from pipecat_jobs._requester.call import Call
 from pipecat_jobs._requester.requester import CreateGroup, Requester
@@ -53,6 +54,8 @@ from pipecat_jobs.params import (
     check_worker_names,
     group_params,
 )
+
+R = TypeVar("R")
 
 #: Is told of a job whose LLM turn failed.
 TurnFailed: TypeAlias = Callable[[Execution, LLMTurnError], None]
@@ -115,7 +118,7 @@ class WorkerJobs(Responding, IgnoresOthers):
             hooks,
             interceptors,
             self._job_responses,
-            collect_handlers(type(self)),
+            prepare_handlers(type(self)),
             partial(getattr, self),
             limits=limits,
             cancel_grace=grace,
@@ -131,17 +134,40 @@ class WorkerJobs(Responding, IgnoresOthers):
 
     # -- asking ------------------------------------------------------------------------------
 
+    @overload
     def job(
         self,
         worker_name: str,
+        request: JobRequest[R],
         *,
         params: PipecatJobParams | None = None,
         **keywords: Unpack[JobKeywords],
-    ) -> JobContext:
+    ) -> JobContext[R]: ...
+
+    @overload
+    def job(
+        self,
+        worker_name: str,
+        request: None = None,
+        *,
+        params: PipecatJobParams | None = None,
+        **keywords: Unpack[JobKeywords],
+    ) -> JobContext: ...
+
+    def job(
+        self,
+        worker_name: str,
+        request: JobRequest[Any] | None = None,
+        *,
+        params: PipecatJobParams | None = None,
+        **keywords: Unpack[JobKeywords],
+    ) -> JobContext[Any]:
         """Ask one worker and wait for its response.
 
         Args:
             worker_name: The name of the worker to ask.
+            request: What to ask, from ``request()`` of a typed handler; it has the name and the
+                payload of the job.
             params: The same arguments as one object; not together with ``keywords``.
             **keywords: What to ask and for how long; see :class:`~pipecat_jobs.params.JobKeywords`.
 
@@ -161,18 +187,40 @@ class WorkerJobs(Responding, IgnoresOthers):
             print(j.response)
         """
         checked = group_params(params, keywords, JobKeywords)
-        return JobContext(self.__requester, check_worker_names([worker_name]), checked)
+        add_request(checked, request)
+        return JobContext(self.__requester, check_worker_names([worker_name]), checked, request)
+
+    @overload
+    def job_group(
+        self,
+        *worker_names: str,
+        request: JobRequest[R],
+        params: PipecatJobGroupParams | None = None,
+        **keywords: Unpack[JobGroupKeywords],
+    ) -> JobGroupContext[R]: ...
+
+    @overload
+    def job_group(
+        self,
+        *worker_names: str,
+        request: None = None,
+        params: PipecatJobGroupParams | None = None,
+        **keywords: Unpack[JobGroupKeywords],
+    ) -> JobGroupContext: ...
 
     def job_group(
         self,
         *worker_names: str,
+        request: JobRequest[Any] | None = None,
         params: PipecatJobGroupParams | None = None,
         **keywords: Unpack[JobGroupKeywords],
-    ) -> JobGroupContext:
+    ) -> JobGroupContext[Any]:
         """Ask several workers at once and wait for all their responses.
 
         Args:
             *worker_names: The names of the workers to ask.
+            request: What to ask, from ``request()`` of a typed handler; it has the name and the
+                payload of the job.
             params: The same arguments as one object; not together with ``keywords``.
             **keywords: What to ask and for how long; see
                 :class:`~pipecat_jobs.params.JobGroupKeywords`.
@@ -193,11 +241,14 @@ class WorkerJobs(Responding, IgnoresOthers):
             print(jg.responses["critic"])
         """
         checked = group_params(params, keywords, JobGroupKeywords)
-        return JobGroupContext(self.__requester, check_worker_names(worker_names), checked)
+        add_request(checked, request)
+        names = check_worker_names(worker_names)
+        return JobGroupContext(self.__requester, names, checked, request)
 
     async def request_job(
         self,
         worker_name: str,
+        request: JobRequest[Any] | None = None,
         *,
         params: PipecatJobParams | None = None,
         **keywords: Unpack[JobKeywords],
@@ -206,6 +257,8 @@ class WorkerJobs(Responding, IgnoresOthers):
 
         Args:
             worker_name: The name of the worker to ask.
+            request: What to ask, from ``request()`` of a typed handler; it has the name and the
+                payload of the job.
             params: The same arguments as one object; not together with ``keywords``.
             **keywords: What to ask and for how long; see :class:`~pipecat_jobs.params.JobKeywords`.
 
@@ -227,12 +280,14 @@ class WorkerJobs(Responding, IgnoresOthers):
                     print(message.source, message.status, message.response)
         """
         checked = group_params(params, keywords, JobKeywords)
+        add_request(checked, request)
         names = check_worker_names([worker_name])
         return (await self.__requester.dispatch(names, Call(checked))).job_id
 
     async def request_job_group(
         self,
         *worker_names: str,
+        request: JobRequest[Any] | None = None,
         params: PipecatJobGroupParams | None = None,
         **keywords: Unpack[JobGroupKeywords],
     ) -> str:
@@ -240,6 +295,8 @@ class WorkerJobs(Responding, IgnoresOthers):
 
         Args:
             *worker_names: The names of the workers to ask.
+            request: What to ask, from ``request()`` of a typed handler; it has the name and the
+                payload of the job.
             params: The same arguments as one object; not together with ``keywords``.
             **keywords: What to ask and for how long; see
                 :class:`~pipecat_jobs.params.JobGroupKeywords`.
@@ -262,6 +319,7 @@ class WorkerJobs(Responding, IgnoresOthers):
                     print(result.job_id, result.responses["wiki"])
         """
         checked = group_params(params, keywords, JobGroupKeywords)
+        add_request(checked, request)
         names = check_worker_names(worker_names)
         return (await self.__requester.dispatch(names, Call(checked))).job_id
 

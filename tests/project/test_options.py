@@ -50,7 +50,6 @@ WRONG_TYPES: list[tuple[Callable[..., Any], str, Any]] = [
     (named, "max_concurrency", True),
     (named, "max_concurrency", 1.5),
     (job, "name", 7),
-    (job, "name", None),
     (tool_of, "timeout", "30"),
     (tool_of, "run_once", "False"),
     (tool_of, "say_after", "1"),

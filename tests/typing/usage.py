@@ -32,7 +32,7 @@ class Researcher(BaseWorker):
     async def research(self, message: BusJobRequestMessage) -> dict[str, str]:
         return {"found": message.job_id}
 
-    @job("research")  # pyright: ignore[reportCallIssue, reportUntypedFunctionDecorator]
+    @job("research")  # pyright: ignore[reportArgumentType, reportUntypedFunctionDecorator]
     async def name_is_a_keyword(self, message: BusJobRequestMessage) -> None: ...
 
 
