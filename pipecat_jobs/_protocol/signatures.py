@@ -252,9 +252,11 @@ def read_handler(
         job_name: The name of its jobs.
         frame: The frame of the class body, for the names that the annotations use.
     """
-    # The first parameter is the worker.
-    parameters = list(_read_signature(method).parameters.values())[1:]
+    parameters = list(_read_signature(method).parameters.values())
     names = _find_names(parameters, method, frame)
+    # The first parameter is the worker, but not that of a static method, and not '*args'.
+    if parameters and not _is_message(parameters[0], method, names, alone=False):
+        del parameters[0]
     if not parameters:
         return HandlerSignature(method, job_name, (), names, takes_message=False)
     first, others = parameters[0], parameters[1:]
@@ -331,7 +333,7 @@ def _find_names(
     if not wanted or frame is None:
         return {}
     scopes = [frame.f_locals]
-    if frame.f_code.co_flags & inspect.CO_NESTED and frame.f_back is not None:
+    if frame.f_back is not None and frame.f_code in frame.f_back.f_code.co_consts:
         scopes.append(frame.f_back.f_locals)
     return {name: s[name] for s in reversed(scopes) for name in wanted if name in s}
 

@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, TypeVar, Unpack, overload
 
 from loguru import logger
 from pipecat.frames.frames import FunctionCallResultProperties
@@ -12,6 +12,7 @@ from pipecat.services.llm_service import FunctionCallParams
 from pipecat_jobs._llm.context_value import to_context_value
 from pipecat_jobs._llm.mixin import JobsMixin
 from pipecat_jobs._llm.watch import was_interrupted_before_it_began, watch
+from pipecat_jobs._protocol.requests import JobRequest
 from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
@@ -22,6 +23,8 @@ from pipecat_jobs.tools.results import (
     make_session_end_result,
     to_tool_result,
 )
+
+R = TypeVar("R")
 
 
 def check_requester(worker: object, tool_name: str) -> JobsMixin:
@@ -56,11 +59,28 @@ class ToolCallContext:
         self._scope = asyncio.timeout(None)
         self._exits = AsyncExitStack()
 
-    def job(self, worker_name: str, **keywords: Unpack[JobKeywords]) -> JobContext:
+    @overload
+    def job(
+        self, worker_name: str, request: JobRequest[R], **keywords: Unpack[JobKeywords]
+    ) -> JobContext[R]: ...
+
+    @overload
+    def job(
+        self, worker_name: str, request: None = None, **keywords: Unpack[JobKeywords]
+    ) -> JobContext: ...
+
+    def job(
+        self,
+        worker_name: str,
+        request: JobRequest[Any] | None = None,
+        **keywords: Unpack[JobKeywords],
+    ) -> JobContext[Any]:
         """Ask one worker to do a job. The requester is the worker of the tool.
 
         Args:
             worker_name: Name of the worker.
+            request: What to ask, from ``request()`` of a typed handler; it has the name and the
+                payload of the job.
             **keywords: The arguments of the job; see :class:`~pipecat_jobs.params.JobKeywords`.
 
         Returns:
@@ -83,15 +103,36 @@ class ToolCallContext:
                             pass
                         await call.finish(j.response)
         """
-        return self._requester.job(worker_name, **keywords)
+        return self._requester.job(worker_name, request, **keywords)
+
+    @overload
+    def job_group(
+        self,
+        *worker_names: str,
+        request: JobRequest[R],
+        **keywords: Unpack[JobGroupKeywords],
+    ) -> JobGroupContext[R]: ...
+
+    @overload
+    def job_group(
+        self,
+        *worker_names: str,
+        request: None = None,
+        **keywords: Unpack[JobGroupKeywords],
+    ) -> JobGroupContext: ...
 
     def job_group(
-        self, *worker_names: str, **keywords: Unpack[JobGroupKeywords]
-    ) -> JobGroupContext:
+        self,
+        *worker_names: str,
+        request: JobRequest[Any] | None = None,
+        **keywords: Unpack[JobGroupKeywords],
+    ) -> JobGroupContext[Any]:
         """Ask several workers at once to do a job. The requester is the worker of the tool.
 
         Args:
             *worker_names: Names of the workers.
+            request: What to ask, from ``request()`` of a typed handler; it has the name and the
+                payload of the job.
             **keywords: The arguments of the group; see
                 :class:`~pipecat_jobs.params.JobGroupKeywords`.
 
@@ -115,7 +156,7 @@ class ToolCallContext:
                             pass
                         await call.finish(group.responses)
         """
-        return self._requester.job_group(*worker_names, **keywords)
+        return self._requester.job_group(*worker_names, request=request, **keywords)
 
     @property
     def _requester(self) -> JobsMixin:

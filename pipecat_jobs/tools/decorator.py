@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, Unpack, overload
 
+from pipecat_jobs._protocol.requests import JobHandler
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.tools.options import JobToolKeywords, check_options
 from pipecat_jobs.tools.spec import ToolSpec
@@ -29,7 +30,23 @@ class JobToolDecorator(Protocol):
     def __call__(self, function: Callable[P, Awaitable[JobData]], /) -> JobTool: ...
 
 
-def job_tool(*workers: str, **options: Unpack[JobToolKeywords]) -> JobToolDecorator:
+@overload
+def job_tool(
+    *workers: str, job: JobHandler[..., Any], **options: Unpack[JobToolKeywords]
+) -> JobTool: ...
+
+
+@overload
+def job_tool(
+    *workers: str, job: str | None = None, **options: Unpack[JobToolKeywords]
+) -> JobToolDecorator: ...
+
+
+def job_tool(
+    *workers: str,
+    job: JobHandler[..., Any] | str | None = None,
+    **options: Unpack[JobToolKeywords],
+) -> JobTool | JobToolDecorator:
     """Offer a job to an LLM as a tool.
 
     The decorated function gets the LLM's arguments and returns the payload of the jobs, a dict. The
@@ -45,13 +62,19 @@ def job_tool(*workers: str, **options: Unpack[JobToolKeywords]) -> JobToolDecora
     An exception of the function is logged. The LLM gets the exception's type, or the text of a
     :class:`~pipecat_jobs.JobToolError`.
 
+    With a typed handler as ``job``, it makes a tool without a function: the name, the arguments and
+    the docstring are those of the handler. The tool is for ``LLMContext(tools=[...])``, or an
+    attribute of an ``LLMWorker``'s class.
+
     Args:
         *workers: Names of the workers that do the job.
+        job: Name of the ``@job`` handler to run, None for ``on_job_request``; or a typed handler,
+            as ``Worker.method``.
         **options: The tool's options; see :class:`~pipecat_jobs.tools.options.JobToolKeywords`.
 
     Returns:
         The decorator. It returns a :class:`~pipecat_jobs.JobTool`, or for a flow Pipecat's
-        ``FlowsFunctionSchema``.
+        ``FlowsFunctionSchema``. With a typed handler, the :class:`~pipecat_jobs.JobTool` itself.
 
     Raises:
         InvalidJobError: If an option or the function cannot be used; the message says what to write
@@ -65,8 +88,21 @@ def job_tool(*workers: str, **options: Unpack[JobToolKeywords]) -> JobToolDecora
             async def debate(self, topic: str):
                 '''Analyze a topic from multiple perspectives.'''
                 return {"topic": topic}
+
+
+        class Library(BaseWorker):
+            @job
+            async def find_book(self, title: str) -> str:
+                '''Find out where a book stands.'''
+                return "on shelf 7"
+
+
+        class Librarian(LLMWorker):
+            find_book = job_tool("library", job=Library.find_book)
     """
-    checked = check_options(workers, options)
+    if callable(job):
+        return JobTool(ToolSpec.of_handler(job, workers, options))
+    checked = check_options(workers, job, options)
 
     def decorate(function: Callable[..., Any], /) -> Any:
         spec = ToolSpec.of(function, checked)

@@ -40,7 +40,6 @@ class JobToolKeywords(TypedDict, total=False):
     """The keyword arguments of ``@job_tool``; each may be left out.
 
     Parameters:
-        job: Name of the ``@job`` handler to run; None for ``on_job_request``.
         timeout: Seconds from the LLM's call to the deadline of the jobs; 60 by default, None for no
             deadline.
         label: A title for users, e.g. on a client's progress card.
@@ -71,7 +70,6 @@ class JobToolKeywords(TypedDict, total=False):
         say_every: Seconds of silence after which the bot speaks again; None to speak once.
     """
 
-    job: str | None
     timeout: float | None
     label: str | None
     run_once: bool
@@ -95,6 +93,7 @@ class JobToolOptions:
 
     Parameters:
         workers: Names of the workers that do the job.
+        job: Name of the ``@job`` handler to run; None for ``on_job_request``.
         tool_timeout: Pipecat's timeout of a call, in seconds; None for the timeout of the LLM
             service.
     """
@@ -119,13 +118,15 @@ class JobToolOptions:
     say_every: float | None
 
 
-def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToolOptions:
+def check_options(
+    workers: tuple[object, ...], job: object, given: JobToolKeywords
+) -> JobToolOptions:
     """Check the arguments of ``@job_tool``, and fill in the defaults."""
     unknown = given.keys() - JobToolKeywords.__optional_keys__
     if unknown:
         raise TypeError(
             f"@job_tool has no option {', '.join(sorted(unknown))}; "
-            f"known: {', '.join(sorted(JobToolKeywords.__optional_keys__))}"
+            f"known: {', '.join(sorted({'job', *JobToolKeywords.__optional_keys__}))}"
         )
     if len(workers) == 1 and callable(workers[0]):
         raise InvalidJobTypeError(
@@ -134,7 +135,10 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
     if not workers:
         raise InvalidJobError("@job_tool() has no worker; give the names of its workers")
     names = tuple(check_worker_names(workers))
-    _check_texts(given)
+    if job is not None:
+        job = check_text("job", job, "the name of a @job handler")
+    if given.get("label") is not None:
+        check_text("label", given.get("label"), "a title for people")
     for key in _YES_OR_NO:
         check_flag(key, given.get(key, False))
     for key, choices in (
@@ -177,7 +181,7 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
     say_after, say, say_every = _check_speech(given)
     return JobToolOptions(
         workers=names,
-        job=given.get("job"),
+        job=job,
         timeout=timeout,
         tool_timeout=tool_timeout,
         label=given.get("label"),
@@ -195,13 +199,6 @@ def check_options(workers: tuple[object, ...], given: JobToolKeywords) -> JobToo
         say=say,
         say_every=say_every,
     )
-
-
-def _check_texts(given: JobToolKeywords) -> None:
-    for key, wanted in (("job", "the name of a @job handler"), ("label", "a title for people")):
-        value = given.get(key)
-        if value is not None:
-            check_text(key, value, wanted)
 
 
 def _check_protected(given: JobToolKeywords) -> None:

@@ -7,11 +7,13 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from pipecat_jobs._protocol.handlers import find_signature
 from pipecat_jobs._protocol.tasks import RunningTask
+from pipecat_jobs._protocol.text import shorten
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.tools.arguments import Schema, ToolArguments, ValidArguments
-from pipecat_jobs.tools.options import JobToolOptions
+from pipecat_jobs.tools.options import JobToolKeywords, JobToolOptions, check_options
 from pipecat_jobs.tools.repeats import CONFIRMED, Repeats
 from pipecat_jobs.tools.results import ToolResult, make_error_result
 
@@ -47,6 +49,29 @@ class ToolSpec:
             )
         repeats = Repeats(arguments.name, options.on_repeat, options.repeat_by)
         return cls(function, arguments, options, repeats)
+
+    @classmethod
+    def of_handler(
+        cls, handler: Callable[..., Any], workers: tuple[str, ...], options: JobToolKeywords
+    ) -> "ToolSpec":
+        """Make the spec of a typed handler, whose arguments are the payload as they are."""
+        signature = find_signature(handler)
+        if signature is None:
+            raise InvalidJobTypeError(
+                f"job is {shorten(handler)}; give a typed @job handler, whose parameters are the "
+                "fields of its payload, or the name of a handler"
+            )
+
+        async def make_payload(**arguments: Any) -> JobData:
+            return signature.request(**arguments).payload or {}
+
+        make_payload.__name__, make_payload.__doc__ = handler.__name__, handler.__doc__
+        fields = signature.signature
+        vars(make_payload)["__signature__"] = fields
+        make_payload.__annotations__ = {
+            name: field.annotation for name, field in fields.parameters.items()
+        }
+        return cls.of(make_payload, check_options(workers, signature.job_name, options))
 
     @property
     def name(self) -> str:

@@ -61,9 +61,7 @@ class JobTool(FunctionSchema, LLMTool):
         )(self)
 
     def __get__(self, instance: object | None, owner: type | None = None) -> "JobTool":
-        if instance is None or not self._spec.arguments.is_method:
-            return self
-        return JobTool(self._spec, instance)
+        return self if instance is None else JobTool(self._spec, instance)
 
     async def __call__(self, params: FunctionCallParams, **arguments: Any) -> None:
         """Run one call of the tool. Pipecat calls this.

@@ -111,11 +111,6 @@ class Library(BaseWorker):
     async def wrong(self) -> Shelf:
         return {"room": "A"}  # type: ignore
 
-    @job
-    async def hold(self, release: str) -> None:
-        self.begun.append(release)
-        await asyncio.Event().wait()
-
 
 async def start(job_harness: JobHarness, *others: BaseWorker) -> tuple[BaseWorker, Library]:
     requester, library = BaseWorker("requester"), Library()
@@ -181,6 +176,8 @@ async def test_a_plain_pipecat_worker_asks_a_typed_handler(job_harness: JobHarne
         async def on_bus_message(self, message):
             if isinstance(message, BusJobResponseMessage):
                 got.put_nowait(message.response)
+            else:
+                await super().on_bus_message(message)
 
     plain, library = Plain("plain"), Library()
     await job_harness.start(plain, library)
@@ -270,19 +267,19 @@ async def test_a_wrong_payload_is_refused_before_the_handler_begins(
 
 
 async def test_a_wrong_payload_does_not_wait_for_a_slot(job_harness: JobHarness):
-    class Busy(BaseWorker):
-        begun = asyncio.Event()
+    begun = asyncio.Event()
 
+    class Busy(BaseWorker):
         @job(sequential=True)
         async def work(self, hours: int) -> None:
-            self.begun.set()
+            begun.set()
             await asyncio.Event().wait()
 
     requester = BaseWorker("requester")
     await job_harness.start(requester, Busy("busy"))
     async with asyncio.timeout(60):
         job_id = await requester.request_job("busy", Busy.work.request(hours=1))
-        await Busy.begun.wait()
+        await begun.wait()
         with pytest.raises(JobRefusedError):
             await requester.job("busy", name="work", payload={"hours": "many"})
         await requester.cancel_job_group(job_id)
@@ -317,13 +314,16 @@ async def test_an_interceptor_added_while_the_job_waits_has_its_payload_used(
             await self.release.wait()
             return text
 
+        @job
+        async def ping(self) -> None: ...
+
     requester, echo = BaseWorker("requester"), Echo()
     await job_harness.start(requester, echo)
     async with requester.job("echo", Echo.echo.request("soft"), timeout=30) as first:
         await echo.begun.wait()
         async with requester.job("echo", Echo.echo.request("soft"), timeout=30) as second:
-            while len(echo.active_jobs) < 2:
-                await asyncio.sleep(0.01)
+            # It arrives behind the second request, which then waits for the slot.
+            await requester.job("echo", Echo.ping.request(), timeout=30)
             echo.add_job_interceptor(Shout())
             echo.release.set()
     assert (first.response, second.response) == ("soft", "LOUD")

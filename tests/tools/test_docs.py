@@ -52,8 +52,8 @@ async def test_the_other_snippets_run():
 def test_every_option_is_in_the_table_with_its_default():
     text = (ROOT / PAGE).read_text().split("## Options")[1].split("##")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE))
-    assert rows.keys() == JobToolKeywords.__optional_keys__
-    defaults = check_options(("worker",), {})
+    assert rows.keys() == JobToolKeywords.__optional_keys__ | {"job"}
+    defaults = check_options(("worker",), None, {})
     for field in fields(JobToolOptions):
         written = rows.get(field.name, "").strip("`").replace('"', "")
         if field.name not in ("workers", "tool_timeout", "progress", "say"):
