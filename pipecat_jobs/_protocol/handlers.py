@@ -239,9 +239,7 @@ def collect_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
             if attribute in seen:
                 continue
             seen.add(attribute)
-            # A static method has no worker as its first parameter.
-            static = isinstance(method, staticmethod)
-            signature = None if static else find_signature(method)
+            signature = find_signature(method)
             if not callable(method) or not (signature or getattr(method, "is_job_handler", False)):
                 continue
             marks = vars(method)

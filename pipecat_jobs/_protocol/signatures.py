@@ -254,8 +254,8 @@ def read_handler(
     """
     parameters = list(_read_signature(method).parameters.values())
     names = _find_names(parameters, method, frame)
-    # The first parameter is the worker, but not that of a static method, and not '*args'.
-    if parameters and not _is_message(parameters[0], method, names, alone=False):
+    # The first parameter is the worker, unless it is '*args', which has both.
+    if parameters and parameters[0].kind is not Parameter.VAR_POSITIONAL:
         del parameters[0]
     if not parameters:
         return HandlerSignature(method, job_name, (), names, takes_message=False)
