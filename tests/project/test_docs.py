@@ -172,6 +172,23 @@ async def test_snippets_of_the_retrying_page_run(names: dict[str, object], numbe
     await run(blocks("docs/retrying.md", "python")[number], names)
 
 
+async def test_snippets_of_the_typed_page_run(
+    names: dict[str, object], job_harness: JobHarness, capsys: pytest.CaptureFixture[str]
+):
+    program, *snippets = blocks("docs/typed.md", "python")
+    await run(program, names)
+    await names["main"]()
+    assert capsys.readouterr().out == "M0 7\n"
+    await job_harness.start(names["Library"]("library"), names["Library"]("archive"))
+    for code in snippets:
+        await run(code, names)
+    printed = capsys.readouterr().out
+    assert (
+        "'title' is missing; 'titel' is not known; it takes (title: str, floor: int = 0)" in printed
+    )
+    assert "M2 7" in printed
+
+
 @pytest.mark.parametrize(
     ("number", "printed"),
     [(0, "settled research host -> researcher"), (1, "research needs a topic")],
