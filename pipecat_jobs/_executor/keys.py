@@ -1,7 +1,7 @@
 """One job at a time for each key: which job holds a key, and which jobs wait for it."""
 
 from asyncio import Event
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
 from pipecat_jobs._protocol.keys import KeyRule
@@ -103,7 +103,7 @@ class Keys:
         self.rule = rule
         #: Cancels the first job, because the second one replaces it.
         self._replace = replace
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[Hashable, Line] = {}
 
     def admit(self, job: "Execution") -> "Execution | None":
         """Put a job, whose payload has a key, into the line of its key.

@@ -1,8 +1,7 @@
 """``@job(key=...)``: which jobs of a handler run one at a time, and what a further one does."""
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast, get_args
 
@@ -45,21 +44,16 @@ class KeyRule:
                 )
         return None
 
-    def find_key(self, payload: Mapping[str, object] | None) -> str:
+    def find_key(self, payload: Mapping[str, object] | None) -> Hashable:
         """Find the key of a payload without a problem."""
-        given = payload or {}
-        # As text, because 1 and True are equal in Python.
-        return json.dumps([_normalize(given[field]) for field in self.fields])
+        values = [(payload or {})[field] for field in self.fields]
+        # 1 and True are equal in Python, and different keys.
+        return tuple((isinstance(value, bool), value) for value in values)
 
 
 def _is_plain(value: object) -> bool:
     # Only these types travel as they are on every bus.
     return type(value) in (str, int, bool) or (type(value) is float and math.isfinite(value))
-
-
-def _normalize(value: object) -> object:
-    # JSON of other languages has one type of number.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def check_key(where: str, key: object, on_busy: object) -> KeyRule | None:
