@@ -42,9 +42,8 @@ class JobHeaders:
         time_left: Seconds that were left of the requester's ``timeout`` when it sent the request;
             None without a timeout. The worker receives the request a little later.
         find_window: Limits the number of unread chunks of a stream; this package sets it.
-        beside: The id of an open attempt at the same job; a bus that spans processes chooses
-            another process than that of this attempt. This package sets it for ``hedge_after``, and
-            the worker reads None.
+        beside: The id of another open attempt at the same job, whose process a bus that spans
+            processes avoids; this package sets it for ``hedge_after``.
 
     Example::
 

@@ -316,9 +316,9 @@ class Requester:
 
     async def _ask_again(self, group: JobGroup, handle: JobHandle) -> None:
         """Begin another attempt, or the first at a worker that is not asked at once."""
-        workers, name = self._runtime.workers, handle.worker
-        task, request = RunningTask(), None
+        name, task, request = handle.worker, RunningTask(), None
         try:
+            workers = self._runtime.workers
             if workers.find_missing([name]):
                 if handle.was_sent and group.deadline is None:
                     # Nothing would end the wait for a worker that does not come back.

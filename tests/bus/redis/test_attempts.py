@@ -103,4 +103,5 @@ async def test_a_run_once_job_whose_process_is_gone_does_not_begin_again(
                 await asking
     assert not second.begun.is_set()
     outcome = raised.value.outcomes["library"]
-    assert [each.status for each in outcome.attempts] == [OutcomeStatus.LOST]
+    # The first process may be given the second attempt before it has left.
+    assert {each.status for each in outcome.attempts} == {OutcomeStatus.LOST}
