@@ -20,6 +20,7 @@ from benchmarks.round_trip import ROUND_TRIP
 from benchmarks.sessions import SESSIONS
 from benchmarks.stream import STREAM
 from benchmarks.throughput import THROUGHPUT
+from benchmarks.typed import TYPED
 
 BENCHMARKS = {
     benchmark.name: benchmark
@@ -28,6 +29,7 @@ BENCHMARKS = {
         ROUND_TRIP,
         GROUP,
         THROUGHPUT,
+        TYPED,
         MEMORY,
         STREAM,
         IMPORT,

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from inspect import isasyncgen
 from typing import Any
 
 from pipecat.bus.messages import BusJobRequestMessage
@@ -44,7 +43,7 @@ class TypedCall:
             arguments = self._signature.bind(request.payload)
         given = (request,) if self._signature.takes_message else ()
         result = self._method(*given, **arguments)
-        return self._write_chunks(result) if isasyncgen(result) else self._write(result)
+        return self._write_chunks(result) if self._signature.streams else self._write(result)
 
     async def _write(self, result: Awaitable[object]) -> JobData | None:
         return self._signature.response.write(await result)

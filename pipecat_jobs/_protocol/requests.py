@@ -17,7 +17,7 @@ from typing import (
 
 from pipecat.bus.messages import BusJobRequestMessage
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic_core import to_jsonable_python
 
 from pipecat_jobs._protocol.checks import check_instance
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
@@ -81,6 +81,33 @@ class NoData:
         return None
 
 
+class PlainJson(Generic[_R]):
+    """Values of one type as plain JSON types, and again as values."""
+
+    __slots__ = ("_to_python", "schema", "validate", "write")
+
+    def __init__(self, annotation: Any):
+        adapter: TypeAdapter[_R] = TypeAdapter(annotation)
+        # It raises for a type that has no place in JSON, or is not fully defined.
+        self.schema: _Schema = adapter.json_schema(mode="serialization")
+        # Without the adapter's own methods between, because each typed job takes these steps.
+        self.validate: Callable[[object], _R] = adapter.validator.validate_python
+        self._to_python = adapter.serializer.to_python
+        # JSON has no bytes, and every bus carries them.
+        self.write = self._write_with_bytes if _has_bytes(self.schema) else self._write
+
+    def _write(self, value: object) -> Any:
+        # round_trip leaves out computed fields, which a model that forbids others would refuse.
+        return self._to_python(
+            self.validate(value), mode="json", by_alias=True, round_trip=True, warnings=False
+        )
+
+    def _write_with_bytes(self, value: object) -> Any:
+        return _to_plain(
+            self._to_python(self.validate(value), by_alias=True, round_trip=True, warnings=False)
+        )
+
+
 class TypedData(Generic[_R]):
     """A type whose values travel as plain JSON types.
 
@@ -88,42 +115,29 @@ class TypedData(Generic[_R]):
     of any other type as ``{"result": value}``.
     """
 
-    __slots__ = ("_adapter", "_has_bytes", "_is_object", "annotation")
+    __slots__ = ("_is_object", "_json", "annotation")
 
     def __init__(self, annotation: Any):
         self.annotation: object = annotation
-        self._adapter: TypeAdapter[_R] = TypeAdapter(annotation)
-        schema = self._adapter.json_schema(mode="serialization")
+        self._json: PlainJson[_R] = PlainJson(annotation)
+        schema = self._json.schema
         self._is_object = _is_object(schema, schema.get("$defs", {}))
-        self._has_bytes = has_bytes(schema)
 
     def write(self, value: object) -> JobData:
         """Write a value; raise InvalidJobTypeError for one of another type."""
         try:
-            written = dump(self._adapter, value, has_bytes=self._has_bytes)
-        except PydanticSerializationError as error:
+            written = self._json.write(value)
+        except ValidationError as error:
             raise InvalidJobTypeError(
                 f"the handler returned {type(value).__name__}, which does not fit its annotation: "
-                f"{error}"
+                f"{'; '.join(list_problems(error))}"
             ) from error
         return written if self._is_object else {RESULT_KEY: written}
 
     def read(self, data: JobData) -> _R:
         """Read a value; raise pydantic's ValidationError for data that does not fit."""
         # Without the key, the error names the whole response.
-        value = data if self._is_object else data.get(RESULT_KEY, data)
-        return self._adapter.validate_python(value)
-
-
-def dump(adapter: TypeAdapter[Any], value: object, *, has_bytes: bool) -> Any:
-    """Write a value as plain JSON types; raise PydanticSerializationError if it does not fit."""
-    # round_trip leaves out computed fields, which a model that forbids extra fields would refuse.
-    if has_bytes:
-        # JSON has no bytes, and every bus carries them.
-        return _to_plain(
-            adapter.dump_python(value, by_alias=True, round_trip=True, warnings="error")
-        )
-    return adapter.dump_python(value, mode="json", by_alias=True, round_trip=True, warnings="error")
+        return self._json.validate(data if self._is_object else data.get(RESULT_KEY, data))
 
 
 def _to_plain(value: Any) -> Any:
@@ -134,12 +148,12 @@ def _to_plain(value: Any) -> Any:
     return value if isinstance(value, bytes) else to_jsonable_python(value)
 
 
-def has_bytes(schema: object) -> bool:
+def _has_bytes(schema: object) -> bool:
     """Tell whether a JSON schema has a value of bytes anywhere."""
     if isinstance(schema, dict):
         parts = cast("dict[str, object]", schema)
-        return parts.get("format") == "binary" or any(map(has_bytes, parts.values()))
-    return isinstance(schema, list) and any(map(has_bytes, cast("list[object]", schema)))
+        return parts.get("format") == "binary" or any(map(_has_bytes, parts.values()))
+    return isinstance(schema, list) and any(map(_has_bytes, cast("list[object]", schema)))
 
 
 def _is_object(schema: _Schema, definitions: Mapping[str, _Schema]) -> bool:

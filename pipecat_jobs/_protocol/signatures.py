@@ -17,20 +17,18 @@ from types import FrameType, UnionType
 from typing import Any, NotRequired, Union, cast, get_args, get_origin, get_type_hints
 
 from pipecat.bus.messages import BusJobRequestMessage
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict
 
 from pipecat_jobs._protocol.requests import (
     DataType,
     JobRequest,
     NoData,
+    PlainJson,
     TypedData,
     UntypedData,
-    dump,
-    has_bytes,
     list_problems,
 )
 from pipecat_jobs._protocol.text import cut
@@ -76,6 +74,8 @@ class HandlerSignature:
         self.job_name = job_name
         #: Whether the first argument is the message.
         self.takes_message = takes_message
+        #: Whether it is an async generator, whose chunks have the type of the response.
+        self.streams = isasyncgenfunction(method)
         self._method = method
         self._where = _where(method)
         self._names = names
@@ -121,7 +121,7 @@ class HandlerSignature:
         )
 
     @cached_property
-    def _payload(self) -> TypeAdapter[JobData]:
+    def _payload(self) -> PlainJson[JobData]:
         types: dict[str, Any] = {}
         for name, parameter in self.signature.parameters.items():
             if parameter.kind is not Parameter.VAR_KEYWORD:
@@ -136,12 +136,9 @@ class HandlerSignature:
                 )
         fields = cast(Any, TypedDict)(self._method.__name__, types)
         extra = "allow" if self._takes_others else "forbid"
-        fields.__pydantic_config__ = ConfigDict(extra=extra)
-        return self._build(lambda: _complete(TypeAdapter(fields)), "parameters")
-
-    @cached_property
-    def _payload_has_bytes(self) -> bool:
-        return has_bytes(self._payload.json_schema())
+        # request() gives a field with an alias by its own name.
+        fields.__pydantic_config__ = ConfigDict(extra=extra, populate_by_name=True)
+        return self._build(lambda: PlainJson[JobData](fields), "parameters")
 
     @cached_property
     def response(self) -> DataType[object]:
@@ -150,7 +147,7 @@ class HandlerSignature:
         if annotation is Parameter.empty:
             return UntypedData()
         resolved = self._resolve({"return": annotation})["return"]
-        if isasyncgenfunction(self._method):
+        if self.streams:
             chunks = get_args(resolved)
             if get_origin(resolved) not in _STREAMS or not chunks:
                 return UntypedData()
@@ -183,7 +180,7 @@ class HandlerSignature:
     def bind(self, payload: JobData | None) -> JobData:
         """Make the arguments of a call from a payload; raise InvalidPayloadError if it is wrong."""
         try:
-            return self._payload.validate_python({} if payload is None else payload)
+            return self._payload.validate({} if payload is None else payload)
         except ValidationError as error:
             # Without the cause: its text has the values.
             raise InvalidPayloadError(self._explain(error)) from None
@@ -207,22 +204,11 @@ class HandlerSignature:
             kwargs = {k: v for k, v in bound.items() if k in self._known} | {
                 name: value for name, value in kwargs.items() if name not in self._known
             }
-        streams = isasyncgenfunction(self._method)
-        return JobRequest(
-            self.job_name, self._write(kwargs), NoData() if streams else self.response
-        )
-
-    def _write(self, arguments: JobData) -> JobData:
         try:
-            return dump(self._payload, arguments, has_bytes=self._payload_has_bytes)
-        except PydanticSerializationError:
-            pass
-        # A value of a type that pydantic converts, such as a dict for a model, is converted here.
-        try:
-            valid = self._payload.validate_python(arguments)
+            payload = self._payload.write(kwargs)
         except ValidationError as error:
             raise InvalidJobTypeError(f"request(): {self._explain(error)}") from None
-        return dump(self._payload, valid, has_bytes=self._payload_has_bytes)
+        return JobRequest(self.job_name, payload, NoData() if self.streams else self.response)
 
     def _explain(self, error: ValidationError) -> str:
         return (
@@ -336,12 +322,6 @@ def _find_names(
     if frame.f_back is not None and frame.f_code in frame.f_back.f_code.co_consts:
         scopes.append(frame.f_back.f_locals)
     return {name: s[name] for s in reversed(scopes) for name in wanted if name in s}
-
-
-def _complete(adapter: TypeAdapter[JobData]) -> TypeAdapter[JobData]:
-    # It raises for a type that has no place in JSON, or that is not fully defined.
-    adapter.json_schema()
-    return adapter
 
 
 def _where(method: Callable[..., Any]) -> str:

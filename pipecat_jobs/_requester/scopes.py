@@ -147,7 +147,7 @@ class JobContext(_JobScope[R], PipecatJobContext):
             raise JobNotEndedError(self.job_id, worker_name)
         if self._request is None:
             return cast(R, self._group.responses.get(worker_name, {}))
-        responses = self._read_responses()
+        responses = self._read or self._read_responses()
         if worker_name not in responses:
             assert isinstance(self._group, JobGroup)
             raise self._group.failure()

@@ -109,7 +109,7 @@ class Library(BaseWorker):
 
     @job
     async def wrong(self) -> Shelf:
-        return {"room": "A"}  # type: ignore
+        return {"number": 1}  # type: ignore
 
 
 async def start(job_harness: JobHarness, *others: BaseWorker) -> tuple[BaseWorker, Library]:
@@ -336,6 +336,7 @@ async def test_a_result_that_does_not_fit_its_annotation_is_an_error(job_harness
     outcome = group.outcomes["library"]
     assert outcome.status is OutcomeStatus.ERROR
     assert "the handler returned dict, which does not fit its annotation" in str(outcome.error)
+    assert "'room' is missing" in str(outcome.error)
 
 
 class Elsewhere(Protocol):

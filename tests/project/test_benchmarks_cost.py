@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import child, group, memory, round_trip, sessions, stream, throughput
+from benchmarks import child, group, memory, round_trip, sessions, stream, throughput, typed
 from benchmarks.__main__ import main
 from benchmarks.benchmark import Figure, Spread
 from benchmarks.subjects import FLOOR, OURS, OURS_ON_PIPECATS_BUS, PIPECATS, SUBJECTS
@@ -68,6 +68,17 @@ def test_a_round_trip_is_measured_on_every_subject_with_few_and_many_workers(pat
         ("one job, 2 workers", f"{PIPECATS.name} / {OURS.name}"),
         ("one job, 4 workers", f"{PIPECATS.name} / {OURS.name}"),
         ("4 workers to 2", OURS.name),
+    }
+
+
+def test_a_typed_job_is_measured_beside_a_plain_one(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(typed, "_JOBS", 2)
+    figures = _measure(path, "typed", "--rounds", "2")
+
+    assert figures.keys() == {
+        ("one job", "a handler of the message"),
+        ("one job", "a typed handler"),
+        ("one job, more than plain", "a typed handler"),
     }
 
 
