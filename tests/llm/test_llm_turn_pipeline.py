@@ -10,6 +10,7 @@ from pipecat.frames.frames import (
     BotStartedSpeakingFrame,
     Frame,
     InterruptionFrame,
+    LLMContextFrame,
     LLMFullResponseEndFrame,
     LLMMessagesAppendFrame,
     LLMTextFrame,
@@ -29,6 +30,7 @@ from pipecat_jobs import (
     InvalidJobError,
     JobCancelledError,
     JobError,
+    LLMTurnTimeoutError,
     LLMWorker,
     PipelineWorker,
     job,
@@ -331,6 +333,29 @@ async def test_a_bot_with_real_speech_says_its_turns_until_the_job_is_cancelled(
     assert voice.spoken > requested
     # The rest of the dogs would take a minute.
     assert played < speaker.played < played + 20
+
+
+async def test_a_turn_whose_frame_a_processor_keeps_ends_with_its_timeout(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    class Keeping(Passing):
+        async def push_frame(self, frame: Frame, *args: Any, **keywords: Any) -> None:
+            topics = isinstance(frame, LLMContextFrame) and frame.context.messages
+            if not topics or topics[-1]["content"] != "dogs":
+                await super().push_frame(frame, *args, **keywords)
+
+    server.reply("Cats are aloof.")
+    bot = Bot(
+        new_llm("You talk."),
+        build=lambda user, llm, assistant: [user, Keeping(), llm, assistant],
+    )
+    await start(job_harness, bot)
+
+    with pytest.raises(LLMTurnTimeoutError):
+        await bot.llm_turn("dogs", timeout=0.2)
+
+    assert await bot.llm_turn("cats") == "Cats are aloof."
+    assert asked(server.requests[-1]) == ["cats"]
 
 
 # Pipelines without the one LLM that a turn needs
