@@ -44,8 +44,8 @@ class OpenJob:
         deadline: When its time is over, in seconds since the epoch; None without a deadline.
         label: The requester's title for people; None at the worker that holds the job.
         last_update: The data of the worker's latest update, or None.
-        key: The value of the handler's ``key`` field at the worker that holds the job; None for a
-            handler without ``key=``.
+        key: The value of the handler's ``key=`` field at the worker that holds the job, a tuple for
+            several fields; None for a handler without ``key=``.
         metadata: What the requester gave as ``metadata=``; empty at the worker that holds the job.
         cancellable: Whether ``request_cancel_job_group()`` and the LLM may cancel it.
 

@@ -383,7 +383,7 @@ class Executor:
 
     def list_open(self) -> Iterator[OpenJob]:
         """List the jobs that have no response."""
-        return list_held(self._runtime.name, self._responses.all())
+        return list_held(self._runtime.name, self._responses.all(), self._handlers)
 
     def on_update_request(self, message: BusJobUpdateRequestMessage) -> None:
         """Call the hooks for a requester that asks for an update."""

@@ -1,9 +1,12 @@
 """The open jobs that a worker does for others, for ``open_jobs``."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+
+from pipecat.bus.messages import BusJobRequestMessage
 
 from pipecat_jobs._executor.execution import Execution, ExecutionState
 from pipecat_jobs._protocol.clock import find_epoch
+from pipecat_jobs._protocol.handlers import HandlerSpec
 from pipecat_jobs._protocol.headers import job_headers
 from pipecat_jobs.open_jobs import OpenJob, OpenJobState
 
@@ -16,7 +19,9 @@ _STATES = {
 }
 
 
-def list_held(worker: str, executions: Iterable[Execution]) -> Iterator[OpenJob]:
+def list_held(
+    worker: str, executions: Iterable[Execution], handlers: Mapping[str, HandlerSpec]
+) -> Iterator[OpenJob]:
     """List the jobs without a response."""
     epoch = find_epoch()
     for execution in executions:
@@ -32,4 +37,13 @@ def list_held(worker: str, executions: Iterable[Execution]) -> Iterator[OpenJob]
             since=since,
             deadline=None if time_left is None else since + time_left,
             last_update=execution.last_update,
+            key=_find_key(request, handlers),
         )
+
+
+def _find_key(request: BusJobRequestMessage, handlers: Mapping[str, HandlerSpec]) -> object:
+    spec = handlers.get(request.job_name or "")
+    if spec is None or spec.key is None:
+        return None
+    values = [(request.payload or {}).get(field) for field in spec.key.fields]
+    return values[0] if len(values) == 1 else tuple(values)

@@ -24,8 +24,8 @@ if hasattr(llm, "BackendLLMWorker"):  # Pipecat 1.8 does not have this worker.
 MEMBERS = """
     accepts_bus_message add_event_handler add_job_interceptor add_workers cancel_job_group
     create_job_group_and_request_job job job_affinity job_cancel_grace job_group job_interceptors
-    job_request_concurrency on_bus_message remove_event_handler request_job request_job_group
-    request_job_update send_job_response send_job_stream_data send_job_stream_end
+    job_request_concurrency on_bus_message open_jobs remove_event_handler request_job
+    request_job_group request_job_update send_job_response send_job_stream_data send_job_stream_end
     send_job_stream_start send_job_update stop take_bus_message takes_jobs_when_inactive
     worker_lost
 """.split()

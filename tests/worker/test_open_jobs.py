@@ -106,6 +106,26 @@ async def test_a_job_that_waits_for_a_slot_is_queued(job_harness: JobHarness):
     kitchen.release.set()
 
 
+async def test_a_job_with_a_key_is_listed_with_it_at_its_worker(job_harness: JobHarness):
+    begun, released = asyncio.Event(), asyncio.Event()
+
+    class Bridge(BaseWorker):
+        @job(key="ship")
+        async def steer(self, ship: str, course: int) -> None:
+            begun.set()
+            await released.wait()
+
+    waiter, bridge = Waiter(), Bridge("bridge")
+    await job_harness.start(waiter, bridge)
+    await waiter.request_job("bridge", Bridge.steer.request(ship="Argo", course=90))
+    await begun.wait()
+
+    (held,) = bridge.open_jobs
+
+    assert held.key == "Argo"
+    released.set()
+
+
 async def test_a_job_whose_worker_is_not_ready_is_unready(job_harness: JobHarness):
     waiter = Waiter()
     await job_harness.start(waiter)
