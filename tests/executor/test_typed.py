@@ -266,7 +266,7 @@ async def test_a_wrong_payload_is_refused_before_the_handler_begins(
     assert not library.begun
 
 
-@pytest.mark.not_on("redis", reason="a job waits for a slot in the server, not at the worker")
+@pytest.mark.not_on("redis", reason="its router keeps a request until a process has a free slot")
 async def test_a_wrong_payload_does_not_wait_for_a_slot(job_harness: JobHarness):
     begun = asyncio.Event()
 

@@ -209,6 +209,8 @@ async def test_snippets_of_the_keys_page_run(names: dict[str, object]):
     await run(fleet + asking, names)
     fly, repair, host = names["fly"], names["repair"], names["self"]
     await host.add_workers(names["Fleet"]("fleet"))
+    # Requests that wait for a worker to be ready are sent in any order.
+    assert await fly(host, 1, "Moon") == "arrived at Moon"
     older = asyncio.create_task(fly(host, 7, "Mars"))
     first = asyncio.create_task(repair(host, 7, "engine"))
     # Requests of one requester arrive in order.
