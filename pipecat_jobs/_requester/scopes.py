@@ -1,4 +1,4 @@
-"""The contexts of ``async with self.job(...)`` and ``async with self.job_group(...)``."""
+"""The calls ``self.job(...)`` and ``self.job_group(...)``, to be awaited or entered."""
 
 import asyncio
 from collections.abc import Generator
@@ -73,13 +73,22 @@ class _JobScope(Generic[R]):
         return self._read
 
     async def __aenter__(self) -> Self:
-        if self._entered:
-            raise InvalidJobError("a job's context is entered once; call job() again for another")
-        self._entered = True
-        self._group = await self._requester.dispatch(
-            self._worker_names, Call(self._params, single=self._single, keeps_events=True)
-        )
+        await self._begin(keeps_events=True)
         return self
+
+    async def _complete(self) -> None:
+        """Run the whole call, as ``async with`` does around an empty block."""
+        await self._begin(keeps_events=False)
+        await self.__aexit__(None, None, None)
+
+    async def _begin(self, *, keeps_events: bool) -> None:
+        if self._entered:
+            raise InvalidJobError(
+                "a job's context is entered or awaited once; call job() again for another"
+            )
+        self._entered = True
+        call = Call(self._params, single=self._single, keeps_events=keeps_events)
+        self._group = await self._requester.dispatch(self._worker_names, call)
 
     async def __aexit__(
         self,
@@ -113,16 +122,20 @@ class _JobScope(Generic[R]):
 
 
 class JobContext(_JobScope[R], PipecatJobContext):
-    """A job at one worker, as ``async with`` and ``async for``.
+    """A job at one worker, to be awaited or entered.
 
     It is generic in the type of the response: a :class:`~pipecat_jobs.JobRequest` gives that of its
     handler, and a job that is asked for by name gives a dict.
 
-    Entering waits for the worker to be ready and sends the request. Leaving waits for the response.
-    Leaving with an exception, a cancellation included, cancels the job. In between, ``async for``
-    gives the worker's updates and stream events until the job has ended.
+    Awaiting it gives the worker's response, and cancelling the task that awaits it cancels the job.
+
+    With ``async with``, entering waits for the worker to be ready and sends the request. Leaving
+    waits for the response. Leaving with an exception, a cancellation included, cancels the job. In
+    between, ``async for`` gives the worker's updates and stream events until the job has ended.
 
     Example::
+
+        response = await self.job("researcher", name="research", timeout=30)
 
         async with self.job("researcher", name="research", timeout=30) as j:
             async for event in j:
@@ -132,6 +145,13 @@ class JobContext(_JobScope[R], PipecatJobContext):
     """
 
     _single = True
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        return self._find_response().__await__()
+
+    async def _find_response(self) -> R:
+        await self._complete()
+        return self.response
 
     @property
     def response(self) -> R:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -161,26 +181,21 @@ class JobContext(_JobScope[R], PipecatJobContext):
     def __aiter__(self) -> Self:
         return self
 
-    def __await__(self) -> Generator[Any, None, R]:
-        return self._ask().__await__()
-
-    async def _ask(self) -> R:
-        async with self:
-            pass
-        return self.response
-
     async def __anext__(self) -> JobEvent:
         event = await self._next_event()
         return JobEvent(type=event.type, data=event.data)
 
 
 class JobGroupContext(_JobScope[R], PipecatJobGroupContext):
-    """A job at several workers, as ``async with`` and ``async for``.
+    """A job at several workers, to be awaited or entered.
 
-    Like :class:`JobContext`, for all of them at once. The first worker that fails ends the group,
-    unless ``cancel_on_error=False`` was given; then ``outcomes`` tells who did what.
+    Like :class:`JobContext`, for all of them at once; awaiting it gives the responses of the
+    workers that completed, by worker. The first worker that fails ends the group, unless
+    ``cancel_on_error=False`` was given; then ``outcomes`` tells who did what.
 
     Example::
+
+        responses = await self.job_group("advocate", "critic", payload={"topic": topic})
 
         async with self.job_group("advocate", "critic", payload={"topic": topic}) as jg:
             async for event in jg:
@@ -191,6 +206,18 @@ class JobGroupContext(_JobScope[R], PipecatJobGroupContext):
     """
 
     _single = False
+
+    def __await__(self) -> Generator[Any, Any, dict[str, R]]:
+        return self._find_responses().__await__()
+
+    async def _find_responses(self) -> dict[str, R]:
+        await self._complete()
+        responses, outcomes = self.responses, self.outcomes
+        return {
+            name: responses[name]
+            for name in self._worker_names
+            if name in outcomes and outcomes[name].completed
+        }
 
     @property
     def responses(self) -> dict[str, R]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -213,14 +240,6 @@ class JobGroupContext(_JobScope[R], PipecatJobGroupContext):
 
     def __aiter__(self) -> Self:
         return self
-
-    def __await__(self) -> Generator[Any, None, dict[str, R]]:
-        return self._ask().__await__()
-
-    async def _ask(self) -> dict[str, R]:
-        async with self:
-            pass
-        return self.responses
 
     async def __anext__(self) -> JobGroupEvent:
         return await self._next_event()
