@@ -8,6 +8,7 @@ from pipecat.workers.llm import LLMWorkerActivationArgs, tool
 
 from pipecat_jobs._llm.mixin import JobsMixin
 from pipecat_jobs._llm.result import LLMTurn
+from pipecat_jobs._protocol.deadline import job_deadline
 from pipecat_jobs._protocol.handlers import job
 from pipecat_jobs._protocol.headers import JobHeaders, job_attempt, job_headers, job_moved
 from pipecat_jobs._protocol.requests import JobRequest
@@ -150,6 +151,7 @@ __all__ = [
     "cancel_job",
     "job",
     "job_attempt",
+    "job_deadline",
     "job_headers",
     "job_moved",
     "job_tool",

@@ -6,12 +6,13 @@ call about a job that is not open is a ``RuntimeError``, as it is in Pipecat.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from pipecat.pipeline.job_context import JobError as PipecatJobError
 from pipecat.pipeline.job_context import JobGroupError as PipecatJobGroupError
 
 from pipecat_jobs._protocol.text import cut
-from pipecat_jobs.outcomes import JobOutcome, JobRefusal, OutcomeStatus
+from pipecat_jobs.outcomes import CancelReason, JobOutcome, JobRefusal, OutcomeStatus
 from pipecat_jobs.outcomes import JobToolError as JobToolError
 
 
@@ -86,6 +87,8 @@ class JobTimeoutError(JobGroupError, TimeoutError):
     Parameters:
         loop_blocked: How long the requester's event loop was blocked when the deadline passed, at
             the least, in seconds; 0.0 when the loop ran. Code such as ``time.sleep()`` blocks it.
+        inherited: True if the deadline was not the job's own timeout but the deadline of the job,
+            or of the tool's call, whose handler requested it.
 
     Example::
 
@@ -106,15 +109,18 @@ class JobTimeoutError(JobGroupError, TimeoutError):
         job_name: str | None = None,
         outcomes: Mapping[str, JobOutcome] | None = None,
         loop_blocked: float = 0.0,
+        inherited: bool = False,
     ):
         super().__init__(message, job_id=job_id, job_name=job_name, outcomes=outcomes)
         self.loop_blocked = loop_blocked
+        self.inherited = inherited
 
 
 class WorkerNotReadyError(JobTimeoutError):
-    """The request was not sent: a worker was not ready by the deadline, or the bus cannot start.
+    """The request was not sent: a worker was not ready in time, or the bus cannot start.
 
-    If the bus cannot start, ``__cause__`` is the exception that it raised.
+    In time means before the deadline, and within ``ready_within`` if that was given. If the bus
+    cannot start, ``__cause__`` is the exception that it raised.
 
     Example::
 
@@ -239,7 +245,10 @@ def failure_of(
     first: JobOutcome | None,
     single: bool,
     timeout: float | None,
+    inherited: bool,
+    need: Literal["all", "first"] | int,
     unready: Sequence[str],
+    not_ready_within: float | None,
     known_workers: Iterable[str],
     loop_blocked: float,
     sharing_loop: Sequence[str],
@@ -255,8 +264,11 @@ def failure_of(
         first: The outcome that ended the group, or None when every worker was cancelled at once.
         single: True for ``job()``, which raises :class:`JobError`; False for ``job_group()``, which
             raises :class:`JobGroupError`.
-        timeout: The job's timeout, in seconds.
-        unready: Workers to which no request was sent, because they were not ready.
+        timeout: The seconds that the job had, its own timeout or less.
+        inherited: See :class:`JobTimeoutError`.
+        need: How many workers had to complete.
+        unready: Workers to which no request was sent.
+        not_ready_within: The seconds of ``ready_within``, if that has passed for a worker.
         known_workers: Workers that the requester's registry knows.
         loop_blocked: See :class:`JobTimeoutError`.
         sharing_loop: The late workers that run in the requester's event loop.
@@ -272,21 +284,33 @@ def failure_of(
         error = WorkerNotReadyError
         message = f"{job} was not sent, the bus could not start: {bus_failure}"
     elif status is OutcomeStatus.TIMED_OUT:
-        if unready:
-            late: type[JobTimeoutError] = WorkerNotReadyError
+        timed_out = [name for name, o in failures.items() if o.status is OutcomeStatus.TIMED_OUT]
+        owing = [name for name in timed_out if name not in unready]
+        left = ", all that was left of its own requester's deadline" if inherited else ""
+        if owing:
+            late: type[JobTimeoutError] = JobTimeoutError
+            within = f"within {timeout:g} s{left}"
+            message = f"timeout: {job} got no response from {_listed(owing)} {within}"
+        else:
+            late = WorkerNotReadyError
+            if not_ready_within is not None:
+                within, inherited = f"within {not_ready_within:g} s (ready_within)", False
+            else:
+                within = f"within {timeout:g} s{left}"
             message = (
-                f"timeout: {job} was not sent, {_listed(unready)} not ready within {timeout:g} s; "
+                f"timeout: {job} was not sent, {_listed(timed_out)} not ready {within}; "
                 f"known workers: {_listed(known_workers)}"
             )
             message += f"; {bus_problem}" if bus_problem else ""
-        else:
-            late = JobTimeoutError
-            owing = [name for name, o in failures.items() if o.status is OutcomeStatus.TIMED_OUT]
-            message = f"timeout: {job} got no response from {_listed(owing)} within {timeout:g} s"
         if loop_blocked:
             message += _blocked(loop_blocked, sharing_loop)
         return late(
-            message, job_id=job_id, job_name=job_name, outcomes=outcomes, loop_blocked=loop_blocked
+            message,
+            job_id=job_id,
+            job_name=job_name,
+            outcomes=outcomes,
+            loop_blocked=loop_blocked,
+            inherited=inherited,
         )
     if status is OutcomeStatus.CANCELLED:
         error = JobCancelledError
@@ -303,6 +327,10 @@ def failure_of(
             error = NoJobHandlerError if unknown else JobRefusedError
             why = first.error.message if first.error is not None else first.refusal
             message = f"{worker} did not run {job}: {why}"
+    others = [o for o in failures.values() if o.cancel_reason is not CancelReason.GROUP_FAILED]
+    if need != "all" and len(others) > 1:
+        causes = "; ".join(f"'{o.worker}': {o.cause}" for o in others if o is not first)
+        message += f"; before that {causes}"
     return error(message, job_id=job_id, job_name=job_name, outcomes=outcomes)
 
 

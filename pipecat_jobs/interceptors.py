@@ -1,6 +1,6 @@
 """Interceptors: one place to watch or wrap every job that a worker requests or handles."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
@@ -90,8 +90,12 @@ class JobCall:
         job_name: The name of the job, or None for a job of ``on_job_request``.
         requester: Name of the worker that requests the job.
         worker_names: Names of the workers that the job is for, in the order of the call.
-        timeout: Seconds for the whole job, or None for no deadline.
-        payload: The data for the handler, or None. An interceptor may replace it.
+        timeout: Seconds for the whole job, its own or what is left of the deadline that it
+            inherits; None for no deadline.
+        payload: The data for the handler, or None. An interceptor may replace it, unless there are
+            ``payloads``.
+        payloads: The data for the handler of each worker, by worker, when the call gave
+            ``payloads``; None otherwise. An interceptor may replace it by one for the same workers.
         headers: The headers of each request. An interceptor may replace them.
 
     Example::
@@ -111,6 +115,7 @@ class JobCall:
     timeout: float | None
     payload: JobData | None
     headers: JobHeaders
+    payloads: Mapping[str, JobData] | None = None
 
 
 #: Continues a call with the next interceptor's ``ask()``; after the last one, sends the requests.
@@ -149,7 +154,8 @@ class JobInterceptor:
         Args:
             call: The call.
             proceed: Continues the call. Await it once, with the call or with a copy of it that has
-                another payload or other headers (``dataclasses.replace(call, payload=...)``).
+                another payload, other payloads or other headers (``dataclasses.replace(call,
+                payload=...)``).
 
         Raises:
             Exception: Any exception refuses the call. The job then ends as ERROR for each worker,

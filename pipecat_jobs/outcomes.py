@@ -52,16 +52,17 @@ class CancelReason(StrEnum):
     """Why a job was cancelled or timed out, for code to decide on.
 
     Parameters:
-        REQUESTER_CANCELLED: The requester left the job's block with an exception, its task was
-            cancelled, or it called ``cancel_job_group()``.
+        REQUESTER_CANCELLED: The requester left the job's block with an exception, the task that
+            waits for the job was cancelled, or it called ``cancel_job_group()``.
         REQUESTER_STOPPED: The requester has stopped.
-        DEADLINE: The job's deadline has passed.
+        DEADLINE: The job's deadline has passed, or its ``ready_within``.
         GROUP_FAILED: Another worker of the group did not complete.
         WORKER_STOPPED: The worker of the job has stopped.
         INTERRUPTED: The LLM turn of the job was interrupted, e.g. by a user who spoke.
         HANDLER_CANCELLED: Code of the worker cancelled the handler's task.
-        NOT_NEEDED: The group has completed without this worker's response.
         REPLACED: A later job of the same key has replaced it: ``@job(on_busy="replace")``.
+        NOT_NEEDED: The group has completed without this worker's response, as its ``need`` or
+            ``partial_after`` says, or because its loop over ``as_completed()`` was left.
 
     Example::
 

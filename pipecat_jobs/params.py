@@ -1,16 +1,18 @@
 """The arguments of a job: Pipecat's parameter objects with more fields, and their checks."""
 
 import secrets
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.pipeline.job_context import JobParams as PipecatJobParams
-from pydantic import InstanceOf
+from pydantic import InstanceOf, JsonValue, TypeAdapter, ValidationError
 
 from pipecat_jobs._protocol.checks import (
+    check_choice,
     check_count,
+    check_delay,
     check_flag,
     check_instance,
     check_seconds,
@@ -21,6 +23,9 @@ from pipecat_jobs._protocol.text import shorten
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.retry import Retry
+
+#: How many workers of a group have to complete: all of them, the first, or a number of them.
+Need: TypeAlias = Literal["all", "first"] | int
 
 #: Chunks of a stream that may be unread unless the requester sets another limit.
 UNREAD_LIMIT = 1_000
@@ -49,10 +54,12 @@ class JobParams(PipecatJobParams):
         affinity: A key of at most 256 characters. A bus that spans processes runs the jobs with the
             same key in one process while it lives, and they wait for a free slot there. None for
             the ``job_affinity`` of the worker's class.
-        metadata: Facts for the requester's own use, which ``open_jobs`` gives back. They are not
-            sent to the worker. None for none.
         retry: When the job is asked for again; None for never.
         hedge_after: Seconds after which a second attempt begins beside the first; None for never.
+        ready_within: Seconds until the worker has to be ready, at most ``timeout``. None for no
+            limit but the timeout.
+        metadata: Anything to keep with the job at its requester, a dict of JSON-like values; it is
+            not sent. None for nothing.
 
     Example::
 
@@ -68,9 +75,10 @@ class JobParams(PipecatJobParams):
     latest_update_only: bool = False
     run_once: bool = False
     affinity: str | None = None
-    metadata: dict[str, Any] | None = None
     retry: InstanceOf[Retry] | None = None
     hedge_after: float | None = None
+    ready_within: float | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class JobGroupParams(JobParams, PipecatJobGroupParams):
@@ -83,6 +91,12 @@ class JobGroupParams(JobParams, PipecatJobGroupParams):
         cancel_on_error: Whether the first worker that does not complete ends the group and cancels
             the other workers' jobs. When False, the group ends when every worker has ended, and
             ``outcomes`` has the outcome of each.
+        payloads: The data for the handler of each worker, by worker, in place of ``payload``. None
+            when all get the same.
+        need: How many workers have to complete: "all", "first", or a number. The jobs of the others
+            are then cancelled as not needed.
+        partial_after: Seconds after which the responses so far are enough, if there is one; if
+            there is none, the next one is. None to wait for what ``need`` says.
 
     Example::
 
@@ -93,6 +107,10 @@ class JobGroupParams(JobParams, PipecatJobGroupParams):
         for name, outcome in group.outcomes.items():
             print(name, outcome.status)
     """
+
+    payloads: dict[str, JobData] | None = None
+    need: Need = "all"
+    partial_after: float | None = None
 
 
 class JobKeywords(TypedDict, total=False):
@@ -118,8 +136,6 @@ class JobKeywords(TypedDict, total=False):
             same key in one process while it lives, and they wait for a free slot there; see
             :func:`~pipecat_jobs.job_moved`. None, the default, for the ``job_affinity`` of the
             worker's class.
-        metadata: Facts for the requester's own use, a dict, which ``open_jobs`` gives back. They
-            are not sent to the worker. None, the default, for none.
         retry: When the job is asked for again if it did not complete: a
             :class:`~pipecat_jobs.Retry`. None, the default, for never.
         hedge_after: Seconds after which, without a response, a second attempt begins beside the
@@ -127,6 +143,11 @@ class JobKeywords(TypedDict, total=False):
             goes to the same worker, and to another process of its pool on ``RedisStreamsBus``. In a
             group, the workers are asked one after the other instead. Not together with
             ``run_once``, or with ``affinity`` at one worker. None, the default, for never.
+        ready_within: Seconds until the worker has to be ready, at most ``timeout``. Then the call
+            raises :class:`~pipecat_jobs.WorkerNotReadyError`. None, the default, for no limit but
+            the timeout.
+        metadata: Anything to keep with the job at its requester, a dict of JSON-like values; it is
+            not sent to the worker; ``open_jobs`` gives it back. None, the default, for nothing.
     """
 
     name: str | None
@@ -139,9 +160,10 @@ class JobKeywords(TypedDict, total=False):
     latest_update_only: bool | None
     run_once: bool | None
     affinity: str | None
-    metadata: dict[str, Any] | None
     retry: Retry | None
     hedge_after: float | None
+    ready_within: float | None
+    metadata: dict[str, Any] | None
 
 
 class JobGroupKeywords(JobKeywords, total=False):
@@ -149,14 +171,61 @@ class JobGroupKeywords(JobKeywords, total=False):
 
     Parameters:
         cancel_on_error: Whether the first worker that does not complete ends the group and cancels
-            the other workers' jobs; True by default.
+            the other workers' jobs; True by default. Not together with another ``need`` than
+            "all", which says how many may fail.
+        payloads: The data for the handler of each worker, a dict of dicts by worker, in place of
+            ``payload``. None, the default, when all get the same.
+        need: How many workers have to complete: "all", the default, "first", or a number from 1 to
+            the number of workers. The jobs of the others are then cancelled as not needed. The
+            group fails once too few are left. With another value than "all", each worker is asked
+            as soon as it is ready.
+        partial_after: Seconds after which the responses so far are enough, if there is one; if
+            there is none, the next one is. The jobs of the others are cancelled as not needed. It
+            is smaller than ``timeout``. None, the default, to wait for what ``need`` says.
     """
 
     cancel_on_error: bool | None
+    payloads: dict[str, JobData] | None
+    need: Need | None
+    partial_after: float | None
 
 
 def _check_payload(name: str, value: object) -> JobData | None:
     return check_instance(name, value, dict, "a dict that describes the work")
+
+
+def check_payloads(name: str, value: object) -> dict[str, JobData]:
+    """Refuse payloads that are not a dict of dicts by worker."""
+    wanted = "a dict with a payload for each worker, e.g. {'wiki': {...}, 'news': {...}}"
+    payloads = cast("dict[object, JobData]", check_instance(name, value, dict, wanted))
+    for worker, payload in payloads.items():
+        check_text(f"the worker of {name}", worker, "the name of a worker that is asked")
+        _check_payload(f"{name}[{shorten(worker)}]", payload)
+    return cast("dict[str, JobData]", payloads)
+
+
+def _check_need(name: str, value: object) -> Need:
+    if isinstance(value, str):
+        return cast("Need", check_choice(name, value, ("all", "first")))
+    return check_count(name, value, "'all', 'first' or a number of workers")
+
+
+@cache
+def _metadata_adapter() -> TypeAdapter[dict[str, JsonValue]]:
+    return TypeAdapter(dict[str, JsonValue])
+
+
+def _check_metadata(name: str, value: object) -> dict[str, JsonValue]:
+    wanted = "a dict of JSON-like values: texts, numbers, booleans, None, lists and dicts"
+    check_instance(name, value, dict, wanted)
+    try:
+        return _metadata_adapter().validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"][:1]))
+        raise InvalidJobTypeError(
+            f"{name} has {shorten(first['input'])} at '{where}'; give {wanted}"
+        ) from error
 
 
 #: The check of each argument. The value None means that the argument was left out.
@@ -170,7 +239,6 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "unread_limit": partial(check_count, wanted="a number of chunks, 0 for any number", least=0),
     "latest_update_only": check_flag,
     "run_once": check_flag,
-    "metadata": partial(check_instance, kind=dict, wanted="a dict of facts about the job"),
     "cancel_on_error": check_flag,
     "affinity": partial(
         check_text,
@@ -179,7 +247,14 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     ),
     "retry": partial(check_instance, kind=Retry, wanted="a Retry, e.g. Retry(attempts=3)"),
     "hedge_after": check_seconds,
+    "ready_within": check_delay,
+    "metadata": _check_metadata,
+    "payloads": check_payloads,
+    "need": _check_need,
+    "partial_after": check_seconds,
 }
+#: The arguments that say something about the others, and are rarely given.
+_RELATED = frozenset({"payloads", "need", "partial_after", "ready_within"})
 
 
 def group_params(
@@ -211,19 +286,52 @@ def group_params(
                 given[name] = _CHECKS[name](name, value)
     if "job_id" not in given:
         given["job_id"] = secrets.token_hex(16)
-    return JobGroupParams.model_validate(given)
+    checked = JobGroupParams.model_validate(given)
+    if not _RELATED.isdisjoint(given):
+        _check_related(checked, cancel_on_error_given=keywords.get("cancel_on_error") is not None)
+    return checked
 
 
-def check_hedge(params: JobGroupParams, worker_names: Sequence[str]) -> None:
-    """Refuse to hedge a job of which a second attempt must not begin, or would not help."""
-    if params.hedge_after is None:
+def _check_related(params: JobGroupParams, *, cancel_on_error_given: bool) -> None:
+    """Refuse arguments that contradict each other."""
+    if params.payloads is not None and params.payload is not None:
+        raise InvalidJobError(
+            "payload and payloads are both given; give payload for the same data to every worker, "
+            "or payloads for data by worker"
+        )
+    if params.need != "all" and (cancel_on_error_given or not params.cancel_on_error):
+        raise InvalidJobError(
+            f"cancel_on_error goes with need='all', not with need={params.need!r}, which says how "
+            "many workers may fail; leave one of them out"
+        )
+    timeout = params.timeout
+    if timeout is None:
         return
+    if params.partial_after is not None and params.partial_after >= timeout:
+        raise InvalidJobError(
+            f"partial_after is {params.partial_after:g}, not before timeout={timeout:g}; give "
+            "fewer seconds than the timeout"
+        )
+    if params.ready_within is not None and params.ready_within > timeout:
+        raise InvalidJobError(
+            f"ready_within is {params.ready_within:g}, longer than timeout={timeout:g}, which "
+            "includes the wait for the worker; give at most the timeout"
+        )
+
+
+def _check_hedge(params: JobGroupParams, workers: Sequence[str]) -> None:
+    """Refuse to hedge a job of which a second attempt must not begin, or would not help."""
+    if len(workers) > 1 and params.need != "first":
+        raise InvalidJobError(
+            "hedge_after asks the workers of a group one after the other, until one has "
+            "responded; give need='first' with it"
+        )
     if params.run_once:
         raise InvalidJobError(
             "hedge_after begins a second attempt beside the first, which run_once=True forbids; "
             "give one of them"
         )
-    if params.affinity is not None and len(worker_names) == 1:
+    if params.affinity is not None and len(workers) == 1:
         raise InvalidJobError(
             "hedge_after asks another process of the worker, and affinity= keeps the job in one; "
             "give one of them"
@@ -260,6 +368,35 @@ def check_worker_names(names: Sequence[object]) -> list[str]:
     if not checked:
         raise InvalidJobError("a job group needs at least one worker name")
     return list(checked)
+
+
+def check_workers(names: Sequence[object], params: JobGroupParams) -> list[str]:
+    """Refuse names that are no list of workers, or that do not fit the other arguments."""
+    workers = check_worker_names(names)
+    need = params.need
+    if isinstance(need, int) and need > len(workers):
+        raise InvalidJobError(
+            f"need is {need}, more than the {len(workers)} workers that are named; give at most "
+            "their number"
+        )
+    if params.payloads is not None:
+        check_payload_names("payloads", params.payloads, workers)
+    if params.hedge_after is not None:
+        _check_hedge(params, workers)
+    return workers
+
+
+def check_payload_names(name: str, payloads: Mapping[str, JobData], workers: Sequence[str]) -> None:
+    """Refuse payloads by worker that are not for exactly the workers that are named."""
+    for what, names in (
+        ("lacks", [worker for worker in workers if worker not in payloads]),
+        ("has the unknown", [worker for worker in payloads if worker not in workers]),
+    ):
+        if names:
+            raise InvalidJobError(
+                f"{name} {what} {', '.join(map(shorten, names))}; give one payload for each worker "
+                f"that is named: {', '.join(map(repr, workers))}"
+            )
 
 
 def check_data(what: str, data: object) -> JobData | None:

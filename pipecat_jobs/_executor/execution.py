@@ -12,6 +12,7 @@ from pipecat.bus.messages import (
     BusJobResponseUrgentMessage,
 )
 
+from pipecat_jobs._protocol.deadline import JobDeadline
 from pipecat_jobs._protocol.flow import StreamWindow
 from pipecat_jobs._protocol.hooks import Steps
 from pipecat_jobs.errors import LLMTurnError
@@ -85,6 +86,8 @@ class Execution:
     last_update: JobData | None = None
     #: Runs its hooks in order, once there was one to run.
     steps: Steps | None = None
+    #: When its requester ends it, if its request says so: the jobs of its handler inherit it.
+    deadline: JobDeadline | None = None
     #: What its stream waits for, once it has one.
     window: StreamWindow | None = None
     #: Its response, for the jobs that joined it.
@@ -144,6 +147,8 @@ class Execution:
             self._end.set()
         if self.window is not None:
             self.window.close()
+        if self.deadline is not None:
+            self.deadline.close()
 
     def _advance(self, progress: ExecutionState) -> None:
         # The handler may go on, or begin, after the response; a cancel is final.

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing
+from contextvars import copy_context
 from functools import partial
 from inspect import iscoroutine
 from typing import Any, cast
@@ -22,6 +23,7 @@ from pipecat_jobs._executor.keys import Keys
 from pipecat_jobs._executor.open_jobs import list_held
 from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._executor.typed import TypedCall
+from pipecat_jobs._protocol.deadline import JobDeadline, current_deadline
 from pipecat_jobs._protocol.handlers import ConcurrencyLimit, HandlerSpec
 from pipecat_jobs._protocol.headers import job_headers
 from pipecat_jobs._protocol.hooks import JobHooks, Steps
@@ -135,6 +137,9 @@ class Executor:
         slots = self._slots.get(name)
         if listened and name is None and slots is not None:
             call, listened = self._call_request_hooks, False
+        time_left = job_headers(message).time_left
+        if time_left is not None:
+            execution.deadline = JobDeadline(time_left)
         self._responses.open(execution)
         if call is not None:
             execution.task = self._runtime.create_task(
@@ -144,11 +149,11 @@ class Executor:
             execution.leave_response()
         if listened:
             # The handlers of the event are handlers of the job: what they start is the job's.
-            token = current_execution.set(execution)
-            try:
-                self._hooks.announce("on_job_request", message)
-            finally:
-                current_execution.reset(token)
+            copy_context().run(self._announce_request, execution)
+
+    def _announce_request(self, execution: Execution) -> None:
+        _enter(execution)
+        self._hooks.announce("on_job_request", execution.request)
 
     def _admit(self, execution: Execution, keys: Keys) -> bool:
         request = execution.request
@@ -234,7 +239,7 @@ class Executor:
                 # It got its turn before its cancel reached this task.
                 return
             execution.begin()
-            current_execution.set(execution)
+            _enter(execution)
             if self._interceptors.active:
                 response = await self._call_intercepted(execution, call)
             else:
@@ -501,6 +506,12 @@ class Executor:
 
     def __str__(self) -> str:
         return f"Worker '{self._runtime.name}'"
+
+
+def _enter(execution: Execution) -> None:
+    """Have what runs from here on in this context belong to a job."""
+    current_execution.set(execution)
+    current_deadline.set(execution.deadline)
 
 
 def _cancelled(reason: str, cancel_reason: CancelReason) -> JobData:

@@ -2,7 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from pipecat_jobs._protocol.checks import check_number
 from pipecat_jobs.errors import InvalidJobError
@@ -60,3 +62,74 @@ class Deadline:
     def clear(self) -> None:
         """Never call back from now on."""
         self._timer.cancel()
+
+
+class JobDeadline:
+    """The deadline of work whose jobs inherit it: of a handler, or of the call of a tool.
+
+    It is closed when the work ends. A task that the work has started may go on, and the jobs that
+    it requests from then on have the deadline of the work around it, if there is one.
+    """
+
+    __slots__ = ("_at", "_clock", "_outer")
+
+    def __init__(self, seconds: float, outer: "JobDeadline | None" = None):
+        self._clock = asyncio.get_running_loop().time
+        self._outer = outer
+        left = None if outer is None else outer.left
+        self._at: float | None = self._clock() + (seconds if left is None else min(seconds, left))
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until it passes, at least 0.0; None when nothing bounds the work any more."""
+        if self._at is not None:
+            return max(0.0, self._at - self._clock())
+        return None if self._outer is None else self._outer.left
+
+    def close(self) -> None:
+        """Note that the work has ended."""
+        self._at = None
+
+
+#: The deadline that jobs inherit which are requested now.
+current_deadline: ContextVar[JobDeadline | None] = ContextVar("pipecat_jobs_deadline", default=None)
+
+
+@contextmanager
+def inheriting(seconds: float | None) -> Generator[None, None, None]:
+    """Have the jobs that are requested in the block inherit a deadline; None for no other one."""
+    if seconds is None or seconds == math.inf:
+        yield
+        return
+    # Not reset: a block that is closed by the garbage collector ends in another context.
+    deadline = JobDeadline(seconds, current_deadline.get())
+    current_deadline.set(deadline)
+    try:
+        yield
+    finally:
+        deadline.close()
+
+
+def job_deadline() -> float | None:
+    """Tell how many seconds are left for the running handler, or the running call of a tool.
+
+    A job that the handler requests inherits the deadline: it has at most this time, whatever its
+    own ``timeout``.
+
+    Returns:
+        The seconds until the deadline of the handler's job, or of the tool's call; 0.0 once it has
+        passed. None without a deadline: outside of a handler, after the job has ended, when the
+        requester gave no ``timeout``, and on a network bus of Pipecat's own, which does not carry
+        it.
+
+    Example::
+
+        class Researcher(BaseWorker):
+            @job(name="research")
+            async def research(self, message):
+                left = job_deadline()
+                thorough = left is None or left > 10
+                return {"sources": 20 if thorough else 3}
+    """
+    deadline = current_deadline.get()
+    return None if deadline is None else deadline.left

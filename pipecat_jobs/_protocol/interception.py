@@ -21,7 +21,17 @@ from pipecat_jobs.interceptors import (
     ProceedToHandle,
 )
 from pipecat_jobs.outcomes import ErrorDetails, JobData, JobOutcome
-from pipecat_jobs.params import check_data
+from pipecat_jobs.params import check_data, check_payload_names, check_payloads
+
+
+def _check_replaced_payloads(call: JobCall) -> None:
+    if call.payload is not None:
+        raise InvalidJobError(
+            "an interceptor's ask() gave the call payload and payloads; replace 'payloads' of a "
+            "call that has them, and 'payload' of any other"
+        )
+    payloads = check_payloads("payloads", call.payloads)
+    check_payload_names("payloads", payloads, call.worker_names)
 
 
 class Interceptors:
@@ -85,13 +95,17 @@ class Interceptors:
             if begun:
                 raise InvalidJobError("an interceptor's ask() awaits proceed() once, not again")
             begun = True
-            kept = replace(given, payload=call.payload, headers=call.headers)
+            kept = replace(
+                given, payload=call.payload, payloads=call.payloads, headers=call.headers
+            )
             if kept != call:
                 raise InvalidJobError(
-                    "an interceptor's ask() may replace the call's payload and headers, no other "
-                    "field"
+                    "an interceptor's ask() may replace the call's payload, payloads and headers, "
+                    "no other field"
                 )
             check_data("payload", given.payload)
+            if given.payloads is not None:
+                _check_replaced_payloads(given)
             check_instance("headers", given.headers, JobHeaders, "a JobHeaders")
             await send(given)
             sent = True

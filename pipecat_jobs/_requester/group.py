@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from types import MappingProxyType
-from typing import Self, Unpack, cast
+from typing import Protocol, Self, Unpack, cast
 
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupEvent
@@ -22,10 +23,22 @@ from pipecat_jobs._requester.attempts import Attempts
 from pipecat_jobs._requester.call import Call
 from pipecat_jobs._requester.events import EventQueue, JobEvents
 from pipecat_jobs._requester.handle import CancelAt, HandleState, JobHandle, OutcomeFacts
-from pipecat_jobs._requester.policy import ALL_COMPLETE, ALL_END, FAILED, OPEN, SUCCEEDED, Policy
+from pipecat_jobs._requester.policy import (
+    ALL_COMPLETE,
+    ALL_END,
+    FAILED,
+    OPEN,
+    SUCCEEDED,
+    Policy,
+    choose_partial_policy,
+    choose_policy,
+)
 from pipecat_jobs.errors import InvalidJobError, JobError, failure_of
 from pipecat_jobs.outcomes import CancelReason, JobData, JobOutcome, OutcomeStatus
 from pipecat_jobs.params import JobGroupParams
+
+#: The type of the event of a worker that has completed, beside the types of Pipecat's events.
+RESPONSE = "response"
 
 #: Why a job is cancelled whose group has completed without it.
 NOT_NEEDED = "not needed: the group has completed"
@@ -48,6 +61,7 @@ class Findings:
         sharing_loop: The late workers that run in the requester's event loop.
         bus: The bus for which the call waited.
         bus_failure: What the bus raised when it was started.
+        not_ready_within: The seconds of ``ready_within`` that have passed for a worker.
     """
 
     known_workers: Sequence[str] = ()
@@ -55,13 +69,28 @@ class Findings:
     sharing_loop: Sequence[str] = ()
     bus: StartableBus | None = None
     bus_failure: Exception | None = None
+    not_ready_within: float | None = None
+
+
+class Content(Protocol):
+    """What the requests of a call carry: one payload for all workers, or one for each."""
+
+    @property
+    def payload(self) -> JobData | None:
+        """The payload of each request, unless there is one for each worker."""
+        ...
+
+    @property
+    def payloads(self) -> Mapping[str, JobData] | None:
+        """The payload of each request, by worker."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What each attempt at a job sends."""
 
-    payload: JobData | None
+    content: Content
     headers: JobHeaders
 
 
@@ -87,7 +116,15 @@ class JobGroup(PipecatJobGroup):
         print(group.responses["worker"])
     """
 
+    #: Seconds from its call to its deadline; None without a deadline.
+    timeout: float | None = None
+    #: Whether the deadline is that of the work in which it was called.
+    inherits_deadline = False
     deadline: Deadline | None = None
+    #: The timer of its ``partial_after``.
+    partial: Deadline | None = None
+    #: The tasks that wait until one of its workers is ready, and then ask it.
+    waiting: Sequence[asyncio.Task[None]] = ()
     #: Whether its end is being announced to the hooks, or to the workers that are cancelled.
     concluded = False
     #: How it stands.
@@ -113,6 +150,8 @@ class JobGroup(PipecatJobGroup):
     _first_failure: JobOutcome | None = None
     _completed = 0
     _single = False
+    # Set with each outcome, once something waits for them.
+    _news: asyncio.Event | None = None
 
     def __init__(
         self,
@@ -181,7 +220,7 @@ class JobGroup(PipecatJobGroup):
         group._params = params
         group._single = call.single
         group.steps = steps
-        policy = call.policy or (ALL_COMPLETE if params.cancel_on_error else ALL_END)
+        policy = call.policy or choose_policy(params)
         new_attempts = None
         if params.retry is not None or params.hedge_after is not None:
             hedge_after = None if group.asks_in_turn else params.hedge_after
@@ -244,7 +283,11 @@ class JobGroup(PipecatJobGroup):
         """Why it fails, as a sentence for the workers that are told to stop."""
         first = self._first_failure
         assert first is not None
-        done = {OutcomeStatus.CANCELLED: "cancelled", OutcomeStatus.LOST: "was lost"}
+        done = {
+            OutcomeStatus.CANCELLED: "cancelled",
+            OutcomeStatus.LOST: "was lost",
+            OutcomeStatus.TIMED_OUT: "was not ready in time",
+        }
         return f"worker '{first.worker}' {done.get(first.status, 'errored')}"
 
     @property
@@ -307,13 +350,43 @@ class JobGroup(PipecatJobGroup):
         if self.verdict is FAILED:
             self._first_failure = outcome
         elif pending and self.verdict is SUCCEEDED:
-            facts = OutcomeFacts(reason=NOT_NEEDED, cancel_reason=CancelReason.NOT_NEEDED)
-            for name in self.pending:
-                handle = self.handles[name]
-                self._note(handle.abandon(self._now(), OutcomeStatus.CANCELLED, facts))
+            self._leave_pending()
+
+    def accept_partial(self) -> None:
+        """Succeed with the responses so far, or, if there is none, with the next one."""
+        self._policy = choose_partial_policy(self.params)
+        if self._completed:
+            self.accept()
+
+    def accept(self) -> None:
+        """Succeed with the responses so far, unless it has ended."""
+        if self.verdict is OPEN:
+            self.verdict = SUCCEEDED
+            self._leave_pending()
+
+    def _leave_pending(self) -> None:
+        facts = OutcomeFacts(reason=NOT_NEEDED, cancel_reason=CancelReason.NOT_NEEDED)
+        for name in self.pending:
+            handle = self.handles[name]
+            self._note(handle.abandon(self._now(), OutcomeStatus.CANCELLED, facts))
+        if self.dispatcher is not None:
+            # What it waits for is only needed by jobs that are not needed.
+            self.dispatcher.interrupt()
+
+    async def find_outcome(self, number: int) -> JobOutcome | None:
+        """Wait for an outcome by its number in the order of ending; None after the last."""
+        while len(self.outcomes) <= number:
+            if self.settled or self.is_done:
+                return None
+            self._news = self._news or asyncio.Event()
+            self._news.clear()
+            await self._news.wait()
+        return next(islice(self.outcomes.values(), number, None))
 
     def _note(self, outcome: JobOutcome) -> None:
         self.outcomes[outcome.worker] = outcome
+        if self._news is not None:
+            self._news.set()
         self._completed += outcome.completed
         if outcome.response is not None or outcome.completed:
             self.responses[outcome.worker] = outcome.response or {}
@@ -348,6 +421,11 @@ class JobGroup(PipecatJobGroup):
         """Keep a worker's latest update, for ``open_jobs``."""
         self.last_updates = {**self.last_updates, worker_name: update or {}}
 
+    def push_response(self, worker_name: str, response: JobData | None) -> None:
+        """Queue the response of a worker for the reader of a group."""
+        if self.events.kept and not self._single:
+            self.events.push(JobGroupEvent(RESPONSE, worker_name, response), handled=True)
+
     def window(self, worker_name: str) -> StreamWindow | None:
         """Find what limits how far a worker's stream runs ahead of its reader."""
         limit = self.params.unread_limit
@@ -364,6 +442,12 @@ class JobGroup(PipecatJobGroup):
             return
         if self.deadline is not None:
             self.deadline.clear()
+        if self.partial is not None:
+            self.partial.clear()
+        for task in self.waiting:
+            if task is not asyncio.current_task():
+                task.cancel()
+        self.waiting = ()
         if self.timeout_task is not None and self.timeout_task is not asyncio.current_task():
             self.timeout_task.cancel()
         if self.turns is not None and self.turns is not asyncio.current_task():
@@ -402,8 +486,11 @@ class JobGroup(PipecatJobGroup):
             outcomes=self.outcomes,
             first=self._first_failure,
             single=self._single,
-            timeout=self.params.timeout,
+            timeout=self.timeout,
+            inherited=self.inherits_deadline,
+            need=self.params.need,
             unready=self.unready,
+            not_ready_within=findings.not_ready_within,
             known_workers=findings.known_workers,
             loop_blocked=findings.loop_blocked,
             sharing_loop=findings.sharing_loop,
@@ -411,12 +498,16 @@ class JobGroup(PipecatJobGroup):
             bus_failure=findings.bus_failure,
         )
 
+    async def until_done(self) -> None:
+        """Wait until the group is done, whether or not it completed."""
+        await super().wait()
+
     async def wait(self) -> None:
         """Wait until the group is done.
 
         Raises:
             JobError: If it did not complete; for a group, a ``JobGroupError``.
         """
-        await super().wait()
+        await self.until_done()
         if self.failed:
             raise self.failure()

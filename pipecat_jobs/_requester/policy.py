@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Protocol
 
 from pipecat_jobs.outcomes import JobOutcome
+from pipecat_jobs.params import JobGroupParams
 
 
 class Verdict(Enum):
@@ -49,5 +50,44 @@ class WaitForAll:
         return OPEN if pending else SUCCEEDED
 
 
+@dataclass(frozen=True, slots=True)
+class WaitForSome:
+    """The call ends when so many jobs have completed, or when too few are left that can."""
+
+    need: int
+
+    def judge(self, latest: JobOutcome, completed: int, pending: int) -> Verdict:
+        """Judge the call."""
+        if completed >= self.need:
+            return SUCCEEDED
+        return OPEN if completed + pending >= self.need else FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class WaitForFirst:
+    """The call ends when one job has completed, or when another policy ends it."""
+
+    otherwise: Policy
+
+    def judge(self, latest: JobOutcome, completed: int, pending: int) -> Verdict:
+        """Judge the call."""
+        return SUCCEEDED if completed else self.otherwise.judge(latest, completed, pending)
+
+
 #: The policy of ``cancel_on_error=True``, and that of False.
 ALL_COMPLETE, ALL_END = WaitForAll(), WaitForAll(cancel_on_error=False)
+
+
+def choose_policy(params: JobGroupParams) -> Policy:
+    """Choose what decides about a call from its beginning."""
+    need = params.need
+    if need == "all":
+        return ALL_COMPLETE if params.cancel_on_error else ALL_END
+    return WaitForSome(1 if need == "first" else need)
+
+
+def choose_partial_policy(params: JobGroupParams) -> Policy:
+    """Choose what decides about a call once its ``partial_after`` has passed."""
+    if params.need == "all":
+        return WaitForFirst(choose_policy(params))
+    return WaitForSome(1)

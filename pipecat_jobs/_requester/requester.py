@@ -18,7 +18,7 @@ from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupEvent, JobGroupResponse, JobStatus
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 
-from pipecat_jobs._protocol.deadline import Deadline
+from pipecat_jobs._protocol.deadline import Deadline, job_deadline
 from pipecat_jobs._protocol.headers import JobHeaders, set_headers
 from pipecat_jobs._protocol.hooks import JobHooks, Steps
 from pipecat_jobs._protocol.interception import Interceptors
@@ -32,11 +32,11 @@ from pipecat_jobs._protocol.messages import (
 from pipecat_jobs._protocol.recent import Recent
 from pipecat_jobs._protocol.runtime import JobRuntime, WorkerHasEnded, WorkersView
 from pipecat_jobs._protocol.statements import read_statement
-from pipecat_jobs._protocol.tasks import RunningTask
+from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 from pipecat_jobs._protocol.text import describe
 from pipecat_jobs._requester.call import Call, Dispatch, DispatchedParams
 from pipecat_jobs._requester.cancellation import CancelGroup, Cancellation, Cancelled
-from pipecat_jobs._requester.group import NOT_NEEDED, JobGroup, Request
+from pipecat_jobs._requester.group import NOT_NEEDED, Content, JobGroup, Request
 from pipecat_jobs._requester.handle import OTHER_ATTEMPT, HandleState, JobHandle, OutcomeFacts
 from pipecat_jobs._requester.liveness import Liveness
 from pipecat_jobs._requester.open_jobs import list_asked
@@ -52,12 +52,7 @@ from pipecat_jobs.outcomes import (
     JobOutcome,
     OutcomeStatus,
 )
-from pipecat_jobs.params import (
-    JobGroupKeywords,
-    check_hedge,
-    check_worker_names,
-    group_params,
-)
+from pipecat_jobs.params import JobGroupKeywords, check_workers, group_params
 
 #: The worker's own ``create_job_group_and_request_job()``: takes worker names and parameters.
 CreateGroup: TypeAlias = Callable[[list[str], DispatchedParams], Awaitable[PipecatJobGroup]]
@@ -132,7 +127,7 @@ class Requester:
     ) -> JobGroup:
         """Start a group for the worker's own method, or for a bot that calls it."""
         call = Call(group_params(params, keywords, JobGroupKeywords))
-        names = check_worker_names(worker_names)
+        names = check_workers(worker_names, call.params)
         if not isinstance(params, DispatchedParams):
             return await self._start(names, call)
         dispatch = params.dispatch
@@ -156,17 +151,15 @@ class Requester:
     async def _start(self, worker_names: list[str], call: Call) -> JobGroup:
         params = call.params
         self._check_id(call.job_id)
-        check_hedge(params, worker_names)
-        if params.hedge_after is not None and len(worker_names) > 1 and call.policy is None:
-            raise InvalidJobError(
-                "hedge_after asks the workers of a group one after the other, until one has "
-                "responded; give need='first' with it"
-            )
         workers = self._runtime.workers
         steps = Steps(self._runtime, held=True)
         group = JobGroup.for_dispatch(
             worker_names, call, steps, self._runtime.clock(), self._cancel_at
         )
+        group.timeout = params.timeout
+        inherited = job_deadline()
+        if inherited is not None and (group.timeout is None or inherited < group.timeout):
+            group.timeout, group.inherits_deadline = inherited, True
         if self._interceptors.active:
             group.on_settled = partial(self._tell_settled, group)
             for name in worker_names:
@@ -177,14 +170,16 @@ class Requester:
             raise group.failure()
         self._groups[group.job_id] = group
         self._used.remember(group.job_id, None)
-        if params.timeout is not None:
-            group.deadline = Deadline(params.timeout, lambda: self._expired(group))
+        if group.timeout is not None:
+            group.deadline = Deadline(group.timeout, lambda: self._expired(group))
+        if params.partial_after is not None:
+            group.partial = Deadline(params.partial_after, lambda: self._accept_partial(group))
         group.dispatcher = task = RunningTask()
         try:
             if self._interceptors.active:
                 await self._send_through_interceptors(group, workers)
             else:
-                await self._send_requests(group, workers, params.payload)
+                await self._send_requests(group, workers, params)
         except asyncio.CancelledError:
             if not task.resume():
                 await self._cancellation.cancel(group, "requester cancelled")
@@ -198,8 +193,7 @@ class Requester:
             # What was awaited may have swallowed the interruption.
             task.resume()
             steps.release()
-            if not steps.busy:
-                self._conclude(group)
+            self._conclude_if_idle(group)
         if group.failed and group.is_done:
             raise group.failure()
         return group
@@ -211,12 +205,13 @@ class Requester:
             job_name=params.name,
             requester=self._runtime.name,
             worker_names=tuple(group.worker_names),
-            timeout=params.timeout,
+            timeout=group.timeout,
             payload=params.payload,
+            payloads=params.payloads,
             headers=JobHeaders(run_once=params.run_once, affinity=params.affinity),
         )
         await self._interceptors.ask(
-            call, lambda call: self._send_requests(group, workers, call.payload, call.headers)
+            call, lambda call: self._send_requests(group, workers, call, call.headers)
         )
 
     def _tell(
@@ -241,18 +236,11 @@ class Requester:
     def _tell_settled(self, group: JobGroup, outcome: JobOutcome) -> None:
         self._tell(JobLifeEventKind.SETTLED, group, outcome.worker, outcome=outcome)
 
-    async def _wait_for_workers(
-        self, group: JobGroup, workers: WorkersView, missing: list[str]
-    ) -> None:
-        group.findings.known_workers = sorted(workers.list_known())
-        await self._wait_for_bus(group)
-        await workers.wait_until_known(missing)
-
     async def _send_requests(
         self,
         group: JobGroup,
         workers: WorkersView,
-        payload: JobData | None,
+        content: Content,
         headers: JobHeaders | None = None,
     ) -> None:
         params, names = group.params, group.worker_names
@@ -261,35 +249,107 @@ class Requester:
             names = names[:1]
         if params.retry is not None or params.hedge_after is not None:
             headers = headers or JobHeaders(run_once=params.run_once, affinity=params.affinity)
-            group.request = Request(payload, replace(headers, find_window=group.window))
-        if missing := workers.find_missing(names):
+            group.request = Request(content, replace(headers, find_window=group.window))
+        missing = workers.find_missing(names)
+        if missing and params.need != "all":
+            # Each has a task of its own, which ends with the group: the others are asked now.
+            group.waiting = [
+                self._runtime.create_task(
+                    self._send_when_ready(group, workers, name, content, headers), "job_readiness"
+                )
+                for name in missing
+            ]
+        elif missing:
             await self._wait_for_workers(group, workers, missing)
-        time_left = group.deadline.left if group.deadline is not None else None
-        if headers is None:
-            headers = JobHeaders(
-                run_once=params.run_once,
-                affinity=params.affinity,
-                time_left=time_left,
-                find_window=group.window,
-            )
-        else:
-            headers = replace(headers, time_left=time_left, find_window=group.window)
+            if group.failed:
+                await self._cancellation.end(group, group.failure_reason, CancelReason.GROUP_FAILED)
+            missing = ()
+        headers = self._complete_headers(group, headers)
         for name in names:
             if group.failed:
                 break
-            if name in group.outcomes:
-                # It was cancelled on its own meanwhile, and is not asked.
-                continue
-            request = self._begin_attempt(group, workers, name, payload, headers)
-            if request is not None:
-                await self._runtime.send(request)
+            # One that has an outcome was cancelled on its own meanwhile, and is not asked.
+            if name not in group.outcomes and name not in missing:
+                await self._send_request(group, workers, name, content, headers)
+
+    async def _wait_for_workers(
+        self, group: JobGroup, workers: WorkersView, missing: list[str]
+    ) -> None:
+        """Wait until workers are ready, or settle those that are not after ``ready_within``."""
+        group.findings.known_workers = sorted(workers.list_known())
+        limit = group.params.ready_within
+        scope = asyncio.timeout(limit)
+        try:
+            async with scope:
+                await self._wait_for_bus(group)
+                await workers.wait_until_known(missing)
+        except TimeoutError:
+            if limit is None or not scope.expired():
+                raise
+            group.findings.not_ready_within = limit
+            for name in workers.find_missing(missing):
+                if group.handles[name].outcome is None:
+                    group.abandon(
+                        name,
+                        OutcomeStatus.TIMED_OUT,
+                        reason=f"not ready within {limit:g} s",
+                        cancel_reason=CancelReason.DEADLINE,
+                    )
+
+    async def _send_when_ready(
+        self,
+        group: JobGroup,
+        workers: WorkersView,
+        name: str,
+        content: Content,
+        headers: JobHeaders | None,
+    ) -> None:
+        task, handle = RunningTask(), group.handles[name]
+        try:
+            await self._wait_for_workers(group, workers, [name])
+            if handle.outcome is None:
+                headers = self._complete_headers(group, headers)
+                await self._send_request(group, workers, name, content, headers)
+        except BaseException as error:
+            task.survive(error)
+            log_raised(f"Worker '{self._runtime.name}': could not ask '{name}'", error)
+            if handle.outcome is None:
+                details = ErrorDetails.from_exception(error)
+                group.abandon(name, OutcomeStatus.ERROR, error=details)
+                await self._cancellation.cancel_abandoned(group, "the request could not be sent")
+        self._conclude_if_idle(group)
+
+    @staticmethod
+    def _complete_headers(group: JobGroup, headers: JobHeaders | None) -> JobHeaders:
+        time_left = group.deadline.left if group.deadline is not None else None
+        if headers is not None:
+            return replace(headers, time_left=time_left, find_window=group.window)
+        params = group.params
+        return JobHeaders(
+            run_once=params.run_once,
+            affinity=params.affinity,
+            time_left=time_left,
+            find_window=group.window,
+        )
+
+    async def _send_request(
+        self,
+        group: JobGroup,
+        workers: WorkersView,
+        name: str,
+        content: Content,
+        headers: JobHeaders,
+    ) -> None:
+        request = self._begin_attempt(group, workers, name, content, headers)
+        if request is not None:
+            await self._runtime.send(request)
 
     def _begin_attempt(
         self,
         group: JobGroup,
         workers: WorkersView,
         name: str,
-        payload: JobData | None,
+        content: Content,
         headers: JobHeaders,
     ) -> BusJobRequestMessage | None:
         """Note that a worker is asked; give the request, or None for a worker that has ended."""
@@ -307,7 +367,7 @@ class Requester:
             target=name,
             job_id=attempt_id,
             job_name=group.params.name,
-            payload=payload,
+            payload=content.payload if content.payloads is None else content.payloads[name],
         )
         set_headers(request, headers)
         if self._interceptors.active:
@@ -335,8 +395,7 @@ class Requester:
             if handle.awaits(attempt_id):
                 details = ErrorDetails.from_exception(error)
                 self._settle(group, name, attempt_id, OutcomeStatus.ERROR, error=details)
-                if not self._steps_of(group).busy:
-                    self._conclude(group)
+                self._conclude_if_idle(group)
 
     def _begin_further(
         self, group: JobGroup, handle: JobHandle, workers: WorkersView
@@ -352,7 +411,7 @@ class Requester:
             beside=beside,
             time_left=group.deadline.left if group.deadline is not None else None,
         )
-        return self._begin_attempt(group, workers, handle.worker, planned.payload, headers)
+        return self._begin_attempt(group, workers, handle.worker, planned.content, headers)
 
     async def _wait_for_bus(self, group: JobGroup) -> None:
         bus = group.findings.bus = self._runtime.bus
@@ -408,6 +467,8 @@ class Requester:
                 OutcomeStatus.COMPLETED,
                 response=message.response,
             )
+            if settled:
+                group.push_response(message.source, message.response)
         else:
             settled = self._settle_failed(group, message, OutcomeStatus(str(status)))
         if settled:
@@ -447,6 +508,7 @@ class Requester:
         name, data = message.source, message.data
         self._settle(group, name, message.job_id, OutcomeStatus.COMPLETED, response=data)
         group.push(JobGroupEvent(JobGroupEvent.STREAM_END, name, data))
+        group.push_response(name, data)
         self._run_hooks(group, "on_job_stream_end", _of_job(message, group.job_id))
 
     def on_update(self, message: UpdateMessage) -> None:
@@ -580,6 +642,11 @@ class Requester:
             self._runtime.create_task(cancelling, "job_not_needed")
         return True
 
+    def _conclude_if_idle(self, group: JobGroup) -> None:
+        """End a group for which nothing has arrived; what runs its hooks ends it otherwise."""
+        if not self._steps_of(group).busy:
+            self._conclude(group)
+
     def _conclude(self, group: JobGroup) -> None:
         """End a group once the hooks have run for everything that arrived for it."""
         if group.concluded or group.verdict is OPEN:
@@ -669,8 +736,16 @@ class Requester:
             cancel_reason=CancelReason.REQUESTER_CANCELLED,
         )
         await self._cancellation.cancel_abandoned(group, reason)
-        if not self._steps_of(group).busy:
-            self._conclude(group)
+        self._conclude_if_idle(group)
+
+    def _accept_partial(self, group: JobGroup) -> None:
+        group.accept_partial()
+        self._conclude_if_idle(group)
+
+    def accept(self, group: JobGroup) -> None:
+        """End a group with the responses so far; the other jobs are not needed."""
+        group.accept()
+        self._conclude_if_idle(group)
 
     async def end(self, group: PipecatJobGroup, reason: str) -> None:
         """Cancel a group through the worker's own ``cancel_job_group()``."""

@@ -1,9 +1,9 @@
 """The calls ``self.job(...)`` and ``self.job_group(...)``, to be awaited or entered."""
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
 from types import TracebackType
-from typing import Any, Generic, Self, cast
+from typing import Any, ClassVar, Generic, Self, cast
 
 from pipecat.pipeline.job_context import JobContext as PipecatJobContext
 from pipecat.pipeline.job_context import JobEvent, JobGroupEvent
@@ -14,11 +14,11 @@ from typing_extensions import TypeVar
 
 from pipecat_jobs._protocol.requests import JobRequest, list_problems
 from pipecat_jobs._requester.call import Call
-from pipecat_jobs._requester.group import JobGroup
+from pipecat_jobs._requester.group import RESPONSE, JobGroup
 from pipecat_jobs._requester.requester import Requester
 from pipecat_jobs.errors import InvalidJobError, InvalidJobResponseError, JobNotEndedError
 from pipecat_jobs.outcomes import JobData, JobOutcome
-from pipecat_jobs.params import JobGroupParams, check_hedge
+from pipecat_jobs.params import JobGroupParams
 
 R = TypeVar("R", default=JobData)
 
@@ -35,7 +35,6 @@ class _JobScope(Generic[R]):
         params: JobGroupParams,
         request: JobRequest[R] | None = None,
     ):
-        check_hedge(params, worker_names)
         self._requester = requester
         self._request = request
         self._worker_names = worker_names
@@ -104,13 +103,16 @@ class _JobScope(Generic[R]):
             # Nothing reads the events from here on; the worker must not wait for a reader.
             self._group.events.set_read(False)
         try:
-            await self._group.wait()
+            await self._until_ended(self._group)
         except asyncio.CancelledError:
             await self._requester.end(self._group, "context exited with error")
             raise
         if self._request is not None:
             self._read_responses()
         return False
+
+    async def _until_ended(self, group: PipecatJobGroup) -> None:
+        await group.wait()
 
     async def _next_event(self) -> JobGroupEvent:
         event = None
@@ -119,6 +121,28 @@ class _JobScope(Generic[R]):
         if event is None:
             raise StopAsyncIteration
         return event
+
+
+class _Outcomes:
+    """The outcomes of a group's jobs, each once it is known."""
+
+    def __init__(self, group: JobGroup):
+        self._group = group
+        self._asked = 0
+        #: Whether a loop over it has begun, and has not come to its end.
+        self.is_open = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> JobOutcome:
+        self.is_open = True
+        outcome = await self._group.find_outcome(self._asked)
+        if outcome is None:
+            self.is_open = False
+            raise StopAsyncIteration
+        self._asked += 1
+        return outcome
 
 
 class JobContext(_JobScope[R], PipecatJobContext):
@@ -205,7 +229,12 @@ class JobGroupContext(_JobScope[R], PipecatJobGroupContext):
             print(name, response)
     """
 
+    #: The type of the event of a worker that has completed, which has its response as ``data``.
+    RESPONSE: ClassVar[str] = RESPONSE
+
     _single = False
+    # What `as_completed()` gave last: a loop that is left by `break` does not close it.
+    _given: _Outcomes | None = None
 
     def __await__(self) -> Generator[Any, Any, dict[str, R]]:
         return self._find_responses().__await__()
@@ -232,6 +261,42 @@ class JobGroupContext(_JobScope[R], PipecatJobGroupContext):
         if self._request is not None:
             return dict(self._read_responses())
         return cast("dict[str, R]", self._group.responses if self._group else {})
+
+    def as_completed(self) -> AsyncIterator[JobOutcome]:
+        """Give the outcome of each worker as soon as it has one, for ``async for`` in the block.
+
+        Failures are among them, and the jobs that are cancelled when the group ends. Leave the loop
+        by ``break`` when the rest is not needed: then the end of the block cancels the other jobs
+        as not needed, waits for none of them, and raises nothing.
+
+        Returns:
+            The outcomes, in the order in which the jobs end.
+
+        Raises:
+            InvalidJobError: If the block of the group has not been entered.
+
+        Example::
+
+            async with self.job_group("wiki", "news", cancel_on_error=False) as group:
+                async for outcome in group.as_completed():
+                    if outcome.completed:
+                        print(outcome.worker, outcome.response)
+                        break
+        """
+        if not isinstance(self._group, JobGroup):
+            raise InvalidJobError(
+                "as_completed() was called outside of the group's block; write it into 'async with "
+                "self.job_group(...) as group:'"
+            )
+        self._given = _Outcomes(self._group)
+        return self._given
+
+    async def _until_ended(self, group: PipecatJobGroup) -> None:
+        if not isinstance(group, JobGroup) or self._given is None or not self._given.is_open:
+            await super()._until_ended(group)
+            return
+        self._requester.accept(group)
+        await group.until_done()
 
     @property
     def outcomes(self) -> dict[str, JobOutcome]:

@@ -51,7 +51,7 @@ from pipecat_jobs.open_jobs import OpenJobs
 from pipecat_jobs.params import (
     JobGroupKeywords,
     JobKeywords,
-    check_worker_names,
+    check_workers,
     group_params,
 )
 
@@ -172,8 +172,8 @@ class WorkerJobs(Responding, IgnoresOthers):
             **keywords: What to ask and for how long; see :class:`~pipecat_jobs.params.JobKeywords`.
 
         Returns:
-            The context to enter with ``async with``; leaving it raises ``JobError`` if the job did
-            not complete.
+            The job, to be awaited for the worker's response, or to be entered with ``async with``.
+            Awaiting it and leaving its block raise ``JobError`` if the job did not complete.
 
         Raises:
             InvalidJobError: If an argument cannot be used.
@@ -181,14 +181,19 @@ class WorkerJobs(Responding, IgnoresOthers):
 
         Example::
 
+            response = await self.job("worker", payload={"question": "Why?"}, timeout=30)
+            print(response)
+
             async with self.job("worker", payload={"question": "Why?"}, timeout=30) as j:
-                pass
+                async for event in j:
+                    print(event.type, event.data)
 
             print(j.response)
         """
         checked = group_params(params, keywords, JobKeywords)
         add_request(checked, request)
-        return JobContext(self.__requester, check_worker_names([worker_name]), checked, request)
+        names = check_workers([worker_name], checked)
+        return JobContext(self.__requester, names, checked, request)
 
     @overload
     def job_group(
@@ -226,8 +231,9 @@ class WorkerJobs(Responding, IgnoresOthers):
                 :class:`~pipecat_jobs.params.JobGroupKeywords`.
 
         Returns:
-            The context to enter with ``async with``; leaving it raises ``JobGroupError`` if the
-            group did not complete.
+            The group, to be awaited for the responses of the workers that completed, by worker, or
+            to be entered with ``async with``. Awaiting it and leaving its block raise
+            ``JobGroupError`` if the group did not complete.
 
         Raises:
             InvalidJobError: If an argument cannot be used.
@@ -235,14 +241,17 @@ class WorkerJobs(Responding, IgnoresOthers):
 
         Example::
 
-            async with self.job_group("advocate", "critic", payload={"topic": "AI"}) as jg:
+            responses = await self.job_group("advocate", "critic", payload={"topic": "AI"})
+            print(responses["critic"])
+
+            async with self.job_group("wiki", "news", payload={"topic": "AI"}, need="first") as jg:
                 pass
 
-            print(jg.responses["critic"])
+            print(jg.responses)
         """
         checked = group_params(params, keywords, JobGroupKeywords)
         add_request(checked, request)
-        names = check_worker_names(worker_names)
+        names = check_workers(worker_names, checked)
         return JobGroupContext(self.__requester, names, checked, request)
 
     async def request_job(
@@ -281,7 +290,7 @@ class WorkerJobs(Responding, IgnoresOthers):
         """
         checked = group_params(params, keywords, JobKeywords)
         add_request(checked, request)
-        names = check_worker_names([worker_name])
+        names = check_workers([worker_name], checked)
         return (await self.__requester.dispatch(names, Call(checked))).job_id
 
     async def request_job_group(
@@ -320,7 +329,7 @@ class WorkerJobs(Responding, IgnoresOthers):
         """
         checked = group_params(params, keywords, JobGroupKeywords)
         add_request(checked, request)
-        names = check_worker_names(worker_names)
+        names = check_workers(worker_names, checked)
         return (await self.__requester.dispatch(names, Call(checked))).job_id
 
     async def create_job_group_and_request_job(
@@ -341,7 +350,8 @@ class WorkerJobs(Responding, IgnoresOthers):
                 :class:`~pipecat_jobs.params.JobGroupKeywords`.
 
         Returns:
-            The :class:`~pipecat_jobs.JobGroup`, once every request has been sent.
+            The :class:`~pipecat_jobs.JobGroup`, once every request has been sent; with another
+            ``need`` than "all", once every worker that is ready has its request.
 
         Raises:
             JobGroupError: If a worker was not ready in time.

@@ -153,3 +153,19 @@ async def test_a_group_that_goes_on_after_an_error_closes_its_card_once_all_have
         ("completed", "b", "completed", {"from": "b"}),
         ("closed",),
     ]
+
+
+async def test_a_group_that_needs_its_first_response_closes_its_card_with_it(
+    make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus
+):
+    ui = make()
+    await chaos_harness.start(ui, OurPeer("a"), OurPeer("b"))
+
+    async with ui.job_group("a", "b", payload={"q": 1}, name="echo", need="first"):
+        pass
+    await chaos_harness.settle()
+
+    shown = cards(chaos_bus)
+    assert shown[0] == ("started", "a", "b")
+    assert shown[1][0] == "completed"
+    assert shown[-1] == ("closed",)

@@ -35,8 +35,8 @@ NAMES = """
     MessageTooLargeError MessageTypeError MixinOrderError NoJobHandlerError OpenJob OpenJobState
     OutcomeStatus PipelineParams PipelineWorker ProcessorUnusablePolicy RedisModeError
     RedisStartError Retry RoutedBus ToolCallContext UIWorker UnknownJobError WorkerLostError
-    WorkerNotAddedError WorkerNotReadyError __version__ cancel_job job job_attempt job_headers
-    job_moved job_tool list_jobs tool tool_call
+    WorkerNotAddedError WorkerNotReadyError __version__ cancel_job job job_attempt job_deadline
+    job_headers job_moved job_tool list_jobs tool tool_call
 """.split()
 
 TESTING_NAMES = """

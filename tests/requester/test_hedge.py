@@ -17,16 +17,12 @@ from pipecat_jobs import (
     JobError,
     JobEvent,
     JobGroup,
-    JobOutcome,
     JobTimeoutError,
     OutcomeStatus,
     Retry,
     job,
     job_attempt,
 )
-from pipecat_jobs._requester.call import Call
-from pipecat_jobs._requester.policy import Verdict
-from pipecat_jobs.params import JobGroupKeywords, group_params
 from pipecat_jobs.testing import JobHarness
 
 pytestmark = pytest.mark.every_bus
@@ -261,19 +257,9 @@ async def test_an_update_can_be_requested_of_both_attempts(job_harness: JobHarne
 # -- workers in turn -----------------------------------------------------------------------------
 
 
-class First:
-    """A policy that succeeds with the first response."""
-
-    def judge(self, latest: JobOutcome, completed: int, pending: int) -> Verdict:
-        if completed:
-            return Verdict.SUCCEEDED
-        return Verdict.OPEN if pending else Verdict.FAILED
-
-
 async def ask_in_turn(requester: BaseWorker, *names: str, **keywords: Any) -> JobGroup:
-    params = group_params(None, JobGroupKeywords(**{"name": "work", **keywords}), JobGroupKeywords)
-    group = await requester._WorkerJobs__requester.dispatch(
-        list(names), Call(params, policy=First())
+    group = await requester.create_job_group_and_request_job(
+        list(names), name="work", need="first", **keywords
     )
     assert isinstance(group, JobGroup)
     return group
@@ -368,6 +354,5 @@ async def test_a_job_refuses_a_hedge_that_cannot_be(
 async def test_a_group_that_needs_every_worker_refuses_a_hedge(job_harness: JobHarness):
     requester, slow = await start(job_harness)
     with pytest.raises(InvalidJobError, match="need='first'"):
-        async with requester.job_group("slow", "other", hedge_after=1.0):
-            pass
+        requester.job_group("slow", "other", hedge_after=1.0)
     assert slow.calls == []

@@ -446,7 +446,7 @@ async def test_a_context_is_entered_once(job_harness: JobHarness):
     context = requester.job("responder", name="echo")
     async with context:
         pass
-    with pytest.raises(InvalidJobError, match="entered once"):
+    with pytest.raises(InvalidJobError, match="entered or awaited once"):
         async with context:
             pass
 

@@ -24,6 +24,7 @@ from pipecat_jobs import (
     Retry,
     UIWorker,
     job,
+    job_deadline,
 )
 
 
@@ -48,6 +49,18 @@ async def a_job_gives_events_a_response_and_an_outcome(worker: BaseWorker) -> No
     assert_type(j.response, dict[str, Any])
     assert_type(j.outcome, JobOutcome | None)
     assert_type(j.job_id, str)
+
+
+async def a_job_is_awaited_for_its_response(worker: BaseWorker) -> None:
+    assert_type(await worker.job("r", name="research", ready_within=1), dict[str, Any])
+    responses = await worker.job_group("a", "b", payloads={"a": {}, "b": {}}, need="first")
+    assert_type(responses, dict[str, dict[str, Any]])
+    async with worker.job_group("a", "b", need=2, partial_after=1.5) as group:
+        async for outcome in group.as_completed():
+            assert_type(outcome, JobOutcome)
+    assert_type(job_deadline(), float | None)
+    worker.job_group("a", need="some")  # pyright: ignore[reportArgumentType]
+    worker.job("a", payloads={"a": {}})  # pyright: ignore[reportCallIssue]
 
 
 async def a_group_gives_them_by_worker(worker: BaseWorker) -> None:

@@ -343,7 +343,7 @@ class Misbehave(JobInterceptor):
     [
         ("never", "were not sent"),
         ("twice", "once, not again"),
-        ("other workers", "payload and headers, no other"),
+        ("other workers", "payload, payloads and headers, no other"),
         ("a payload that is not a dict", "payload is 'text'"),
         ("headers of another type", "headers is {}"),
         ("swallows", "were not sent"),

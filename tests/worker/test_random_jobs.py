@@ -186,12 +186,23 @@ def is_what_it_says(story: Story, asked: Asked, outcome: JobOutcome) -> Iterator
             if not may_be_cancelled(story, asked, outcome):
                 yield "no cancel was requested"
         case OutcomeStatus.TIMED_OUT:
-            if deadline is None or abs(took - deadline) > EXACT:
+            own = deadline is not None and abs(took - deadline) <= EXACT
+            if not own and not has_inherited_a_deadline(asked, asked.started + took):
                 yield f"timed out after {took:g} s"
         case OutcomeStatus.LOST:
             reported = (asked.requester, outcome.worker) in story.lost
             if not reported and outcome.worker not in story.stopped:
                 yield "the worker runs"
+
+
+def has_inherited_a_deadline(asked: Asked, at: float) -> bool:
+    """Whether the deadline of a job in whose handler a request was made has passed by then."""
+    run = asked.parent
+    while run is not None:
+        if run.asked.deadline is not None and at >= run.asked.deadline - EXACT:
+            return True
+        run = run.asked.parent
+    return False
 
 
 def failed(run: Run) -> bool:
