@@ -17,6 +17,7 @@ from pipecat.frames.frames import (
     ErrorFrame,
     Frame,
     FunctionCallCancelFrame,
+    FunctionCallInProgressFrame,
     FunctionCallResultFrame,
     FunctionCallsStartedFrame,
     InterruptionFrame,
@@ -40,6 +41,7 @@ from pipecat_jobs._llm.parts import LLMParts
 from pipecat_jobs._llm.provider import Answer, AnswerCutError, describe_failure
 from pipecat_jobs._llm.turn import Turn, TurnState
 from pipecat_jobs._pipecat import forgo_owed_run, owes_run, take_queued_function_calls
+from pipecat_jobs._protocol.deadline import current_deadline
 from pipecat_jobs._protocol.recent import Recent
 from pipecat_jobs.errors import LLMTurnError, LLMTurnInterruptedError
 
@@ -351,6 +353,11 @@ class TurnTracker:
         await drop_calls(self.parts.llm, dropped)
 
     async def _before_leaving_llm(self, _: FrameProcessor, frame: Frame) -> None:
+        if isinstance(frame, FunctionCallInProgressFrame):
+            # This runs in the task of the call: the jobs of the tool inherit the turn's deadline.
+            turn = self._calls.get(frame.tool_call_id)
+            current_deadline.set(turn.job.deadline if turn and turn.job else None)
+            return
         turn = self.running
         if turn is None:
             return

@@ -12,6 +12,7 @@ from pipecat_jobs._pipecat.events import (
 from pipecat_jobs._pipecat.llm import (
     cancel_function_call,
     forgo_owed_run,
+    function_call_timeout,
     is_speech_to_speech,
     owes_run,
     take_queued_function_calls,
@@ -27,6 +28,7 @@ __all__ = [
     "find_provider",
     "forget_runner",
     "forgo_owed_run",
+    "function_call_timeout",
     "has_ended",
     "has_event_handlers",
     "is_speech_to_speech",

@@ -17,6 +17,13 @@ async def cancel_function_call(llm: LLMService[Any], tool_call_id: str) -> None:
     await llm._cancel_function_calls_by_tool_call_id(tool_call_id)
 
 
+def function_call_timeout(llm: LLMService[Any], name: str) -> float | None:
+    """Give the seconds after which Pipecat cancels a call of a function; None for never."""
+    registered = llm._functions.get(name) or llm._functions.get(None)
+    timeout = registered.timeout_secs if registered is not None else None
+    return timeout or llm._function_call_timeout_secs
+
+
 def take_queued_function_calls(
     llm: LLMService[Any], taken: Callable[[FunctionCallRunnerItem], bool]
 ) -> list[FunctionCallRunnerItem]:

@@ -12,6 +12,8 @@ from pipecat.services.llm_service import FunctionCallParams
 from pipecat_jobs._llm.context_value import to_context_value
 from pipecat_jobs._llm.mixin import JobsMixin
 from pipecat_jobs._llm.watch import was_interrupted_before_it_began, watch
+from pipecat_jobs._pipecat import function_call_timeout
+from pipecat_jobs._protocol.deadline import inheriting
 from pipecat_jobs._protocol.requests import JobRequest
 from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
@@ -84,8 +86,8 @@ class ToolCallContext:
             **keywords: The arguments of the job; see :class:`~pipecat_jobs.params.JobKeywords`.
 
         Returns:
-            The context to enter with ``async with``. Leaving it raises ``JobError`` if the job did
-            not complete.
+            The job, to be awaited for the worker's response, or to be entered with ``async with``.
+            Awaiting it and leaving its block raise ``JobError`` if the job did not complete.
 
         Raises:
             InvalidJobError: If an argument cannot be used, or the worker of the tool is not one of
@@ -99,9 +101,7 @@ class ToolCallContext:
                     '''Find out where a book stands.'''
                     async with tool_call(params) as call:
                         asked = {"title": title}
-                        async with call.job("library", payload=asked, timeout=10) as j:
-                            pass
-                        await call.finish(j.response)
+                        await call.finish(await call.job("library", payload=asked, timeout=10))
         """
         return self._requester.job(worker_name, request, **keywords)
 
@@ -137,8 +137,9 @@ class ToolCallContext:
                 :class:`~pipecat_jobs.params.JobGroupKeywords`.
 
         Returns:
-            The context to enter with ``async with``. Leaving it raises ``JobGroupError`` if the
-            group did not complete.
+            The group, to be awaited for the responses of the workers that completed, by worker, or
+            to be entered with ``async with``. Awaiting it and leaving its block raise
+            ``JobGroupError`` if the group did not complete.
 
         Raises:
             InvalidJobError: If an argument cannot be used, or the worker of the tool is not one of
@@ -152,9 +153,8 @@ class ToolCallContext:
                     '''Have two workers argue about a topic.'''
                     async with tool_call(params) as call:
                         asked = {"topic": topic}
-                        async with call.job_group("advocate", "critic", payload=asked) as group:
-                            pass
-                        await call.finish(group.responses)
+                        responses = await call.job_group("advocate", "critic", payload=asked)
+                        await call.finish(responses)
         """
         return self._requester.job_group(*worker_names, request=request, **keywords)
 
@@ -260,6 +260,11 @@ class ToolCallContext:
         self._exits.push(self._leave)
         await self._exits.enter_async_context(self._scope)
         self._exits.push_async_exit(self._settle)
+        params = self._params
+        # Pipecat cancels the call then; the workers of its jobs learn how long they have.
+        self._exits.enter_context(
+            inheriting(function_call_timeout(params.llm, params.function_name))
+        )
         self._endings = watch(self._params.llm).endings
         self._endings.add(self._end_of_session)
         return self

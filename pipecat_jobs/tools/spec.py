@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from pipecat_jobs._protocol.deadline import inheriting
 from pipecat_jobs._protocol.handlers import find_signature
 from pipecat_jobs._protocol.tasks import RunningTask
 from pipecat_jobs._protocol.text import shorten
@@ -120,7 +121,8 @@ class ToolSpec:
             run = self.repeats.run_beside if confirmed else self.repeats.run
             return await run(identity, lambda: self._settle(lambda: ask(valid, time_left)))
 
-        return await self._settle(run_once)
+        with inheriting(self.options.timeout):
+            return await self._settle(run_once)
 
     async def prepare(
         self, given_by_pipecat: list[object], arguments: ValidArguments

@@ -45,6 +45,7 @@ from pipecat_jobs._pipecat import (
     find_provider,
     forget_runner,
     forgo_owed_run,
+    function_call_timeout,
     has_ended,
     has_event_handlers,
     is_speech_to_speech,
@@ -534,6 +535,22 @@ def test_find_provider_of_a_service_that_is_not_known():
 
 async def test_a_service_that_generates_text_is_not_speech_to_speech(new_llm: NewLLM):
     assert is_speech_to_speech(new_llm("You wait.")) is False
+
+
+@pytest.mark.parametrize(
+    ("own", "of_all", "expected"), [(3.0, 5.0, 3.0), (None, 5.0, 5.0), (None, None, None)]
+)
+def test_function_call_timeout_is_the_functions_own_or_that_of_all(
+    new_llm: NewLLM, own: float | None, of_all: float | None, expected: float | None
+):
+    async def wait(params: FunctionCallParams) -> None: ...
+
+    llm = new_llm("You wait.", function_call_timeout_secs=of_all)
+    llm.register_function("wait", wait, timeout_secs=own)
+    assert function_call_timeout(llm, "wait") == expected
+    assert function_call_timeout(llm, "unknown") == of_all
+    llm.register_function(None, wait, timeout_secs=7.0)
+    assert function_call_timeout(llm, "unknown") == 7.0
 
 
 # -- forget_runner -------------------------------------------------------------------------------
