@@ -162,9 +162,36 @@ def test_readme_links_have_existing_targets():
             assert (folder / link).exists(), f"{document} links to {link}"
 
 
-@pytest.mark.parametrize("number", range(len(blocks("docs/jobs.md", "python"))))
-async def test_snippets_of_the_jobs_page_run(names: dict[str, object], number: int):
-    await run(blocks("docs/jobs.md", "python")[number], names)
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [
+        (page, number)
+        for page, first in (("jobs", 0), ("asking", 1), ("many", 1))
+        for number in range(first, len(blocks(f"docs/{page}.md", "python")))
+    ],
+)
+async def test_snippets_of_the_pages_about_jobs_run(
+    names: dict[str, object], page: str, number: int
+):
+    await run(blocks(f"docs/{page}.md", "python")[number], names)
+
+
+@pytest.mark.parametrize(
+    ("page", "printed"),
+    [
+        ("asking", "{'title': 'Moby Dick', 'shelf': 7}\n"),
+        ("many", "wiki wiki on tea\nnews news on tea\n"),
+    ],
+)
+async def test_programs_of_the_pages_about_jobs_run(tmp_path: Path, page: str, printed: str):
+    program = tmp_path / "bot.py"
+    program.write_text(blocks(f"docs/{page}.md", "python")[0])
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, program, cwd=tmp_path, stdout=PIPE, stderr=PIPE
+    )
+    out, errors = await asyncio.wait_for(process.communicate(), 250)
+    assert process.returncode == 0, errors.decode()
+    assert out.decode() == printed
 
 
 @pytest.mark.parametrize("number", range(len(blocks("docs/retrying.md", "python"))))
@@ -235,7 +262,7 @@ from pipecat.services.openai.llm import OpenAILLMService
 from pipecat_jobs import BaseWorker, JobTimeoutError, LLMContextWorker, job, tool
 from pipecat_jobs.testing import JobHarness, Text, ToolCall, run_virtual
 """
-    researcher = blocks("docs/jobs.md", "python")[2]
+    researcher = blocks("docs/jobs.md", "python")[0]
     (tmp_path / "test_page.py").write_text("\n".join([imports, researcher, *tests]))
     options = ["asyncio_mode=auto", "asyncio_default_fixture_loop_scope=function"]
     done = subprocess.run(
