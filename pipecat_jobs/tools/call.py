@@ -27,6 +27,9 @@ from pipecat_jobs.tools.results import (
 )
 
 R = TypeVar("R")
+#: Seconds from Pipecat's timeout of a call to the deadline that its jobs inherit, so that Pipecat
+#: cancels the call, and its jobs with it, before that.
+_AFTER_PIPECAT = 1.0
 
 
 def check_requester(worker: object, tool_name: str) -> JobsMixin:
@@ -260,11 +263,9 @@ class ToolCallContext:
         self._exits.push(self._leave)
         await self._exits.enter_async_context(self._scope)
         self._exits.push_async_exit(self._settle)
-        params = self._params
-        # Pipecat cancels the call then; the workers of its jobs learn how long they have.
-        self._exits.enter_context(
-            inheriting(function_call_timeout(params.llm, params.function_name))
-        )
+        timeout = function_call_timeout(self._params.llm, self._params.function_name)
+        if timeout is not None:
+            self._exits.enter_context(inheriting(timeout + _AFTER_PIPECAT))
         self._endings = watch(self._params.llm).endings
         self._endings.add(self._end_of_session)
         return self

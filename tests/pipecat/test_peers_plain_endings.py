@@ -131,7 +131,9 @@ async def test_messages_of_a_plain_worker_while_others_are_still_being_asked_are
     async def call() -> list[tuple[str, Any]]:
         params = JobGroupParams(name="update")
         async with requester.job_group("quick", "slow", params=params) as jg:
-            return [(event.worker_name, event.data) async for event in jg]
+            return [
+                (event.worker_name, event.data) async for event in jg if event.type != "response"
+            ]
 
     call_task = asyncio.create_task(call())
     await blocking_bus.wait_for(

@@ -287,7 +287,9 @@ async def updates(job_harness: JobHarness, latest_update_only: bool) -> list[obj
         read = [(event.worker_name, event.type, event.data) async for event in group]
     await job_harness.settle()
     assert requester.fired().count("on_job_update") == 4
-    return [(name, data) for name, kind, data in read if kind != JobEvent.STREAM_START]
+    return [
+        (name, data) for name, kind, data in read if kind not in (JobEvent.STREAM_START, "response")
+    ]
 
 
 async def test_a_newer_update_of_the_same_worker_replaces_an_unread_one(
