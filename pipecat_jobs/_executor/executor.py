@@ -337,7 +337,7 @@ class Executor:
     async def _call_intercepted(self, execution: Execution, call: _Call) -> JobData | None:
         request = execution.request
         error = None
-        self._tell(JobLifeEventKind.BEGUN, request)
+        self._notify(JobLifeEventKind.BEGUN, request)
         try:
             run = partial(self._call_handler, execution, call)
             return await self._interceptors.handle(request, run)
@@ -345,15 +345,15 @@ class Executor:
             error = ErrorDetails.from_exception(raised)
             raise
         finally:
-            self._tell(JobLifeEventKind.HANDLER_ENDED, request, error)
+            self._notify(JobLifeEventKind.HANDLER_ENDED, request, error)
 
-    def _tell(
+    def _notify(
         self,
         kind: JobLifeEventKind,
         request: BusJobRequestMessage,
         error: ErrorDetails | None = None,
     ) -> None:
-        self._interceptors.tell(
+        self._interceptors.notify(
             kind, request.job_id, request.job_name, request.source, self._runtime.name, error=error
         )
 

@@ -34,5 +34,5 @@ def has_ended(worker: BaseWorker) -> bool:
 def forget_runner(runner: WorkerRunner, gone: str) -> None:
     """Remove a runner that is gone, and its workers, and be ready for its return."""
     runner.registry._remote_workers.pop(gone, None)
-    # Otherwise a process that comes back under its name would get no answer to its announcement.
+    # Otherwise a process that comes back under its name would get no reply to its announcement.
     runner._known_runners.discard(gone)

@@ -58,7 +58,7 @@ class Interceptors:
         self._all = (*self._all, checked)
         self.active = True
 
-    def tell(
+    def notify(
         self,
         kind: JobLifeEventKind,
         job_id: str,

@@ -17,7 +17,7 @@ class StartableBus(Protocol):
         """Wait until the bus has started, or raise what kept it from starting."""
         ...
 
-    def problem(self) -> str | None:
+    def find_problem(self) -> str | None:
         """Say why no message can be sent now, or None."""
         ...
 

@@ -280,7 +280,7 @@ class JobGroup(PipecatJobGroup):
 
     @property
     def failure_reason(self) -> str:
-        """Why it fails, as a sentence for the workers that are told to stop."""
+        """Why it fails, as a sentence for the workers whose jobs are cancelled."""
         first = self._first_failure
         assert first is not None
         done = {
@@ -494,7 +494,7 @@ class JobGroup(PipecatJobGroup):
             known_workers=findings.known_workers,
             loop_blocked=findings.loop_blocked,
             sharing_loop=findings.sharing_loop,
-            bus_problem=findings.bus.problem() if findings.bus is not None else None,
+            bus_problem=findings.bus.find_problem() if findings.bus is not None else None,
             bus_failure=findings.bus_failure,
         )
 

@@ -161,9 +161,9 @@ class Requester:
         if inherited is not None and (group.timeout is None or inherited < group.timeout):
             group.timeout, group.inherits_deadline = inherited, True
         if self._interceptors.active:
-            group.on_settled = partial(self._tell_settled, group)
+            group.on_settled = partial(self._notify_settled, group)
             for name in worker_names:
-                self._tell(JobLifeEventKind.ASKED, group, name)
+                self._notify(JobLifeEventKind.ASKED, group, name)
         if self._stopped:
             group.ending = CancelReason.REQUESTER_STOPPED
             group.fail(f"worker '{self._runtime.name}' has stopped")
@@ -214,7 +214,7 @@ class Requester:
             call, lambda call: self._send_requests(group, workers, call, call.headers)
         )
 
-    def _tell(
+    def _notify(
         self,
         kind: JobLifeEventKind,
         group: JobGroup,
@@ -223,7 +223,7 @@ class Requester:
         data: JobData | None = None,
         outcome: JobOutcome | None = None,
     ) -> None:
-        self._interceptors.tell(
+        self._interceptors.notify(
             kind,
             group.job_id,
             group.params.name,
@@ -233,8 +233,8 @@ class Requester:
             outcome=outcome,
         )
 
-    def _tell_settled(self, group: JobGroup, outcome: JobOutcome) -> None:
-        self._tell(JobLifeEventKind.SETTLED, group, outcome.worker, outcome=outcome)
+    def _notify_settled(self, group: JobGroup, outcome: JobOutcome) -> None:
+        self._notify(JobLifeEventKind.SETTLED, group, outcome.worker, outcome=outcome)
 
     async def _send_requests(
         self,
@@ -371,7 +371,7 @@ class Requester:
         )
         set_headers(request, headers)
         if self._interceptors.active:
-            self._tell(JobLifeEventKind.SENT, group, name)
+            self._notify(JobLifeEventKind.SENT, group, name)
         return request
 
     async def _ask_again(self, group: JobGroup, handle: JobHandle) -> None:
@@ -531,7 +531,7 @@ class Requester:
         if group is not None and self._interceptors.active:
             update = event.type == JobGroupEvent.UPDATE
             kind = JobLifeEventKind.UPDATE if update else JobLifeEventKind.STREAM
-            self._tell(kind, group, message.source, data=event.data)
+            self._notify(kind, group, message.source, data=event.data)
         if group is None or group.failed:
             self._run_hooks_late(hook, message)
             return

@@ -32,10 +32,10 @@ class Departure:
         """Whether it has."""
         # In the order they came, and each is removed in one step however many there are.
         self.watches: dict[_DepartureWatch, None] = {}
-        """What is told, as the keys."""
+        """The watches to notify, as the keys."""
 
     def happen(self) -> None:
-        """Tell the watches: the worker has stopped. Does nothing the second time."""
+        """Notify the watches that the worker has stopped. Does nothing the second time."""
         self.stopped = True
         watches, self.watches = self.watches, {}
         for watch in watches:

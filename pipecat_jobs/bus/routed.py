@@ -172,7 +172,7 @@ class RoutedBus(WorkerBus):
         """Wait until the bus delivers."""
         await self._started.wait()
 
-    def problem(self) -> str | None:
+    def find_problem(self) -> str | None:
         """Return why the bus delivers nothing now.
 
         Returns:
@@ -180,7 +180,7 @@ class RoutedBus(WorkerBus):
 
         Example::
 
-            assert "has not started" in RoutedBus().problem()
+            assert "has not started" in RoutedBus().find_problem()
         """
         return (
             None

@@ -32,8 +32,8 @@ class Dispatch:
     def progress(self) -> JobToolProgress:
         """Return the progress of the jobs at this moment."""
         outcomes = self._group.outcomes if self._group else {}
-        answers = {name: o.response or {} for name, o in outcomes.items() if o.completed}
-        return JobToolProgress(self._clock() - self._began, answers, dict(self._updates))
+        responses = {name: o.response or {} for name, o in outcomes.items() if o.completed}
+        return JobToolProgress(self._clock() - self._began, responses, dict(self._updates))
 
     async def run(
         self, payload: JobData, *, timeout: float | None, on_update: OnUpdate | None

@@ -12,13 +12,13 @@ class JobToolProgress:
 
     Parameters:
         seconds: Seconds since the jobs were requested.
-        answers: The responses so far, dicts, by the worker's name.
+        responses: The responses so far, dicts, by the worker's name.
         updates: The latest update of each worker that has sent one, a dict, by the worker's name.
 
     Example::
 
         def how_far(progress: JobToolProgress) -> str:
-            return f"{len(progress.answers)} of 2 after {progress.seconds:.0f} seconds."
+            return f"{len(progress.responses)} of 2 after {progress.seconds:.0f} seconds."
 
 
         class Host(LLMWorker):
@@ -29,7 +29,7 @@ class JobToolProgress:
     """
 
     seconds: float
-    answers: Mapping[str, JobData]
+    responses: Mapping[str, JobData]
     updates: Mapping[str, JobData]
 
 

@@ -66,7 +66,7 @@ def report(tool_name: str, outcomes: Mapping[str, JobOutcome]) -> object:
     if len(outcomes) == 1:
         (outcome,) = outcomes.values()
         return outcome.response if outcome.completed else report_failure(tool_name, outcomes)
-    answers = {
+    responses = {
         name: outcome.response or _NOTHING_SAID
         for name, outcome in outcomes.items()
         if outcome.completed
@@ -76,7 +76,7 @@ def report(tool_name: str, outcomes: Mapping[str, JobOutcome]) -> object:
         for name, outcome in outcomes.items()
         if not outcome.completed
     }
-    return {"answers": answers} | ({"missing": missing} if missing else {})
+    return {"answers": responses} | ({"missing": missing} if missing else {})
 
 
 def report_failure(tool_name: str, outcomes: Mapping[str, JobOutcome]) -> object:
@@ -89,8 +89,8 @@ def report_failure(tool_name: str, outcomes: Mapping[str, JobOutcome]) -> object
         return {"error": _find_text_for_llm(culprit) or f"{tool_name} {_describe_failure(culprit)}"}
     return {
         "error": "; ".join(
-            f"{o.worker}: {told}"
-            if (told := _find_text_for_llm(o))
+            f"{o.worker}: {text}"
+            if (text := _find_text_for_llm(o))
             else f"{o.worker} {_describe_failure(o)}"
             for o in culprits
         )

@@ -88,7 +88,7 @@ class StreamsBus(RedisStreamsBus):
         if self._process is not None:
             # The mark that shows it counts as a message.
             self._own += 1
-            await self._router.caught_up()
+            await self._router.wait_until_caught_up()
 
 
 class PubSubBus(RedisBus):

@@ -216,7 +216,7 @@ def test_a_say_function_gets_the_progress_and_may_say_nothing(play: Play):
 
     assert scene.stage.spoken == ["40 percent."]
     assert [round(progress.seconds) for progress in seen] == [5, 10]
-    assert [progress.answers for progress in seen] == [{}, {}]
+    assert [progress.responses for progress in seen] == [{}, {}]
 
 
 @pytest.mark.parametrize("words", [lambda _: 7, lambda progress: progress.nonsense])

@@ -26,7 +26,7 @@ from pipecat_jobs import (
 
 def how_far(progress: JobToolProgress) -> str | None:
     assert_type(progress.seconds, float)
-    return f"{len(progress.answers)} answers" if progress.answers else None
+    return f"{len(progress.responses)} answers" if progress.responses else None
 
 
 async def as_text(outcomes: Mapping[str, JobOutcome]) -> str:

@@ -147,14 +147,14 @@ class DistributedBus(RoutedBus):
         if self._start_failure is not None:
             raise self._start_failure
 
-    def problem(self) -> str | None:
+    def find_problem(self) -> str | None:
         """Return why nothing reaches other processes now.
 
         Returns:
             A sentence for an error, or None if the server takes messages.
         """
         trouble = self._process.trouble if self._process is not None else None
-        return trouble or super().problem()
+        return trouble or super().find_problem()
 
     async def stop(self) -> None:
         """Send the messages that wait, leave the channel, and stop delivering.
@@ -213,21 +213,21 @@ class DistributedBus(RoutedBus):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._stop_requests()
-                await open_jobs.until_none_held()
-        for held in open_jobs.all_held():
+                await open_jobs.wait_until_none_held()
+        for held in open_jobs.list_held():
             self._router.revoke(held, f"process of worker '{held.key.worker}' is drained")
             self._router.reassign(held.ref, held.attempt, started=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * self._lease):
-                await self._outbox.empty()
+                await self._outbox.wait_until_empty()
 
     async def _stop_requests(self) -> None:
         self._draining = True
         for offer in self._iterate_offers():
             self._call(Command.WITHDRAW, offer.name)
         # Requests that the server sent to this process before that are reassigned as they arrive.
-        await self._router.caught_up()
-        await self._outbox.empty()
+        await self._router.wait_until_caught_up()
+        await self._outbox.wait_until_empty()
 
     # -- subscribers -------------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ class DistributedBus(RoutedBus):
         for offer in self._offers[subscriber]:
             self._ended.add(offer.name)
             self._call(command, offer.name)
-            for held in self._router.open_jobs.all_held():
+            for held in self._router.open_jobs.list_held():
                 if held.key.worker == offer.name:
                     self._router.open_jobs.release(held)
                     self._router.reassign(held.ref, held.attempt, started=True)

@@ -140,7 +140,7 @@ class BusStats:
         sent: Calls that the server has taken.
         received: Messages that came from the server.
         garbage: Messages that could not be read or were not signed with the secret.
-        late_answers: Messages of workers of this process about jobs that were no longer theirs.
+        late_responses: Messages of workers of this process about jobs that were no longer theirs.
         reconnects: How often the server was away and came back.
         expulsions: How often this process was evicted and joined again.
         taken_over: Jobs that began in this process after an earlier attempt in another process.
@@ -156,7 +156,7 @@ class BusStats:
     sent: int = 0
     received: int = 0
     garbage: int = 0
-    late_answers: int = 0
+    late_responses: int = 0
     reconnects: int = 0
     expulsions: int = 0
     taken_over: int = 0

@@ -137,7 +137,7 @@ class OpenJobs:
         """Remove a requested job that has ended."""
         self._requested.pop(key, None)
 
-    def all_requested(self) -> list[RequestedJob]:
+    def list_requested(self) -> list[RequestedJob]:
         """List the open jobs that this process has requested."""
         return list(self._requested.values())
 
@@ -190,7 +190,7 @@ class OpenJobs:
         """Look up an open job that this process does, by the ref that the server has for it."""
         return self._by_ref.get(ref)
 
-    def all_held(self) -> list[HeldJob]:
+    def list_held(self) -> list[HeldJob]:
         """List the open jobs that this process does."""
         return list(self._by_ref.values())
 
@@ -219,6 +219,6 @@ class OpenJobs:
         if not self._by_ref:
             self._free.set()
 
-    async def until_none_held(self) -> None:
+    async def wait_until_none_held(self) -> None:
         """Wait until this process does no job."""
         await self._free.wait()

@@ -40,24 +40,24 @@ class Outbox:
         return True
 
     async def take(self, most: int) -> list[Call]:
-        """Wait for calls and return the next ones, which stay in the outbox until :meth:`sent`."""
+        """Wait for calls and return the next ones, which stay until :meth:`remove_sent`."""
         await self._filled.wait()
         for lane in self._lanes.values():
             while lane and len(self._taken) < most:
                 self._taken.append(lane.popleft())
         return list(self._taken)
 
-    def sent(self, calls: list[Call]) -> None:
+    def remove_sent(self, calls: list[Call]) -> None:
         """Remove calls that the server has taken."""
         done = set(calls)
         self._taken = [call for call in self._taken if call not in done]
         self._note()
 
-    def tried(self) -> list[Call]:
+    def list_tried(self) -> list[Call]:
         """List the calls that :meth:`take` returned and the server has not taken, in order."""
         return list(self._taken)
 
-    async def empty(self) -> None:
+    async def wait_until_empty(self) -> None:
         """Wait until the server has taken all calls."""
         await self._emptied.wait()
 

@@ -168,7 +168,7 @@ class Router:
                 return
             if not stays:
                 # The job has ended, or was reassigned to another process.
-                self._stats.late_answers += 1
+                self._stats.late_responses += 1
                 logger.debug(
                     f"{self._local}: not sending {describe(message)}: not this process's job"
                 )
@@ -254,7 +254,7 @@ class Router:
             if final:
                 self.open_jobs.finish_leaving(held.ref)
             if reply == "stale":
-                self._stats.late_answers += 1
+                self._stats.late_responses += 1
                 logger.warning(
                     f"{self._local}: {describe(message)} came too late: not this process's job"
                 )
@@ -490,12 +490,12 @@ class Router:
 
     def on_evicted(self) -> None:
         """Cancel the jobs that this process does, and settle those it requested, as lost."""
-        for held in self.open_jobs.all_held():
+        for held in self.open_jobs.list_held():
             self.revoke(held, self._reasons["evicted"])
         self.open_jobs.forget_server()
         # The eviction has deleted the inbox, and the marks in it.
         self._reach_marks()
-        for job in self.open_jobs.all_requested():
+        for job in self.open_jobs.list_requested():
             if job.sent or (job.request.number and not job.request.outlives):
                 self._settle_lost(job, "evicted")
             elif job.request.number:
@@ -503,12 +503,12 @@ class Router:
 
     def audit(self) -> None:
         """Ask the server which jobs of this process it has lost."""
-        sent = [job.request.number for job in self.open_jobs.all_requested() if job.sent]
+        sent = [job.request.number for job in self.open_jobs.list_requested() if job.sent]
         for start in range(0, max(len(sent), 1), _AUDITED):
             numbers = tuple(sent[start : start + _AUDITED])
             self._outbox.put(Call(Lane.CONTROL, Command.AUDIT, lambda _, __, n=numbers: n))
 
-    async def caught_up(self) -> None:
+    async def wait_until_caught_up(self) -> None:
         """Wait until all calls are sent and all entries that the server then had are read."""
         self._last_mark += 1
         number, mark = self._last_mark, asyncio.Event()

@@ -146,13 +146,13 @@ class Process:
         """Send the calls that wait, for at most ``timeout`` seconds, and leave the channel."""
         try:
             async with asyncio.timeout(timeout):
-                await self._outbox.empty()
+                await self._outbox.wait_until_empty()
         except TimeoutError:
             logger.warning(f"{self._listener}: {len(self._outbox)} messages were never sent")
         for task in self._tasks:
             await self._listener.cancel_task(task)
         # If the bus is started again, its next process sends them first, with its own numbers.
-        for call in self._outbox.tried():
+        for call in self._outbox.list_tried():
             call.number = 0
         # Cancelled last, because until the other tasks have ended, one of them may start a new
         # reader.
@@ -242,8 +242,10 @@ class Process:
                 await self._listener.cancel_task(self._reader)
             self._refused_at = None
             self._listener.on_evicted()
-            self._outbox.sent([call for call in self._outbox.tried() if not call.outlives])
-            for call in self._outbox.tried():
+            self._outbox.remove_sent(
+                [call for call in self._outbox.list_tried() if not call.outlives]
+            )
+            for call in self._outbox.list_tried():
                 call.number = 0
             self._joins_as, delays = _make_id(), _Delays()
             while True:
@@ -348,7 +350,7 @@ class Process:
                 break
             done.append(call)
         self._stats.sent += len(done)
-        self._outbox.sent(done)
+        self._outbox.remove_sent(done)
         for call, reply in zip(done, replies, strict=False):
             call.replied(cast(bytes, reply).decode())
         return problem

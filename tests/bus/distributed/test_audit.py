@@ -108,7 +108,7 @@ async def test_a_job_whose_end_the_server_has_forgotten_is_given_back(way: str):
     else:
         harness.respond()
     (call,) = await harness.calls()
-    harness.outbox.sent([call])
+    harness.outbox.remove_sent([call])
     if way != "the process was declared dead":
         call.replied("ok")
     else:
@@ -134,10 +134,10 @@ async def test_a_request_that_comes_again_changes_nothing(meanwhile: str):
         harness.respond()
     else:
         harness.local.drained = True
-    before, held = await names(harness), harness.router.open_jobs.all_held()
+    before, held = await names(harness), harness.router.open_jobs.list_held()
     harness.router.read(request())
     assert await names(harness) == before
-    assert harness.router.open_jobs.all_held() == held
+    assert harness.router.open_jobs.list_held() == held
 
 
 async def test_a_requesters_death_that_overtakes_its_request_wins():
@@ -145,13 +145,13 @@ async def test_a_requesters_death_that_overtakes_its_request_wins():
     harness.router.open_jobs.release(HELD)
     harness.router.read(Entry(Lane.URGENT, EntryKind.ABANDONED, "process:8", 1, b""))
     harness.router.read(request())
-    assert harness.router.open_jobs.all_held() == []
+    assert harness.router.open_jobs.list_held() == []
 
 
 async def test_a_wait_for_messages_on_their_way_ends_when_they_are_dropped():
     """An evicted process loses its inbox; a drain would otherwise wait for ever."""
     harness = RouterHarness()
-    waiting = asyncio.create_task(harness.router.caught_up())
+    waiting = asyncio.create_task(harness.router.wait_until_caught_up())
     await asyncio.sleep(0)
     harness.router.on_evicted()
     await asyncio.wait_for(waiting, timeout=100)

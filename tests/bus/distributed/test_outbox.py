@@ -33,7 +33,7 @@ async def test_urgent_messages_are_taken_first_and_the_rest_in_order():
     assert await outbox.take(4) == [control, *urgent, data[0]]
     # The outbox returns them again until the server has them.
     assert await outbox.take(4) == [control, *urgent, data[0]]
-    outbox.sent([control, urgent[0]])
+    outbox.remove_sent([control, urgent[0]])
     assert await outbox.take(4) == [urgent[1], *data]
 
 
@@ -53,7 +53,7 @@ async def test_the_outbox_has_a_limit_that_essential_messages_ignore():
     with pytest.raises(BusFullError):
         outbox.put(call())
     outbox.put(call(essential=True))
-    outbox.sent(outbox.tried())
+    outbox.remove_sent(outbox.list_tried())
     with pytest.raises(BusFullError):
         outbox.put(call())
     assert len(outbox) == 2
@@ -74,13 +74,13 @@ async def test_a_call_can_be_taken_back_until_it_is_tried():
 @pytest.mark.parametrize("way", ["sent", "taken back"])
 async def test_an_outbox_is_empty_once_all_is_sent_or_taken_back(way: str):
     outbox = Outbox(100)
-    await outbox.empty()
+    await outbox.wait_until_empty()
     outbox.put(one := call())
-    emptied = asyncio.ensure_future(outbox.empty())
+    emptied = asyncio.ensure_future(outbox.wait_until_empty())
     await asyncio.sleep(0)
     assert not emptied.done()
     if way == "sent":
-        outbox.sent(await outbox.take(1))
+        outbox.remove_sent(await outbox.take(1))
     else:
         assert outbox.withdraw(one)
     await emptied
@@ -116,7 +116,7 @@ async def test_a_released_job_stays_held_by_a_later_attempt():
     first, second = HeldJob(key, "x:1", 1), HeldJob(key, "y:1", 2)
     open_jobs.hold(first)
     open_jobs.hold(second)
-    free = asyncio.ensure_future(open_jobs.until_none_held())
+    free = asyncio.ensure_future(open_jobs.wait_until_none_held())
     open_jobs.release(first)
     assert open_jobs.find_held(key) is second
     assert (open_jobs.find_held_by_ref("x:1"), open_jobs.find_held_by_ref("y:1")) == (None, second)

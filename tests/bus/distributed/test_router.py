@@ -108,7 +108,7 @@ async def test_a_message_that_can_never_be_sent_is_an_error_and_does_not_delay_o
     with pytest.raises(MessageTypeError, match=r"^(target|job_name) is a (tuple|bool|dict)"):
         harness.router.publish(message)
     assert await harness.calls() == []
-    assert harness.router.open_jobs.all_requested() == []
+    assert harness.router.open_jobs.list_requested() == []
 
 
 # -- requests ------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ async def test_a_cancel_ends_a_job_that_no_process_has_taken(reply: str):
     assert (await harness.next_calls())[0][1:5] == (1, "u", "m", "1")
     await harness.send_all(reply)
     assert len(harness.responses()) == (reply == "untaken")
-    assert (harness.router.open_jobs.all_requested() == []) == (reply == "untaken")
+    assert (harness.router.open_jobs.list_requested() == []) == (reply == "untaken")
 
 
 async def test_an_urgent_message_that_is_not_a_cancel_cancels_nothing():
@@ -162,7 +162,7 @@ async def test_an_urgent_message_that_is_not_a_cancel_cancels_nothing():
     harness.router.publish(BusJobUpdateRequestMessage(source="here", target="there", job_id="1"))
     [(name, number, _, _, cancels, _)] = await harness.next_calls()
     assert (name, number, cancels) == ("notify_worker", 1, "0")
-    assert not harness.router.open_jobs.all_requested()[0].cancelled
+    assert not harness.router.open_jobs.list_requested()[0].cancelled
 
 
 async def test_a_response_ends_its_job():
@@ -171,11 +171,11 @@ async def test_a_response_ends_its_job():
     await harness.send_all()
     update = BusJobUpdateMessage(source="there", target="here", job_id="1", update={})
     harness.deliver("m", harness.seal(update), "me:1")
-    assert len(harness.router.open_jobs.all_requested()) == 1
+    assert len(harness.router.open_jobs.list_requested()) == 1
     harness.deliver(
         "m", harness.seal(job_response(source="there", target="here"), number=2), "me:1"
     )
-    assert harness.router.open_jobs.all_requested() == []
+    assert harness.router.open_jobs.list_requested() == []
     assert len(harness.local.delivered) == 2
 
 
@@ -189,7 +189,7 @@ async def test_a_requester_is_notified_of_a_lost_job_in_a_message_that_it_unders
         harness.router.publish(request(job_id))
     await harness.send_all()
     harness.deliver("l", b"once", "me:2")
-    assert [asked.key.job_id for asked in harness.router.open_jobs.all_requested()] == ["1"]
+    assert [asked.key.job_id for asked in harness.router.open_jobs.list_requested()] == ["1"]
     assert harness.stats.lost == 1
     if has_requester:
         [(key, reason)] = harness.local.lost
@@ -235,7 +235,7 @@ async def test_a_request_is_delivered_with_its_attempt():
     harness.deliver_request("other:1", job_id="a")
     assert [job_attempt(message) for message in harness.local.delivered] == [3, 1]  # type: ignore[arg-type]
     assert harness.stats.taken_over == 1
-    assert {held.ref for held in harness.router.open_jobs.all_held()} == {"other:1", "other:2"}
+    assert {held.ref for held in harness.router.open_jobs.list_held()} == {"other:1", "other:2"}
 
 
 async def test_a_request_for_a_worker_that_takes_none_is_given_back_as_not_begun():
@@ -243,7 +243,7 @@ async def test_a_request_for_a_worker_that_takes_none_is_given_back_as_not_begun
     harness.local.accepts = False
     harness.deliver_request("other:7", attempt=2)
     assert await harness.next_calls() == [("reassign", "other:7", 2, "0")]
-    assert harness.local.delivered == harness.router.open_jobs.all_held() == []
+    assert harness.local.delivered == harness.router.open_jobs.list_held() == []
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ async def test_the_end_of_a_job_is_sent_even_when_the_outbox_is_full_but_an_upda
     harness.router.publish(job_response())
     [(*sent, _)] = await harness.next_calls()
     assert sent == ["notify_requester", "other:1", 1, "d", "m", "1"]
-    assert harness.router.open_jobs.all_held() == []
+    assert harness.router.open_jobs.list_held() == []
 
 
 async def test_messages_of_a_job_that_has_ended_are_not_sent():
@@ -285,7 +285,7 @@ async def test_messages_of_a_job_that_has_ended_are_not_sent():
     await harness.send_all()
     harness.router.publish(job_response())
     assert await harness.calls() == []
-    assert harness.stats.late_answers == 1
+    assert harness.stats.late_responses == 1
 
 
 async def test_a_response_that_came_too_late_is_counted():
@@ -293,7 +293,7 @@ async def test_a_response_that_came_too_late_is_counted():
     harness.deliver_request()
     harness.router.publish(job_response())
     await harness.send_all("stale")
-    assert harness.stats.late_answers == 1
+    assert harness.stats.late_responses == 1
 
 
 async def test_a_response_is_not_taken_from_a_plain_message():
@@ -312,7 +312,7 @@ async def test_a_job_whose_requester_has_died_is_stopped():
     [_, stop] = harness.local.delivered
     assert isinstance(stop, BusJobCancelMessage)
     assert (stop.source, stop.target, stop.job_id) == ("there", "here", "1")
-    assert harness.router.open_jobs.all_held() == []
+    assert harness.router.open_jobs.list_held() == []
 
 
 async def test_no_unread_request_of_a_dead_process_begins():
@@ -323,7 +323,7 @@ async def test_no_unread_request_of_a_dead_process_begins():
     for job in range(number):
         harness.deliver_request(f"other:{job}", job_id=f"job-{job}")
     assert harness.local.delivered == []
-    assert harness.router.open_jobs.all_held() == []
+    assert harness.router.open_jobs.list_held() == []
 
 
 async def test_a_second_job_of_the_same_id_goes_to_another_process_while_the_first_runs():
@@ -349,7 +349,7 @@ async def test_a_job_whose_cancel_overtakes_its_request_never_begins_and_gets_a_
     response_sent = CODEC.decode(harness.others.open("d", body).body)
     assert isinstance(response_sent, BusJobResponseMessage)
     assert response_sent.status is JobStatus.CANCELLED
-    assert harness.router.open_jobs.all_held() == []
+    assert harness.router.open_jobs.list_held() == []
 
 
 @pytest.mark.parametrize("which", ["another attempt", "after the process was declared dead"])
@@ -394,7 +394,7 @@ async def test_entries_that_the_server_could_not_have_written_are_counted_and_sk
     await harness.send_all()
     harness.deliver(kind, b"\xff", "me:1")
     assert harness.stats.garbage == 1
-    assert len(harness.router.open_jobs.all_requested()) == 1
+    assert len(harness.router.open_jobs.list_requested()) == 1
 
 
 # -- audits and marks ----------------------------------------------------------------------------
@@ -411,9 +411,9 @@ async def test_an_audit_asks_only_about_jobs_that_the_server_has():
     # A job that the server does not know is lost, unless its request was never sent.
     harness.router.publish(request("3"))
     await harness.next_calls()
-    third = harness.router.open_jobs.all_requested()[-1].request.number
+    third = harness.router.open_jobs.list_requested()[-1].request.number
     harness.deliver("x", f"1 {third}|".encode())
-    assert [asked.key.job_id for asked in harness.router.open_jobs.all_requested()] == ["2", "3"]
+    assert [asked.key.job_id for asked in harness.router.open_jobs.list_requested()] == ["2", "3"]
 
 
 async def test_a_process_without_requests_is_audited_for_the_jobs_that_it_runs():
@@ -426,7 +426,7 @@ async def test_a_mark_is_sent_after_all_waiting_messages():
     harness = RouterHarness()
     harness.router.publish(BusCancelWorkerMessage(source="here", target="there"))
     harness.router.publish(request("1"))
-    waiting = asyncio.ensure_future(harness.router.caught_up())
+    waiting = asyncio.ensure_future(harness.router.wait_until_caught_up())
     await asyncio.sleep(0)
     *_, last = await harness.next_calls()
     assert last == ("mark", 1)
@@ -437,7 +437,7 @@ async def test_a_mark_is_sent_after_all_waiting_messages():
 
 async def test_a_mark_that_comes_back_wakes_only_its_own_waiter():
     harness = RouterHarness()
-    first, second = (asyncio.ensure_future(harness.router.caught_up()) for _ in range(2))
+    first, second = (asyncio.ensure_future(harness.router.wait_until_caught_up()) for _ in range(2))
     await asyncio.sleep(0)
     assert await harness.next_calls() == [("mark", 1), ("mark", 2)]
     harness.deliver("e", b"1")
@@ -461,7 +461,7 @@ async def test_marks_that_came_back_are_removed():
 
     harness, before = RouterHarness(), None
     for number in (1, 2, 3):
-        waiting = asyncio.ensure_future(harness.router.caught_up())
+        waiting = asyncio.ensure_future(harness.router.wait_until_caught_up())
         await asyncio.sleep(0)
         harness.deliver("e", b"%d" % number)
         await waiting
@@ -486,9 +486,9 @@ async def test_a_process_declared_dead_drops_its_jobs_and_sends_its_unsent_messa
     harness.router.on_evicted()
     [_, stop] = [m for m in harness.local.delivered if not isinstance(m, BusJobResponseMessage)]
     assert isinstance(stop, BusJobCancelMessage)
-    assert harness.router.open_jobs.all_held() == []
+    assert harness.router.open_jobs.list_held() == []
     open_jobs = {
-        asked.key.job_id: asked.attempt for asked in harness.router.open_jobs.all_requested()
+        asked.key.job_id: asked.attempt for asked in harness.router.open_jobs.list_requested()
     }
     # The router cannot know whether the server had received the second request.
     assert open_jobs == {"tried": 2, "waits": 1}

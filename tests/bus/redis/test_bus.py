@@ -344,7 +344,7 @@ async def test_a_response_from_a_worker_that_was_not_asked_is_ignored(
                     response={"forged": True},
                 )
             )
-        assert three.bus.stats.late_answers == 2
+        assert three.bus.stats.late_responses == 2
         responder.release.set()
         assert await asking == {"from": "responder"}
 

@@ -184,7 +184,7 @@ async def test_a_job_costs_the_server_as_much_with_many_processes_as_with_two(
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async def commands_for(jobs: int) -> int:
-        await member.bus._router.caught_up()
+        await member.bus._router.wait_until_caught_up()
         await redis.config_resetstat()
         for _ in range(jobs):
             await requester.ask("w", "echo", timeout=5)

@@ -30,7 +30,7 @@ __all__ = ["proxy", "redis", "redis_server"]
 @pytest.fixture
 async def member(redis_server: EmbeddedRedis) -> AsyncIterator[ShortLeaseMember]:
     async with ShortLeaseMember(redis_server.url, Responder()) as member:
-        await member.bus._outbox.empty()
+        await member.bus._outbox.wait_until_empty()
         yield member
 
 
@@ -97,7 +97,7 @@ async def test_a_process_that_missed_a_rejoin_still_learns_of_its_workers(
         await redis.flushall()
         # It announces that it is back while no other process is on the channel.
         await until(lambda: pair.working.bus._roster is not None)
-        await pair.working.bus._outbox.empty()
+        await pair.working.bus._outbox.wait_until_empty()
         proxy.unblock()
         proxy.reset()
         await pair.asking.wait_until_known("responder")
@@ -109,8 +109,8 @@ async def test_a_rejoining_process_gets_an_introduction_from_a_process_that_alre
     async with Pair(redis_server.url, redis_server.url) as pair:
         await pair.working.wait_until_known("requester")
         # All earlier messages between the two have arrived.
-        await pair.working.bus._outbox.empty()
-        await pair.asking.bus._router.caught_up()
+        await pair.working.bus._outbox.wait_until_empty()
+        await pair.asking.bus._router.wait_until_caught_up()
         await pair.asking.wait_until_known("responder")
         ended = pair.working.bus._process.id
         pair.asking.bus.remove_process(ended, [pair.working.runner.name])
@@ -130,11 +130,11 @@ async def test_a_job_cancelled_before_its_receipt_is_not_requested_again(
     redis_server: EmbeddedRedis, proxy: TcpProxy, redis: Redis
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
-        await pair.asking.bus._outbox.empty()
+        await pair.asking.bus._outbox.wait_until_empty()
         proxy.block()
         with pytest.raises(JobTimeoutError):
             await pair.requester.ask("responder", "wait", timeout=0.2)
-        assert pair.asking.bus._outbox.tried()
+        assert pair.asking.bus._outbox.list_tried()
         await redis.flushall()
         proxy.reset()
         proxy.unblock()
@@ -148,7 +148,7 @@ async def test_a_job_that_its_worker_had_before_is_not_left_waiting(
 ):
     """The requester's process was declared dead before the receipt, and sends the request again."""
     async with Pair(proxy.url, redis_server.url) as pair:
-        await pair.asking.bus._outbox.empty()
+        await pair.asking.bus._outbox.wait_until_empty()
         proxy.swallows_replies = True
         held = pair.ask("wait")
         await pair.worker.started.get()
@@ -170,7 +170,7 @@ async def test_a_process_leaves_nothing_even_if_the_server_has_forgotten_the_scr
     redis_server: EmbeddedRedis, redis: Redis
 ):
     async with ShortLeaseMember(redis_server.url, Responder()) as member:
-        await member.bus._outbox.empty()
+        await member.bus._outbox.wait_until_empty()
         process, member.bus._process = member.bus._process, None
         assert process is not None
         await redis.script_flush()
@@ -186,7 +186,7 @@ async def test_a_process_that_stops_while_it_joins_again_reads_no_more(
     async with ShortLeaseMember(redis_server.url, Responder()) as member:
         bus, process = member.bus, member.bus._process
         assert process is not None
-        await bus._outbox.empty()
+        await bus._outbox.wait_until_empty()
         before, cancel = process._reader, bus.cancel_task
 
         async def cancel_and_wait(task: asyncio.Task[None]) -> None:
@@ -212,7 +212,7 @@ async def test_a_call_that_the_server_could_not_do_is_not_overtaken_by_later_cal
     traffic, _ = LOAD
     await redis.script_flush()
     await redis.execute_command(*traffic)
-    caught_up = asyncio.create_task(member.bus._router.caught_up())
+    caught_up = asyncio.create_task(member.bus._router.wait_until_caught_up())
     await asyncio.sleep(0)
     await member.bus.send(BusActivateWorkerMessage(source="responder", target="nobody"))
     async with asyncio.timeout(100):

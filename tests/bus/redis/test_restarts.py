@@ -59,7 +59,7 @@ async def test_messages_that_wait_when_a_bus_stops_are_sent_first_when_it_starts
         bus = RedisStreamsBus(proxy.url, lease=0.5)
         await bus.setup(tasks)
         await bus.start()
-        await bus._router.caught_up()
+        await bus._router.wait_until_caught_up()
         proxy.block()
         requests = [
             BusJobRequestMessage(source="x", target="responder", job_id=str(n), job_name="echo")

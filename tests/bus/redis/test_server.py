@@ -126,7 +126,7 @@ async def test_the_slot_of_a_job_that_the_server_forgot_is_free_again(
         waiting = pair.ask("wait")
         pair.worker.release.set()
         await until(lambda: pair.worker.active_jobs == {})
-        await pair.working.bus._outbox.empty()
+        await pair.working.bus._outbox.wait_until_empty()
         pair.working.bus.audit()
         assert (await waiting) == {"from": "responder"}
 

@@ -124,7 +124,7 @@ async def test_a_request_whose_delivery_raises_goes_to_another_process(
         async with Member(redis_server.url, worker):
             assert (await asking)["from"] == "responder"
         assert len(worker.ran) == 1
-        assert failing.bus._router.open_jobs.all_held() == []
+        assert failing.bus._router.open_jobs.list_held() == []
 
 
 @pytest.mark.parametrize("timeout", [None, 60])
@@ -150,7 +150,7 @@ async def test_a_bus_that_is_cancelled_while_it_starts_ends_the_jobs_that_wait_f
         await member.runner.add_workers(requester)
         asking = asyncio.create_task(requester.ask("responder", "echo"))
         running = asyncio.create_task(member.runner.run())
-        await until(lambda: "connecting to" in (member.bus.problem() or ""))
+        await until(lambda: "connecting to" in (member.bus.find_problem() or ""))
         await cancelled(running)
         with pytest.raises(WorkerNotReadyError, match="cancelled while it started"):
             await asking
@@ -168,7 +168,7 @@ async def test_a_bus_that_starts_at_the_second_try_sends_earlier_requests(tmp_pa
         await requester.ask("responder", "echo")
     async with server_with(tmp_path, port=port):
         running = asyncio.create_task(member.runner.run(auto_end=False))
-        await until(lambda: member.bus.problem() is None)
+        await until(lambda: member.bus.find_problem() is None)
         assert (await requester.ask("responder", "echo"))["from"] == "responder"
         await member.runner.cancel()
         await running
@@ -186,7 +186,7 @@ async def test_an_error_about_a_missing_worker_says_whether_the_server_is_down(
         proxy.block()
         proxy.reset()
         await member.bus.send(BusActivateWorkerMessage(source="requester", target="nobody"))
-        await until(member.bus.problem)
+        await until(member.bus.find_problem)
         with pytest.raises(WorkerNotReadyError, match="the Redis server is away: "):
             await requester.ask("nobody", timeout=0.2)
         proxy.unblock()
@@ -194,7 +194,7 @@ async def test_an_error_about_a_missing_worker_says_whether_the_server_is_down(
 
 async def test_an_error_says_that_the_bus_was_not_started():
     bus = RoutedBus()
-    assert "has not started" in (bus.problem() or "")
+    assert "has not started" in (bus.find_problem() or "")
     await bus.start()
-    assert bus.problem() is None
+    assert bus.find_problem() is None
     await bus.stop()

@@ -41,7 +41,7 @@ async def still(streamer: Streamer, *members: Member) -> None:
     while sent != streamer.sent:
         sent = streamer.sent
         for member in (*members, *members):
-            await member.bus._router.caught_up()
+            await member.bus._router.wait_until_caught_up()
 
 
 async def numbers(events: JobContext) -> list[int]:

@@ -356,10 +356,10 @@ class Stage:
             bus = actor.member.bus
             open_jobs = bus._router.open_jobs
             for what, kept in (
-                ("asked", open_jobs.all_requested()),
-                ("held", open_jobs.all_held()),
+                ("asked", open_jobs.list_requested()),
+                ("held", open_jobs.list_held()),
                 ("is leaving", open_jobs._leaving),
-                ("sends", bus._outbox.tried()),
+                ("sends", bus._outbox.list_tried()),
                 *((f"{worker} does", worker.active_jobs) for worker in actor.member.workers),
                 *((f"{worker} asked", worker.job_groups) for worker in actor.member.workers),
             ):

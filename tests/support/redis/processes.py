@@ -89,7 +89,7 @@ class Process:
 
     async def wait_until_sent(self) -> None:
         """Wait until the server has all messages that this process has sent."""
-        await self.bus._outbox.empty()
+        await self.bus._outbox.wait_until_empty()
 
     @property
     def unsent(self) -> int:
@@ -98,7 +98,7 @@ class Process:
 
     async def wait_until_caught_up(self) -> None:
         """Wait until this process has read the messages that are in its inbox now."""
-        await self.bus._router.caught_up()
+        await self.bus._router.wait_until_caught_up()
 
     async def wait_until_unknown(self, name: str) -> None:
         """Wait until a worker is out of the registry."""

@@ -97,7 +97,7 @@ class RouterHarness:
         """Send all calls; the server gives the same reply to each."""
         await self.next_calls()
         calls = await self.calls()
-        self.outbox.sent(calls)
+        self.outbox.remove_sent(calls)
         for call in calls:
             call.replied(reply)
         return [call.name for call in calls]
