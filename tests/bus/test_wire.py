@@ -544,5 +544,5 @@ def test_a_field_that_only_a_newer_peer_knows_is_ignored():
 
 
 def test_a_response_arrives_with_its_status():
-    answer = BusJobResponseMessage(source="b", target="a", job_id="1", status=JobStatus.CANCELLED)
-    assert there_and_back(answer).status is JobStatus.CANCELLED
+    response = BusJobResponseMessage(source="b", target="a", job_id="1", status=JobStatus.CANCELLED)
+    assert there_and_back(response).status is JobStatus.CANCELLED

@@ -240,11 +240,11 @@ class PanickingBus(AsyncQueueBus):
 
 
 async def test_a_base_exception_of_a_bus_that_refuses_a_response_is_reported_in_short():
-    def is_answer(message: BusMessage) -> bool:
+    def is_response(message: BusMessage) -> bool:
         return isinstance(message, BusJobResponseMessage) and message.response == {"fine": True}
 
     bus = PanickingBus()
-    bus.panics_at = is_answer
+    bus.panics_at = is_response
     async with JobHarness(bus) as harness:
         requester = Requester()
         await harness.start(requester, Raising())

@@ -418,8 +418,8 @@ async def test_stopping_gives_every_open_job_a_response_and_cancels_its_handler(
     for call in calls:
         with pytest.raises(JobError, match="worker 'responder' stopped"):
             await call
-    answers = await chaos_bus.wait_for(BusJobResponseMessage, 3)
-    assert {answer.status for answer in answers} == {JobStatus.CANCELLED}
+    responses = await chaos_bus.wait_for(BusJobResponseMessage, 3)
+    assert {response.status for response in responses} == {JobStatus.CANCELLED}
     assert len(responder.cancelled) == 2
 
 

@@ -163,7 +163,7 @@ async def assert_bot_goes_on(stage: Stage, server: ScriptedLLMServer) -> None:
 
 
 async def assert_written(
-    harness: JobHarness, server: ScriptedLLMServer, llm: Any, answer: Any, written: Any
+    harness: JobHarness, server: ScriptedLLMServer, llm: Any, response: Any, written: Any
 ) -> None:
     class Moderator(LLMContextWorker):
         @job_tool("critic", job="argue")
@@ -173,7 +173,7 @@ async def assert_written(
 
     calls_debate(server, "Summary.", "Next.")
     worker = Moderator("moderator", llm=llm, active=True)
-    stage = await raise_stage(harness, worker, Colleague("critic", answer=answer))
+    stage = await raise_stage(harness, worker, Colleague("critic", response=response))
     await stage.say()
 
     _, second = await server.wait_for_requests(2)
@@ -181,27 +181,27 @@ async def assert_written(
     await assert_bot_goes_on(stage, server)
 
 
-@pytest.mark.parametrize(("answer", "written"), ODD.values(), ids=ODD)
+@pytest.mark.parametrize(("response", "written"), ODD.values(), ids=ODD)
 async def test_the_bot_goes_on_after_any_response_of_a_worker(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
-    answer: Any,
+    response: Any,
     written: Any,
 ):
-    await assert_written(job_harness, scripted_llm, new_llm(), answer, written)
+    await assert_written(job_harness, scripted_llm, new_llm(), response, written)
 
 
 @pytest.mark.not_on("redis", "pubsub", reason="values that are not JSON do not cross a server")
-@pytest.mark.parametrize(("answer", "written"), HANDED_OVER.values(), ids=HANDED_OVER)
+@pytest.mark.parametrize(("response", "written"), HANDED_OVER.values(), ids=HANDED_OVER)
 async def test_the_bot_goes_on_after_a_response_that_few_buses_carry(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
-    answer: Any,
+    response: Any,
     written: Any,
 ):
-    await assert_written(job_harness, scripted_llm, new_llm(), answer, written)
+    await assert_written(job_harness, scripted_llm, new_llm(), response, written)
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,9 @@ async def test_jobs_at_once_take_turns_and_each_gets_its_own_text(
         server.on(last_asked(topic), Text(f"All about {topic}.", pace=0.01))
     requester = await start(job_harness, Debater(llm=new_llm("You argue.")))
 
-    answers = await asyncio.gather(*(requester.ask(topic) for topic in topics))
+    responses = await asyncio.gather(*(requester.ask(topic) for topic in topics))
 
-    assert answers == [{"text": f"All about {topic}."} for topic in topics]
+    assert responses == [{"text": f"All about {topic}."} for topic in topics]
     assert [asked(request)[-1] for request in server.requests] == topics
     for earlier, later in zip(server.requests, server.requests[1:], strict=False):
         assert earlier.ended_at <= later.arrived_at
@@ -195,9 +195,9 @@ async def test_fresh_turns_run_at_the_same_time_and_do_not_change_the_context(
     worker = Debater(llm=new_llm("You argue."))
     requester = await start(job_harness, worker)
 
-    answers = await asyncio.gather(*(requester.ask(topic, fresh=True) for topic in topics))
+    responses = await asyncio.gather(*(requester.ask(topic, fresh=True) for topic in topics))
 
-    assert answers == [{"text": f"All about {topic}."} for topic in topics]
+    assert responses == [{"text": f"All about {topic}."} for topic in topics]
     starts = [request.arrived_at for request in server.requests]
     assert max(starts) < min(request.ended_at for request in server.requests)
     assert sorted(asked(request) for request in server.requests) == [[topic] for topic in topics]

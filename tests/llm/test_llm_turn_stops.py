@@ -130,10 +130,10 @@ async def test_a_stale_turn_never_gives_the_response_of_the_next_job(
         await request.wait_token(min(words, 10))
 
     asking.cancel()
-    answer = await requester.ask("cats")
+    response = await requester.ask("cats")
     await asyncio.wait({asking})
 
-    assert answer == {"text": "new"}
+    assert response == {"text": "new"}
 
 
 # While the worker talks to a user

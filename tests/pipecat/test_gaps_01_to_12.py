@@ -97,8 +97,8 @@ async def test_gap_04_a_cancel_that_overtakes_its_request_wins(
     await chaos_harness.settle()
 
     assert responder.ran == []
-    answer = await chaos_bus.wait_for(BusJobResponseMessage)
-    assert answer.status == JobStatus.CANCELLED
+    response = await chaos_bus.wait_for(BusJobResponseMessage)
+    assert response.status == JobStatus.CANCELLED
 
 
 async def test_gap_04_a_cancel_right_after_the_request_leaves_nothing_running(

@@ -72,8 +72,8 @@ async def test_gap_15_a_failure_quotes_the_error_of_the_worker(
 ):
     class Failing(BaseWorker):
         async def on_job_request(self, message: BusJobRequestMessage) -> None:
-            answer = {"error": "quota used up", "retry_after": 60}
-            await self.send_job_response(message.job_id, answer, status=status)
+            response = {"error": "quota used up", "retry_after": 60}
+            await self.send_job_response(message.job_id, response, status=status)
 
     requester = Requester()
     await job_harness.start(requester, Failing("failing"))

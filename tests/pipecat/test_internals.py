@@ -571,11 +571,11 @@ async def test_a_forgotten_runner_leaves_the_registry_and_is_introduced_when_it_
     job_harness.bus.publish = keep
     entry = WorkerRegistryEntry("remote")
     announcement = BusWorkerRegistryMessage(source="other", runner="other", workers=[entry])
-    for answers in (1, 2):
+    for replies in (1, 2):
         await job_harness.bus.send(announcement)
         await job_harness.settle()
         assert "remote" in job_harness.registry
-        assert len(sent) == answers
+        assert len(sent) == replies
         forget_runner(job_harness.runner, "other")
         assert "remote" not in job_harness.registry
         assert "local" in job_harness.registry

@@ -205,13 +205,13 @@ async def test_urgent_messages_are_sent_as_urgent(
         "send_job_stream_end",
     ],
 )
-@pytest.mark.parametrize("when", ["never asked", "answered"])
+@pytest.mark.parametrize("when", ["never asked", "responded"])
 async def test_sending_for_a_job_that_is_not_open_is_a_runtime_error(
     bench: Bench, worker_class: type, method: str, when: str
 ):
     worker = worker_class("worker")
     await bench.add(worker)
-    if when == "answered":
+    if when == "responded":
         await worker.on_bus_message(request())
         await worker.send_job_response("j")
 
@@ -237,8 +237,8 @@ async def test_a_worker_that_stops_responds_to_its_jobs_and_cancels_its_groups(
     (cancelled,) = bench.sent(BusJobCancelMessage)
     assert (cancelled.target, cancelled.job_id) == ("a", asked)
     assert "stopped" in cancelled.reason
-    (answered,) = bench.sent(BusJobResponseMessage)
-    assert (answered.target, answered.status) == ("requester", JobStatus.CANCELLED)
+    (responded,) = bench.sent(BusJobResponseMessage)
+    assert (responded.target, responded.status) == ("requester", JobStatus.CANCELLED)
     assert group.is_done
     assert worker.active_jobs == worker.job_groups == {}
 

@@ -13,7 +13,7 @@ from pipecat.pipeline.job_context import (
     JobStatus,
 )
 from support import parity
-from support.parity import Bench, answer, listen
+from support.parity import Bench, listen, response
 
 from pipecat_jobs import BaseWorker
 
@@ -100,7 +100,7 @@ async def test_a_response_in_time_cancels_the_timeout(bench: Bench, worker_class
 
     quick = await requester.request_job("quick", params=JobParams(timeout=0.05))
     await asyncio.sleep(0)  # Pipecat's own timeout task has to begin before it can be cancelled.
-    await requester.on_bus_message(answer("quick", quick))
+    await requester.on_bus_message(response("quick", quick))
     late = await requester.request_job("late", params=JobParams(timeout=0.06))
     await bench.bus.wait_for(lambda m: isinstance(m, BusJobCancelMessage) and m.job_id == late)
 
@@ -187,7 +187,7 @@ async def test_a_cancel_goes_once_to_each_worker_without_a_response(bench: Bench
     await bench.add(requester)
     await bench.ready("a", "b", "c")
     job_id = await requester.request_job_group("a", "b", "c")
-    await requester.on_bus_message(answer("b", job_id))
+    await requester.on_bus_message(response("b", job_id))
 
     await requester.cancel_job_group(job_id)
     await requester.cancel_job_group(job_id)
@@ -227,7 +227,7 @@ async def test_the_cancelled_response_to_a_cancel_reaches_the_hook(
     await bench.ready("a")
     job_id = await requester.request_job("a")
     await requester.cancel_job_group(job_id)
-    cancelled = answer("a", job_id, status=JobStatus.CANCELLED)
+    cancelled = response("a", job_id, status=JobStatus.CANCELLED)
 
     await requester.on_bus_message(cancelled)
     await asyncio.sleep(0)

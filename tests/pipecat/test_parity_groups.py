@@ -14,7 +14,7 @@ from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 from pipecat.pipeline.job_context import JobGroupError, JobGroupEvent, JobGroupResponse, JobStatus
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
 from support import parity
-from support.parity import Bench, answer, listen
+from support.parity import Bench, listen, response
 
 from pipecat_jobs import BaseWorker, JobCancelledError, JobGroup, JobsMixin, OutcomeStatus
 
@@ -74,7 +74,7 @@ async def test_responses_complete_a_group(bench: Bench, worker_class: Any, group
     )
     await add(bench, requester, group)
 
-    await requester.on_bus_message(answer("a", "j", response={"x": 1}))
+    await requester.on_bus_message(response("a", "j", response={"x": 1}))
     await asyncio.sleep(0)
     assert completed == []
     assert group.terminated == {"a"}
@@ -99,7 +99,7 @@ async def test_an_error_cancels_the_others(
     group = group_class(job_id="j", worker_names=["a", "b"], cancel_on_error=True)
     errors, completed = listen(requester, "on_job_error"), listen(requester, "on_job_completed")
     await add(bench, requester, group)
-    failed = answer("a", "j", status=status, response={"error": "no such book"})
+    failed = response("a", "j", status=status, response={"error": "no such book"})
 
     await requester.on_bus_message(failed)
     with pytest.raises(JobGroupError, match=r"worker 'a' (failed|errored)"):
@@ -123,9 +123,9 @@ async def test_an_error_is_a_response_when_the_group_goes_on_after_errors(
     await add(bench, requester, group)
 
     await requester.on_bus_message(
-        answer("a", "j", status=JobStatus.ERROR, response={"error": "no"})
+        response("a", "j", status=JobStatus.ERROR, response={"error": "no"})
     )
-    await requester.on_bus_message(answer("b", "j", response={"x": 1}))
+    await requester.on_bus_message(response("b", "j", response={"x": 1}))
     await end_of(group)
 
     assert group.responses == {"a": {"error": "no"}, "b": {"x": 1}}
@@ -142,7 +142,7 @@ async def test_updates_reach_the_hook_and_the_event_queue(
     half = update("a", "j", done=0.5)
 
     await requester.on_bus_message(half)
-    await requester.on_bus_message(answer("a", "j"))
+    await requester.on_bus_message(response("a", "j"))
     await end_of(group)
     await asyncio.sleep(0)
 
@@ -170,7 +170,7 @@ async def test_overrides_are_called_for_a_group(bench: Bench, worker_class: Any,
     await add(bench, requester, group)
 
     await requester.on_bus_message(update("a", "j"))
-    await requester.on_bus_message(answer("a", "j"))
+    await requester.on_bus_message(response("a", "j"))
     await end_of(group)
 
     assert requester.received == ["update", "response", "completed"]
@@ -210,7 +210,7 @@ async def test_a_timeout_task_ends_with_its_group(
     await asyncio.sleep(0)
 
     if how == "response":
-        await requester.on_bus_message(answer("a", "j"))
+        await requester.on_bus_message(response("a", "j"))
     else:
         await requester.cancel_job_group("j")
     await bench.settle()
@@ -284,10 +284,10 @@ async def test_our_group_keeps_outcomes(bench: Bench):
     group = JobGroup(job_id="j", worker_names=["a", "b"], cancel_on_error=False)
     await add(bench, requester, group)
 
-    await requester.on_bus_message(answer("a", "j", response={"x": 1}))
+    await requester.on_bus_message(response("a", "j", response={"x": 1}))
     assert group.pending == ["b"]
     await requester.on_bus_message(
-        answer("b", "j", status=JobStatus.FAILED, response={"error": "no"})
+        response("b", "j", status=JobStatus.FAILED, response={"error": "no"})
     )
     await end_of(group)
 
@@ -314,7 +314,7 @@ async def test_a_hook_that_raises_does_not_keep_our_group_from_ending(bench: Ben
     requester, group = Raising("requester"), JobGroup(job_id="j", worker_names=["a"])
     await add(bench, requester, group)
 
-    await requester.on_bus_message(answer("a", "j", response={"x": 1}))
+    await requester.on_bus_message(response("a", "j", response={"x": 1}))
     await end_of(group)
 
     assert group.responses == {"a": {"x": 1}}
@@ -329,7 +329,7 @@ async def test_a_hook_that_raises_for_pipecats_group_does_not_reach_the_bus(benc
     await add(bench, requester, group)
 
     await requester.on_bus_message(update("a", "j"))
-    await requester.on_bus_message(answer("a", "j", response={"x": 1}))
+    await requester.on_bus_message(response("a", "j", response={"x": 1}))
     await end_of(group)
 
     assert group.responses == {"a": {"x": 1}}
@@ -339,7 +339,7 @@ async def test_a_malformed_response_to_pipecats_group_is_dropped(bench: Bench):
     requester, group = BaseWorker("requester"), PipecatJobGroup(job_id="j", worker_names=["a"])
     await add(bench, requester, group)
 
-    await requester.on_bus_message(answer("a", "j", response="text"))
+    await requester.on_bus_message(response("a", "j", response="text"))
 
     assert group.responses == {}
     assert not group.is_done

@@ -21,7 +21,7 @@ from pipecat.pipeline.job_context import (
     JobStatus,
 )
 from support import parity
-from support.parity import Bench, answer, listen, request
+from support.parity import Bench, listen, request, response
 
 bench = parity.bench
 worker_class = parity.worker_class
@@ -34,10 +34,10 @@ async def test_a_group_completes_with_its_last_response(bench: Bench, worker_cla
     await bench.ready("a", "b")
     job_id = await requester.request_job_group("a", "b")
 
-    await requester.on_bus_message(answer("a", job_id, response={"x": 1}))
+    await requester.on_bus_message(response("a", job_id, response={"x": 1}))
     await asyncio.sleep(0)
     assert completed == []
-    await requester.on_bus_message(answer("b", job_id))
+    await requester.on_bus_message(response("b", job_id))
     await asyncio.sleep(0)
 
     assert completed == [JobGroupResponse(job_id=job_id, responses={"a": {"x": 1}, "b": {}})]
@@ -122,12 +122,12 @@ async def test_an_error_ends_the_group_and_keeps_earlier_responses(
     errors, completed = listen(requester, "on_job_error"), listen(requester, "on_job_completed")
     await bench.add(requester)
     await bench.ready("a", "b", "c")
-    failed = answer("b", "", status=status, response={"why": "no"})
+    failed = response("b", "", status=status, response={"why": "no"})
 
     with pytest.raises(JobGroupError):
         async with requester.job_group("a", "b", "c") as jg:
             failed.job_id = jg.job_id
-            await requester.on_bus_message(answer("a", jg.job_id, response={"x": 1}))
+            await requester.on_bus_message(response("a", jg.job_id, response={"x": 1}))
             await requester.on_bus_message(failed)
     await asyncio.sleep(0)
 
@@ -147,9 +147,9 @@ async def test_an_error_does_not_end_a_group_with_cancel_on_error_off(
     await bench.ready("a", "b")
 
     async with requester.job_group("a", "b", params=JobGroupParams(cancel_on_error=False)) as jg:
-        failed = answer("a", jg.job_id, status=JobStatus.ERROR, response={"why": "no"})
+        failed = response("a", jg.job_id, status=JobStatus.ERROR, response={"why": "no"})
         await requester.on_bus_message(failed)
-        await requester.on_bus_message(answer("b", jg.job_id, response={"x": 1}))
+        await requester.on_bus_message(response("b", jg.job_id, response={"x": 1}))
     await asyncio.sleep(0)
 
     assert jg.responses == {"a": {"why": "no"}, "b": {"x": 1}}
@@ -175,8 +175,8 @@ async def test_hooks_get_every_response_before_the_completion(bench: Bench, work
     await bench.ready("a", "b")
 
     async with requester.job_group("a", "b") as jg:
-        await bench.bus.send(answer("a", jg.job_id))
-        await bench.bus.send(answer("b", jg.job_id))
+        await bench.bus.send(response("a", jg.job_id))
+        await bench.bus.send(response("b", jg.job_id))
     await bench.settle()
 
     assert order == ["a", "b", "completed"]
@@ -200,10 +200,10 @@ async def test_overrides_see_the_group_while_it_is_still_open(bench: Bench, work
     await bench.ready("a")
 
     async with requester.job("a") as j:
-        await requester.on_bus_message(answer("a", j.job_id))
+        await requester.on_bus_message(response("a", j.job_id))
     with pytest.raises(JobError):
         async with requester.job("a") as j:
-            await requester.on_bus_message(answer("a", j.job_id, status=JobStatus.ERROR))
+            await requester.on_bus_message(response("a", j.job_id, status=JobStatus.ERROR))
 
     assert open_at == {"response": True, "error": True, "completed": False}
 
@@ -223,7 +223,7 @@ async def test_hooks_get_the_completion_before_the_requester_goes_on(
     await bench.ready("a")
 
     async with requester.job("a") as j:
-        await requester.on_bus_message(answer("a", j.job_id))
+        await requester.on_bus_message(response("a", j.job_id))
     order.append("went on")
 
     assert order == ["completed", "went on"]

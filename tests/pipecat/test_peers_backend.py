@@ -53,7 +53,9 @@ async def attached(harness: JobHarness) -> Frontend:
 
 
 @pytest.mark.parametrize("worker_class", [Mine, MixinFirst, BackendLLMWorker])
-async def test_a_frontend_attaches_asks_and_receives_the_answer(bus: WorkerBus, worker_class: type):
+async def test_a_frontend_attaches_asks_and_receives_the_response(
+    bus: WorkerBus, worker_class: type
+):
     async with backend(bus, worker_class) as (harness, llm, worker):
         frontend = Frontend(OurPeer("frontend"))
         await harness.start(frontend.worker)
@@ -72,7 +74,7 @@ async def test_a_frontend_attaches_asks_and_receives_the_answer(bus: WorkerBus, 
     ]
 
 
-async def test_a_plain_frontend_also_gets_an_answer(running: Backend):
+async def test_a_plain_frontend_also_gets_a_response(running: Backend):
     harness, llm, _ = running
     frontend = PlainPeer("frontend")
     updates: asyncio.Queue[dict] = asyncio.Queue()

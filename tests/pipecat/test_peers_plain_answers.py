@@ -25,10 +25,10 @@ harness = peers.harness
 # -- both directions -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("asks", "answers"), PAIRS)
-async def test_a_job_gets_a_response(harness: JobHarness, asks: type, answers: type):
+@pytest.mark.parametrize(("asks", "responds"), PAIRS)
+async def test_a_job_gets_a_response(harness: JobHarness, asks: type, responds: type):
     requester = asks("requester")
-    await harness.start(requester, answers("responder"))
+    await harness.start(requester, responds("responder"))
 
     response = await requester.ask("responder", "echo", payload={"q": 1})
 
@@ -48,10 +48,10 @@ async def test_a_group_mixes_plain_workers_and_ours(harness: JobHarness, asks: t
     }
 
 
-@pytest.mark.parametrize(("asks", "answers"), PAIRS)
-async def test_an_urgent_response_is_a_response(harness: JobHarness, asks: type, answers: type):
+@pytest.mark.parametrize(("asks", "responds"), PAIRS)
+async def test_an_urgent_response_is_a_response(harness: JobHarness, asks: type, responds: type):
     requester = asks("requester")
-    await harness.start(requester, answers("responder"))
+    await harness.start(requester, responds("responder"))
 
     assert await requester.ask("responder", "urgent") == {"urgent": True}
 
@@ -150,11 +150,11 @@ async def test_a_plain_requester_iterates_over_messages_of_our_worker(harness: J
     assert j.response == {}
 
 
-@pytest.mark.parametrize(("asks", "answers"), PAIRS)
+@pytest.mark.parametrize(("asks", "responds"), PAIRS)
 async def test_a_requester_requests_an_update_and_gets_it(
-    harness: JobHarness, asks: type, answers: type
+    harness: JobHarness, asks: type, responds: type
 ):
-    class Reporting(answers):
+    class Reporting(responds):
         async def on_job_update_requested(self, message: Any) -> None:
             await self.send_job_update(message.job_id, {"progress": 0.5})
 

@@ -110,9 +110,9 @@ async def test_a_plain_requesters_cancel_that_overtakes_its_request_wins(
     await requester.cancel_job_group(job_id)
     await blocking_harness.settle()
     held.release()
-    answer = await blocking_bus.wait_for(BusJobResponseMessage)
+    response = await blocking_bus.wait_for(BusJobResponseMessage)
 
-    assert answer.status == PipecatJobStatus.CANCELLED
+    assert response.status == PipecatJobStatus.CANCELLED
     assert responder.started.empty()
 
 
@@ -169,11 +169,11 @@ async def test_cancelling_our_requester_while_it_sends_requests_stops_asked_plai
     assert not requester.job_groups
 
 
-@pytest.mark.parametrize(("asks", "answers"), PAIRS)
+@pytest.mark.parametrize(("asks", "responds"), PAIRS)
 async def test_a_cancel_reaches_a_worker_whose_update_is_stuck_in_the_bus(
-    blocking_harness: JobHarness, blocking_bus: ChaosBus, asks: type, answers: type
+    blocking_harness: JobHarness, blocking_bus: ChaosBus, asks: type, responds: type
 ):
-    requester, responder = asks("requester"), answers("responder")
+    requester, responder = asks("requester"), responds("responder")
     await blocking_harness.start(requester, responder)
     stuck = blocking_bus.block_publish(BusJobUpdateMessage)
     job_id = await requester.request_job("responder", params=JobParams(name="update"))
@@ -181,8 +181,8 @@ async def test_a_cancel_reaches_a_worker_whose_update_is_stuck_in_the_bus(
 
     await requester.cancel_job_group(job_id, reason="enough")
 
-    answer = await blocking_bus.wait_for(BusJobResponseMessage)
-    assert answer.status == PipecatJobStatus.CANCELLED
+    response = await blocking_bus.wait_for(BusJobResponseMessage)
+    assert response.status == PipecatJobStatus.CANCELLED
     assert stuck.messages == []
 
 
@@ -222,10 +222,10 @@ async def test_our_worker_that_ends_with_a_job_open_responds_to_a_plain_requeste
     harness: JobHarness,
 ):
     requester, responder = PlainPeer("requester"), OurPeer("responder")
-    answers: asyncio.Queue[BusJobResponseMessage] = asyncio.Queue()
+    responses: asyncio.Queue[BusJobResponseMessage] = asyncio.Queue()
 
     async def keep(_: Any, message: BusJobResponseMessage) -> None:
-        answers.put_nowait(message)
+        responses.put_nowait(message)
 
     requester.add_event_handler("on_job_response", keep)
     await harness.start(requester, responder)
@@ -234,9 +234,9 @@ async def test_our_worker_that_ends_with_a_job_open_responds_to_a_plain_requeste
 
     await harness.end(responder)
 
-    answer = await answers.get()
-    assert (answer.job_id, answer.status) == (job_id, PipecatJobStatus.CANCELLED)
-    assert "stopped" in answer.response["reason"]
+    response = await responses.get()
+    assert (response.job_id, response.status) == (job_id, PipecatJobStatus.CANCELLED)
+    assert "stopped" in response.response["reason"]
     assert responder.cancelled == [job_id]
 
 

@@ -15,12 +15,12 @@ direction = peers_proxy.direction
 harness = peers_proxy.harness
 
 
-@pytest.mark.parametrize("answers", [OurPeer, PlainPeer])
+@pytest.mark.parametrize("responds", [OurPeer, PlainPeer])
 @pytest.mark.parametrize("how", ["close_as_server", "close_as_client", "cut"])
 async def test_a_connection_that_closes_during_a_job_loses_the_worker(
-    harness: JobHarness, direction: Direction, answers: type, how: str
+    harness: JobHarness, direction: Direction, responds: type, how: str
 ):
-    requester, responder = OurPeer("requester"), answers("responder")
+    requester, responder = OurPeer("requester"), responds("responder")
     async with calling(harness, direction, requester, responder) as call:
         call_task = asyncio.create_task(requester.ask("responder", "wait"))
         await responder.started.get()
@@ -81,7 +81,7 @@ async def test_a_response_that_arrived_right_before_the_connection_closed_counts
         call_task = asyncio.create_task(requester.ask("responder", "wait"))
         job_id = await responder.started.get()
 
-        answer = wire(
+        response = wire(
             "BusJobResponseUrgentMessage" if urgent else "BusJobResponseMessage",
             source="responder",
             target="requester",
@@ -89,8 +89,8 @@ async def test_a_response_that_arrived_right_before_the_connection_closed_counts
             status="completed",
             response={"last": "words"},
         )
-        await send(call.answering_socket, answer)
-        await (await call.answering_socket).close()
+        await send(call.responding_socket, response)
+        await (await call.responding_socket).close()
         responder.release.set()
 
         assert await call_task == {"last": "words"}

@@ -16,7 +16,7 @@ direction = peers_proxy.direction
 harness = peers_proxy.harness
 
 KINDS = pytest.mark.parametrize(
-    ("asks", "answers"),
+    ("asks", "responds"),
     [
         pytest.param(OurPeer, OurPeer, id="ours-ours"),
         pytest.param(OurPeer, PlainPeer, id="ours-plain"),
@@ -27,9 +27,9 @@ KINDS = pytest.mark.parametrize(
 
 @KINDS
 async def test_a_job_crosses_the_wire(
-    harness: JobHarness, direction: Direction, asks: type, answers: type
+    harness: JobHarness, direction: Direction, asks: type, responds: type
 ):
-    requester, responder = asks("requester"), answers("responder")
+    requester, responder = asks("requester"), responds("responder")
     async with calling(harness, direction, requester, responder):
         response = await requester.ask("responder", "echo", payload={"q": [1, None, "ü"]})
 
@@ -40,9 +40,9 @@ async def test_a_job_crosses_the_wire(
 
 @KINDS
 async def test_a_group_mixes_a_remote_and_a_local_worker(
-    harness: JobHarness, direction: Direction, asks: type, answers: type
+    harness: JobHarness, direction: Direction, asks: type, responds: type
 ):
-    requester, responder = asks("requester"), answers("responder")
+    requester, responder = asks("requester"), responds("responder")
     async with calling(harness, direction, requester, responder) as call:
         await call.runner.add_workers(OurPeer("neighbour"))
 
@@ -54,12 +54,12 @@ async def test_a_group_mixes_a_remote_and_a_local_worker(
     }
 
 
-@pytest.mark.parametrize("answers", [OurPeer, PlainPeer])
+@pytest.mark.parametrize("responds", [OurPeer, PlainPeer])
 async def test_updates_and_chunks_cross_the_wire_in_order(
-    harness: JobHarness, direction: Direction, answers: type
+    harness: JobHarness, direction: Direction, responds: type
 ):
     requester = OurPeer("requester")
-    async with calling(harness, direction, requester, answers("responder")):
+    async with calling(harness, direction, requester, responds("responder")):
         updates, _ = await requester.events("responder", "update")
         chunks, response = await requester.events("responder", "stream")
 
@@ -84,12 +84,12 @@ async def test_an_error_brings_the_remote_traceback(harness: JobHarness, directi
     assert "in raise_error" in error.traceback
 
 
-@pytest.mark.parametrize("answers", [OurPeer, PlainPeer])
+@pytest.mark.parametrize("responds", [OurPeer, PlainPeer])
 async def test_a_failure_brings_its_payload(
-    harness: JobHarness, direction: Direction, answers: type
+    harness: JobHarness, direction: Direction, responds: type
 ):
     requester = OurPeer("requester")
-    async with calling(harness, direction, requester, answers("responder")):
+    async with calling(harness, direction, requester, responds("responder")):
         with pytest.raises(JobError, match="no such city") as failed:
             await requester.ask("responder", "fail")
 
@@ -115,16 +115,16 @@ async def test_a_status_arrives_as_text_and_is_understood(
             pass
         await harness.settle()
 
-    answers = [message for event, message in requester.hooks if event == "on_job_response"]
-    assert [type(message.status) for message in answers] == [str]
+    responses = [message for event, message in requester.hooks if event == "on_job_response"]
+    assert [type(message.status) for message in responses] == [str]
     assert j.outcome.status is OutcomeStatus.COMPLETED
 
 
 @KINDS
 async def test_a_cancel_reaches_the_remote_handler(
-    harness: JobHarness, direction: Direction, asks: type, answers: type
+    harness: JobHarness, direction: Direction, asks: type, responds: type
 ):
-    requester, responder = asks("requester"), answers("responder")
+    requester, responder = asks("requester"), responds("responder")
     async with calling(harness, direction, requester, responder):
         call_task = asyncio.create_task(requester.events("responder", "wait"))
         job_id = await responder.started.get()
@@ -137,9 +137,9 @@ async def test_a_cancel_reaches_the_remote_handler(
 
 @KINDS
 async def test_a_timeout_reaches_the_remote_handler(
-    harness: JobHarness, direction: Direction, asks: type, answers: type
+    harness: JobHarness, direction: Direction, asks: type, responds: type
 ):
-    requester, responder = asks("requester"), answers("responder")
+    requester, responder = asks("requester"), responds("responder")
     async with calling(harness, direction, requester, responder):
         with pytest.raises(PipecatJobError, match="timeout"):
             await requester.ask("responder", "wait", timeout=0.05)
@@ -193,7 +193,7 @@ async def test_a_malformed_response_is_logged_and_dropped(
         call_task = asyncio.create_task(requester.ask("responder", "wait"))
         job_id = await responder.started.get()
         fields = {"source": "responder", "target": "requester", "job_id": job_id, **fields}
-        await send(call.answering_socket, wire(kind, **fields))
+        await send(call.responding_socket, wire(kind, **fields))
         responder.release.set()
         response = await call_task
 

@@ -55,12 +55,12 @@ async def test_cancelling_twice_closes_the_card_once(
     assert cards(chaos_bus) == CANCELLED_CARD
 
 
-@pytest.mark.parametrize("answers", [OurPeer, PlainPeer])
+@pytest.mark.parametrize("responds", [OurPeer, PlainPeer])
 @pytest.mark.parametrize("worker_class", [Mine, UIWorker])
 async def test_the_client_can_cancel_a_group(
-    make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, answers: type, worker_class: type
+    make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, responds: type, worker_class: type
 ):
-    ui, responder = make(worker_class), answers("a")
+    ui, responder = make(worker_class), responds("a")
     await chaos_harness.start(ui, responder)
 
     with pytest.raises(JobCancelledError, match="not that one"):

@@ -47,12 +47,12 @@ async def test_a_group_that_completes_shows_and_closes_its_card(
     assert (started.label, started.cancellable) == ("Looking", True)
 
 
-@pytest.mark.parametrize("answers", [OurPeer, PlainPeer])
+@pytest.mark.parametrize("responds", [OurPeer, PlainPeer])
 async def test_updates_are_shown_between_start_and_end(
-    make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, answers: type
+    make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, responds: type
 ):
     ui = make()
-    await chaos_harness.start(ui, answers("a"))
+    await chaos_harness.start(ui, responds("a"))
 
     async with ui.job("a", name="update"):
         pass
@@ -67,12 +67,12 @@ async def test_updates_are_shown_between_start_and_end(
     ]
 
 
-@pytest.mark.parametrize("answers", [OurPeer, PlainPeer])
+@pytest.mark.parametrize("responds", [OurPeer, PlainPeer])
 async def test_a_stream_that_ends_is_shown_as_completed(
-    make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, answers: type
+    make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, responds: type
 ):
     ui = make()
-    await chaos_harness.start(ui, answers("a"))
+    await chaos_harness.start(ui, responds("a"))
 
     async with ui.job("a", name="stream"):
         pass
@@ -85,12 +85,12 @@ async def test_a_stream_that_ends_is_shown_as_completed(
     ]
 
 
-@pytest.mark.parametrize("answers", [OurPeer, PlainPeer])
+@pytest.mark.parametrize("responds", [OurPeer, PlainPeer])
 async def test_an_error_is_shown_with_the_workers_that_it_cancelled(
-    make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, answers: type
+    make: MakeUI, chaos_harness: JobHarness, chaos_bus: ChaosBus, responds: type
 ):
     ui = make()
-    await chaos_harness.start(ui, answers("a"), answers("b"))
+    await chaos_harness.start(ui, responds("a"), responds("b"))
 
     with pytest.raises(JobGroupError):
         async with ui.job_group("b", "a", name="fail or wait", payload={"fails": "a"}):

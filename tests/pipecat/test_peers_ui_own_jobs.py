@@ -37,14 +37,14 @@ async def test_respond_jobs_run_one_at_a_time(
         scripted_llm.on(word, ToolCall("answer", {"text": word.upper()}))
     await job_harness.start(requester, ui)
 
-    answers = await asyncio.gather(
+    responses = await asyncio.gather(
         *(
             requester.ask("ui", "respond", payload={"query": word})
             for word in ("alpha", "beta", "gamma")
         )
     )
 
-    assert answers == [{"answer": "ALPHA"}, {"answer": "BETA"}, {"answer": "GAMMA"}]
+    assert responses == [{"answer": "ALPHA"}, {"answer": "BETA"}, {"answer": "GAMMA"}]
     assert ui.current_job is None
 
 

@@ -68,7 +68,7 @@ class Failing(BaseWorker):
         )
 
 
-def answer_with(status: JobStatus) -> Callable[[BusMessage], bool]:
+def has_status(status: JobStatus) -> Callable[[BusMessage], bool]:
     return lambda message: isinstance(message, BusJobResponseMessage) and message.status == status
 
 
@@ -313,9 +313,9 @@ async def test_the_cancelled_hook_fires_and_the_worker_itself_responds_cancelled
 
     await requester.cancel_job_group(job_id, reason="no longer needed")
 
-    answer = await chaos_bus.wait_for(answer_with(JobStatus.CANCELLED))
-    assert isinstance(answer, BusJobResponseMessage)
-    assert (answer.source, answer.target, answer.job_id) == ("worker", "requester", job_id)
+    response = await chaos_bus.wait_for(has_status(JobStatus.CANCELLED))
+    assert isinstance(response, BusJobResponseMessage)
+    assert (response.source, response.target, response.job_id) == ("worker", "requester", job_id)
     logged = [record.message for record in job_log if record.level == "INFO"]
     assert f"Job {job_id} cancelled: no longer needed" in logged
 
@@ -355,5 +355,5 @@ async def test_a_worker_that_stops_responds_cancelled_to_each_job_it_holds(
         assert isinstance(error, JobError)
         assert "job 'work' at 'worker' cancelled" in str(error)
         assert error.outcomes["worker"].reason == "worker 'worker' stopped"
-    answers = await chaos_bus.wait_for(answer_with(JobStatus.CANCELLED), 2)
-    assert {answer.source for answer in answers} == {"worker"}
+    responses = await chaos_bus.wait_for(has_status(JobStatus.CANCELLED), 2)
+    assert {response.source for response in responses} == {"worker"}

@@ -297,10 +297,10 @@ async def test_a_second_job_waits_for_the_end_of_the_first_and_each_gets_its_own
     debater: Callable[[str], DebateWorker],
     requesters: tuple[str, str],
 ):
-    answered_before_second: list[dict[str, Any] | None] = []
+    responded_before_second: list[dict[str, Any] | None] = []
 
     def second_text(request: LLMRequest) -> str:
-        answered_before_second.extend(
+        responded_before_second.extend(
             message.response
             for message in chaos_bus.sent
             if isinstance(message, BusJobResponseMessage)
@@ -325,7 +325,7 @@ async def test_a_second_job_waits_for_the_end_of_the_first_and_each_gets_its_own
 
     assert await first == {"role": "advocate", "text": "Dogs are loyal."}
     assert await second == {"role": "advocate", "text": "Cats are aloof."}
-    assert answered_before_second == [{"role": "advocate", "text": "Dogs are loyal."}]
+    assert responded_before_second == [{"role": "advocate", "text": "Dogs are loyal."}]
     assert [last_text(r) for r in provider.requests] == ["Topic: dogs", "Topic: cats"]
 
 

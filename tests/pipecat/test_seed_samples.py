@@ -24,17 +24,17 @@ from pipecat_jobs.testing import JobHarness
 pytestmark = pytest.mark.every_bus
 
 
-class Answering(BaseWorker):
+class Responding(BaseWorker):
     """Responds to every request, and keeps its payload."""
 
-    def __init__(self, name: str, answer: dict[str, Any] | None = None):
+    def __init__(self, name: str, response: dict[str, Any] | None = None):
         super().__init__(name)
-        self.answer = answer if answer is not None else {"text": f"{name} says so"}
+        self.response = response if response is not None else {"text": f"{name} says so"}
         self.asked: list[dict[str, Any] | None] = []
 
     async def on_job_request(self, message: BusJobRequestMessage) -> None:
         self.asked.append(message.payload)
-        await self.send_job_response(message.job_id, self.answer)
+        await self.send_job_response(message.job_id, self.response)
 
 
 # Single job
@@ -53,7 +53,7 @@ class SingleJob(BaseWorker):
 async def test_a_single_job_gives_the_worker_s_response(
     job_harness: JobHarness, capsys: pytest.CaptureFixture[str]
 ):
-    requester, worker = SingleJob("requester"), Answering("worker", {"answer": "a framework"})
+    requester, worker = SingleJob("requester"), Responding("worker", {"answer": "a framework"})
     await job_harness.start(requester, worker)
 
     await requester.ask()
@@ -71,7 +71,7 @@ async def test_a_single_job_waits_for_its_worker_to_be_ready(
     await job_harness.settle()
     assert not asking.done()
 
-    await job_harness.start(Answering("worker", {"answer": "here now"}))
+    await job_harness.start(Responding("worker", {"answer": "here now"}))
 
     await asking
     assert capsys.readouterr().out == "{'answer': 'here now'}\n"
@@ -89,7 +89,7 @@ async def test_a_single_job_equals_request_job_and_the_two_hooks(job_harness: Jo
             completed.set_result(result)
 
     requester = FireAndForget("requester")
-    await job_harness.start(requester, Answering("worker", {"answer": "a framework"}))
+    await job_harness.start(requester, Responding("worker", {"answer": "a framework"}))
 
     job_id = await requester.request_job("worker", payload={"question": "What is Pipecat?"})
 
@@ -117,7 +117,7 @@ class JobGroup(BaseWorker):
 async def test_a_job_group_gives_every_worker_the_payload_and_collects_all_responses(
     job_harness: JobHarness, capsys: pytest.CaptureFixture[str]
 ):
-    workers = [Answering(f"worker{n}", {"n": n}) for n in (1, 2, 3)]
+    workers = [Responding(f"worker{n}", {"n": n}) for n in (1, 2, 3)]
     requester = JobGroup("requester")
     await job_harness.start(requester, *workers)
 
@@ -147,25 +147,25 @@ async def test_a_job_group_runs_its_workers_in_parallel(
 
 
 async def test_a_job_group_equals_request_job_group_and_the_two_hooks(job_harness: JobHarness):
-    answered: list[str] = []
+    responded: list[str] = []
     completed: asyncio.Future[JobGroupResponse] = asyncio.get_running_loop().create_future()
 
     class FireAndForget(BaseWorker):
         async def on_job_response(self, message: BusJobResponseMessage) -> None:
-            answered.append(message.source)
+            responded.append(message.source)
 
         async def on_job_completed(self, result: JobGroupResponse) -> None:
             completed.set_result(result)
 
     requester = FireAndForget("requester")
     await job_harness.start(
-        requester, Answering("worker1", {"n": 1}), Answering("worker2", {"n": 2})
+        requester, Responding("worker1", {"n": 1}), Responding("worker2", {"n": 2})
     )
 
     job_id = await requester.request_job_group("worker1", "worker2", payload={"topic": "AI safety"})
 
     result = await completed
-    assert sorted(answered) == ["worker1", "worker2"]
+    assert sorted(responded) == ["worker1", "worker2"]
     assert result.job_id == job_id
     assert result.responses == {"worker1": {"n": 1}, "worker2": {"n": 2}}
 
@@ -232,14 +232,14 @@ async def test_requests_to_one_handler_run_at_the_same_time_and_each_gets_its_ow
             await self.send_job_response(message.job_id, result)
     # fmt: on
 
-    second_is_answered = asyncio.Event()
+    second_has_response = asyncio.Event()
     both_are_running = asyncio.Barrier(2)
 
     class Backwards(MyWorker):
         async def _do_work(self, payload: dict[str, int]) -> dict[str, int]:
             await both_are_running.wait()
             if payload["n"] == 1:
-                await second_is_answered.wait()
+                await second_has_response.wait()
             return {"answer_to": payload["n"]}
 
     class Requester(BaseWorker):
@@ -253,7 +253,7 @@ async def test_requests_to_one_handler_run_at_the_same_time_and_each_gets_its_ow
 
     first, second = (asyncio.create_task(requester.ask(n)) for n in (1, 2))
     assert await second == {"answer_to": 2}
-    second_is_answered.set()
+    second_has_response.set()
     assert await first == {"answer_to": 1}
 
 

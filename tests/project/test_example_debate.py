@@ -269,18 +269,18 @@ async def test_text_of_a_stopped_debater_is_not_shown_under_the_next_topic(
         def is_late(message: BusMessage) -> bool:
             return isinstance(message, STREAM | RESPONSE) and message.job_id == stopped
 
-        def is_answer(message: BusMessage) -> bool:
+        def is_response(message: BusMessage) -> bool:
             return isinstance(message, RESPONSE) and message.status == JobStatus.COMPLETED
 
-        late, answers = bus.hold(is_late), bus.hold(is_answer)
+        late, responses = bus.hold(is_late), bus.hold(is_response)
         await late.wait()
         await moderator.hear("May dogs vote?")
         await bus.wait_for(lambda message: is_late(message) and isinstance(message, RESPONSE), 3)
         await board.until(lambda: board.topic == "May dogs vote?")
         late.release()
         # The responses arrive last, so that the debate ends with the test.
-        await answers.wait(3)
-        answers.release()
+        await responses.wait(3)
+        responses.release()
         await board.until(lambda: board.moderator.ended)
 
         assert {who.text for who in board.debaters.values()} == {"Dogs."}

@@ -198,7 +198,7 @@ def test_a_hook_that_never_returns_does_not_outlast_the_deadline(
 
 
 class Blocking(Responder):
-    @job(name="block and answer")
+    @job(name="block and respond")
     async def block(self, message: BusJobRequestMessage) -> dict:
         time.sleep(0.6)  # noqa: ASYNC251
         return {}
@@ -211,7 +211,7 @@ class Blocking(Responder):
 
 
 @pytest.mark.parametrize("bus_class", [AsyncQueueBus, RoutedBus])
-@pytest.mark.parametrize("name", ["block and answer", "block and wait"])
+@pytest.mark.parametrize("name", ["block and respond", "block and wait"])
 async def test_a_blocked_event_loop_is_reported_with_its_duration(
     bus_class: type[WorkerBus], name: str
 ):

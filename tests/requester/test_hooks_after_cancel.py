@@ -115,18 +115,18 @@ async def test_hooks_get_the_messages_of_the_other_workers_of_a_failed_group(
 
 async def test_event_handlers_get_the_messages_of_the_clean_up(job_harness: JobHarness):
     requester, cleaner = BaseWorker("requester"), Cleaner()
-    updates, answered = parity.listen(requester, "on_job_update"), asyncio.Event()
+    updates, responded = parity.listen(requester, "on_job_update"), asyncio.Event()
 
     @requester.event_handler("on_job_response")
     async def on_job_response(_: PlainWorker, message: Any) -> None:
-        answered.set()
+        responded.set()
 
     await job_harness.start(requester, cleaner)
     job_id = await requester.request_job("cleaner", params=JobParams(name="work"))
     await cleaner.started.wait()
     await requester.cancel_job_group(job_id)
     async with asyncio.timeout(100):
-        await answered.wait()
+        await responded.wait()
 
     assert [message.update for message in updates] == [{"saved": 1}, {"closed": 2}]
 

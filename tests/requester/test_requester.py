@@ -98,14 +98,14 @@ async def test_the_responses_of_a_group_may_be_read_at_any_time(job_harness: Job
     await job_harness.start(requester, a, b)
     async with requester.job_group("a", "b", name="wait") as group:
         assert group.responses == {}
-        answered = asyncio.Event()
+        responded = asyncio.Event()
 
         @requester.event_handler("on_job_response")
         async def on_job_response(_: BaseWorker, message: BusJobResponseMessage) -> None:
-            answered.set()
+            responded.set()
 
         a.release.set()
-        await answered.wait()
+        await responded.wait()
         assert group.responses == {"a": {"from": "a"}}
         b.release.set()
     assert set(group.responses) == {"a", "b"}

@@ -82,6 +82,6 @@ def request(job_id: str = "j", name: str | None = None, **fields: Any) -> BusJob
     )
 
 
-def answer(source: str, job_id: str, **fields: Any) -> BusJobResponseMessage:
+def response(source: str, job_id: str, **fields: Any) -> BusJobResponseMessage:
     fields = {"status": JobStatus.COMPLETED, **fields}
     return BusJobResponseMessage(source=source, target="requester", job_id=job_id, **fields)

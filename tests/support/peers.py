@@ -60,7 +60,7 @@ class PlainPeer(PlainWorker):
         )
 
     @pipecat_job(name="urgent")
-    async def answer_urgently(self, message: BusJobRequestMessage) -> None:
+    async def respond_urgently(self, message: BusJobRequestMessage) -> None:
         await self.send_job_response(message.job_id, {"urgent": True}, urgent=True)
 
     @pipecat_job(name="update")

@@ -127,7 +127,7 @@ class Call:
         asks_near = direction == "client-asks"
         self.runner = harness.runner if asks_near else link.far_runner
         self.asking_socket = link.near_socket if asks_near else link.far_socket
-        self.answering_socket = link.far_socket if asks_near else link.near_socket
+        self.responding_socket = link.far_socket if asks_near else link.near_socket
 
     async def lose_connection(self, how: str) -> None:
         await getattr(self.link, how)()

@@ -49,12 +49,12 @@ def scripted_service(server: ScriptedLLMServer, **keywords: Any) -> OpenAILLMSer
 class Colleague(BaseWorker):
     """Responds to an "argue" job as the test sets it."""
 
-    def __init__(self, name: str, *, holds: bool = False, answer: Any = "default"):
+    def __init__(self, name: str, *, holds: bool = False, response: Any = "default"):
         super().__init__(name)
         self.payloads: list[dict[str, Any]] = []
         self.started: asyncio.Queue[str] = asyncio.Queue()
         self.stopped: asyncio.Queue[str] = asyncio.Queue()
-        self.answer = {"text": f"{name} says"} if answer == "default" else answer
+        self.response = {"text": f"{name} says"} if response == "default" else response
         self.release = asyncio.Event()
         if not holds:
             self.release.set()
@@ -68,13 +68,13 @@ class Colleague(BaseWorker):
         except asyncio.CancelledError:
             self.stopped.put_nowait(message.job_id)
             raise
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        if isinstance(self.answer, str):
-            failure = {"error": self.answer}
+        if isinstance(self.response, Exception):
+            raise self.response
+        if isinstance(self.response, str):
+            failure = {"error": self.response}
             await self.send_job_response(message.job_id, failure, status=JobStatus.FAILED)
             return None
-        return self.answer
+        return self.response
 
 
 class Stage:

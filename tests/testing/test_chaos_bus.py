@@ -141,16 +141,16 @@ async def test_copies_are_held_one_by_one(bus: ChaosBus):
 
 async def test_held_messages_wait_for_their_release_and_others_overtake(bus: ChaosBus):
     held = bus.hold(BusJobUpdateMessage)
-    first, second, answer = update(), update(), response()
-    for message in (first, second, answer):
+    first, second, reply = update(), update(), response()
+    for message in (first, second, reply):
         await bus.send(message)
-    assert bus.delivered == [answer]
+    assert bus.delivered == [reply]
     assert held.messages == [first, second]
 
     assert held.release_one() is first
-    assert bus.delivered == [answer, first]
+    assert bus.delivered == [reply, first]
     held.release()
-    assert bus.delivered == [answer, first, second]
+    assert bus.delivered == [reply, first, second]
 
     late = update()
     await bus.send(late)

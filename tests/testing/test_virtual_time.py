@@ -92,12 +92,12 @@ def test_sockets_of_the_same_process_are_served_before_the_clock_jumps():
     async def main() -> tuple[bytes, float]:
         loop = asyncio.get_running_loop()
 
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write((await reader.readline()).upper())
             await writer.drain()
             writer.close()
 
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        server = await asyncio.start_server(respond, "127.0.0.1", 0)
         async with server, asyncio.timeout(1):
             host, port = server.sockets[0].getsockname()
             reader, writer = await asyncio.open_connection(host, port)

@@ -100,13 +100,13 @@ FAILURES: dict[str, tuple[Any, str, str]] = {
         "debate could not do it",
         "could not do it",
     ),
-    "an answer that it failed": (
+    "a response that it failed": (
         {"error": "no such booking"},
         "no such booking",
         "no such booking",
     ),
-    "such an answer without words": ({}, "debate could not do it", "could not do it"),
-    "such an answer with an exception": (
+    "such a response without words": ({}, "debate could not do it", "could not do it"),
+    "such a response with an exception": (
         {"error": SECRET, "error_type": "SecretError"},
         "debate could not do it",
         "could not do it",

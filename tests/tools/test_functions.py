@@ -297,9 +297,9 @@ async def test_a_replaced_call_of_a_flow_is_settled_without_a_comment(
     advocate.release.set()
 
     _, second = await scripted_llm.wait_for_requests(2)
-    replaced, answered = tool_results(second)
+    replaced, responded = tool_results(second)
     assert list(replaced) == ["stopped"]
-    assert answered == {"text": "advocate says"}
+    assert responded == {"text": "advocate says"}
     await talk.worker.flush_pipeline()
 
 

@@ -127,8 +127,8 @@ async def test_the_responses_are_reported_with_the_missing_workers_and_why(
     worker = moderator(new_llm(), "advocate", "critic", "analyst", "late", timeout=0.3)
     others = (
         Colleague("advocate"),
-        Colleague("critic", answer=ValueError("no such topic")),
-        Colleague("analyst", answer="the source is offline"),
+        Colleague("critic", response=ValueError("no such topic")),
+        Colleague("analyst", response="the source is offline"),
         Colleague("late", holds=True),
     )
 
@@ -180,7 +180,7 @@ async def test_fail_cancels_all_at_the_first_failure_and_names_the_worker_and_wh
 ):
     slow = Colleague("advocate", holds=True)
     worker = moderator(new_llm(), "advocate", "critic", on_failure="fail")
-    critic = Colleague("critic", answer=ValueError("no such topic"))
+    critic = Colleague("critic", response=ValueError("no such topic"))
 
     result = await result_of(job_harness, scripted_llm, worker, slow, critic)
 
@@ -221,7 +221,7 @@ async def test_gap_27_an_empty_response_does_not_silence_the_bot(
     expected: object,
 ):
     worker = moderator(new_llm(), *workers)
-    others = (Colleague("advocate", answer={}), Colleague("critic"))
+    others = (Colleague("advocate", response={}), Colleague("critic"))
 
     assert await result_of(job_harness, scripted_llm, worker, *others) == expected
 
@@ -237,11 +237,11 @@ class Opaque:
 async def test_a_response_that_is_not_json_is_written_as_the_values_it_holds(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    answer = {"opaque": Opaque({"one"}), "kind": KeyError}
+    response = {"opaque": Opaque({"one"}), "kind": KeyError}
     worker = moderator(new_llm(), "advocate")
 
     result = await result_of(
-        job_harness, scripted_llm, worker, Colleague("advocate", answer=answer)
+        job_harness, scripted_llm, worker, Colleague("advocate", response=response)
     )
 
     assert result == {"opaque": {"words": ["one"]}, "kind": "<class 'KeyError'>"}
@@ -253,8 +253,8 @@ async def test_no_traceback_reaches_the_llm(
     traceback = f"it broke\nTraceback (most recent call last):\n  File x\n{'y' * 2000}"
     worker = moderator(new_llm(), "advocate", "critic")
     others = (
-        Colleague("advocate", answer=traceback),
-        Colleague("critic", answer="x" * 2000),
+        Colleague("advocate", response=traceback),
+        Colleague("critic", response="x" * 2000),
     )
 
     result = await result_of(job_harness, scripted_llm, worker, *others)
@@ -286,7 +286,7 @@ async def test_render_gets_the_outcomes_in_the_order_of_the_workers(
     expected: object,
 ):
     worker = moderator(new_llm(), "critic", "advocate", render=render)
-    others = (Colleague("critic"), Colleague("advocate", answer=ValueError("no")))
+    others = (Colleague("critic"), Colleague("advocate", response=ValueError("no")))
 
     assert await result_of(job_harness, scripted_llm, worker, *others) == expected
 

@@ -27,7 +27,7 @@ class FailingBus(AsyncQueueBus):
         """By class of message: to whom they cannot be sent."""
         self.refused = asyncio.Event()
         self.largest = 10_000_000
-        """Characters that an answer may take."""
+        """Characters that a response may take."""
 
     async def publish(self, message: BusMessage) -> None:
         if message.target in self.refuses.get(type(message), ()):
@@ -45,8 +45,8 @@ class Single(BaseWorker):
         super().__init__("single")
         self.started: asyncio.Queue[str] = asyncio.Queue()
 
-    @job(name="answer", max_concurrency=1)
-    async def answer(self, message: BusJobRequestMessage) -> dict:
+    @job(name="respond", max_concurrency=1)
+    async def respond(self, message: BusJobRequestMessage) -> dict:
         return {"done": True}
 
     @job(name="wait", max_concurrency=1)
@@ -74,12 +74,12 @@ async def test_a_job_whose_response_the_bus_refuses_is_closed_and_frees_its_slot
     await harness.start(requester, single)
     bus.refuses = {BusJobResponseMessage: {"requester"}, BusJobCancelMessage: {"single"}}
     with pytest.raises(JobTimeoutError):
-        await requester.ask("single", "answer", timeout=0.05)
+        await requester.ask("single", "respond", timeout=0.05)
     await harness.settle()
     assert not single.active_jobs
 
     bus.refuses = {}
-    assert await requester.ask("single", "answer", timeout=5) == {"done": True}
+    assert await requester.ask("single", "respond", timeout=5) == {"done": True}
 
 
 async def test_a_cancel_whose_response_the_bus_refuses_closes_the_job_and_frees_its_slot(

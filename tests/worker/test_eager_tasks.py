@@ -57,7 +57,7 @@ class AtOnce(BaseWorker):
 
     @job(name="later", max_concurrency=1)
     async def later(self, message: Any) -> None:
-        self.create_task(self.send_job_response(message.job_id, {"ok": "later"}), "answer")
+        self.create_task(self.send_job_response(message.job_id, {"ok": "later"}), "respond")
 
     @job(name="raises")
     async def raises(self, message: Any) -> dict:

@@ -170,12 +170,12 @@ def is_what_it_says(story: Story, asked: Asked, outcome: JobOutcome) -> Iterator
     if deadline is not None and took > deadline + EXACT:
         yield f"decided after the deadline, at {took:g} s"
     for run in runs:
-        if outcome.response and "request" in outcome.response and outcome.response != run.answer:
+        if outcome.response and "request" in outcome.response and outcome.response != run.response:
             yield f"got {outcome.response}, which is not this job's response"
     match outcome.status:
         case OutcomeStatus.COMPLETED:
-            answered = [run for run in runs if JobStatus.COMPLETED in run.sent_statuses]
-            if not answered:
+            responded = [run for run in runs if JobStatus.COMPLETED in run.sent_statuses]
+            if not responded:
                 yield "no worker responded"
             elif not outcome.response and asked.request.route is not Route.STREAM:
                 yield "the response is missing"

@@ -98,7 +98,7 @@ async def test_a_job_that_this_process_runs_is_not_given_back():
 
 
 @pytest.mark.parametrize(
-    "way", ["it was answered", "it was given back", "the process was declared dead"]
+    "way", ["its response was sent", "it was given back", "the process was declared dead"]
 )
 async def test_a_job_whose_end_the_server_has_forgotten_is_given_back(way: str):
     harness = RouterHarness()
@@ -124,13 +124,13 @@ def request() -> Entry:
     return Entry(Lane.DATA, EntryKind.REQUEST, "process:8", 1, body)
 
 
-@pytest.mark.parametrize("meanwhile", ["it was answered", "the process is drained"])
+@pytest.mark.parametrize("meanwhile", ["its response was sent", "the process is drained"])
 async def test_a_request_that_comes_again_changes_nothing(meanwhile: str):
     """Held twice, the job would get no response; given back, it would run twice."""
     harness = RouterHarness()
     harness.router.open_jobs.release(HELD)
     harness.router.read(request())
-    if meanwhile == "it was answered":
+    if meanwhile == "its response was sent":
         harness.respond()
     else:
         harness.local.drained = True

@@ -95,10 +95,10 @@ async def test_an_outbox_is_empty_once_all_is_sent_or_taken_back(way: str):
 
 
 def test_messages_about_no_job_have_no_key():
-    answer = {"source": "b", "status": JobStatus.COMPLETED}
+    fields = {"source": "b", "status": JobStatus.COMPLETED}
     for message in (
-        BusJobResponseMessage(**answer, target=None, job_id="1"),
-        BusJobResponseMessage(**answer, target="a", job_id={}),  # type: ignore[arg-type]
+        BusJobResponseMessage(**fields, target=None, job_id="1"),
+        BusJobResponseMessage(**fields, target="a", job_id={}),  # type: ignore[arg-type]
         BusJobCancelMessage(source="a", target=None, job_id="1"),
         BusJobRequestMessage(source="a", target="b", job_id="1"),
     ):

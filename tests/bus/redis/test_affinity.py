@@ -57,9 +57,9 @@ async def test_a_worker_remembers_the_requester_whose_jobs_it_did_before(
         await member.wait_until_known("rememberer")
         for number in range(3):
             for requester in requesters:
-                answer = await requester.ask("rememberer", "tell")
-                assert answer["requesters"].count(requester.name) == number + 1
-                assert not answer["moved"]
+                response = await requester.ask("rememberer", "tell")
+                assert response["requesters"].count(requester.name) == number + 1
+                assert not response["moved"]
     await assert_nothing_remains(redis)
 
 
@@ -73,8 +73,8 @@ async def test_the_next_job_after_its_process_died_knows_that_it_has_moved(
             await requester.ask("rememberer", "tell")
         async with Member(redis_server.url, Sticky()):
             await member.wait_until_known("rememberer")
-            answers = [await requester.ask("rememberer", "tell") for _ in range(2)]
-    assert [answer["moved"] for answer in answers] == [True, False]
+            responses = [await requester.ask("rememberer", "tell") for _ in range(2)]
+    assert [response["moved"] for response in responses] == [True, False]
 
 
 @pytest.mark.parametrize("form", ["keyword", "params", "group", "group params", "request"])
@@ -151,8 +151,8 @@ async def test_a_bus_of_one_process_accepts_an_affinity_and_ignores_it():
     async with JobHarness(bus=RoutedBus()) as harness:
         requester, worker = Requester(), Sticky()
         await harness.start(requester, worker)
-        answer = await requester.ask("rememberer", "tell", affinity="customer 7")
-        assert not answer["moved"]
+        response = await requester.ask("rememberer", "tell", affinity="customer 7")
+        assert not response["moved"]
 
 
 def test_a_job_that_came_without_a_bus_has_not_moved():

@@ -81,7 +81,7 @@ async def test_jobs_streams_updates_errors_and_groups_cross_processes(redis_serv
         ] == {"x": (1, b"2")}
         async with requester.job_group("a", "b", name="echo", timeout=5) as group:
             pass
-        assert {name: answer["from"] for name, answer in group.responses.items()} == {
+        assert {name: response["from"] for name, response in group.responses.items()} == {
             "a": "a",
             "b": "b",
         }

@@ -20,14 +20,14 @@ __all__ = ["redis", "redis_server", "script"]
 
 def forged(job_id: str) -> bytes:
     """A response as any process of the channel can write it."""
-    answer = BusJobResponseMessage(
+    response = BusJobResponseMessage(
         source="responder",
         target="requester",
         job_id=job_id,
         status=JobStatus.COMPLETED,
         response={"from": "another process"},
     )
-    return Envelopes("pipecat").seal("d", "other", 1, WireCodec().encode(answer))
+    return Envelopes("pipecat").seal("d", "other", 1, WireCodec().encode(response))
 
 
 @contextlib.asynccontextmanager

@@ -133,7 +133,7 @@ async def test_each_of_many_workers_in_a_few_processes_does_its_own_jobs(
         await member.wait_until_known(*names)
         async with requester.job_group(*names, name="echo", timeout=20) as group:
             pass
-        assert {name: answer["from"] for name, answer in group.responses.items()} == {
+        assert {name: response["from"] for name, response in group.responses.items()} == {
             name: name for name in names
         }
     await assert_nothing_remains(redis)

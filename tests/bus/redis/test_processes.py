@@ -343,22 +343,22 @@ async def test_adding_and_draining_processes_in_mid_traffic_loses_nothing(
     node = await nodes.start("n0", "worker")
     async with ShortLeaseMember(redis_server.url, requester := Requester()) as member:
         await member.wait_until_known("worker")
-        answered: list[int] = []
+        pids: list[int] = []
         over = asyncio.Event()
 
         async def keep_asking() -> None:
             while not over.is_set():
-                answered.append((await requester.ask("worker", "echo", timeout=20))["pid"])
+                pids.append((await requester.ask("worker", "echo", timeout=20))["pid"])
 
         asking = [asyncio.create_task(keep_asking()) for _ in range(8)]
         for number in range(1, 4):
             following = await nodes.start(f"n{number}", "worker")
-            await until(lambda pid=following.pid: pid in answered)
+            await until(lambda pid=following.pid: pid in pids)
             await nodes.end(node)
             node = following
         over.set()
         await asyncio.gather(*asking)
-        assert len(set(answered)) == 4
+        assert len(set(pids)) == 4
         await nodes.end(node)
     await assert_nothing_remains(redis)
 
@@ -375,7 +375,7 @@ async def test_the_workers_of_many_processes_also_run_in_a_few_processes(
         await member.wait_until_known(*all_workers)
         async with requester.job_group(*all_workers, name="echo", timeout=30) as group:
             pass
-        assert len({answer["pid"] for answer in group.responses.values()}) == 4
+        assert len({response["pid"] for response in group.responses.values()}) == 4
         held = asyncio.create_task(_outcomes(requester, all_workers))
         for _ in all_workers:
             await nodes.notes.next("started")

@@ -49,8 +49,8 @@ async def test_a_job_and_a_group_are_done_by_another_process(redis_server: Embed
         PubSubMember(redis_server.url, first, second),
         PubSubMember(redis_server.url, requester),
     ):
-        answer = await requester.ask("first", "echo", payload={"n": 1}, timeout=20)
-        assert answer == {"from": "first", "payload": {"n": 1}}
+        response = await requester.ask("first", "echo", payload={"n": 1}, timeout=20)
+        assert response == {"from": "first", "payload": {"n": 1}}
 
         async with requester.job_group("first", "second", name="echo", timeout=20) as group:
             pass
@@ -208,8 +208,8 @@ async def test_values_that_cannot_be_carried_arrive_as_none(redis_server: Embedd
         PubSubMember(redis_server.url, Responder()),
         PubSubMember(redis_server.url, requester),
     ):
-        answer = await requester.ask("responder", "echo", payload={"set": {1}, "pair": (1, 2)})
-        assert answer["payload"] == {"set": None, "pair": None}
+        response = await requester.ask("responder", "echo", payload={"set": {1}, "pair": (1, 2)})
+        assert response["payload"] == {"set": None, "pair": None}
 
 
 async def test_a_message_makes_a_process_import_the_types_that_it_names(

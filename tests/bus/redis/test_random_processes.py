@@ -71,7 +71,7 @@ def is_what_it_says(story: Story, asked: Asked, outcome: JobOutcome) -> Iterator
         case OutcomeStatus.COMPLETED:
             if kind is Kind.RAISE or not kind.gets_response:
                 yield "no worker sent that response"
-            run = answering(asked, outcome, runs)
+            run = find_responding_run(asked, outcome, runs)
             if run is None or run.end != "returned":
                 yield f"is not the response of any of {[str(run) for run in runs]}"
                 return
@@ -103,7 +103,7 @@ def is_what_it_says(story: Story, asked: Asked, outcome: JobOutcome) -> Iterator
                 yield "no process died"
 
 
-def answering(asked: Asked, outcome: JobOutcome, runs: list[Run]) -> Run | None:
+def find_responding_run(asked: Asked, outcome: JobOutcome, runs: list[Run]) -> Run | None:
     """The run that gave a response, according to the response or to the last streamed chunk."""
     last = outcome.response
     if asked.ask.kind is Kind.STREAM:

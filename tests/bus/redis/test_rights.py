@@ -80,10 +80,10 @@ async def test_the_jobs_of_a_process_that_may_no_longer_read_are_reassigned_and_
             await until(lambda: refused_worker.cancelled)
             assert (refused_worker.cancelled, refused.bus.stats.expulsions) == ([asking], 1)
             # A request made now is sent once the process can read again.
-            answer = asyncio.create_task(waits.ask("elsewhere", "echo", timeout=20))
+            responding = asyncio.create_task(waits.ask("elsewhere", "echo", timeout=20))
             await asyncio.sleep(0)
             await redis.execute_command("ACL", "SETUSER", "bus", "+xread")
-            assert (await answer)["from"] == "elsewhere"
+            assert (await responding)["from"] == "elsewhere"
         await member.wait_until_known("responder")
         assert await requester.ask("responder", "echo", timeout=10)
     logger.remove(sink)

@@ -173,7 +173,7 @@ async def test_messages_of_a_job_take_the_lane_they_are_sent_by(redis: Redis):
         )
         assert await host.read() == [(lane, "m", "", "notify_worker")]
         await host.respond(ref, lane=lane, last=lane == "d")
-        assert await requester.read() == [(lane, "m", ref, "answer")]
+        assert await requester.read() == [(lane, "m", ref, "response")]
 
 
 async def test_a_request_that_is_given_back_unread_keeps_its_attempt(redis: Redis):

@@ -138,7 +138,7 @@ async def test_messages_that_a_process_sent_before_its_job_is_lost_are_read_firs
     await requester.call("renew")
     [notice, *rest] = await requester.read()
     assert notice[:2] == ("u", "g")
-    assert rest == [("d", "m", ref, "answer"), ("d", "l", ref, "attempts")]
+    assert rest == [("d", "m", ref, "response"), ("d", "l", ref, "attempts")]
 
 
 async def test_a_worker_is_notified_when_its_requesters_process_has_died(redis: Redis):

@@ -60,8 +60,8 @@ async def test_a_restart_that_keeps_the_data_loses_nothing(tmp_path: Path):
         pair.worker.release.set()
         await server.start()
         assert await held == {"from": "responder"}
-        answers = [await each for each in sent_meanwhile]
-        assert [answer["payload"]["number"] for answer in answers] == list(range(20))
+        responses = [await each for each in sent_meanwhile]
+        assert [response["payload"]["number"] for response in responses] == list(range(20))
         assert len(pair.worker.ran) == 21
         assert pair.asking.bus.stats.expulsions == pair.working.bus.stats.expulsions == 0
     await server.stop()
@@ -219,8 +219,8 @@ async def test_connections_that_are_cut_in_mid_traffic_lose_and_repeat_nothing(
         async def keep_asking(first: int) -> None:
             number = first
             while not over.is_set():
-                answer = await pair.ask("echo", payload={"number": number})
-                assert answer["payload"] == {"number": number}
+                response = await pair.ask("echo", payload={"number": number})
+                assert response["payload"] == {"number": number}
                 asked.append(number)
                 number += 100
 
@@ -256,8 +256,8 @@ async def test_a_slow_network_delays_jobs_and_fails_none(
 ):
     async with Pair(proxy.url, redis_server.url) as pair:
         proxy.delay = 0.1
-        answers = [await each for each in [pair.ask("echo", payload={"n": n}) for n in range(20)]]
-        assert [answer["payload"]["n"] for answer in answers] == list(range(20))
+        responses = [await each for each in [pair.ask("echo", payload={"n": n}) for n in range(20)]]
+        assert [response["payload"]["n"] for response in responses] == list(range(20))
         chunks = []
         async with pair.requester.job(
             "responder", name="count", payload={"to": 20}, timeout=30

@@ -174,7 +174,7 @@ class Toggle(_Readable):
 class Forgery(_Choice):
     """A message that a worker without a part in the latest job sends about it."""
 
-    RESPONSE = "answer"
+    RESPONSE = "response"
     STREAM_END = "stream end"
     UPDATE = "update"
     CANCEL = "cancel"

@@ -19,7 +19,7 @@ from support.random_jobs.plan import (
 
 #: The comment above each says what it tests. Worker 0 is the requester.
 ONCE_BROKEN = [
-    # The answer is being published, slowly, when its worker ends.
+    # The response is being published, slowly, when its worker ends.
     Plan(
         workers=(WorkerPlan(), WorkerPlan()),
         actions=(

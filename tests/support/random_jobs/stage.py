@@ -312,7 +312,7 @@ class Stage:
         with self._running(worker, message) as run:
             for _ in range(run.work.reports):
                 run.reports += 1
-                await worker.send_job_update(message.job_id, {**run.answer, "n": run.reports})
+                await worker.send_job_update(message.job_id, {**run.response, "n": run.reports})
             await self._labour(worker, run)
             return await self._end(worker, run)
 
@@ -323,12 +323,12 @@ class Stage:
         with self._running(worker, message) as run:
             for _ in range(run.work.reports):
                 run.reports += 1
-                yield {**run.answer, "n": run.reports}
+                yield {**run.response, "n": run.reports}
             await self._labour(worker, run)
             result = await self._end(worker, run)
             if result is not None:
                 run.reports += 1
-                yield {**run.answer, "n": run.reports} if isinstance(result, dict) else result
+                yield {**run.response, "n": run.reports} if isinstance(result, dict) else result
             run.sent_statuses.append(JobStatus.COMPLETED)
 
     async def _labour(self, worker: Any, run: Run) -> None:
@@ -350,41 +350,41 @@ class Stage:
     async def _end(self, worker: Any, run: Run) -> object:
         job_id = run.message.job_id
 
-        async def answer(status: JobStatus = JobStatus.COMPLETED, urgent: bool = False) -> None:
+        async def respond(status: JobStatus = JobStatus.COMPLETED, urgent: bool = False) -> None:
             run.sent_statuses.append(status)
-            await worker.send_job_response(job_id, run.answer, status=status, urgent=urgent)
+            await worker.send_job_response(job_id, run.response, status=status, urgent=urgent)
 
         match run.work.ending:
             case Ending.RETURNS:
                 run.sent_statuses.append(JobStatus.COMPLETED)
-                return run.answer
+                return run.response
             case Ending.RESPONDS:
-                await answer()
+                await respond()
             case Ending.RESPONDS_URGENTLY:
-                await answer(urgent=True)
+                await respond(urgent=True)
             case Ending.RESPONDS_TWICE:
-                await answer()
-                await answer()
+                await respond()
+                await respond()
             case Ending.LINGERS:
-                await answer()
+                await respond()
                 await asyncio.sleep(LINGER)
             case Ending.RESPONDS_LATER:
 
                 async def later() -> None:
                     await asyncio.sleep(LATER)
                     with contextlib.suppress(RuntimeError):
-                        await answer()
+                        await respond()
 
-                worker.create_task(later(), "answering_later")
+                worker.create_task(later(), "responding_later")
             case Ending.STREAMS:
-                await worker.send_job_stream_start(job_id, run.answer)
-                await worker.send_job_stream_data(job_id, run.answer)
+                await worker.send_job_stream_start(job_id, run.response)
+                await worker.send_job_stream_data(job_id, run.response)
                 run.sent_statuses.append(JobStatus.COMPLETED)
-                await worker.send_job_stream_end(job_id, run.answer)
+                await worker.send_job_stream_end(job_id, run.response)
             case Ending.FAILS:
-                await answer(JobStatus.FAILED)
+                await respond(JobStatus.FAILED)
             case Ending.ERRS:
-                await answer(JobStatus.ERROR)
+                await respond(JobStatus.ERROR)
             case Ending.RAISES:
                 raise HandlerError(str(run))
             case Ending.GIVES_UP:
@@ -447,8 +447,8 @@ class Stage:
                 story.loop_errors.append(f"{act.get_coro()}: {error!r}")
         delivered = {id(message) for message in self.bus.delivered}
         for message in self.bus.sent:
-            is_answer = isinstance(message, RESPONDS)
-            if is_answer and id(message) in delivered and message.source != "unrelated":
+            is_response = isinstance(message, RESPONDS)
+            if is_response and id(message) in delivered and message.source != "unrelated":
                 story.sent_responses.append((message.source, str(message.target), message.job_id))
 
 

@@ -76,7 +76,7 @@ class Run:
     ended: float | None = None
 
     @property
-    def answer(self) -> dict[str, Any]:
+    def response(self) -> dict[str, Any]:
         return {"request": self.asked.number, "worker": self.worker, "job": self.message.job_id}
 
     def __str__(self) -> str:

@@ -386,7 +386,7 @@ class Stage:
         for kind in (Kind.ECHO, Kind.NARROW):
             asked = self._ask(requester, Ask(0, names, kind))
             self._gate(asked.number).set()
-            await self._comes(f"{kind} is not answered", self._unended)
+            await self._comes(f"{kind} gets no response", self._unended)
 
     async def _all_leave(self) -> None:
         alive = self._alive()

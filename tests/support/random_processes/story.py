@@ -101,7 +101,7 @@ class Run:
         return not self.end and self.actor.killed_at is None
 
     @property
-    def answer(self) -> dict[str, Any]:
+    def response(self) -> dict[str, Any]:
         return {"job": self.asked.number, "run": self.number, "worker": self.worker}
 
     def __str__(self) -> str:

@@ -51,7 +51,7 @@ class PoolWorker(BaseWorker):
     async def _do(self, run: Run, kind: Kind) -> dict[str, Any] | None:
         match kind:
             case Kind.ECHO:
-                return run.answer
+                return run.response
             case Kind.SILENT:
                 return None
             case Kind.ENDLESS:
@@ -75,12 +75,12 @@ class PoolWorker(BaseWorker):
                     raise asked.error
             case _:
                 await self._stage.until_released(run.asked)
-        return run.answer
+        return run.response
 
     async def _report(self, run: Run) -> None:
         for _ in range(self.REPORTS):
             run.reports += 1
-            await self.send_job_update(run.message.job_id, {**run.answer, "n": run.reports})
+            await self.send_job_update(run.message.job_id, {**run.response, "n": run.reports})
 
     @job(name=Kind.ECHO)
     async def echo(self, message: BusJobRequestMessage) -> object:
@@ -129,7 +129,7 @@ class PoolWorker(BaseWorker):
             for half in range(2):
                 for _ in range(self.REPORTS):
                     run.reports += 1
-                    yield {**run.answer, "n": run.reports}
+                    yield {**run.response, "n": run.reports}
                 if half == 0:
                     await self._stage.until_released(run.asked)
         except BaseException as error:

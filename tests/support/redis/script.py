@@ -97,7 +97,7 @@ class Process:
 
     async def respond(self, ref: str, attempt: int = 1, *, lane: str = "d", last: bool = True):
         return await self.call_once(
-            "notify_requester", ref, attempt, lane, "m", int(last), "answer"
+            "notify_requester", ref, attempt, lane, "m", int(last), "response"
         )
 
     async def read(self) -> list[tuple[str, str, str, str]]:
