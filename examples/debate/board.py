@@ -103,7 +103,9 @@ class Board:
             speaker.say(token)
             self._notify()
 
-    def answered(self, name: str, status: JobStatus, response: Mapping[str, Any] | None) -> None:
+    def record_response(
+        self, name: str, status: JobStatus, response: Mapping[str, Any] | None
+    ) -> None:
         """Record how a debater's job ended."""
         match status:
             case JobStatus.COMPLETED:

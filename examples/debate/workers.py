@@ -84,7 +84,7 @@ class Moderator(LLMContextWorker):
         self, message: BusJobResponseMessage | BusJobResponseUrgentMessage
     ) -> None:
         if self._is_open(message.job_id):
-            self._board.answered(message.source, message.status, message.response)
+            self._board.record_response(message.source, message.status, message.response)
 
     def _is_open(self, job_id: str) -> bool:
         # A debater that was stopped may send a last word, and does send a CANCELLED response. Both
