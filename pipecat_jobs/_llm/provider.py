@@ -51,7 +51,7 @@ class Dialect(Protocol):
         ...
 
     def is_whole(self, reason: str) -> bool:
-        """Tell whether an answer that ended for this reason is complete."""
+        """Return whether an answer that ended for this reason is complete."""
         ...
 
     def join(self, text: str) -> object:

@@ -172,7 +172,7 @@ class Turn:
         )
 
     def _is_of_its_calls(self, message: LLMContextMessage) -> bool:
-        """Tell whether a message is a function call of this turn, or the result of one."""
+        """Return whether a message is a function call of this turn, or the result of one."""
         if isinstance(message, LLMSpecificMessage):
             return False
         calls = {call.get("id") for call in message.get("tool_calls") or ()}

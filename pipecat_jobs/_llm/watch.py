@@ -34,7 +34,7 @@ _interrupted: ContextVar[bool] = ContextVar("pipecat_jobs_interrupted", default=
 
 
 def was_interrupted_before_it_began() -> bool:
-    """Tell whether the user interrupted the LLM before the call that this task runs had begun.
+    """Return whether the user interrupted the LLM before the call that this task runs had begun.
 
     With ``run_in_parallel=False`` an LLM service keeps its calls in a queue. When the user
     interrupts, Pipecat cancels the call that runs, but still runs the calls in the queue. It is
@@ -124,7 +124,7 @@ class LLMWatch:
                 pass
 
     def is_open(self, call: str | None) -> bool:
-        """Tell whether a call that this LLM made has no result yet."""
+        """Return whether a call that this LLM made has no result yet."""
         return call in self._made
 
     def _starts(self, who: str) -> None:
@@ -153,7 +153,7 @@ def watch(llm: LLMService[Any]) -> LLMWatch:
 
 
 def is_called_by(llm: LLMService[Any]) -> bool:
-    """Tell whether the running code belongs to a function call for whose result an LLM waits."""
+    """Return whether the running code belongs to a function call for whose result an LLM waits."""
     watching = _watches.get(llm)
     return watching is not None and watching.is_open(_call.get())
 

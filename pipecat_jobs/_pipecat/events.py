@@ -31,6 +31,6 @@ def start_event_handlers(subject: BaseObject, event: str, *args: object) -> None
 
 
 def has_event_handlers(subject: BaseObject, event: str) -> bool:
-    """Tell whether a handler is registered for an event."""
+    """Return whether a handler is registered for an event."""
     registered = subject._event_handlers.get(event)
     return registered is not None and bool(registered.handlers)

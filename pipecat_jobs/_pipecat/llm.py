@@ -43,7 +43,7 @@ def take_queued_function_calls(
 
 
 def owes_run(aggregator: LLMAssistantAggregator) -> bool:
-    """Tell whether an aggregator has put off the run of the LLM on a function's result.
+    """Return whether an aggregator has put off the run of the LLM on a function's result.
 
     It does so while the user or the bot speaks, and while more results are about to arrive.
     """
@@ -60,7 +60,7 @@ def forgo_owed_run(aggregator: LLMAssistantAggregator) -> None:
 
 
 def is_speech_to_speech(llm: LLMService[Any]) -> bool:
-    """Tell whether a service is a realtime one, which a message in its context does not run."""
+    """Return whether a service is a realtime one, which a message in its context does not run."""
     # The only realtime service that keeps the aggregators out of realtime mode.
     if is_of_loaded_class(llm, "pipecat.services.openai.live.llm", "OpenAILiveLLMService"):
         return True

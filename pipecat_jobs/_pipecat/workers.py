@@ -27,7 +27,7 @@ def unwatch(
 
 
 def has_ended(worker: BaseWorker) -> bool:
-    """Tell whether a worker has ended: whether its ``wait()`` would return at once."""
+    """Return whether a worker has ended: whether its ``wait()`` would return at once."""
     return worker._finished_event.is_set()
 
 

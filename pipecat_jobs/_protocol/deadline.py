@@ -111,7 +111,7 @@ def inheriting(seconds: float | None) -> Generator[None, None, None]:
 
 
 def job_deadline() -> float | None:
-    """Tell how many seconds are left for the running handler, or the running call of a tool.
+    """Return how many seconds are left for the running handler, or the running call of a tool.
 
     A job that the handler requests inherits the deadline: it has at most this time, whatever its
     own ``timeout``.

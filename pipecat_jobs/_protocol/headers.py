@@ -161,7 +161,7 @@ def _is_trace_context(value: object) -> bool:
 
 
 def job_attempt(message: BusJobRequestMessage) -> int:
-    """Tell how many times a job may have been begun, including this time.
+    """Return how many times a job may have been begun, including this time.
 
     Args:
         message: The argument of the handler.
@@ -184,7 +184,7 @@ def job_attempt(message: BusJobRequestMessage) -> int:
 
 
 def job_moved(message: BusJobRequestMessage) -> bool:
-    """Tell whether the earlier jobs of the same affinity ran in another process.
+    """Return whether the earlier jobs of the same affinity ran in another process.
 
     When several processes have a worker with a ``job_affinity``, the jobs of one requester, or the
     jobs with the same ``affinity=``, run in one process. When that process is gone, or has no free

@@ -59,15 +59,15 @@ class JobHooks(Protocol):
     """What a bot builder has attached to the job events of one worker."""
 
     def overrides(self, event: str) -> bool:
-        """Tell whether the worker's class overrides the hook of an event."""
+        """Return whether the worker's class overrides the hook of an event."""
         ...
 
     def listens(self, event: str) -> bool:
-        """Tell whether an event handler is registered."""
+        """Return whether an event handler is registered."""
         ...
 
     def has_any(self, event: str) -> bool:
-        """Tell whether an override or an event handler runs at an event."""
+        """Return whether an override or an event handler runs at an event."""
         ...
 
     def announce(self, event: str, message: object) -> None:

@@ -55,7 +55,7 @@ _RESPONSES = (BusJobResponseMessage, BusJobResponseUrgentMessage)
 
 
 def is_job_message(message: BusMessage) -> TypeGuard[JobMessage]:
-    """Tell whether a message is about a job."""
+    """Return whether a message is about a job."""
     return type(message) in _CARRIED
 
 

@@ -149,7 +149,7 @@ def _to_plain(value: Any) -> Any:
 
 
 def _has_bytes(schema: object) -> bool:
-    """Tell whether a JSON schema has a value of bytes anywhere."""
+    """Return whether a JSON schema has a value of bytes anywhere."""
     if isinstance(schema, dict):
         parts = cast("dict[str, object]", schema)
         return parts.get("format") == "binary" or any(map(_has_bytes, parts.values()))

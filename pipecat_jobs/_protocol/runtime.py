@@ -46,7 +46,7 @@ class WorkersView(Protocol):
         ...
 
     def shares_loop(self, name: str) -> bool:
-        """Tell whether a worker runs in the requester's event loop."""
+        """Return whether a worker runs in the requester's event loop."""
         ...
 
     async def wait_until_known(self, names: Sequence[str]) -> None:

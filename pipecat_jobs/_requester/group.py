@@ -302,12 +302,12 @@ class JobGroup(PipecatJobGroup):
         return self.handles[worker_name].mark_sent(self._now())
 
     def awaits(self, worker_name: str, attempt_id: str) -> bool:
-        """Tell whether a response from this worker to an attempt counts."""
+        """Return whether a response from this worker to an attempt counts."""
         handle = self.handles.get(worker_name)
         return handle is not None and handle.awaits(attempt_id)
 
     def owes(self, worker_name: str, attempt_id: str) -> bool:
-        """Tell whether a worker owes a response to an attempt, whatever became of the group."""
+        """Return whether a worker owes a response to an attempt, whatever became of the group."""
         handle = self.handles.get(worker_name)
         return handle is not None and handle.owes_response(attempt_id)
 

@@ -107,11 +107,11 @@ class JobHandle:
         return self._asked_at
 
     def awaits(self, attempt_id: str) -> bool:
-        """Tell whether a response to an attempt counts. The id is the job's or an attempt's."""
+        """Return whether a response to an attempt counts. The id is the job's or an attempt's."""
         return self.state is _OPEN and (self.attempts is None or attempt_id in self.attempts.open)
 
     def owes_response(self, attempt_id: str) -> bool:
-        """Tell whether its worker has neither responded to an attempt nor been cancelled."""
+        """Return whether its worker has neither responded to an attempt nor been cancelled."""
         return (self.state is _OPEN or self.state is _ABANDONED) and (
             self.attempts is None or attempt_id in self.attempts.open
         )

@@ -445,7 +445,7 @@ class Requester:
     # -- what comes back ---------------------------------------------------------------------
 
     def leaves_to_pipecat(self, job_id: str) -> bool:
-        """Tell whether an open group is of Pipecat's own class, and completed by Pipecat's code.
+        """Return whether an open group is of Pipecat's own class, and completed by Pipecat's code.
 
         Such a group was put into ``job_groups`` by the bot.
         """

@@ -50,11 +50,11 @@ class WorkerHooks:
             self.note_listeners(event)
 
     def overrides(self, event: str) -> bool:
-        """Tell whether the worker's class overrides the hook of an event."""
+        """Return whether the worker's class overrides the hook of an event."""
         return event in self._overridden
 
     def listens(self, event: str) -> bool:
-        """Tell whether an event handler is registered."""
+        """Return whether an event handler is registered."""
         return event in self._listened
 
     def note_listeners(self, event: str) -> None:
@@ -76,7 +76,7 @@ class WorkerHooks:
         return self._wrapped.pop((event, handler), handler)
 
     def has_any(self, event: str) -> bool:
-        """Tell whether an override or an event handler runs at an event."""
+        """Return whether an override or an event handler runs at an event."""
         return event in self._overridden or event in self._listened
 
     def announce(self, event: str, message: object) -> None:

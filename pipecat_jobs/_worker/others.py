@@ -116,7 +116,7 @@ class OtherWorkers:
         return [*self.registry.local_workers, *self.registry.remote_workers]
 
     def shares_loop(self, name: str) -> bool:
-        """Tell whether a worker runs in the event loop of this one."""
+        """Return whether a worker runs in the event loop of this one."""
         return self._worker.worker_runner.get_worker(name) is not None
 
     async def wait_until_known(self, names: Sequence[str]) -> None:

@@ -170,7 +170,7 @@ def make_error_result(tool_name: str, error: BaseException) -> ToolResult:
 
 
 def has_stopped(error: JobError) -> bool:
-    """Tell whether jobs were cancelled because their requester stopped."""
+    """Return whether jobs were cancelled because their requester stopped."""
     stopped = CancelReason.REQUESTER_STOPPED
     return any(outcome.cancel_reason is stopped for outcome in error.failures.values())
 
