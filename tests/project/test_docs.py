@@ -36,6 +36,8 @@ EXAMPLES = [
     for module in [importlib.import_module(info.name)]
     for name, code in docstring_examples(module)
 ]
+EXAMPLES_OF_TESTS = [each for each in EXAMPLES if each[0].startswith("pipecat_jobs.testing")]
+EXAMPLES_OF_BOTS = [each for each in EXAMPLES if each not in EXAMPLES_OF_TESTS]
 
 #: Every command of the README, and the test that runs it.
 COMMANDS = {
@@ -278,12 +280,30 @@ from pipecat_jobs.testing import JobHarness, Text, ToolCall, run_virtual
     assert f"{len(tests)} passed" in done.stdout
 
 
-@pytest.mark.parametrize(("where", "code"), EXAMPLES, ids=[where for where, _ in EXAMPLES])
-async def test_examples_in_docstrings_run(where: str, code: str, names: dict[str, object]):
+async def run_example(code: str, names: dict[str, object]) -> None:
     await run(code, names)
     if "llm" in names:
         # Pipecat has no public way to close a service that was never in a pipeline.
         await names["llm"]._client.close()
+
+
+@pytest.mark.parametrize(
+    ("where", "code"), [pytest.param(*example, id=example[0]) for example in EXAMPLES_OF_BOTS]
+)
+async def test_examples_in_docstrings_run(where: str, code: str, names: dict[str, object]):
+    await run_example(code, names)
+
+
+@pytest.mark.not_on(
+    "redis",
+    "pubsub",
+    reason="they check that no task is left, and such a bus begins tasks when it needs them",
+)
+@pytest.mark.parametrize(
+    ("where", "code"), [pytest.param(*example, id=example[0]) for example in EXAMPLES_OF_TESTS]
+)
+async def test_examples_of_the_testing_kit_run(where: str, code: str, names: dict[str, object]):
+    await run_example(code, names)
 
 
 @pytest.mark.parametrize(
