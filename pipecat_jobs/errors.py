@@ -35,9 +35,7 @@ class JobError(PipecatJobError):
     Example::
 
         try:
-            async with self.job("researcher", name="research", timeout=30) as j:
-                pass
-            found = j.response
+            found = await self.job("researcher", name="research", timeout=30)
         except JobError as error:
             outcome = error.outcomes["researcher"]
             print(f"job {error.job_id} is {outcome.status}: {outcome.cause}")
@@ -70,9 +68,7 @@ class JobGroupError(JobError, PipecatJobGroupError):
     Example::
 
         try:
-            async with self.job_group("wiki", "news", name="research", timeout=5) as group:
-                pass
-            found = group.responses
+            found = await self.job_group("wiki", "news", name="research", timeout=5)
         except JobGroupError as error:
             done = [outcome for outcome in error.outcomes.values() if outcome.completed]
             found = {outcome.worker: outcome.response for outcome in done}
@@ -93,8 +89,7 @@ class JobTimeoutError(JobGroupError, TimeoutError):
     Example::
 
         try:
-            async with self.job_group("wiki", "news", name="research", timeout=5) as group:
-                pass
+            await self.job_group("wiki", "news", name="research", timeout=5)
         except JobTimeoutError as error:
             if error.loop_blocked:
                 print(f"the event loop was blocked for {error.loop_blocked:.1f} s")
@@ -125,8 +120,7 @@ class WorkerNotReadyError(JobTimeoutError):
     Example::
 
         try:
-            async with self.job("an unknown worker", timeout=0.05) as j:
-                pass
+            await self.job("an unknown worker", timeout=0.05)
         except WorkerNotReadyError as error:
             print(error.__cause__ or error)  # the second names the workers that are known
     """
@@ -165,8 +159,7 @@ class NoJobHandlerError(JobGroupError):
     Example::
 
         try:
-            async with self.job("researcher", name="reserch") as j:
-                pass
+            await self.job("researcher", name="reserch")
         except NoJobHandlerError as error:
             print(error)  # it lists the names that the worker has handlers for
     """
@@ -178,8 +171,7 @@ class JobRefusedError(JobGroupError):
     Example::
 
         try:
-            async with self.job("researcher", name="research") as j:
-                pass
+            await self.job("researcher", name="research")
         except JobRefusedError as error:
             if error.outcomes["researcher"].refusal is JobRefusal.INACTIVE:
                 print("the researcher takes no jobs while it is inactive")
@@ -203,8 +195,7 @@ class InvalidJobResponseError(JobGroupError):
 
 
         try:
-            async with self.job("researcher", Library.find_shelf.request(title="Emma")) as j:
-                pass
+            await self.job("researcher", Library.find_shelf.request(title="Emma"))
         except InvalidJobResponseError as error:
             print(error.worker, *error.problems)
     """
@@ -503,8 +494,7 @@ class WorkerNotAddedError(RuntimeError):
 
         host = BaseWorker("host_2")
         try:
-            async with host.job("researcher", name="research") as j:
-                pass
+            await host.job("researcher", name="research")
         except WorkerNotAddedError as error:
             print(f"call runner.add_workers() with {error.worker} first")
     """
@@ -582,8 +572,7 @@ class MessageTypeError(InvalidJobTypeError):
     Example::
 
         try:
-            async with self.job("researcher", name="research", payload={"when": 7}) as j:
-                pass
+            await self.job("researcher", name="research", payload={"when": 7})
         except MessageTypeError as error:
             print(f"{error.path} is a {error.type_name}")
     """
@@ -613,8 +602,7 @@ class MessageTooLargeError(InvalidJobError):
     Example::
 
         try:
-            async with self.job("researcher", name="research", payload={"text": "..."}) as j:
-                pass
+            await self.job("researcher", name="research", payload={"text": "..."})
         except MessageTooLargeError as error:
             print(f"{error.size - error.limit:,} bytes too large")
     """

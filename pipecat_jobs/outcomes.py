@@ -67,8 +67,7 @@ class CancelReason(StrEnum):
     Example::
 
         try:
-            async with self.job("researcher", name="research", timeout=30) as j:
-                pass
+            await self.job("researcher", name="research", timeout=30)
         except JobCancelledError as error:
             if error.outcomes["researcher"].cancel_reason is CancelReason.INTERRUPTED:
                 print("the user has spoken; ask again later")
@@ -99,13 +98,11 @@ class JobRefusal(StrEnum):
     Example::
 
         try:
-            async with self.job("wiki", name="research") as j:
-                pass
+            await self.job("wiki", name="research")
         except JobError as error:
             if error.outcomes["wiki"].refusal is None:
                 raise
-            async with self.job("news", name="research") as j:
-                pass
+            await self.job("news", name="research")
     """
 
     NO_HANDLER = "no_handler"
@@ -152,8 +149,7 @@ class ErrorDetails:
     Example::
 
         try:
-            async with self.job("researcher", name="research") as j:
-                pass
+            await self.job("researcher", name="research")
         except JobError as error:
             details = error.outcomes["researcher"].error
             if details is not None:

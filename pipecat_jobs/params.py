@@ -64,10 +64,7 @@ class JobParams(PipecatJobParams):
     Example::
 
         params = JobParams(name="research", payload={"topic": "AI"}, timeout=30)
-        async with self.job("researcher", params=params) as j:
-            pass
-
-        print(j.response)
+        print(await self.job("researcher", params=params))
     """
 
     job_id: str | None = None
@@ -101,11 +98,8 @@ class JobGroupParams(JobParams, PipecatJobGroupParams):
     Example::
 
         params = JobGroupParams(name="research", timeout=30, cancel_on_error=False)
-        async with self.job_group("wiki", "news", params=params) as group:
-            pass
-
-        for name, outcome in group.outcomes.items():
-            print(name, outcome.status)
+        for name, response in (await self.job_group("wiki", "news", params=params)).items():
+            print(name, response)
     """
 
     payloads: dict[str, JobData] | None = None

@@ -37,10 +37,8 @@ class BaseWorker(JobsMixin):
 
 
         await self.add_workers(Library("library"))
-        async with self.job("library", name="find_book", payload={"title": "Emma"}) as j:
-            pass
-
-        print(j.response["shelf"])
+        found = await self.job("library", name="find_book", payload={"title": "Emma"})
+        print(found["shelf"])
     """
 
 

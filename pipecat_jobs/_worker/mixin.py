@@ -244,10 +244,9 @@ class WorkerJobs(Responding, IgnoresOthers):
             responses = await self.job_group("advocate", "critic", payload={"topic": "AI"})
             print(responses["critic"])
 
-            async with self.job_group("wiki", "news", payload={"topic": "AI"}, need="first") as jg:
-                pass
-
-            print(jg.responses)
+            async with self.job_group("wiki", "news", payload={"topic": "AI"}) as group:
+                async for outcome in group.as_completed():
+                    print(outcome.worker, outcome.response)
         """
         checked = group_params(params, keywords, JobGroupKeywords)
         add_request(checked, request)

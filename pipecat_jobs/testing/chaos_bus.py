@@ -86,9 +86,7 @@ class ChaosBus(WorkerBus):
                 await self.send_job_response(message.job_id, {"text": "done"})
 
         async def ask(requester):
-            async with requester.job("researcher") as j:
-                pass
-            return j.response
+            return await requester.job("researcher")
 
         bus = ChaosBus()
         held = bus.hold(BusJobResponseMessage)

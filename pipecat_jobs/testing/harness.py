@@ -87,9 +87,8 @@ class JobHarness:
         async with JobHarness() as harness:
             requester = BaseWorker("requester")
             await harness.start(requester, Researcher("researcher"))
-            async with requester.job("researcher", payload={"topic": "AI"}) as j:
-                pass
-            assert j.response == {"text": "all about AI"}
+            response = await requester.job("researcher", payload={"topic": "AI"})
+            assert response == {"text": "all about AI"}
     """
 
     def __init__(
@@ -271,8 +270,7 @@ class JobHarness:
                 await harness.start(host)
                 await harness.mock_job("library", "lend", raises=JobToolError("it is lent"))
                 with pytest.raises(JobError, match="it is lent"):
-                    async with host.job("library", name="lend"):
-                        pass
+                    await host.job("library", name="lend")
         """
         mock = JobMock(worker_name, name, returns, raises, updates)
         stand_in = self._stand_ins.get(worker_name)
@@ -337,8 +335,7 @@ class JobHarness:
         Example::
 
             async def ask(requester):
-                async with requester.job("silent"):
-                    pass
+                await requester.job("silent")
 
             async with JobHarness() as harness:
                 requester, silent = BaseWorker("requester"), BaseWorker("silent")
@@ -372,8 +369,7 @@ class JobHarness:
         Example::
 
             async def ask(requester):
-                async with requester.job("silent"):
-                    pass
+                await requester.job("silent")
 
             async with JobHarness() as harness:
                 requester = BaseWorker("requester")

@@ -32,10 +32,9 @@ class JobMock:
             await harness.start(host)
             find_book = await harness.mock_job("library", "find_book", returns={"shelf": 7})
 
-            async with host.job("library", name="find_book", payload={"title": "Emma"}) as j:
-                pass
+            response = await host.job("library", name="find_book", payload={"title": "Emma"})
 
-            assert j.response == {"shelf": 7}
+            assert response == {"shelf": 7}
             find_book.assert_asked(title="Emma")
     """
 

@@ -53,9 +53,8 @@ class ToolCallContext:
             async def compare(self, params, topic: str):
                 '''Look a topic up in an encyclopedia and in the news.'''
                 async with tool_call(params) as call:
-                    async with call.job_group("wiki", "news", payload={"topic": topic}) as group:
-                        pass
-                    await call.finish(group.responses)
+                    found = await call.job_group("wiki", "news", payload={"topic": topic})
+                    await call.finish(found)
     """
 
     def __init__(self, params: FunctionCallParams):
@@ -186,12 +185,10 @@ class ToolCallContext:
                     '''Look a topic up in an encyclopedia, then in the news.'''
                     asked = {"topic": topic}
                     async with tool_call(params) as call:
-                        async with call.job("wiki", name="research", payload=asked) as wiki:
-                            pass
-                        await call.report({"wiki": wiki.response})
-                        async with call.job("news", name="research", payload=asked) as news:
-                            pass
-                        await call.finish({"wiki": wiki.response, "news": news.response})
+                        wiki = await call.job("wiki", name="research", payload=asked)
+                        await call.report({"wiki": wiki})
+                        news = await call.job("news", name="research", payload=asked)
+                        await call.finish({"wiki": wiki, "news": news})
         """
         self._check_open("report()")
         await self._params.result_callback(
@@ -219,9 +216,8 @@ class ToolCallContext:
                 async def remember(self, params, fact: str):
                     '''Remember a fact, without a comment.'''
                     async with tool_call(params) as call:
-                        async with call.job("worker", payload={"fact": fact}) as j:
-                            pass
-                        await call.finish(j.response, run_llm=False)
+                        kept = await call.job("worker", payload={"fact": fact})
+                        await call.finish(kept, run_llm=False)
         """
         self._check_open("finish()")
         # Before the call is marked as finished: it runs code of the result's type, which may raise.
@@ -333,8 +329,7 @@ def tool_call(params: FunctionCallParams) -> ToolCallContext:
             async def debate(self, params, topic: str):
                 '''Have a topic debated.'''
                 async with tool_call(params) as call:
-                    async with call.job("advocate", payload={"topic": topic}, timeout=30) as j:
-                        pass
-                    await call.finish(j.response)
+                    said = await call.job("advocate", payload={"topic": topic}, timeout=30)
+                    await call.finish(said)
     """
     return ToolCallContext(params)
