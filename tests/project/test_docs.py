@@ -20,10 +20,12 @@ from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from pipecat.workers.runner import WorkerRunner
 from support.llm_workers import NewLLM, new_llm
-from support.snippets import ROOT, blocks, docstring_examples, run
+from support.snippets import ROOT, anchors, blocks, docstring_examples, run, run_program
+from support.workers import until
 
 import pipecat_jobs
 import pipecat_jobs.testing
+from pipecat_jobs import JobEvent
 from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.bus.routed import sees_all
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall
@@ -39,10 +41,13 @@ EXAMPLES = [
 EXAMPLES_OF_TESTS = [each for each in EXAMPLES if each[0].startswith("pipecat_jobs.testing")]
 EXAMPLES_OF_BOTS = [each for each in EXAMPLES if each not in EXAMPLES_OF_TESTS]
 
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
 #: Every command of the README, and the test that runs it.
 COMMANDS = {
     "make demo": "`make test` runs the same without a terminal; test_example_debate.py with one",
     "make demo-distributed": "test_example_distributed.py; `make test` runs it without a terminal",
+    "LOGURU_LEVEL=WARNING python library.py": "test_readme_program_prints_what_the_readme_shows",
     "pip install .": "`make test-lowest` installs the wheel that it builds",
     "python examples/single_job.py": "test_examples.py",
     "python examples/job_group.py": "test_examples.py",
@@ -51,7 +56,6 @@ COMMANDS = {
     "python examples/job_tool.py": "test_examples.py",
     "make voice": "test_voice_bot.py starts the same",
     ".venv/bin/pipecat eval run evals": "test_evals.py",
-    "make bench": "test_benchmarks.py runs the same with small counts",
     "make test": "is what runs this",
 }
 
@@ -97,58 +101,65 @@ async def names(job_harness: JobHarness) -> dict[str, object]:
     }
 
 
-async def test_readme_first_snippet_debates(
-    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
-):
-    names: dict[str, object] = {"__name__": "snippet"}
-    await run(blocks("README.md", "python")[0], names)
-    debaters = ("advocate", "critic", "analyst")
-    for name in debaters:
-        scripted_llm.on(f"You are the {name}", f"Says the {name}.")
-    scripted_llm.on("You moderate", ToolCall("debate", {"topic": "voice"}), "They differ.")
-    moderator = names["Moderator"]("moderator", llm=new_llm("You moderate."))
-    workers = [names["Debater"](name, llm=new_llm(f"You are the {name}.")) for name in debaters]
-    await job_harness.start(moderator, *workers)
-
-    assert await moderator.llm_turn("Debate voice") == "They differ."
-    assert all(scripted_llm.requests[-1].mentions(f"Says the {name}.") for name in debaters)
+async def test_readme_program_prints_what_the_readme_shows(tmp_path: Path):
+    (printed,) = blocks("README.md", "text")
+    assert await run_program(blocks("README.md", "python")[0], tmp_path) == printed
 
 
-async def test_readme_program_runs_unchanged(tmp_path: Path, scripted_llm: ScriptedLLMServer):
-    program = tmp_path / "bot.py"
-    program.write_text(blocks("README.md", "python")[1])
-    scripted_llm.reply(ToolCall("find_book", {"title": "Moby Dick"}), "On shelf 7.")
-    provider = {"OPENAI_API_KEY": "test", "OPENAI_BASE_URL": scripted_llm.base_url}
-
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, program, cwd=tmp_path, env=os.environ | provider, stdout=PIPE, stderr=PIPE
-    )
-    out, errors = await asyncio.wait_for(process.communicate(), 250)
-
-    assert process.returncode == 0, errors.decode()
-    assert out.decode().splitlines()[-1] == "On shelf 7."
-    assert scripted_llm.requests[1].mentions("Moby Dick is on shelf 7")
-
-
-async def test_readme_snippet_without_an_llm_prints_responses_and_missing_workers(
+async def test_readme_parts_of_the_program_run(
     job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    capsys: pytest.CaptureFixture[str],
 ):
+    program, tool, many, retrying, key, open_jobs, turn, _ = blocks("README.md", "python")
     names: dict[str, object] = {"__name__": "snippet"}
-    await run(blocks("README.md", "python")[2], names)
-    host, wiki, news = (
-        names["Host"]("host"),
-        names["Researcher"]("wiki"),
-        names["Researcher"]("news"),
-    )
-    await job_harness.start(host, wiki, news)
-    assert set(await host.look_up("voice")) == {"wiki", "news"}
-    await job_harness.end(news)
-    assert "ended" in (await host.look_up("voice"))["news"]
+    await run(program, names)
+    host, library = names["Host"]("host"), names["Library"]
+    names |= {"self": host, "book": library.find_book.request(title="Emma")}
+    await run(tool, names)
+    bot = names["Bot"]("bot", llm=new_llm("You help readers."))
+    await job_harness.start(host, library("castle"), library("harbour"), bot)
+
+    for name, found in (
+        ("find_book", "Emma is on shelf 7 at the harbour"),
+        ("search_everywhere", "Emma is on shelf 7 at the castle"),
+    ):
+        scripted_llm.reply(ToolCall(name, {"title": "Emma"}), "On shelf 7.")
+        assert await bot.hear("Where is Emma?") == "On shelf 7."
+        assert scripted_llm.requests[-1].mentions(found)
+
+    await run(many, names)
+    places, *outcomes = capsys.readouterr().out.splitlines()
+    assert places == "{'harbour': 'Emma is on shelf 7 at the harbour'}"
+    assert [line.split()[:2] for line in outcomes] == [
+        ["harbour", "completed"],
+        ["castle", "completed"],
+    ]
+
+    await run(retrying, names)
+    assert names["place"] == "Emma is on shelf 7 at the castle"
+
+    await run(key, names)
+    await job_harness.start(names["Kitchen"]("kitchen"))
+    cook = names["Kitchen"].cook.request
+    orders = [host.job("kitchen", cook(table=4, dish=dish)) for dish in ("soup", "fish")]
+    assert await asyncio.gather(*orders) == ["soup for table 4", "fish for table 4"]
+
+    await run(open_jobs, names)
+    assert capsys.readouterr().out == "Emma castle sent\n"
+
+    await run(turn, names)
+    scripted_llm.reply("A fine book.")
+    critic = names["Critic"]("critic", llm=new_llm("You review books."))
+    await job_harness.start(critic)
+    review = names["Critic"].review.request(title="Emma")
+    assert await host.job("critic", review, timeout=60) == "A fine book."
 
 
 async def test_readme_mixin_snippet_defines_a_worker():
     names: dict[str, object] = {"__name__": "snippet"}
-    await run(blocks("README.md", "python")[3], names)
+    await run(blocks("README.md", "python")[-1], names)
     assert issubclass(names["Screen"], pipecat_jobs.JobsMixin)
 
 
@@ -157,18 +168,26 @@ def test_readme_commands_are_all_run_by_the_tests():
     assert sorted(commands) == sorted(COMMANDS)
 
 
-def test_readme_links_have_existing_targets():
-    for document in ("README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
-        folder = (ROOT / document).parent
-        for link in re.findall(r"\]\((?!https?://)([^)#]+)\)", (ROOT / document).read_text()):
-            assert (folder / link).exists(), f"{document} links to {link}"
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_existing_files_and_headings(page: str):
+    for link in re.findall(r"\]\((?!https?://)([^)]+)\)", (ROOT / page).read_text()):
+        file, _, heading = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), f"{page} links to {link}"
+        if heading:
+            assert heading in anchors(target), f"{page} links to {link}"
+
+
+def test_readme_lists_every_page():
+    listed = (ROOT / "README.md").read_text().split("## All pages")[1].split("\n## ")[0]
+    assert set(re.findall(r"\]\((docs/\w[\w-]*\.md)\)", listed)) == set(PAGES) - {"README.md"}
 
 
 @pytest.mark.parametrize(
     ("page", "number"),
     [
         (page, number)
-        for page, first in (("jobs", 0), ("asking", 1), ("many", 1))
+        for page, first in (("jobs", 0), ("asking", 1), ("answering", 1), ("many", 1))
         for number in range(first, len(blocks(f"docs/{page}.md", "python")))
     ],
 )
@@ -178,22 +197,52 @@ async def test_snippets_of_the_pages_about_jobs_run(
     await run(blocks(f"docs/{page}.md", "python")[number], names)
 
 
+async def test_the_workers_of_the_answering_page_respond(
+    names: dict[str, object], job_harness: JobHarness
+):
+    for code in blocks("docs/answering.md", "python"):
+        await run(code, names)
+    host = names["self"]
+    workers = [names[name](name) for name in ("Writer", "Printer", "Taxis", "Door")]
+    await job_harness.start(*workers)
+
+    async with host.job("Writer", name="write", payload={"topic": "tea"}) as j:
+        events = [event async for event in j]
+    chunks = [event.data["text"] for event in events if event.type == JobEvent.STREAM_DATA]
+    assert "".join(chunks) == "all about tea"
+    async with host.job("Printer", name="print", payload={"pages": 2}) as j:
+        updates = [event.data async for event in j if event.type == JobEvent.UPDATE]
+    assert updates == [{"page": 1, "of": 2}, {"page": 2, "of": 2}]
+    assert await host.job("Taxis", name="drive", payload={"to": "Oslo"}) == {"at": "Oslo"}
+
+    door = workers[-1]
+
+    async def wait_for_visitor():
+        return await host.job("Door", name="wait_for_visitor", timeout=60)
+
+    visit, given_up = (asyncio.create_task(wait_for_visitor()) for _ in range(2))
+    await until(lambda: len(door._waiting) == 2)
+    given_up.cancel()
+    await until(lambda: len(door._waiting) == 1)
+    await door.on_bell("Ahab")
+    assert await visit == {"visitor": "Ahab"}
+
+
 @pytest.mark.parametrize(
     ("page", "printed"),
     [
         ("asking", "{'title': 'Moby Dick', 'shelf': 7}\n"),
+        (
+            "answering",
+            "{'title': 'Moby Dick', 'shelf': 7}\n"
+            "worker 'library' failed at job 'find_book': "
+            "JobToolError: there is no book 'Mobby Dick'\n",
+        ),
         ("many", "wiki wiki on tea\nnews news on tea\n"),
     ],
 )
 async def test_programs_of_the_pages_about_jobs_run(tmp_path: Path, page: str, printed: str):
-    program = tmp_path / "bot.py"
-    program.write_text(blocks(f"docs/{page}.md", "python")[0])
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, program, cwd=tmp_path, stdout=PIPE, stderr=PIPE
-    )
-    out, errors = await asyncio.wait_for(process.communicate(), 250)
-    assert process.returncode == 0, errors.decode()
-    assert out.decode() == printed
+    assert await run_program(blocks(f"docs/{page}.md", "python")[0], tmp_path) == printed
 
 
 @pytest.mark.parametrize("number", range(len(blocks("docs/retrying.md", "python"))))
@@ -264,8 +313,7 @@ from pipecat.services.openai.llm import OpenAILLMService
 from pipecat_jobs import BaseWorker, JobTimeoutError, LLMContextWorker, job, tool
 from pipecat_jobs.testing import JobHarness, Text, ToolCall, run_virtual
 """
-    researcher = blocks("docs/jobs.md", "python")[0]
-    (tmp_path / "test_page.py").write_text("\n".join([imports, researcher, *tests]))
+    (tmp_path / "test_page.py").write_text("\n".join([imports, *tests]))
     options = ["asyncio_mode=auto", "asyncio_default_fixture_loop_scope=function"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]

@@ -3,9 +3,12 @@
 import ast
 import asyncio
 import inspect
+import os
 import re
+import sys
 import textwrap
-from collections.abc import Iterator
+from asyncio.subprocess import PIPE
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -17,6 +20,13 @@ def blocks(document: str, language: str) -> list[str]:
     """The fenced blocks of one language in a Markdown file of this repository."""
     text = (ROOT / document).read_text()
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub makes of the headings of a Markdown file."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def docstring_examples(module: ModuleType) -> Iterator[tuple[str, str]]:
@@ -41,3 +51,19 @@ async def run(code: str, names: dict[str, Any]) -> None:
     else:
         # Code that awaits nothing may run an event loop of its own.
         await asyncio.to_thread(exec, compiled, names)
+
+
+async def run_program(code: str, folder: Path, environment: Mapping[str, str] | None = None) -> str:
+    """Run a whole program as a file in a folder, and return what it prints."""
+    program = folder / "program.py"
+    program.write_text(code)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, program),
+        cwd=folder,
+        env=os.environ | dict(environment or {}),
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    out, errors = await asyncio.wait_for(process.communicate(), 250)
+    assert process.returncode == 0, errors.decode()
+    return out.decode()

@@ -2,39 +2,35 @@
 
 import re
 from dataclasses import fields
+from pathlib import Path
 
 from pipecat.flows import FlowManager
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.services.llm_service import FunctionCallParams
-from support.snippets import ROOT, blocks, run
-from support.tools_stage import Stage, tool_results, tool_schema
+from support.snippets import ROOT, blocks, run, run_program
+from support.tools_stage import tool_results, tool_schema
 
 import pipecat_jobs
-from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall
+from pipecat_jobs.testing import ScriptedLLMServer, ToolCall
 from pipecat_jobs.tools.options import JobToolKeywords, JobToolOptions, check_options
 
 PAGE = "docs/tools.md"
 
 
-async def test_the_first_snippet_gives_the_user_an_answer(
-    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, monkeypatch
+async def test_the_program_runs_unchanged_and_prints_the_answer(
+    tmp_path: Path, scripted_llm: ScriptedLLMServer
 ):
-    monkeypatch.setenv("OPENAI_BASE_URL", scripted_llm.base_url)
-    scripted_llm.reply(ToolCall("find_book", {"title": "Emma"}), "On shelf 7")
-    names: dict[str, object] = {"__name__": "snippet", "openai_key": "none"}
-    await run(blocks(PAGE, "python")[0], names)
-    host, library = names["host"], names["library"]
-    stage = Stage(host)
-    await job_harness.start(host, library)
-    await stage.say("Where is Emma?")
+    scripted_llm.reply(ToolCall("find_book", {"title": "Moby Dick"}), "On shelf 7.")
+    provider = {"OPENAI_API_KEY": "test", "OPENAI_BASE_URL": scripted_llm.base_url}
 
-    first, second = await scripted_llm.wait_for_requests(2)
+    printed = await run_program(blocks(PAGE, "python")[0], tmp_path, provider)
+
+    assert printed.splitlines()[-1] == "On shelf 7."
+    first, second = scripted_llm.requests
     assert tool_schema(first, "find_book")["parameters"]["properties"] == {
         "title": {"type": "string", "description": "The book's title."}
     }
-    assert tool_results(second) == [{"shelf": "Emma is on shelf 7"}]
-    await host.flush_pipeline()
-    await host.llm._client.close()
+    assert tool_results(second) == [{"shelf": "Moby Dick is on shelf 7"}]
 
 
 async def test_the_other_snippets_run():
