@@ -16,7 +16,7 @@ import os
 # Pipecat logs as it is imported, so the level is set before: only warnings and errors.
 os.environ.setdefault("LOGURU_LEVEL", "WARNING")
 
-from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
+from pipecat.bus.messages import BusJobCancelMessage
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_jobs import BaseWorker, job
@@ -44,8 +44,8 @@ class Researcher(Tidy):
         super().__init__(name)
         self.read_three_pages = asyncio.Event()
 
-    @job(name="read")
-    async def read(self, message: BusJobRequestMessage) -> dict:
+    @job
+    async def read(self) -> int:
         page = 0
         try:
             while page < PAGES:
@@ -56,17 +56,16 @@ class Researcher(Tidy):
                     self.read_three_pages.set()
         finally:
             print(f"researcher: stopped after {page} of {PAGES} pages")
-        return {"pages": page}
+        return page
 
 
 class Editor(Tidy):
     """Requests a job from the researcher during its own job."""
 
-    @job(name="write")
-    async def write(self, message: BusJobRequestMessage) -> dict:
-        async with self.job("researcher", name="read") as j:
-            pass
-        return {"text": f"after {j.response['pages']} pages: ..."}
+    @job
+    async def write(self) -> str:
+        pages = await self.job("researcher", Researcher.read.request())
+        return f"after {pages} pages: ..."
 
 
 class Host(BaseWorker):
@@ -74,12 +73,11 @@ class Host(BaseWorker):
 
     async def answer_user(self) -> None:
         try:
-            async with self.job("editor", name="write", timeout=300) as j:
-                pass
+            text = await self.job("editor", Editor.write.request(), timeout=300)
         except asyncio.CancelledError:
             print("host: cancelled while the editor was at it")
             raise
-        print(f"host: {j.response['text']}")
+        print(f"host: {text}")
 
 
 async def main() -> None:
@@ -92,12 +90,13 @@ async def main() -> None:
         try:
             answering = asyncio.create_task(host.answer_user())
             await researcher.read_three_pages.wait()
+            print(f"open jobs of the host: {len(host.open_jobs)}")
             print("user: never mind!")
             answering.cancel()
             await asyncio.wait({answering})
             await editor.tidied_up.wait()
             await researcher.tidied_up.wait()
-            print(f"open jobs: {len(host.job_groups) + len(editor.job_groups)}")
+            print(f"open jobs of the host: {len(host.open_jobs)}")
         finally:
             await runner.end()
 

@@ -18,14 +18,11 @@ os.environ.setdefault("LOGURU_LEVEL", "WARNING")
 # With a proxy in the environment, requests to this machine's own server would go to the proxy.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 
-from typing import Any
-
-from pipecat.bus.messages import BusJobRequestMessage
-from pipecat.frames.frames import InterruptionFrame, LLMMessagesAppendFrame
+from pipecat.frames.frames import InterruptionFrame
 from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.workers.runner import WorkerRunner
 
-from pipecat_jobs import BaseWorker, LLMContextWorker, job, job_tool
+from pipecat_jobs import BaseWorker, LLMContextWorker, LLMTurnInterruptedError, job, job_tool
 from pipecat_jobs.testing import LLMRequest, ScriptedLLMServer, ToolCall
 
 
@@ -38,8 +35,8 @@ class Agency(BaseWorker):
         self.searching = asyncio.Event()
         self.stopped = asyncio.Event()
 
-    @job(name="find_hotels")
-    async def find_hotels(self, message: BusJobRequestMessage) -> dict:
+    @job
+    async def find_hotels(self, city: str) -> dict[str, str]:
         self.searching.set()
         try:
             await asyncio.sleep(self.takes)
@@ -47,7 +44,7 @@ class Agency(BaseWorker):
             print(f"{self.name}: my search was stopped")
             self.stopped.set()
             raise
-        return {"hotel": f"Hotel {message.payload['city']}"}
+        return {"hotel": f"Hotel {city}"}
 
 
 class TravelDesk(LLMContextWorker):
@@ -56,15 +53,9 @@ class TravelDesk(LLMContextWorker):
     def __init__(self, llm: OpenAILLMService):
         # Bridged to no worker, because this example has no client that shows the conversation.
         super().__init__("desk", llm=llm, active=True, bridged=())
-        self.said: asyncio.Queue[str] = asyncio.Queue()
-
-        @self.assistant_aggregator.event_handler("on_assistant_turn_stopped")
-        async def on_assistant_turn_stopped(aggregator: Any, message: Any) -> None:
-            if message.content:
-                self.said.put_nowait(message.content)
 
     @job_tool("north", "south", job="find_hotels", timeout=1)
-    async def find_hotels(self, city: str) -> dict:
+    async def find_hotels(self, city: str) -> dict[str, str]:
         """Find hotels in a city.
 
         Args:
@@ -72,11 +63,6 @@ class TravelDesk(LLMContextWorker):
         """
         print(f"desk: looking for hotels in {city}")
         return {"city": city}
-
-    async def hear(self, text: str) -> None:
-        print(f"user: {text}")
-        message = {"role": "user", "content": text}
-        await self.queue_frame(LLMMessagesAppendFrame([message], run_llm=True))
 
 
 def answer(request: LLMRequest) -> str | ToolCall:
@@ -88,6 +74,15 @@ def answer(request: LLMRequest) -> str | ToolCall:
     found = [answer["hotel"] for answer in result["answers"].values()]
     missing = [f"{agency} {why}" for agency, why in result["missing"].items()]
     return f"I found {' and '.join(found)} but {' and '.join(missing)}"
+
+
+async def ask(desk: TravelDesk, text: str) -> None:
+    """Play the user: print what the desk says to a text."""
+    print(f"user: {text}")
+    try:
+        print(f"desk: {await desk.hear(text)}")
+    except LLMTurnInterruptedError:
+        print("desk: (interrupted)")
 
 
 async def main() -> None:
@@ -102,17 +97,17 @@ async def main() -> None:
         @runner.event_handler("on_ready")
         async def on_ready(runner: WorkerRunner) -> None:
             try:
-                await desk.hear("a hotel in Oslo")
-                print(f"desk: {await desk.said.get()}")
+                await ask(desk, "a hotel in Oslo")
                 north.takes = 60
                 north.searching.clear()
                 south.stopped.clear()
-                await desk.hear("a hotel in Rome")
+                asking = asyncio.create_task(ask(desk, "a hotel in Rome"))
                 await north.searching.wait()
                 print("user: no, wait!")
                 await desk.queue_frame(InterruptionFrame())
                 await north.stopped.wait()
                 await south.stopped.wait()
+                await asking
                 print(f"requests to the LLM: {len(server.requests)}")
             finally:
                 await runner.end()

@@ -1,9 +1,9 @@
 """Request a job from one worker, use its response, and catch the error of a failure.
 
-A reader asks a librarian about two books. The response to the first job is a dict. The second job
-fails, and the error names the worker, the job and the cause. A worker that breaks, stops or is too
-slow also causes an error: a job always ends, and ``except JobError`` catches every end that is not
-a success.
+A reader asks a librarian about two books. The response to the first job is what the librarian's
+handler returns. The second job fails, and the error names the worker, the job and the cause. A
+worker that breaks, stops or is too slow also causes an error: a job always ends, and ``except
+JobError`` catches every end that is not a success.
 
 Run it, without an API key or a network::
 
@@ -16,10 +16,9 @@ import os
 # Pipecat logs as it is imported, so the level is set before: only warnings and errors.
 os.environ.setdefault("LOGURU_LEVEL", "WARNING")
 
-from pipecat.bus.messages import BusJobRequestMessage
 from pipecat.workers.runner import WorkerRunner
 
-from pipecat_jobs import BaseWorker, JobError, JobStatus, job
+from pipecat_jobs import BaseWorker, JobError, JobToolError, job
 
 SHELVES = {"Emma": "Jane Austen", "Dracula": "Bram Stoker"}
 
@@ -27,18 +26,13 @@ SHELVES = {"Emma": "Jane Austen", "Dracula": "Bram Stoker"}
 class Librarian(BaseWorker):
     """Knows the authors of books."""
 
-    @job(name="find_author")
-    async def find_author(self, message: BusJobRequestMessage) -> dict | None:
-        title = message.payload["title"]
-        if title in SHELVES:
-            # The dict that a handler returns is the response.
-            return {"title": title, "author": SHELVES[title]}
-        # The worker is not broken, it only cannot do this job. An exception would reach the reader
-        # as well, but its traceback would be in the log.
-        await self.send_job_response(
-            message.job_id, {"error": f"no book is called '{title}'"}, status=JobStatus.FAILED
-        )
-        return None
+    @job
+    async def find_author(self, title: str) -> str:
+        if title not in SHELVES:
+            # The worker is not broken, it only cannot do this job. Any other exception would reach
+            # the reader as well, but its traceback would be in the log.
+            raise JobToolError(f"no book is called '{title}'")
+        return SHELVES[title]
 
 
 class Reader(BaseWorker):
@@ -47,16 +41,14 @@ class Reader(BaseWorker):
     async def read_about(self, title: str) -> None:
         print(f"reader: who wrote '{title}'?")
         try:
-            async with self.job(
-                "librarian", name="find_author", payload={"title": title}, timeout=5
-            ) as j:
-                pass  # Leaving the block waits for the response.
+            request = Librarian.find_author.request(title=title)
+            author = await self.job("librarian", request, timeout=5)
         except JobError as error:
             print(f"reader: no answer. {error}")
             outcome = error.outcomes["librarian"]
             print(f"        status: {outcome.status}, cause: {outcome.cause}")
         else:
-            print(f"reader: {j.response['author']} did.")
+            print(f"reader: {author} did.")
 
 
 async def main() -> None:

@@ -1,7 +1,8 @@
 """Get messages from a worker during its job: a streamed response, and progress updates.
 
 A poet streams a poem: its handler is an async generator, and each dict that it yields arrives as a
-chunk. A printer sends its progress as updates, and responds at the end. In both cases the requester
+chunk. A printer sends its progress as updates, for which it takes the request's message beside the
+payload's fields, and responds at the end. In both cases the requester
 loops over the job with ``async for``, which ends when the job does.
 
 Run it, without an API key or a network::
@@ -25,8 +26,8 @@ from pipecat_jobs import BaseWorker, JobEvent, job
 class Poet(BaseWorker):
     """Streams its response line by line."""
 
-    @job(name="recite")
-    async def recite(self, message: BusJobRequestMessage) -> AsyncIterator[dict]:
+    @job
+    async def recite(self) -> AsyncIterator[dict[str, str]]:
         for line in ("A word was sent,", "a word came back,", "and nobody was left to wait."):
             await asyncio.sleep(0.1)
             yield {"line": line}
@@ -35,13 +36,12 @@ class Poet(BaseWorker):
 class Printer(BaseWorker):
     """Sends updates during the work, and responds at the end."""
 
-    @job(name="print")
-    async def print_pages(self, message: BusJobRequestMessage) -> dict:
-        pages = message.payload["pages"]
+    @job
+    async def print_pages(self, message: BusJobRequestMessage, pages: int) -> int:
         for page in range(1, pages + 1):
             await asyncio.sleep(0.1)
             await self.send_job_update(message.job_id, {"page": page, "of": pages})
-        return {"printed": pages}
+        return pages
 
 
 class Publisher(BaseWorker):
@@ -49,7 +49,7 @@ class Publisher(BaseWorker):
 
     async def publish(self) -> None:
         lines = 0
-        async with self.job("poet", name="recite", timeout=5) as j:
+        async with self.job("poet", Poet.recite.request(), timeout=5) as j:
             async for event in j:
                 # The start and the end of the stream are events too.
                 if event.type == JobEvent.STREAM_DATA:
@@ -57,11 +57,12 @@ class Publisher(BaseWorker):
                     print(f"poet: {event.data['line']}")
         print(f"publisher: {lines} lines, that will do")
 
-        async with self.job("printer", name="print", payload={"pages": 3}, timeout=5) as j:
+        request = Printer.print_pages.request(pages=3)
+        async with self.job("printer", request, timeout=5) as j:
             async for event in j:
                 if event.type == JobEvent.UPDATE:
                     print(f"printer: page {event.data['page']} of {event.data['of']}")
-        print(f"publisher: {j.response['printed']} pages printed")
+        print(f"publisher: {j.response} pages printed")
 
 
 async def main() -> None:

@@ -22,7 +22,7 @@ async def take_picture(*, tempo: float = 1.0) -> str:
     """
     console = Console(record=True, file=io.StringIO(), width=110, height=36, force_terminal=True)
     async with find_provider(tempo=tempo) as provider, debate(provider) as (moderator, board):
-        await moderator.hear(FIRST_TOPIC)
+        await moderator.interrupt_with(FIRST_TOPIC)
         await board.until(lambda: board.moderator.tokens > 60)
         console.print(Screen(board, provider.notice))
     return console.export_svg(title="make demo", theme=MONOKAI)

@@ -14,7 +14,7 @@ async def play(topic: str) -> int:
     # The words do not appear one by one, so the scripted LLM need not pause between them.
     async with find_provider(tempo=0.1) as provider, debate(provider) as (moderator, board):
         print(f"{provider.notice}.\n\nTopic: {topic}", flush=True)
-        await moderator.hear(topic)
+        await moderator.interrupt_with(topic)
         printed: set[str] = set()
 
         def finished() -> list[Speaker]:

@@ -54,7 +54,7 @@ async def talk(
         Live(screen, console=Console(), screen=True, auto_refresh=False) as live,
         Keyboard() as keyboard,
     ):
-        await moderator.hear(topic)
+        await moderator.interrupt_with(topic)
         while True:
             live.refresh()
             match await keyboard.read(timeout=_QUIET_FRAME if board.quiet else _FRAME):
@@ -69,7 +69,7 @@ async def talk(
                     if said == "q":
                         return 0
                     if said:
-                        await moderator.hear(said)
+                        await moderator.interrupt_with(said)
                 case "\x7f" | "\b":
                     screen.typed = screen.typed[:-1]
                 case "\x15":  # Ctrl-U

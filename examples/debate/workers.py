@@ -9,7 +9,6 @@ LLM.
 from typing import Any
 
 from pipecat.bus.messages import (
-    BusJobRequestMessage,
     BusJobResponseMessage,
     BusJobResponseUrgentMessage,
     BusJobStreamDataMessage,
@@ -51,10 +50,9 @@ class Debater(LLMContextWorker):
     provider. The next job finds the context as it was before the turn.
     """
 
-    @job(name="argue")
-    async def argue(self, message: BusJobRequestMessage) -> dict[str, Any]:
-        text = await self.llm_turn(f"Topic: {message.payload['topic']}", stream=True)
-        return {"text": text}
+    @job
+    async def argue(self, topic: str) -> dict[str, str]:
+        return {"text": await self.llm_turn(f"Topic: {topic}", stream=True)}
 
 
 class Moderator(LLMContextWorker):
@@ -97,8 +95,8 @@ class Moderator(LLMContextWorker):
         self._interruption = InterruptionFrame()
         await self.queue_frame(self._interruption)
 
-    async def hear(self, text: str) -> None:
-        """Interrupt the debate and answer the user's text."""
+    async def interrupt_with(self, text: str) -> None:
+        """Interrupt the debate and begin to answer the user's text."""
         await self.interrupt()
         self._board.moderator_asked()
         message = {"role": "user", "content": text}

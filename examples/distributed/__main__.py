@@ -34,7 +34,7 @@ async def plain(topic: str, kills: int, lease: float) -> int:
     async with find_provider(tempo=0.5) as provider, distributed(provider, lease) as stage:
         board = stage.board
         print(f"{provider.notice}.\n\nTopic: {topic}", flush=True)
-        await stage.moderator.hear(topic)
+        await stage.moderator.interrupt_with(topic)
         for _ in range(kills):
             await board.until(lambda: board.moderator.ended or stage.victim() is not None)
             print(stage.kill(), flush=True)

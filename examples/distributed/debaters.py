@@ -20,23 +20,24 @@ async def run(url: str, lease: float) -> None:
         lease: Seconds without a renewal after which this process counts as dead.
     """
     # Pipecat logs as it is imported, so it is imported once logging is off.
-    from pipecat.bus.messages import BusJobRequestMessage
     from pipecat.workers.runner import WorkerRunner
 
     from examples.debate.stage import find_key
     from examples.debate.workers import DEBATERS, Debater
     from examples.distributed.loading import load_ahead
-    from pipecat_jobs import job, job_attempt
+    from pipecat_jobs import JobInterceptor, job_attempt
     from pipecat_jobs.bus.redis import RedisStreamsBus, drain_on_sigterm
 
-    class Witness(Debater):
-        """A debater that reports its process."""
+    class ReportProcess(JobInterceptor):
+        """Reports the process of a debater before it argues."""
 
-        @job(name="argue")
-        async def argue(self, message: BusJobRequestMessage) -> dict[str, Any]:
-            here = {"pid": os.getpid(), "attempt": job_attempt(message)}
-            await self.send_job_update(message.job_id, here)
-            return await super().argue(message)
+        def __init__(self, debater: Debater):
+            self._debater = debater
+
+        async def handle(self, request: Any, proceed: Any) -> Any:
+            here = {"pid": os.getpid(), "attempt": job_attempt(request)}
+            await self._debater.send_job_update(request.job_id, here)
+            return await proceed(request)
 
     load_ahead()
     provider = find_key()
@@ -44,9 +45,10 @@ async def run(url: str, lease: float) -> None:
     bus = RedisStreamsBus(url, lease=lease)
     runner = WorkerRunner(bus=bus, handle_sigint=False)
     drain_on_sigterm(runner, timeout=1.0)
-    await runner.add_workers(
-        *(Witness(name, llm=provider.llm(role)) for name, role in DEBATERS.items())
-    )
+    for name, role in DEBATERS.items():
+        debater = Debater(name, llm=provider.llm(role))
+        debater.add_job_interceptor(ReportProcess(debater))
+        await runner.add_workers(debater)
     runner.add_event_handler("on_ready", lambda _: print("ready", flush=True))
     await runner.run(auto_end=False)
 

@@ -139,7 +139,7 @@ async def test_a_debater_that_fails_is_named_and_the_others_go_on(
     script_debaters(server, Failure(500, "out of order"), "critic")
     write_script(server, tempo=0)
 
-    await moderator.hear("May cats vote?")
+    await moderator.interrupt_with("May cats vote?")
     await board.until(lambda: board.moderator.ended)
 
     assert states(board) == {
@@ -159,7 +159,7 @@ async def test_a_broken_connection_fails_the_debater(
     script_debaters(server, Disconnect(after="I hold that"), "analyst")
     write_script(server, tempo=0)
 
-    await moderator.hear("May cats vote?")
+    await moderator.interrupt_with("May cats vote?")
     await board.until(lambda: board.moderator.ended)
 
     analyst = board.debaters["analyst"]
@@ -200,7 +200,7 @@ async def test_an_interruption_closes_all_three_connections_and_the_next_debate_
     script_debaters(server, argue)
     write_script(server, tempo=0)
 
-    await moderator.hear("May cats vote?")
+    await moderator.interrupt_with("May cats vote?")
     await board.until(lambda: all(who.tokens > 5 for who in board.debaters.values()))
     await moderator.interrupt()
     interrupted = of_debaters(server)
@@ -214,7 +214,7 @@ async def test_an_interruption_closes_all_three_connections_and_the_next_debate_
     said = {name: who.text for name, who in board.debaters.items()}
     assert all(endless.text.startswith(text) for text in said.values())
 
-    await moderator.hear("May dogs vote?")
+    await moderator.interrupt_with("May dogs vote?")
     await board.until(lambda: board.moderator.ended)
 
     assert set(states(board).values()) == {State.DONE}
@@ -232,7 +232,7 @@ async def test_consecutive_topics_never_get_each_others_answers(
 
     for number in range(20):
         topic = f"Number {number}"
-        await moderator.hear(topic)
+        await moderator.interrupt_with(topic)
         if number % 2:
             # Each debate is interrupted a little later than the one before.
             await board.until(
@@ -241,7 +241,7 @@ async def test_consecutive_topics_never_get_each_others_answers(
                     and sum(who.tokens for who in board.debaters.values()) >= reached
                 )
             )
-    await moderator.hear("The last")
+    await moderator.interrupt_with("The last")
     await board.until(lambda: board.topic == "The last" and board.moderator.ended)
 
     assert {who.text for who in board.debaters.values()} == {"Topic: The last; " * 20}
@@ -262,7 +262,7 @@ async def test_text_of_a_stopped_debater_is_not_shown_under_the_next_topic(
 
     async with debate(Provider("scripted", "scripted", "none", server.base_url)) as stage:
         moderator, board = stage
-        await moderator.hear("May cats vote?")
+        await moderator.interrupt_with("May cats vote?")
         await board.until(lambda: all(who.tokens for who in board.debaters.values()))
         [stopped] = moderator.job_groups
 
@@ -274,7 +274,7 @@ async def test_text_of_a_stopped_debater_is_not_shown_under_the_next_topic(
 
         late, responses = bus.hold(is_late), bus.hold(is_response)
         await late.wait()
-        await moderator.hear("May dogs vote?")
+        await moderator.interrupt_with("May dogs vote?")
         await bus.wait_for(lambda message: is_late(message) and isinstance(message, RESPONSE), 3)
         await board.until(lambda: board.topic == "May dogs vote?")
         late.release()
@@ -294,12 +294,12 @@ async def test_the_moderator_can_be_stopped_at_any_step(
     moderator, board = stage
     if typed == "before the first word":
         server.on("You moderate", Stall())
-        await moderator.hear("May cats vote?")
+        await moderator.interrupt_with("May cats vote?")
         await server.wait_for_requests(1)
     else:
         server.on("You moderate", ToolCall("debate", {"topic": "Cats"}), Stall("On the whole"))
         script_debaters(server, Text("Well."))
-        await moderator.hear("May cats vote?")
+        await moderator.interrupt_with("May cats vote?")
         await board.until(lambda: "whole" in board.moderator.text)
 
     await moderator.interrupt()
@@ -318,7 +318,7 @@ async def test_the_moderators_llm_gets_the_response_of_each_debater(
         script_debaters(server, Text(f"I am the {name}."), name)
     write_script(server, tempo=0)
 
-    await moderator.hear("Please debate whether cats may vote")
+    await moderator.interrupt_with("Please debate whether cats may vote")
     await board.until(lambda: board.moderator.ended)
 
     assert board.topic == "Cats may vote"
@@ -335,7 +335,7 @@ async def test_leaving_in_mid_debate_leaves_nothing_behind(server: ScriptedLLMSe
 
     provider = Provider("scripted", "scripted", "none", server.base_url)
     async with debate(provider) as (moderator, board):
-        await moderator.hear("May cats vote?")
+        await moderator.interrupt_with("May cats vote?")
         await board.until(lambda: all(who.tokens for who in board.debaters.values()))
 
     async with asyncio.timeout(100):

@@ -30,7 +30,7 @@ async def play():
     load_ahead()
     before = set(sys.modules)
     async with find_provider(tempo=0.1) as provider, debate(provider) as (moderator, board):
-        await moderator.hear("Should AI be regulated?")
+        await moderator.interrupt_with("Should AI be regulated?")
         await board.until(lambda: board.moderator.ended)
         with contextlib.suppress(LookupError):
             match_endofsentence("One. Two.")

@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 PRINTED = {
     "single_job.py": [
         "reader: Jane Austen did.",
-        "worker 'librarian' failed at job 'find_author': no book is called 'Ema'",
+        "worker 'librarian' failed at job 'find_author': JobToolError: no book is called 'Ema'",
         "status: failed",
     ],
     "job_group.py": [
@@ -24,6 +24,9 @@ PRINTED = {
         "weather: completed, all about the rain in Oslo",
         "sports: completed, all about last night's final",
         "traffic: timed_out, nothing",
+        "host: 2 of three reports, please",
+        "weather: all about the rain in Oslo",
+        "sports: all about last night's final",
     ],
     "streaming.py": [
         "poet: A word was sent,",
@@ -40,15 +43,17 @@ PRINTED = {
         "desk: I found Hotel Oslo but south did not answer in time",
         "user: no, wait!",
         "north: my search was stopped",
+        "desk: (interrupted)",
         "requests to the LLM: 3",
     ],
     "cancellation.py": [
         "researcher: page 3",
+        "open jobs of the host: 1",
         "user: never mind!",
         "host: cancelled while the editor was at it",
         "researcher: stopped after 3 of 1000 pages",
         "researcher: my job was cancelled, tidying up",
-        "open jobs: 0",
+        "open jobs of the host: 0",
     ],
 }
 
