@@ -112,7 +112,7 @@ async def test_readme_parts_of_the_program_run(
     new_llm: NewLLM,
     capsys: pytest.CaptureFixture[str],
 ):
-    program, tool, many, retrying, key, open_jobs, turn, _ = blocks("README.md", "python")
+    program, tool, many, retrying, key, open_jobs, turn = blocks("README.md", "python")
     names: dict[str, object] = {"__name__": "snippet"}
     await run(program, names)
     host, library = names["Host"]("host"), names["Library"]
@@ -157,9 +157,9 @@ async def test_readme_parts_of_the_program_run(
     assert await host.job("critic", review, timeout=60) == "A fine book."
 
 
-async def test_readme_mixin_snippet_defines_a_worker():
+async def test_the_snippet_of_the_differences_page_defines_a_worker():
     names: dict[str, object] = {"__name__": "snippet"}
-    await run(blocks("README.md", "python")[-1], names)
+    await run(blocks("docs/differences.md", "python")[0], names)
     assert issubclass(names["Screen"], pipecat_jobs.JobsMixin)
 
 
@@ -187,7 +187,7 @@ def test_readme_lists_every_page():
     ("page", "number"),
     [
         (page, number)
-        for page, first in (("jobs", 0), ("asking", 1), ("answering", 1), ("many", 1))
+        for page, first in (("asking", 1), ("answering", 1), ("many", 1))
         for number in range(first, len(blocks(f"docs/{page}.md", "python")))
     ],
 )
@@ -248,6 +248,55 @@ async def test_programs_of_the_pages_about_jobs_run(tmp_path: Path, page: str, p
 @pytest.mark.parametrize("number", range(len(blocks("docs/retrying.md", "python"))))
 async def test_snippets_of_the_retrying_page_run(names: dict[str, object], number: int):
     await run(blocks("docs/retrying.md", "python")[number], names)
+
+
+async def test_snippets_of_the_open_jobs_page_run(
+    names: dict[str, object],
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    capsys: pytest.CaptureFixture[str],
+):
+    cooked = asyncio.Event()
+
+    class Kitchen(pipecat_jobs.BaseWorker):
+        @pipecat_jobs.job
+        async def cook(self, dish: str) -> str:
+            await cooked.wait()
+            return dish
+
+    order, cancel, for_the_llm = blocks("docs/open-jobs.md", "python")
+    await run(order, names)
+    ordering = names["Waiter"]
+    await run(cancel, names)
+    waiter = type("Waiter", (ordering, names["Waiter"]), {})("waiter", llm=new_llm("You serve."))
+    await run(for_the_llm, names)
+    talking = names["Waiter"]("talking", llm=new_llm("You talk."), active=True)
+    await job_harness.start(Kitchen("kitchen"), waiter, talking)
+
+    await waiter.take_order(4, "soup")
+    await waiter.look_around()
+    assert capsys.readouterr().out == "Table 4 kitchen sent None\n"
+    await waiter.cancel_order(4)
+    await until(lambda: not waiter.open_jobs)
+
+    async def say(text: str) -> None:
+        # The turn of hear() would wait for the tool, which runs in the background.
+        message = {"role": "user", "content": text}
+        await talking.queue_frame(LLMMessagesAppendFrame([message], run_llm=True))
+
+    scripted_llm.reply(
+        *(ToolCall("order", {"dish": "fish"}), ToolCall("list_jobs", {})),
+        *("It is being cooked.", "Here is your fish."),
+    )
+    await say("Fish, please.")
+    await until(lambda: talking.open_jobs)
+    await say("Is it coming?")
+    *_, with_the_list = await scripted_llm.wait_for_requests(3)
+    assert with_the_list.mentions("kitchen")
+    cooked.set()
+    await scripted_llm.wait_for_requests(4)
+    await talking.flush_pipeline()
 
 
 async def test_snippets_of_the_typed_page_run(
