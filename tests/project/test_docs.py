@@ -56,7 +56,6 @@ COMMANDS = {
     "python examples/job_tool.py": "test_examples.py",
     "make voice": "test_voice_bot.py starts the same",
     ".venv/bin/pipecat eval run evals": "test_evals.py",
-    "make test": "is what runs this",
 }
 
 
