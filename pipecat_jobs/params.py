@@ -198,7 +198,8 @@ def check_payloads(name: str, value: object) -> dict[str, JobData]:
     return cast("dict[str, JobData]", payloads)
 
 
-def _check_need(name: str, value: object) -> Need:
+def check_need(name: str, value: object) -> Need:
+    """Refuse a value that does not say how many workers have to complete."""
     if isinstance(value, str):
         return cast("Need", check_choice(name, value, ("all", "first")))
     return check_count(name, value, "'all', 'first' or a number of workers")
@@ -244,7 +245,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "ready_within": check_delay,
     "metadata": _check_metadata,
     "payloads": check_payloads,
-    "need": _check_need,
+    "need": check_need,
     "partial_after": check_seconds,
 }
 #: The arguments that say something about the others, and are rarely given.

@@ -41,6 +41,10 @@ class Dispatch:
         """Run the jobs and return the tool's result; raise JobError if the requester stopped."""
         options = self._options
         partial = options.on_failure == "partial"
+        partial_after = options.partial_after
+        if partial_after is not None and timeout is not None and partial_after >= timeout:
+            # The tool's function took the time before the jobs, so the deadline comes first.
+            partial_after = None
         self._group = group = self._requester.job_group(
             *options.workers,
             name=options.job,
@@ -49,7 +53,11 @@ class Dispatch:
             label=options.label,
             run_once=options.run_once,
             retry=options.retry,
-            cancel_on_error=not partial,
+            need=options.need,
+            partial_after=partial_after,
+            hedge_after=options.hedge_after,
+            # Another need says itself how many may fail.
+            cancel_on_error=not partial if options.need == "all" else None,
         )
         outcomes: Mapping[str, JobOutcome]
         try:

@@ -17,7 +17,14 @@ from pipecat_jobs._protocol.deadline import check_timeout
 from pipecat_jobs._protocol.text import shorten
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobOutcome
-from pipecat_jobs.params import check_worker_names
+from pipecat_jobs.params import (
+    JobGroupKeywords,
+    Need,
+    check_need,
+    check_worker_names,
+    check_workers,
+    group_params,
+)
 from pipecat_jobs.retry import Retry
 from pipecat_jobs.tools.progress import Say
 
@@ -47,12 +54,22 @@ class JobToolKeywords(TypedDict, total=False):
             When False, the default, a bus that spans processes begins it again in another process.
         retry: When a job is asked for again if it did not complete, within ``timeout``; None, the
             default, for never.
+        need: How many workers have to complete: "all", the default, "first", or a number. The jobs
+            of the others are then cancelled as not needed, and the LLM does not read of them. With
+            another value than "all", not together with ``on_failure="fail"``.
+        partial_after: Seconds after which the responses so far are enough, if there is one; if
+            there is none, the next one is. It is smaller than ``timeout``. None, the default, to
+            wait for what ``need`` says.
+        hedge_after: Seconds after which, without a response, a second attempt begins beside the
+            first. With several workers, which needs ``need="first"``, they are asked one after the
+            other instead. Not together with ``run_once``. None, the default, for never.
         cancel_on_interruption: Whether the user's speech cancels the jobs; True by default. When
             False, the LLM goes on talking, and the result arrives later.
         cancellable_by_llm: Whether the LLM may cancel a call, with Pipecat's ``cancel_<tool>``;
             needs ``cancel_on_interruption=False``. False by default.
         protected: Whether only the end of the session cancels a call, and an interruption, a
-            deadline and the LLM do not. The tool's description says so. False by default.
+            deadline and the LLM do not. The tool's description says so. Not together with
+            ``need``, ``partial_after`` and ``hedge_after``, which cancel jobs. False by default.
         on_failure: "partial", the default, reports the responses and the workers that did not
             complete. "fail" cancels all jobs when the first one fails, and reports an error.
         render: A function, async or not, that makes the result from a dict of the outcomes by
@@ -74,6 +91,9 @@ class JobToolKeywords(TypedDict, total=False):
     label: str | None
     run_once: bool
     retry: Retry | None
+    need: Need
+    partial_after: float | None
+    hedge_after: float | None
     cancel_on_interruption: bool
     cancellable_by_llm: bool
     protected: bool
@@ -105,6 +125,9 @@ class JobToolOptions:
     label: str | None
     run_once: bool
     retry: Retry | None
+    need: Need
+    partial_after: float | None
+    hedge_after: float | None
     cancel_on_interruption: bool
     cancellable_by_llm: bool
     protected: bool
@@ -159,6 +182,12 @@ def check_options(
     retry = given.get("retry")
     if retry is not None:
         check_instance("retry", retry, Retry, "a Retry, e.g. Retry(attempts=3)")
+    need = check_need("need", given.get("need", "all"))
+    if need != "all" and given.get("on_failure") == "fail":
+        raise InvalidJobError(
+            f"on_failure='fail' goes with need='all', not with need={shorten(need)}, which says "
+            "how many workers may fail; leave one of them out"
+        )
     protected = given.get("protected", False)
     if protected:
         _check_protected(given)
@@ -178,6 +207,14 @@ def check_options(
     else:
         timeout = _check_deadline(given.get("timeout", DEFAULT_TIMEOUT))
         tool_timeout = None if timeout is None else timeout + _REPORTING_TIME
+    asking: JobGroupKeywords = {
+        "need": need,
+        "partial_after": given.get("partial_after"),
+        "hedge_after": given.get("hedge_after"),
+        "run_once": given.get("run_once"),
+        "timeout": timeout,
+    }
+    check_workers(names, group_params(None, asking, JobGroupKeywords))
     say_after, say, say_every = _check_speech(given)
     return JobToolOptions(
         workers=names,
@@ -187,6 +224,9 @@ def check_options(
         label=given.get("label"),
         run_once=given.get("run_once", False),
         retry=retry,
+        need=need,
+        partial_after=given.get("partial_after"),
+        hedge_after=given.get("hedge_after"),
         cancel_on_interruption=foreground,
         cancellable_by_llm=given.get("cancellable_by_llm", False),
         protected=protected,
@@ -206,10 +246,13 @@ def _check_protected(given: JobToolKeywords) -> None:
         ("timeout", None, "a deadline would cancel its jobs"),
         ("cancel_on_interruption", False, "an interruption would cancel it"),
         ("cancellable_by_llm", False, "the LLM could cancel it"),
+        ("need", "all", "the jobs of the other workers would be cancelled"),
+        ("partial_after", None, "the jobs of late workers would be cancelled"),
+        ("hedge_after", None, "the slower of two attempts would be cancelled"),
     ]
     for key, harmless, why in conflicts:
         value = given.get(key, harmless)
-        if value is not harmless:
+        if value != harmless:
             raise InvalidJobError(f"protected=True excludes {key}={shorten(value)}: {why}")
     if given.get("on_repeat") == "replace":
         raise InvalidJobError(

@@ -61,7 +61,8 @@ def report(tool_name: str, outcomes: Mapping[str, JobOutcome]) -> object:
     """Make a result from the responses and the failures.
 
     The response of a single worker is the result itself, and its failure is reported without its
-    name, which the user does not know. The responses of several workers are listed by worker.
+    name, which the user does not know. The responses of several workers are listed by worker. A
+    worker whose response was not needed is not listed.
     """
     if len(outcomes) == 1:
         (outcome,) = outcomes.values()
@@ -74,7 +75,7 @@ def report(tool_name: str, outcomes: Mapping[str, JobOutcome]) -> object:
     missing = {
         name: _find_text_for_llm(outcome) or _describe_failure(outcome)
         for name, outcome in outcomes.items()
-        if not outcome.completed
+        if not outcome.completed and outcome.cancel_reason is not CancelReason.NOT_NEEDED
     }
     return {"answers": responses} | ({"missing": missing} if missing else {})
 

@@ -1,5 +1,6 @@
 """The results of a job tool's call that the LLM gets."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from support.tools_stage import (
 )
 
 from pipecat_jobs import (
+    JobInterceptor,
+    JobLifeEvent,
     JobOutcome,
     JobToolError,
     LLMContextWorker,
@@ -173,6 +176,109 @@ async def test_a_lost_worker_is_reported_as_missing_and_the_others_with_their_re
             "missing": {"critic": "went away without an answer"},
         }
     ]
+
+
+# The options need, partial_after and hedge_after
+
+
+async def test_the_first_response_is_enough_and_the_workers_not_needed_are_not_missing(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    slow = Colleague("critic", holds=True)
+    worker = moderator(new_llm(), "advocate", "critic", need="first")
+    calls_debate(scripted_llm)
+    first = Colleague("advocate", holds=True)
+    stage = await raise_stage(job_harness, worker, first, slow)
+    await stage.say()
+    await slow.started.get()
+    first.release.set()
+
+    _, second = await scripted_llm.wait_for_requests(2)
+
+    assert tool_results(second) == [{"answers": {"advocate": {"text": "advocate says"}}}]
+    await slow.stopped.get()
+    await worker.flush_pipeline()
+
+
+async def test_a_worker_that_failed_before_so_many_completed_is_missing(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    worker = moderator(new_llm(), "advocate", "critic", "analyst", need=1)
+    calls_debate(scripted_llm)
+    first = Colleague("advocate", holds=True)
+    critic = Colleague("critic", response=JobToolError("no table"))
+    stage = await raise_stage(job_harness, worker, first, critic, Colleague("analyst", holds=True))
+
+    class ReleaseFirst(JobInterceptor):
+        def on_event(self, event: JobLifeEvent) -> None:
+            if event.outcome is not None and event.outcome.worker == "critic":
+                first.release.set()
+
+    worker.add_job_interceptor(ReleaseFirst())
+    await stage.say()
+
+    _, second = await scripted_llm.wait_for_requests(2)
+
+    assert tool_results(second) == [
+        {"answers": {"advocate": {"text": "advocate says"}}, "missing": {"critic": "no table"}}
+    ]
+    await worker.flush_pipeline()
+
+
+async def test_too_few_responses_are_reported_with_the_missing_workers_and_why(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    worker = moderator(new_llm(), "advocate", "critic", need="first")
+    others = (
+        Colleague("advocate", response=JobToolError("no table")),
+        Colleague("critic", response=JobToolError("closed today")),
+    )
+
+    result = await result_of(job_harness, scripted_llm, worker, *others)
+
+    assert result == {"answers": {}, "missing": {"advocate": "no table", "critic": "closed today"}}
+
+
+async def test_the_responses_after_some_seconds_are_the_result(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    slow = Colleague("critic", holds=True)
+    worker = moderator(new_llm(), "advocate", "critic", partial_after=0.2)
+
+    result = await result_of(job_harness, scripted_llm, worker, Colleague("advocate"), slow)
+
+    assert result == {"answers": {"advocate": {"text": "advocate says"}}}
+    await slow.stopped.get()
+
+
+async def test_the_deadline_comes_first_if_the_function_took_the_time_before_partial_after(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    class Moderator(LLMContextWorker):
+        @job_tool("advocate", "critic", job="argue", timeout=2, partial_after=1.95)
+        async def debate(self, topic: str):
+            """Analyze a topic."""
+            await asyncio.sleep(0.1)
+            return {"topic": topic}
+
+    worker = Moderator("moderator", llm=new_llm(), active=True)
+    others = Colleague("advocate"), Colleague("critic", holds=True)
+
+    result = await result_of(job_harness, scripted_llm, worker, *others)
+
+    assert result["missing"] == {"critic": "did not answer in time"}
+
+
+async def test_a_slow_worker_is_hedged_with_the_next_one(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    slow = Colleague("advocate", holds=True)
+    worker = moderator(new_llm(), "advocate", "critic", need="first", hedge_after=0.1)
+
+    result = await result_of(job_harness, scripted_llm, worker, slow, Colleague("critic"))
+
+    assert result == {"answers": {"critic": {"text": "critic says"}}}
+    await slow.stopped.get()
 
 
 async def test_fail_cancels_all_at_the_first_failure_and_names_the_worker_and_why(

@@ -91,4 +91,5 @@ def mistakes_are_seen() -> None:
     job_tool("critic", timeout="3")  # pyright: ignore[reportArgumentType]
     job_tool("critic", on_repeat="again")  # pyright: ignore[reportArgumentType]
     job_tool("critic", on_failure="ignore")  # pyright: ignore[reportArgumentType]
+    job_tool("critic", need="some")  # pyright: ignore[reportArgumentType]
     job_tool("critic", say=7)  # pyright: ignore[reportArgumentType]
