@@ -162,7 +162,9 @@ class PipelineWorker(PipecatPipelineWorker, BaseWorker):
 
         Returns:
             What the bot says to it, after the functions that the LLM called have run: the same
-            :class:`~pipecat_jobs.LLMTurn` as of :meth:`llm_turn`.
+            :class:`~pipecat_jobs.LLMTurn` as of :meth:`llm_turn`. Functions in the background
+            (``cancel_on_interruption=False``) are waited for only if the bot says nothing beside
+            their calls; what it says to their results later is not returned.
 
         Raises:
             LLMTurnError: If the LLM gave no complete answer; see :meth:`llm_turn`.
@@ -182,7 +184,7 @@ class PipelineWorker(PipecatPipelineWorker, BaseWorker):
         """
         heard = check_messages(check_text("text", text, "what the user says, as a string"))
         async with self.__within(timeout):
-            return await self.__turns.ask(heard, Turn(awaited=True), keep=True)
+            return await self.__turns.ask(heard, Turn(awaited=True, heard=True), keep=True)
 
     async def queue_frame(
         self, frame: Frame, direction: FrameDirection = FrameDirection.DOWNSTREAM

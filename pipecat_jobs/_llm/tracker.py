@@ -357,6 +357,9 @@ class TurnTracker:
             # This runs in the task of the call: the jobs of the tool inherit the turn's deadline.
             turn = self._calls.get(frame.tool_call_id)
             current_deadline.set(turn.job.deadline if turn and turn.job else None)
+            if turn is not None and not frame.cancel_on_interruption:
+                turn.background.add(frame.tool_call_id)
+                self._follow(turn)
             return
         turn = self.running
         if turn is None:
@@ -462,6 +465,8 @@ class TurnTracker:
             turn.move(TurnState.ASKED)
         else:
             turn.move(TurnState.CALLING)
+            if turn.is_answered:
+                turn.release()
 
     def _fail(self, turn: Turn, failure: LLMTurnError) -> None:
         if turn.failure is not None or not turn.owned:

@@ -62,11 +62,14 @@ class Turn:
         job: Execution | None = None,
         *,
         awaited: bool = False,
+        heard: bool = False,
         max_runs: int | None = None,
     ):
         self.job = job
         self.awaited = awaited
-        """Whether ``llm_turn()`` waits for it, and raises its failure."""
+        """Whether ``llm_turn()`` or ``hear()`` waits for it, and raises its failure."""
+        self.heard = heard
+        """Whether a text beside calls in the background is an answer, as in a conversation."""
         self.max_runs = max_runs
         """How many runs of the LLM it may have; None for no limit."""
         self.state = TurnState.ASKED
@@ -86,6 +89,8 @@ class Turn:
         """Why the provider ended the latest run, where that is known."""
         self.calls: set[str] = set()
         """Ids of its function calls that have no result."""
+        self.background: set[str] = set()
+        """Ids of its function calls for which the conversation does not wait."""
         self.error: str | None = None
         """The provider's last error in the latest run."""
         self.messages: list[LLMContextMessage] = []
@@ -108,6 +113,16 @@ class Turn:
     def is_at_its_last_run(self) -> bool:
         """Whether it may have no run after the one that the LLM has begun."""
         return self.max_runs is not None and self.begun >= self.max_runs
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether it has an answer, and waits for nothing but calls in the background."""
+        return self.heard and self.calls <= self.background and bool(self.text.strip())
+
+    def release(self) -> None:
+        """End the wait for it: it goes on as a turn of the user's conversation."""
+        self.awaited = self.heard = False
+        self.tokens.put_nowait(None)
 
     @property
     def result(self) -> LLMTurn:

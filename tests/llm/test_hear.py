@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 from pipecat.frames.frames import InterruptionFrame
+from pipecat.services.llm_service import FunctionCallParams
+from pipecat.workers.llm import tool
 from support.llm_workers import (
     LONG,
     Debater,
@@ -23,7 +25,7 @@ from pipecat_jobs import (
     LLMTurnInterruptedError,
     LLMTurnTimeoutError,
 )
-from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, Stall, Text, ToolCall
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, Stall, Text, ToolCall, ToolCalls
 
 __all__ = ["new_llm"]
 
@@ -104,3 +106,52 @@ async def test_a_text_without_an_answer_in_time_is_stopped_and_stays_in_the_cont
 async def test_an_empty_text_is_refused(new_llm: NewLLM, text: Any, kind: type[Exception]):
     with pytest.raises(kind, match="give"):
         await Debater(llm=new_llm("You talk.")).hear(text)
+
+
+class Archivist(Debater):
+    """Has a function that runs in the background until it is released."""
+
+    def __init__(self, **keywords: Any):
+        super().__init__(**keywords)
+        self.release = asyncio.Event()
+
+    @tool(cancel_on_interruption=False)
+    async def search(self, params: FunctionCallParams, word: str):
+        """Search the archive."""
+        await self.release.wait()
+        await params.result_callback({"page": 7})
+
+
+async def test_what_the_bot_says_beside_a_function_in_the_background_is_its_answer(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    call = ToolCalls(ToolCall("search", {"word": "dog"}), text="I am looking.")
+    server.reply(call, "You are welcome.", "It is on page 7.", "Goodbye.")
+    worker = Archivist(llm=new_llm("You research."), active=True)
+    talk = Talk(worker)
+    await start(job_harness, worker)
+
+    looking = await worker.hear("Where is the dog?")
+    thanked = await worker.hear("Thanks")
+    assert (looking, thanked) == ("I am looking.", "You are welcome.")
+    assert [call.result for call in looking.calls] == [None]
+
+    worker.release.set()
+    await server.wait_for_requests(3)
+    assert await worker.hear("Bye") == "Goodbye."
+    said = [await talk.said.get() for _ in range(4)]
+    assert said == ["I am looking.", "You are welcome.", "It is on page 7.", "Goodbye."]
+
+
+async def test_a_function_in_the_background_is_waited_for_if_the_bot_says_nothing_beside_it(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    server.reply(ToolCall("search", {"word": "dog"}), "It is on page 7.")
+    worker = Archivist(llm=new_llm("You research."), active=True)
+    await start(job_harness, worker)
+
+    hearing = asyncio.create_task(worker.hear("Where is the dog?"))
+    await server.wait_for_requests(1)
+    worker.release.set()
+
+    assert await hearing == "It is on page 7."
