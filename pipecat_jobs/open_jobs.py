@@ -79,13 +79,14 @@ class OpenJobs(tuple[OpenJob, ...]):
     """The open jobs of a worker, the oldest first."""
 
     def find(self, text: str) -> "OpenJobs":
-        """Find jobs by their label, or by the beginning of their id.
+        """Find jobs by their title, or by the beginning of their id.
 
         Args:
-            text: A label, in capital or small letters, or the first characters of an id.
+            text: A title, in capital or small letters, or the first characters of an id. The title
+                of a job is its label, or its name if it has no label.
 
         Returns:
-            The jobs with that label; if there are none, the jobs whose id begins with the text. An
+            The jobs with that title; if there are none, the jobs whose id begins with the text. An
             empty text finds none.
 
         Example::
@@ -94,7 +95,7 @@ class OpenJobs(tuple[OpenJob, ...]):
                 await self.cancel_job_group(open_job.id, reason="the guest changed their mind")
         """
         wanted = text.strip().casefold()
-        labelled = [job for job in self if wanted and (job.label or "").casefold() == wanted]
+        titled = [job for job in self if wanted and job.title.casefold() == wanted]
         return OpenJobs(
-            labelled or [job for job in self if wanted and job.id.casefold().startswith(wanted)]
+            titled or [job for job in self if wanted and job.id.casefold().startswith(wanted)]
         )

@@ -49,7 +49,7 @@ async def cancel_job(params: FunctionCallParams, job: str) -> None:
 
     Args:
         params: Pipecat's parameters of the call.
-        job: The label of the job, or its id as list_jobs gives it.
+        job: The title of the job, or its id, as list_jobs gives them.
     """
     async with tool_call(params) as call:
         worker = check_requester(params.pipeline_worker, params.function_name)

@@ -10,7 +10,7 @@ from loguru import logger
 from pipecat_jobs._llm.context_value import to_context_value
 from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 from pipecat_jobs.errors import InvalidJobError, JobError
-from pipecat_jobs.outcomes import CancelReason, JobOutcome, JobToolError, OutcomeStatus
+from pipecat_jobs.outcomes import CancelReason, JobOutcome, JobRefusal, JobToolError, OutcomeStatus
 from pipecat_jobs.tools.options import Render
 
 #: The largest number of characters of a worker's error message that the LLM gets.
@@ -114,6 +114,8 @@ def _find_text_for_llm(outcome: JobOutcome) -> str | None:
 
 def _describe_failure(outcome: JobOutcome) -> str:
     """Describe why there is no response, in words that follow a name."""
+    if outcome.refusal is JobRefusal.BUSY:
+        return "was refused, because an earlier one for the same thing is still running"
     why = _WENT_WRONG[outcome.status]
     if outcome.status is OutcomeStatus.CANCELLED and outcome.reason:
         # The author of the bot or this package has written the reason; it is never the text of an

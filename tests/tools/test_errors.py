@@ -1,5 +1,6 @@
 """The LLM gets only failure texts that were written for it, and no other text."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -135,6 +136,28 @@ async def result_for_llm(
     assert not any(SECRET in str(request.body) for request in server.requests)
     (result,) = tool_results(second)
     return result
+
+
+async def test_the_llm_is_told_that_a_worker_is_busy_with_the_same_thing(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
+):
+    class Kitchen(BaseWorker):
+        release = asyncio.Event()
+
+        @job(name="argue", key="topic", on_busy="refuse")
+        async def argue(self, topic: str) -> None:
+            await self.release.wait()
+
+    kitchen, requester = Kitchen("kitchen"), BaseWorker("requester")
+    await job_harness.start(kitchen, requester)
+    await requester.request_job("kitchen", name="argue", payload={"topic": "AI"})
+    worker = moderator(new_llm(), "kitchen")
+
+    result = await result_for_llm(job_harness, scripted_llm, worker)
+
+    why = "debate was refused, because an earlier one for the same thing is still running"
+    assert result == {"error": why}
+    kitchen.release.set()
 
 
 @pytest.mark.parametrize(("failure", "one", "_"), FAILURES.values(), ids=FAILURES)

@@ -155,7 +155,7 @@ async def test_a_group_is_listed_once_for_each_worker_that_has_not_ended(job_har
     kitchen.release.set()
 
 
-async def test_jobs_are_found_by_their_label_or_the_beginning_of_their_id(job_harness: JobHarness):
+async def test_jobs_are_found_by_their_title_or_the_beginning_of_their_id(job_harness: JobHarness):
     waiter, kitchen = Waiter(), Kitchen()
     await job_harness.start(waiter, kitchen)
     for job_id, label in (("a1-soup", "Soup"), ("a2-fish", None), ("soup-2", None)):
@@ -167,6 +167,7 @@ async def test_jobs_are_found_by_their_label_or_the_beginning_of_their_id(job_ha
     assert found("SOUP ") == ["a1-soup"]
     assert found("a") == ["a1-soup", "a2-fish"]
     assert found("A2") == ["a2-fish"]
+    assert found("Cook") == ["a2-fish", "soup-2"]
     assert found("") == []
     assert found("cake") == []
     kitchen.release.set()
