@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from pipecat.services.openai.llm import OpenAILLMService
@@ -31,11 +31,13 @@ def play(request: LLMRequest) -> Reply | str:
     for message in new:
         if message["role"] == "user":
             return answer_guest(str(message["content"]))
-    for message in new:
-        if message["role"] == "tool":
-            return say_result(json.loads(str(message["content"])))
-    # The result of a tool in the background.
-    return say_result(json.loads(json.loads(str(new[-1]["content"]))["result"]))
+    results = [json.loads(str(message["content"])) for message in new]
+    # The result of a tool in the background is in a message that says so.
+    given = [result for result in results if result.get("type") != "async_tool"]
+    late = [
+        json.loads(result["result"]) for result in results if result.get("status") == "finished"
+    ]
+    return say_result((given + late)[0])
 
 
 def answer_guest(text: str) -> Reply | str:
@@ -79,7 +81,7 @@ def say_result(result: object) -> Reply | str:
 
 
 @asynccontextmanager
-async def find_llm() -> AsyncIterator[OpenAILLMService]:
+async def find_llm() -> AsyncGenerator[OpenAILLMService, None]:
     """Make the LLM of ``OPENAI_API_KEY``, or one that follows the script."""
     if key := os.environ.get("OPENAI_API_KEY"):
         model = os.environ.get("OPENAI_MODEL") or "gpt-4.1-mini"

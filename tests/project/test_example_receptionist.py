@@ -158,6 +158,8 @@ async def test_the_receptionist_books_the_first_table_that_is_found(job_harness:
         said = await receptionist.hear("A table for five at 20:00, please. I am Ada.")
 
         assert said == "harbour 2 is yours at 20:00. Your booking has the number 7."
+        found = {"answers": {"harbour": {"result": "harbour 2"}}, "missing": {"north": str(full)}}
+        assert said.calls[0].result == found
         castle.assert_asked(guests=5, time=AT_EIGHT)
         book_table.assert_asked(guest="Ada", time=AT_EIGHT, table="harbour 2")
         await job_harness.end(receptionist)
