@@ -62,6 +62,7 @@ class Findings:
         bus: The bus for which the call waited.
         bus_failure: What the bus raised when it was started.
         not_ready_within: The seconds of ``ready_within`` that have passed for a worker.
+        not_ready: The workers for which they have passed.
     """
 
     known_workers: Sequence[str] = ()
@@ -70,6 +71,7 @@ class Findings:
     bus: StartableBus | None = None
     bus_failure: Exception | None = None
     not_ready_within: float | None = None
+    not_ready: tuple[str, ...] = ()
 
 
 class Content(Protocol):
@@ -292,10 +294,13 @@ class JobGroup(PipecatJobGroup):
 
     @property
     def unready(self) -> list[str]:
-        """The workers that were never asked, because they were not ready."""
-        unasked = [name for name, handle in self.handles.items() if not handle.was_sent]
-        asked_some = len(unasked) < len(self.handles)
-        return [] if asked_some and self.asks_in_turn else unasked
+        """The workers that were not asked in time, because they were not ready."""
+        not_ready = self.findings.not_ready
+        unasked = {name for name, handle in self.handles.items() if not handle.was_sent}
+        if self.asks_in_turn and len(unasked) < len(self.handles):
+            # The turn of those without a request has not come.
+            unasked.clear()
+        return [name for name in self.handles if name in unasked or name in not_ready]
 
     def mark_sent(self, worker_name: str) -> str:
         """Note that a worker's request goes out now, and give the id that it carries."""

@@ -289,6 +289,7 @@ class Requester:
             group.findings.not_ready_within = limit
             for name in workers.find_missing(missing):
                 if group.handles[name].outcome is None:
+                    group.findings.not_ready += (name,)
                     group.abandon(
                         name,
                         OutcomeStatus.TIMED_OUT,
@@ -383,7 +384,14 @@ class Requester:
                 if handle.was_sent and group.deadline is None:
                     # Nothing would end the wait for a worker that does not come back.
                     raise WorkerHasEnded(f"worker '{name}' is not known any more")
-                await workers.wait_until_known([name])
+                if handle.state is HandleState.OPEN:
+                    # The attempt beside it may still end the job, however long this takes.
+                    await workers.wait_until_known([name])
+                else:
+                    await self._wait_for_workers(group, workers, [name])
+                if handle.outcome is not None:
+                    self._conclude_if_idle(group)
+                    return
             request = self._begin_further(group, handle, workers)
             if request is not None:
                 await self._runtime.send(request)

@@ -20,6 +20,7 @@ from pipecat_jobs import (
     JobTimeoutError,
     OutcomeStatus,
     Retry,
+    WorkerNotReadyError,
     job,
     job_attempt,
 )
@@ -314,6 +315,27 @@ async def test_a_worker_that_is_not_ready_is_passed_over(job_harness: JobHarness
     group = await asking
     await group.wait()
     assert group.responses == {"b": {"from": "b", "call": 1}}
+    await job_harness.settle()
+    assert job_harness.left_behind() == []
+
+
+@pytest.mark.parametrize("ready", [True, False])
+async def test_each_worker_has_to_be_ready_in_its_turn_within_ready_within(
+    job_harness: JobHarness, ready: bool
+):
+    requester, a = Requester(), Slow("a")
+    await job_harness.start(requester, *([a] if ready else []))
+    group = await ask_in_turn(requester, "a", "b", "c", hedge_after=LONG, ready_within=SOON)
+    if ready:
+        a.fail(await a.begun.get())
+    with pytest.raises(WorkerNotReadyError, match=r"'c' not ready within 0.01 s \(ready_within\)"):
+        await asyncio.wait_for(group.wait(), LONG)
+    assert [group.outcomes[name].status for name in "abc"] == [
+        OutcomeStatus.ERROR if ready else OutcomeStatus.TIMED_OUT,
+        OutcomeStatus.TIMED_OUT,
+        OutcomeStatus.TIMED_OUT,
+    ]
+    assert group.outcomes["b"].reason == "not ready within 0.01 s"
     await job_harness.settle()
     assert job_harness.left_behind() == []
 
