@@ -248,7 +248,7 @@ def add_request(params: JobGroupParams, request: object) -> None:
         return
     wanted = "what request() of a typed @job handler returns"
     checked = cast("JobRequest[object]", check_instance("request", request, JobRequest, wanted))
-    for name in ("name", "payload"):
+    for name in ("name", "payload", "payloads"):
         if getattr(params, name) is not None:
             raise InvalidJobError(
                 f"{name} is given beside request, which has its own; leave {name} out"

@@ -455,12 +455,14 @@ async def test_a_plain_pipecat_worker_does_not_call_a_typed_handler_with_a_messa
     assert not called
 
 
-async def test_name_and_payload_are_refused_beside_a_request(job_harness: JobHarness):
+async def test_a_name_and_payloads_are_refused_beside_a_request(job_harness: JobHarness):
     requester, _ = await start(job_harness)
     request = Library.count.request()
     with pytest.raises(InvalidJobError, match="name is given beside request"):
         requester.job("library", request, name="count")
     with pytest.raises(InvalidJobError, match="payload is given beside request"):
         requester.job_group("library", request=request, payload={})
+    with pytest.raises(InvalidJobError, match="payloads is given beside request"):
+        requester.job_group("library", request=request, payloads={"library": {}})
     with pytest.raises(InvalidJobTypeError, match="give what request"):
         requester.job("library", "count")  # type: ignore
