@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import TypeAlias, cast
 
 from pipecat_jobs._protocol.checks import check_count, check_delay
@@ -79,9 +80,10 @@ class Retry:
 
 
 def _check_on(value: object) -> RetryOn:
-    if callable(value):
+    # A class or a coroutine function would be taken for a function that always says yes.
+    if callable(value) and not isinstance(value, type) and not iscoroutinefunction(value):
         return cast("RetryOn", value)
-    if isinstance(value, str) or not isinstance(value, Collection):
+    if isinstance(value, str | type) or not isinstance(value, Collection):
         raise InvalidJobTypeError(f"Retry.on is {shorten(value)}; give {_WANTED}")
     named: set[OutcomeStatus | JobRefusal] = set()
     for member in value:

@@ -519,6 +519,10 @@ async def test_nothing_is_left_after_several_attempts(job_harness: JobHarness):
     assert not flaky.active_jobs
 
 
+async def decide_later(outcome: JobOutcome) -> bool:
+    return False
+
+
 # -- what Retry takes ----------------------------------------------------------------------------
 
 
@@ -531,6 +535,9 @@ async def test_nothing_is_left_after_several_attempts(job_harness: JobHarness):
         ({"on": OutcomeStatus.ERROR}, InvalidJobTypeError),
         ({"on": {"error"}}, InvalidJobTypeError),
         ({"on": 5}, InvalidJobTypeError),
+        ({"on": ValueError}, InvalidJobTypeError),
+        ({"on": OutcomeStatus}, InvalidJobTypeError),
+        ({"on": decide_later}, InvalidJobTypeError),
         ({"on": {OutcomeStatus.CANCELLED}}, InvalidJobError),
         ({"on": {OutcomeStatus.TIMED_OUT}}, InvalidJobError),
         ({"on": {OutcomeStatus.COMPLETED}}, InvalidJobError),
