@@ -14,7 +14,8 @@ class OpenJobState(StrEnum):
     Parameters:
         UNREADY: The worker of the job is not ready, so the request was not sent.
         SENT: The request was sent. The requester does not know whether the handler has begun.
-        QUEUED: The job waits at its worker for a free slot.
+        RETRYING: The last attempt has ended, and the requester waits until the next one may begin.
+        QUEUED: The job waits at its worker for its key or for a free slot.
         RUNNING: The handler runs, or has returned and other code of the worker responds later.
         CANCELLING: The job was cancelled, and its handler cleans up.
         RESPONDING: The response is being sent.
@@ -22,6 +23,7 @@ class OpenJobState(StrEnum):
 
     UNREADY = "unready"
     SENT = "sent"
+    RETRYING = "retrying"
     QUEUED = "queued"
     RUNNING = "running"
     CANCELLING = "cancelling"

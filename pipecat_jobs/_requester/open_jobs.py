@@ -9,6 +9,12 @@ from pipecat_jobs._requester.group import JobGroup
 from pipecat_jobs._requester.handle import HandleState, JobHandle
 from pipecat_jobs.open_jobs import OpenJob, OpenJobState
 
+_STATES = {
+    HandleState.UNSENT: OpenJobState.UNREADY,
+    HandleState.OPEN: OpenJobState.SENT,
+    HandleState.WAITING: OpenJobState.RETRYING,
+}
+
 
 def list_asked(requester: str, groups: Iterable[PipecatJobGroup]) -> Iterator[OpenJob]:
     """List the jobs without an outcome, one for each worker of a group."""
@@ -21,14 +27,13 @@ def list_asked(requester: str, groups: Iterable[PipecatJobGroup]) -> Iterator[Op
 
 
 def _describe(requester: str, group: JobGroup, handle: JobHandle, epoch: float) -> OpenJob:
-    unready = handle.state is HandleState.UNSENT
     return OpenJob(
         id=group.job_id,
         role="asked",
         name=group.params.name,
         requester=requester,
         worker=handle.worker,
-        state=OpenJobState.UNREADY if unready else OpenJobState.SENT,
+        state=_STATES[handle.state],
         since=epoch + handle.asked_at,
         deadline=epoch + group.deadline.when if group.deadline is not None else None,
         label=group.label,

@@ -5,8 +5,16 @@ import time
 
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
+from support.workers import until
 
-from pipecat_jobs import BaseWorker, InvalidJobTypeError, OpenJobState, job
+from pipecat_jobs import (
+    BaseWorker,
+    InvalidJobTypeError,
+    OpenJobState,
+    OutcomeStatus,
+    Retry,
+    job,
+)
 from pipecat_jobs.testing import JobHarness
 
 pytestmark = pytest.mark.every_bus
@@ -153,6 +161,21 @@ async def test_a_group_is_listed_once_for_each_worker_that_has_not_ended(job_har
 
     assert [job.worker for job in waiter.open_jobs] == ["kitchen"]
     kitchen.release.set()
+
+
+async def test_a_job_that_waits_for_its_next_attempt_is_retrying(job_harness: JobHarness):
+    class Burnt(BaseWorker):
+        @job(name="cook")
+        async def cook(self, message: BusJobRequestMessage) -> dict:
+            raise ValueError("burnt")
+
+    waiter = Waiter()
+    await job_harness.start(waiter, Burnt("kitchen"))
+    retry = Retry(on={OutcomeStatus.ERROR}, wait_initial=100, wait_max=100)
+    job_id = await waiter.request_job("kitchen", name="cook", retry=retry)
+    await until(lambda: [job.state for job in waiter.open_jobs] == [OpenJobState.RETRYING])
+    await waiter.cancel_job_group(job_id)
+    assert waiter.open_jobs == ()
 
 
 async def test_jobs_are_found_by_their_title_or_the_beginning_of_their_id(job_harness: JobHarness):
