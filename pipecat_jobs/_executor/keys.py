@@ -4,6 +4,7 @@ from asyncio import Event
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
+from pipecat_jobs._protocol.headers import job_headers
 from pipecat_jobs._protocol.keys import KeyRule
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class Line:
         returned.
         """
         return [job for job in self._turns if job.is_open and not job.cancelled]
+
+    def find_attempt(self, job_id: str | None) -> "Execution | None":
+        """Find the open job of an id, beside which another attempt at the same job is asked for."""
+        jobs = (*self._turns, *self._joined) if job_id is not None else ()
+        return next((job for job in jobs if job.is_open and job.request.job_id == job_id), None)
 
     def find_leader(self) -> "Execution | None":
         """Find the job that a new one joins.
@@ -115,6 +121,8 @@ class Keys:
         line = self._lines.get(key) or Line(
             lambda: self._lines.pop(key, None), streams=self.rule.on_busy != "join"
         )
+        if (first := line.find_attempt(job_headers(job.request).beside)) is not None:
+            return first
         match self.rule.on_busy:
             case "queue":
                 line.add(job)

@@ -210,6 +210,8 @@ def _mark(
     frame = currentframe()
     frame = frame and frame.f_back and frame.f_back.f_back
     signature = read_handler(method, job_name, frame)
+    if signature is not None and isinstance(rule, KeyRule):
+        signature.check_key(rule.fields)
     marks = vars(method)
     # Pipecat's names. A plain Pipecat worker calls what has the first with the message alone, so a
     # typed handler does not have it.

@@ -42,8 +42,9 @@ class JobHeaders:
         time_left: Seconds that were left of the requester's ``timeout`` when it sent the request;
             None without a timeout. The worker receives the request a little later.
         find_window: Limits the number of unread chunks of a stream; this package sets it.
-        beside: The id of another open attempt at the same job, whose process a bus that spans
-            processes avoids; this package sets it for ``hedge_after``.
+        beside: The id of another open attempt at the same job; this package sets it for
+            ``hedge_after``. A bus that spans processes avoids the process of that attempt, and a
+            handler with ``@job(key=...)`` does not begin beside it.
 
     Example::
 
@@ -118,6 +119,8 @@ def encode_headers(headers: JobHeaders) -> bytes:
         fields["trace_context"] = dict(headers.trace_context)
     if headers.time_left is not None:
         fields["time_left"] = headers.time_left
+    if headers.beside is not None:
+        fields["beside"] = headers.beside
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
@@ -133,6 +136,9 @@ def decode_headers(line: bytes) -> JobHeaders:
     affinity, trace = fields.get("affinity"), fields.get("trace_context")
     if not isinstance(affinity, str | None):
         raise ValueError("the header 'affinity' is not a string")
+    beside = fields.get("beside")
+    if not isinstance(beside, str | None):
+        raise ValueError("the header 'beside' is not a string")
     if trace is not None and not _is_trace_context(trace):
         raise ValueError("the header 'trace_context' is not an object of strings")
     time_left = fields.get("time_left")
@@ -147,6 +153,7 @@ def decode_headers(line: bytes) -> JobHeaders:
         affinity=affinity,
         trace_context=trace,
         time_left=time_left,
+        beside=beside,
     )
 
 

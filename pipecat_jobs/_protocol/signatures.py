@@ -106,6 +106,21 @@ class HandlerSignature:
                     f"'{name}: Annotated[..., Field(...)]', and the default behind it"
                 )
 
+    def check_key(self, fields: Iterable[str]) -> None:
+        """Refuse a key that a payload which fits the parameters may not have."""
+        known = ", ".join(map(repr, sorted(self._known)))
+        for name in fields:
+            if name not in self._known and not self._takes_others:
+                raise InvalidJobError(
+                    f"{self._where} key: '{name}' is not a parameter of "
+                    f"{self._method.__name__}(); give one of {known}"
+                )
+            if name in self._known - self._required:
+                raise InvalidJobError(
+                    f"{self._where} key: '{name}' has a default, so that a payload may lack it; "
+                    "remove the default"
+                )
+
     def prepare(self) -> None:
         """Resolve the annotations, unless they are; raise InvalidJobTypeError if that fails."""
         _ = self._payload, self.response

@@ -531,6 +531,22 @@ async def test_a_payload_without_a_key_is_refused_before_a_handler_begins(
     await stage.end()
 
 
+@pytest.mark.not_on("pubsub", reason="it carries no headers")
+@pytest.mark.parametrize("name", ["queue", "refuse", "replace", "join"])
+async def test_a_hedge_does_not_begin_beside_the_open_attempt_of_its_own_job(
+    stage: Stage, name: str
+):
+    asked = await stage.ask_and_begin(name, "j1", hedge_after=0.01)
+    group: Any = stage.requester.job_groups["j1"]
+    attempts = group.handles["fleet"].attempts
+    await until(lambda: len(attempts.made) == 2 and attempts.made[1].outcome)
+    refused = attempts.made[1].outcome
+    assert (refused.refusal, refused.held_by) == (JobRefusal.BUSY, "j1")
+    stage.fleet.land("j1", at="Io")
+    assert await asked.response() == {"at": "Io"}
+    await stage.end()
+
+
 class TestOptions:
     """The arguments of ``@job``, which no bus sees."""
 
@@ -552,6 +568,26 @@ class TestOptions:
     ):
         with pytest.raises(error, match=match):
             job(name="x", **options)
+
+    @pytest.mark.parametrize(
+        ("key", "match"),
+        [
+            ("ship", "'ship' is not a parameter of fly"),
+            (("vessel", "ship"), "'ship' is not a parameter of fly"),
+            ("speed", "'speed' has a default"),
+        ],
+    )
+    def test_a_key_that_a_payload_of_the_handler_may_lack_is_refused(self, key: Any, match: str):
+        with pytest.raises(InvalidJobError, match=match):
+
+            @job(key=key)
+            async def fly(self: object, vessel: str, speed: int = 1) -> None: ...
+
+    def test_a_key_may_be_among_the_other_fields(self):
+        @job(key="ship")
+        async def fly(self: object, speed: int = 1, **others: Any) -> None: ...
+
+        assert fly.request(ship="Argo").payload == {"ship": "Argo"}
 
     def test_a_handler_that_streams_cannot_be_joined(self):
         with pytest.raises(InvalidJobError, match="the method streams"):

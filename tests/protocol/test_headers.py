@@ -128,10 +128,12 @@ def test_encoded_headers_are_one_line_and_decode_to_themselves(headers: JobHeade
 
 
 def test_headers_set_by_the_process_of_the_worker_are_not_encoded():
-    headers = JobHeaders(moved=True, beside="job", find_window=lambda _: None)
-    decoded = decode_headers(encode_headers(headers))
-    assert decoded == JobHeaders()
-    assert decoded.beside is None
+    headers = JobHeaders(moved=True, find_window=lambda _: None)
+    assert decode_headers(encode_headers(headers)) == JobHeaders()
+
+
+def test_the_attempt_beside_a_hedge_is_carried_over_the_wire():
+    assert decode_headers(encode_headers(JobHeaders(beside="job"))).beside == "job"
 
 
 def test_headers_of_a_later_release_are_ignored():
@@ -146,6 +148,7 @@ def test_headers_of_a_later_release_are_ignored():
         b"\xff",
         b"[]",
         b'{"affinity":1}',
+        b'{"beside":1}',
         b'{"time_left":"1"}',
         b'{"time_left":true}',
         b'{"attempt":0}',

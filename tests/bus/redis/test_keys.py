@@ -16,7 +16,7 @@ from support.redis.processes import (
     redis,
     redis_server,
 )
-from support.workers import Requester
+from support.workers import Requester, until
 
 from pipecat_jobs import (
     BaseWorker,
@@ -192,6 +192,23 @@ async def test_jobs_of_several_processes_queue_for_one_key(
         assert not await redis.exists("pipecat-jobs:{pipecat}:keys")
         assert len(workers) == 1
     await assert_nothing_remains(redis)
+
+
+@pytest.mark.parametrize("name", ["queue", "refuse", "replace", "join"])
+async def test_a_hedge_is_refused_by_the_process_that_has_the_first_attempt(
+    redis_server: EmbeddedRedis, name: str
+):
+    async with Pool(redis_server.url) as pool:
+        asked = pool.ask(2, name, "j1", hedge_after=0.01)
+        await pool.notes.next_begun()
+        group: Any = pool.requesters[2].job_groups["j1"]
+        attempts = group.handles["fleet"].attempts
+        await until(lambda: len(attempts.made) == 2 and attempts.made[1].outcome)
+        refused = attempts.made[1].outcome
+        assert (refused.refusal, refused.held_by) == (JobRefusal.BUSY, "j1")
+        pool.notes.land("j1")
+        assert await asked == {"by": "j1"}
+        assert pool.notes.begun.empty()
 
 
 async def test_a_key_is_bound_to_a_process_that_is_drained_until_its_job_has_ended(

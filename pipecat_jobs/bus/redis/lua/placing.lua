@@ -114,10 +114,11 @@ local function offers_for(job)
   return offers, affinity, fields
 end
 
--- Keeps a job from the process that does another one, if others host its worker.
+-- Keeps a job from the process that does another one, if others host its worker. A job with a key
+-- goes to the process that has the key.
 local function avoid_process_of(other_ref, job)
   local other = find(other_ref)
-  if other and other.o ~= '' and redis.call('HLEN', P .. ':hosts:' .. job.w) > 1 then
+  if other and other.o ~= '' and not other.x and redis.call('HLEN', P .. ':hosts:' .. job.w) > 1 then
     local uid = redis.call('HGET', process_of(other.o), 'uid')
     if uid then
       job.tried[uid] = true
