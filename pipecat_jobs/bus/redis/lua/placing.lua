@@ -118,7 +118,8 @@ end
 -- goes to the process that has the key.
 local function avoid_process_of(other_ref, job)
   local other = find(other_ref)
-  if other and other.o ~= '' and not other.x and redis.call('HLEN', P .. ':hosts:' .. job.w) > 1 then
+  local alone = redis.call('HLEN', P .. ':hosts:' .. job.w) < 2
+  if other and other.o ~= '' and not other.x and not alone then
     local uid = redis.call('HGET', process_of(other.o), 'uid')
     if uid then
       job.tried[uid] = true
