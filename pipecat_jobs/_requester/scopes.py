@@ -1,6 +1,7 @@
 """The calls ``self.job(...)`` and ``self.job_group(...)``, to be awaited or entered."""
 
 import asyncio
+import warnings
 from collections.abc import AsyncIterator, Generator
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, cast
@@ -43,6 +44,16 @@ class _JobScope(Generic[R]):
         self._entered = False
         # The typed responses that have been read, by worker.
         self._read: dict[str, R] = {}
+
+    def __del__(self) -> None:
+        if not self._entered:
+            # As Python warns of a coroutine: the call looks like one that asks.
+            names = ", ".join(map(repr, self._worker_names))
+            message = (
+                f"the job for {names} was never requested; await job() or job_group(), or enter it "
+                "with 'async with'"
+            )
+            warnings.warn(message, RuntimeWarning, stacklevel=2, source=self)
 
     @property
     def job_id(self) -> str:

@@ -11,7 +11,7 @@ import pytest
 from pipecat.pipeline.job_decorator import job as pipecats_job
 from pipecat.workers.runner import WorkerRunner
 
-from pipecat_jobs import BaseWorker, InvalidJobError, InvalidJobTypeError, job, job_tool
+from pipecat_jobs import BaseWorker, InvalidJobError, InvalidJobTypeError, Retry, job, job_tool
 from pipecat_jobs._protocol.checks import MOST_SECONDS
 from pipecat_jobs._protocol.handlers import find_limits
 from pipecat_jobs._protocol.text import MOST_TEXT, describe, shorten
@@ -39,10 +39,32 @@ def ask(**options: Any) -> Any:
     return BaseWorker("w").job("other", **options)
 
 
+def ask_group(**options: Any) -> Any:
+    return BaseWorker("w").job_group("a", "b", **options)
+
+
+def repeat(**options: Any) -> Any:
+    return Retry(**options)
+
+
 WRONG_TYPES: list[tuple[Callable[..., Any], str, Any]] = [
     (ask, "timeout", "30"),
     (ask, "run_once", "False"),
     (ask, "run_once", 1),
+    (ask, "retry", 3),
+    (ask, "retry", Retry),
+    (ask, "hedge_after", "1"),
+    (ask, "ready_within", True),
+    (ask, "metadata", [("a", 1)]),
+    (ask, "metadata", {1: 2}),
+    (ask_group, "need", 1.5),
+    (ask_group, "need", True),
+    (ask_group, "partial_after", "1"),
+    (ask_group, "payloads", {"a": {}, "b": None}),
+    (repeat, "on", ValueError),
+    (repeat, "attempts", 2.0),
+    (named, "key", ["ship"]),
+    (tool_of, "retry", 3),
     (named, "run_once", "False"),
     (named, "sequential", "no"),
     (named, "sequential", 0),
@@ -102,6 +124,22 @@ WRONG_VALUES: list[tuple[Callable[..., Any], str, Any]] = [
     (ask, "timeout", -1),
     (ask, "timeout", math.nan),
     (ask, "unread_limit", HUGE),
+    (ask, "hedge_after", 0),
+    (ask, "hedge_after", math.nan),
+    (ask, "hedge_after", math.inf),
+    (ask, "ready_within", HUGE),
+    (ask, "ready_within", -1),
+    (ask_group, "need", 0),
+    (ask_group, "need", 3),
+    (ask_group, "need", "some"),
+    (ask_group, "partial_after", 0),
+    (ask_group, "partial_after", math.inf),
+    (ask_group, "payloads", {"a": {}, "c": {}}),
+    (repeat, "attempts", HUGE),
+    (repeat, "wait_initial", math.inf),
+    (named, "key", ()),
+    (named, "on_busy", "wait"),
+    (tool_of, "on_repeat", "confirmed"),
     (named, "max_concurrency", 0),
     (named, "max_concurrency", HUGE),
     (job, "name", ""),
@@ -167,6 +205,42 @@ def test_a_secret_is_never_in_the_error_about_it():
         assert "the secret" not in f"{caught.value} {caught.value.__cause__}"
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("retry", 3),
+        ("hedge_after", -1),
+        ("ready_within", "1"),
+        ("metadata", 3),
+        ("label", ""),
+        ("need", "some"),
+        ("partial_after", math.nan),
+        ("payloads", {"a": {}}),
+    ],
+)
+async def test_each_way_to_ask_refuses_an_option_in_the_same_words(option: str, value: Any):
+    worker, options = BaseWorker("w"), {option: value}
+    said = set[str]()
+    with pytest.raises(InvalidJobError) as caught:
+        worker.job_group("a", "b", **options)
+    said.add(str(caught.value))
+    with pytest.raises(InvalidJobError) as caught:
+        await worker.request_job_group("a", "b", **options)
+    said.add(str(caught.value))
+    with pytest.raises(InvalidJobError) as caught:
+        await worker.create_job_group_and_request_job(["a", "b"], **options)
+    said.add(str(caught.value))
+    if option not in ("need", "partial_after", "payloads"):
+        with pytest.raises(InvalidJobError) as caught:
+            worker.job("a", **options)
+        said.add(str(caught.value))
+        with pytest.raises(InvalidJobError) as caught:
+            await worker.request_job("a", **options)
+        said.add(str(caught.value))
+    assert len(said) == 1
+
+
+@pytest.mark.filterwarnings("ignore:the job for .* was never requested")
 def test_allowed_values_are_accepted():
     ask(timeout=0)
     ask(timeout=math.inf)

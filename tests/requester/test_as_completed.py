@@ -123,6 +123,7 @@ async def test_cancelling_a_task_that_waits_for_an_outcome_cancels_the_group(
     assert slow.cancelled == slow.ran
 
 
+@pytest.mark.filterwarnings("ignore:the job for .* was never requested")
 async def test_outcomes_are_asked_for_within_the_block():
     context = Requester().job_group("a")
     with pytest.raises(InvalidJobError, match="outside of the group's block"):

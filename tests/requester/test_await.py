@@ -141,3 +141,25 @@ async def test_a_context_is_entered_or_awaited_once(job_harness: JobHarness):
     with pytest.raises(InvalidJobError, match="once"):
         async with context:
             pass
+
+
+@pytest.mark.not_on("routed", "redis", "pubsub", reason="no bus is used")
+async def test_a_job_that_is_neither_awaited_nor_entered_warns_as_a_coroutine_does():
+    with pytest.warns(RuntimeWarning, match="the job for 'wiki', 'news' was never requested"):
+        Requester().job_group("wiki", "news")
+
+
+async def test_a_task_needs_a_function_that_awaits_the_job(job_harness: JobHarness):
+    requester = Requester()
+    await job_harness.start(requester, Responder())
+
+    async def ask() -> dict[str, Any]:
+        return await requester.job("responder", name="echo")
+
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(ask()) for _ in range(2)]
+    assert [task.result()["from"] for task in asked] == ["responder"] * 2
+    assert (await asyncio.wait_for(requester.job("responder", name="echo"), 60)) == {
+        "from": "responder",
+        "payload": None,
+    }
