@@ -180,7 +180,7 @@ class Responses:
     async def share(self, leader: Execution, execution: Execution) -> None:
         """Respond to a job with the response to the one that it joined."""
         shared = leader.response
-        if shared is not None and execution.is_open:
+        if shared is not None and execution.is_open and not execution.cancelled:
             urgent = isinstance(shared, BusJobResponseUrgentMessage)
             data = deepcopy(shared.response)
             await self._respond(execution, JobStatus(shared.status), data, urgent=urgent)

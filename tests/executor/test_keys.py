@@ -449,6 +449,26 @@ async def test_the_cancel_of_a_job_that_joined_ends_no_other(stage: Stage):
     await stage.end()
 
 
+async def test_a_job_that_joined_and_is_cancelled_as_the_response_comes_is_cancelled(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = await stage.ask_and_begin("join", "j1"), await stage.ask("join", "j2")
+    executor, responses = stage.fleet.executor(), stage.fleet._job_responses
+    forget = responses.forget
+
+    def forget_and_cancel(execution: Any) -> None:
+        forget(execution)
+        if execution.request.job_id == "j1":
+            cancel = BusJobCancelMessage(source="requester", target="fleet", job_id="j2")
+            executor.on_cancel(cancel)
+
+    monkeypatch.setattr(responses, "forget", forget_and_cancel)
+    stage.fleet.land("j1", at="Io")
+    assert await first.response() == {"at": "Io"}
+    assert (await second.outcome()).status is OutcomeStatus.CANCELLED
+    await stage.end()
+
+
 async def test_the_deadline_of_a_job_that_joined_ends_no_other(stage: Stage):
     first = await stage.ask_and_begin("join", "j1")
     second = await stage.ask("join", "j2", timeout=0.5)
