@@ -268,6 +268,8 @@ def prepare_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
     for spec in handlers.values():
         if spec.signature is not None:
             spec.signature.prepare()
+            if spec.key is not None:
+                spec.signature.check_aliases(spec.key.fields)
     return handlers
 
 

@@ -121,6 +121,18 @@ class HandlerSignature:
                     "remove the default"
                 )
 
+    def check_aliases(self, fields: Iterable[str]) -> None:
+        """Refuse a key under whose name a payload does not carry it."""
+        carried = dict(
+            zip(self.signature.parameters, self._payload.schema["properties"], strict=False)
+        )
+        for name in fields:
+            if carried.get(name, name) != name:
+                raise InvalidJobError(
+                    f"{self._where} key: '{name}' has the alias '{carried[name]}', and a payload "
+                    "may have either name; remove the alias"
+                )
+
     def prepare(self) -> None:
         """Resolve the annotations, unless they are; raise InvalidJobTypeError if that fails."""
         _ = self._payload, self.response

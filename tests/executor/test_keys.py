@@ -1,10 +1,11 @@
 """``@job(key=..., on_busy=...)``: one job at a time for each key, by each of the four rules."""
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage, BusJobResponseMessage
+from pydantic import Field
 from support.workers import Requester, until
 
 from pipecat_jobs import (
@@ -602,6 +603,14 @@ class TestOptions:
 
             @job(key=key)
             async def fly(self: object, vessel: str, speed: int = 1) -> None: ...
+
+    def test_a_key_with_an_alias_is_refused_by_the_first_worker(self):
+        class Fleet(BaseWorker):
+            @job(key="ship")
+            async def fly(self, ship: Annotated[str, Field(alias="shipId")]) -> None: ...
+
+        with pytest.raises(InvalidJobError, match="key: 'ship' has the alias 'shipId'"):
+            Fleet("fleet")
 
     def test_a_key_may_be_among_the_other_fields(self):
         @job(key="ship")
