@@ -124,7 +124,7 @@ class HandlerSignature:
     def check_aliases(self, fields: Iterable[str]) -> None:
         """Refuse a key under whose name a payload does not carry it."""
         carried = dict(
-            zip(self.signature.parameters, self._payload.schema["properties"], strict=False)
+            zip(self.signature.parameters, self._payload.schema.get("properties", ()), strict=False)
         )
         for name in fields:
             if carried.get(name, name) != name:

@@ -616,6 +616,11 @@ class TestOptions:
         @job(key="ship")
         async def fly(self: object, speed: int = 1, **others: Any) -> None: ...
 
+        class Fleet(BaseWorker):
+            @job(key="ship")
+            async def land(self, **fields: Any) -> None: ...
+
+        Fleet("fleet")
         assert fly.request(ship="Argo").payload == {"ship": "Argo"}
 
     def test_a_handler_that_streams_cannot_be_joined(self):
