@@ -11,7 +11,15 @@ from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage
 from support.half_runtime import Network, Worker
 from support.snippets import ROOT
 
-from pipecat_jobs import CancelReason, InvalidJobError, JobGroup, JobGroupError, OutcomeStatus
+from pipecat_jobs import (
+    CancelReason,
+    InvalidJobError,
+    JobGroup,
+    JobGroupError,
+    OutcomeStatus,
+    Retry,
+    WorkerNotReadyError,
+)
 from pipecat_jobs._requester.call import Call
 from pipecat_jobs._requester.handle import TRANSITIONS, HandleState, JobHandle
 from pipecat_jobs._requester.policy import Policy, Verdict
@@ -104,6 +112,23 @@ async def test_a_handle_is_awaited_for_the_outcome_at_its_worker(network: Networ
     asked["a"].proceed.set()
     await group.wait()
     assert (await group.handles["a"]).completed
+
+
+async def test_a_worker_that_is_asked_again_has_to_be_ready_within_ready_within(network: Network):
+    requester, _ = await join(network, "a")
+    retry = Retry(wait_initial=0, attempts=3)
+    group = await dispatch(requester, "a", retry=retry, ready_within=0.05, timeout=LONG)
+    gone = network.workers.pop("a")
+    requester.requester.lost("a", "its process is gone")
+
+    with pytest.raises(WorkerNotReadyError, match=r"'a' not ready within 0.05 s \(ready_within\)"):
+        await group.wait()
+
+    outcome = group.outcomes["a"]
+    assert outcome.status is OutcomeStatus.TIMED_OUT
+    assert [attempt.status for attempt in outcome.attempts] == [OutcomeStatus.LOST]
+    network.workers["a"] = gone
+    await gone.executor.stop()
 
 
 async def test_awaiting_a_handle_raises_nothing_for_a_job_that_failed(network: Network):
