@@ -25,7 +25,7 @@ from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._executor.typed import TypedCall
 from pipecat_jobs._protocol.deadline import JobDeadline, current_deadline
 from pipecat_jobs._protocol.handlers import ConcurrencyLimit, HandlerSpec
-from pipecat_jobs._protocol.headers import job_headers
+from pipecat_jobs._protocol.headers import find_time_left, job_headers
 from pipecat_jobs._protocol.hooks import JobHooks, Steps
 from pipecat_jobs._protocol.interception import Interceptors
 from pipecat_jobs._protocol.runtime import JobRuntime
@@ -137,7 +137,7 @@ class Executor:
         slots = self._slots.get(name)
         if listened and name is None and slots is not None:
             call, listened = self._call_request_hooks, False
-        time_left = job_headers(message).time_left
+        time_left = find_time_left(message)
         if time_left is not None:
             execution.deadline = JobDeadline(time_left)
         self._responses.open(execution)

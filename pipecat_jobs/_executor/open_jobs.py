@@ -7,7 +7,7 @@ from pipecat.bus.messages import BusJobRequestMessage
 from pipecat_jobs._executor.execution import Execution, ExecutionState
 from pipecat_jobs._protocol.clock import find_epoch
 from pipecat_jobs._protocol.handlers import HandlerSpec
-from pipecat_jobs._protocol.headers import job_headers
+from pipecat_jobs._protocol.headers import find_time_left
 from pipecat_jobs.open_jobs import OpenJob, OpenJobState
 
 _STATES = {
@@ -26,7 +26,7 @@ def list_held(
     epoch = find_epoch()
     for execution in executions:
         request = execution.request
-        since, time_left = epoch + execution.since, job_headers(request).time_left
+        since, time_left = epoch + execution.since, find_time_left(request)
         yield OpenJob(
             id=request.job_id,
             role="held",

@@ -7,7 +7,7 @@ of the message that holds them.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeAlias, cast
+from typing import Any, NamedTuple, Self, TypeAlias, cast
 
 from pipecat.bus.messages import BusJobRequestMessage
 
@@ -71,7 +71,23 @@ class JobHeaders:
         return self
 
 
+class PlannedHeaders(NamedTuple):
+    """The headers of a request that nothing has read.
+
+    A bus within one process and most handlers read none, and making them takes longer than this.
+    """
+
+    run_once: bool
+    affinity: str | None
+    time_left: float | None
+    find_window: FindWindow
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+
 _DEFAULTS = JobHeaders()
+_KINDS = (JobHeaders, PlannedHeaders)
 
 
 def job_headers(message: BusJobRequestMessage) -> JobHeaders:
@@ -91,18 +107,31 @@ def job_headers(message: BusJobRequestMessage) -> JobHeaders:
                 headers = job_headers(message)
                 return {"again": headers.attempt > 1, "belongs_to": headers.affinity}
     """
+    headers = _read(message)
+    if isinstance(headers, PlannedHeaders):
+        headers = JobHeaders(**headers._asdict())
+        set_headers(message, headers)
+    return headers
+
+
+def _read(message: BusJobRequestMessage) -> JobHeaders | PlannedHeaders:
     headers = getattr(message, _ATTRIBUTE, None)
-    return headers if isinstance(headers, JobHeaders) else _DEFAULTS
+    return headers if isinstance(headers, _KINDS) else _DEFAULTS
 
 
-def set_headers(message: BusJobRequestMessage, headers: JobHeaders) -> None:
+def set_headers(message: BusJobRequestMessage, headers: JobHeaders | PlannedHeaders) -> None:
     """Replace the headers of a request."""
     setattr(message, _ATTRIBUTE, headers)
 
 
+def find_time_left(message: BusJobRequestMessage) -> float | None:
+    """Find the header ``time_left`` of a request."""
+    return _read(message).time_left
+
+
 def find_window(message: BusJobRequestMessage) -> StreamWindow | None:
     """Find the window that a stream for a request has to keep to; None without a limit."""
-    find = job_headers(message).find_window
+    find = _read(message).find_window
     return find(message.target or "") if find is not None else None
 
 

@@ -19,7 +19,7 @@ from pipecat.pipeline.job_context import JobGroupEvent, JobGroupResponse, JobSta
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 
 from pipecat_jobs._protocol.deadline import Deadline, job_deadline
-from pipecat_jobs._protocol.headers import JobHeaders, set_headers
+from pipecat_jobs._protocol.headers import JobHeaders, PlannedHeaders, set_headers
 from pipecat_jobs._protocol.hooks import JobHooks, Steps
 from pipecat_jobs._protocol.interception import Interceptors
 from pipecat_jobs._protocol.messages import (
@@ -264,13 +264,15 @@ class Requester:
             if group.failed:
                 await self._cancellation.end(group, group.failure_reason, CancelReason.GROUP_FAILED)
             missing = ()
-        headers = self._complete_headers(group, headers)
+        completed = self._complete_headers(group, headers)
         for name in names:
             if group.failed:
                 break
             # One that has an outcome was cancelled on its own meanwhile, and is not asked.
             if name not in group.outcomes and name not in missing:
-                await self._send_request(group, workers, name, content, headers)
+                request = self._begin_attempt(group, workers, name, content, completed)
+                if request is not None:
+                    await self._runtime.send(request)
 
     async def _wait_for_workers(
         self, group: JobGroup, workers: WorkersView, missing: list[str]
@@ -309,8 +311,10 @@ class Requester:
         try:
             await self._wait_for_workers(group, workers, [name])
             if handle.outcome is None:
-                headers = self._complete_headers(group, headers)
-                await self._send_request(group, workers, name, content, headers)
+                completed = self._complete_headers(group, headers)
+                request = self._begin_attempt(group, workers, name, content, completed)
+                if request is not None:
+                    await self._runtime.send(request)
         except BaseException as error:
             task.survive(error)
             log_raised(f"Worker '{self._runtime.name}': could not ask '{name}'", error)
@@ -321,29 +325,14 @@ class Requester:
         self._conclude_if_idle(group)
 
     @staticmethod
-    def _complete_headers(group: JobGroup, headers: JobHeaders | None) -> JobHeaders:
+    def _complete_headers(
+        group: JobGroup, headers: JobHeaders | None
+    ) -> JobHeaders | PlannedHeaders:
         time_left = group.deadline.left if group.deadline is not None else None
         if headers is not None:
             return replace(headers, time_left=time_left, find_window=group.window)
         params = group.params
-        return JobHeaders(
-            run_once=params.run_once,
-            affinity=params.affinity,
-            time_left=time_left,
-            find_window=group.window,
-        )
-
-    async def _send_request(
-        self,
-        group: JobGroup,
-        workers: WorkersView,
-        name: str,
-        content: Content,
-        headers: JobHeaders,
-    ) -> None:
-        request = self._begin_attempt(group, workers, name, content, headers)
-        if request is not None:
-            await self._runtime.send(request)
+        return PlannedHeaders(params.run_once, params.affinity, time_left, group.window)
 
     def _begin_attempt(
         self,
@@ -351,7 +340,7 @@ class Requester:
         workers: WorkersView,
         name: str,
         content: Content,
-        headers: JobHeaders,
+        headers: JobHeaders | PlannedHeaders,
     ) -> BusJobRequestMessage | None:
         """Note that a worker is asked; give the request, or None for a worker that has ended."""
         attempt_id = group.mark_sent(name)

@@ -12,8 +12,10 @@ from support.workers import Requester
 from pipecat_jobs import BaseWorker, JobHeaders, job, job_attempt, job_headers, job_moved
 from pipecat_jobs._protocol.flow import StreamWindow
 from pipecat_jobs._protocol.headers import (
+    PlannedHeaders,
     decode_headers,
     encode_headers,
+    find_time_left,
     find_window,
     set_headers,
 )
@@ -97,6 +99,18 @@ def test_a_copy_of_a_request_has_its_headers_and_its_window():
     copied = copy.deepcopy(message)
     assert (job_attempt(copied), job_moved(copied)) == (2, True)
     assert find_window(copied) is window
+
+
+def test_a_copy_of_a_request_whose_headers_were_not_read_has_them_and_its_window():
+    message, window = request(), StreamWindow(1)
+    set_headers(message, PlannedHeaders(True, "a", 2.5, lambda _: window))
+    copied = copy.deepcopy(message)
+    assert find_window(copied) is window
+    assert find_time_left(copied) == 2.5
+    assert job_headers(copied) == JobHeaders(run_once=True, affinity="a")
+    assert job_headers(copied) is job_headers(copied)
+    assert find_window(copied) is window
+    assert find_time_left(copied) == 2.5
 
 
 def test_the_window_is_not_part_of_the_headers_value():
