@@ -184,8 +184,7 @@ class JobGroupKeywords(JobKeywords, total=False):
     partial_after: float | None
 
 
-def _check_payload(name: str, value: object) -> JobData | None:
-    return check_instance(name, value, dict, "a dict that describes the work")
+_check_payload = partial(check_instance, kind=dict, wanted="a dict that describes the work")
 
 
 def check_payloads(name: str, value: object) -> dict[str, JobData]:

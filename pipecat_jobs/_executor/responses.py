@@ -1,5 +1,6 @@
 """What a worker sends about its jobs: updates, streams and responses."""
 
+from collections.abc import Awaitable
 from copy import deepcopy
 
 from loguru import logger
@@ -191,19 +192,19 @@ class Responses:
         """Respond to a request that was refused."""
         await self._runtime.send(self._response(request, status, response))
 
-    async def _respond(
+    def _respond(
         self,
         execution: Execution,
         status: JobStatus,
         data: JobData | None,
         *,
         urgent: bool = False,
-    ) -> None:
+    ) -> Awaitable[None]:
         response = self._response(execution.request, status, data, urgent)
         if execution.line is not None and not execution.line.streams:
             # Copied first: the requester may change what it gets.
             execution.response = deepcopy(response)
-        await self._send(execution, response)
+        return self._send(execution, response)
 
     async def _send(
         self, execution: Execution, response: BusDataMessage | BusSystemMessage

@@ -513,6 +513,6 @@ class JobGroup(PipecatJobGroup):
         Raises:
             JobError: If it did not complete; for a group, a ``JobGroupError``.
         """
-        await self.until_done()
+        await super().wait()
         if self.failed:
             raise self.failure()

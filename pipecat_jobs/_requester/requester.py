@@ -469,7 +469,7 @@ class Requester:
         else:
             settled = self._settle_failed(group, message, OutcomeStatus(str(status)))
         if settled:
-            self._run_hooks(group, "on_job_response", _of_job(message, group.job_id))
+            self._run_hooks(group, "on_job_response", message)
 
     def _settle_failed(
         self, group: JobGroup, message: ResponseMessage, status: OutcomeStatus
@@ -506,7 +506,7 @@ class Requester:
         self._settle(group, name, message.job_id, OutcomeStatus.COMPLETED, response=data)
         group.push(JobGroupEvent(JobGroupEvent.STREAM_END, name, data))
         group.push_response(name, data)
-        self._run_hooks(group, "on_job_stream_end", _of_job(message, group.job_id))
+        self._run_hooks(group, "on_job_stream_end", message)
 
     def on_update(self, message: UpdateMessage) -> None:
         """Take a progress update."""
@@ -539,19 +539,23 @@ class Requester:
             self._repeating.follow_stream(group, handle, message.job_id)
         handled = not self._hooks.has_any(hook) or self._runs_hooks_at_once(group, hook)
         group.push(event, handled=handled)
-        self._run_hooks(group, hook, _of_job(message, group.job_id), event)
+        self._run_hooks(group, hook, message, event)
 
     def _run_hooks(
         self,
         group: JobGroup,
         hook: str,
-        message: JobMessage,
+        message: HookMessage,
         event: JobGroupEvent | None = None,
     ) -> None:
+        if not self._hooks.has_any(hook):
+            self._conclude_if_idle(group)
+            return
+        message = _of_job(message, group.job_id)
         if self._runs_hooks_at_once(group, hook):
             self._hooks.announce(hook, message)
             self._conclude(group)
-        elif self._hooks.has_any(hook):
+        else:
             self._steps_of(group).run(partial(self._fire, group, hook, message, event))
 
     def _runs_hooks_at_once(self, group: JobGroup, hook: str) -> bool:

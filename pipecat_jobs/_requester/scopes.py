@@ -2,7 +2,7 @@
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Awaitable, Generator
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, cast
 
@@ -122,8 +122,8 @@ class _JobScope(Generic[R]):
             self._read_responses()
         return False
 
-    async def _until_ended(self, group: PipecatJobGroup) -> None:
-        await group.wait()
+    def _until_ended(self, group: PipecatJobGroup) -> Awaitable[None]:
+        return group.wait()
 
     async def _next_event(self) -> JobGroupEvent:
         event = None
