@@ -263,9 +263,9 @@ def group_params(
     """
     given: dict[str, object] = {}
     if params is None:
+        if not allowed.__optional_keys__.issuperset(keywords):
+            raise _unknown_keyword(keywords, allowed)
         for name, value in keywords.items():
-            if name not in allowed.__optional_keys__:
-                raise _unknown_keyword(keywords, allowed)
             if value is not None:
                 given[name] = _CHECKS[name](name, value)
     else:

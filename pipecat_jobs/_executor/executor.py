@@ -111,12 +111,12 @@ class Executor:
             self._start(message)
 
     def _start(self, message: BusJobRequestMessage) -> None:
-        spec = self._handlers.get(message.job_name or "")
+        spec = self._handlers.get(message.job_name) if message.job_name else None
         if spec is not None and spec.run_once and job_headers(message).attempt > 1:
             self._decline_repetition(message)
             return
         execution = Execution(message, self._runtime.clock()())
-        name, call = self._find_handler(message)
+        name, call = self._find_handler(spec, message)
         listened = self._hooks.listens("on_job_request")
         if call is None and message.job_name and not listened:
             known = ", ".join(f"'{known}'" for known in self._handlers) or "none"
@@ -167,8 +167,9 @@ class Executor:
             self._refuse(request, JobRefusal.BUSY, why, held_by=held_by)
         return holder is None
 
-    def _find_handler(self, message: BusJobRequestMessage) -> tuple[str | None, _Call | None]:
-        spec = self._handlers.get(message.job_name) if message.job_name else None
+    def _find_handler(
+        self, spec: HandlerSpec | None, message: BusJobRequestMessage
+    ) -> tuple[str | None, _Call | None]:
         if spec is not None:
             method = self._find_method(spec.attribute)
             if spec.signature is not None:

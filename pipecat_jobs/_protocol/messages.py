@@ -1,5 +1,9 @@
 """What may arrive: the job messages of Pipecat's bus, checked before anybody acts on them."""
 
+from collections.abc import Sequence
+from itertools import product
+from operator import attrgetter
+from types import NoneType
 from typing import TypeGuard
 
 from pipecat.bus.messages import (
@@ -54,6 +58,33 @@ _CARRIED: dict[type[BusMessage], tuple[tuple[str, type], ...]] = {
 _RESPONSES = (BusJobResponseMessage, BusJobResponseUrgentMessage)
 
 
+class _Form:
+    """What a class of message looks like when nothing is wrong with it."""
+
+    __slots__ = ("_read", "_types")
+
+    def __init__(self, kind: type[BusMessage], carried: Sequence[tuple[str, type]]):
+        carries: list[tuple[str, tuple[type, ...]]] = [
+            (name, (data, NoneType)) for name, data in carried
+        ]
+        if kind in _RESPONSES:
+            carries.append(("status", (JobStatus,)))
+        # Read and compared at once: each job checks two messages.
+        self._read = attrgetter("source", "job_id", *(name for name, _ in carries))
+        self._types = frozenset(product((str,), (str,), *(types for _, types in carries)))
+
+    def fits(self, message: BusMessage) -> bool:
+        """Return whether each field has a type that it should have; False means a closer look."""
+        try:
+            values = self._read(message)
+        except AttributeError:
+            return False
+        return tuple(map(type, values)) in self._types and "" not in values[:2]
+
+
+_FORMS = {kind: _Form(kind, carried) for kind, carried in _CARRIED.items()}
+
+
 def is_job_message(message: BusMessage) -> TypeGuard[JobMessage]:
     """Return whether a message is about a job."""
     return type(message) in _CARRIED
@@ -67,6 +98,10 @@ def find_problem(message: JobMessage) -> str | None:
     Returns:
         What is wrong, in a few words, or None when it can be acted on.
     """
+    return None if _FORMS[type(message)].fits(message) else _describe_problem(message)
+
+
+def _describe_problem(message: JobMessage) -> str | None:
     for field in ("source", "job_id"):
         name = getattr(message, field, None)
         if not isinstance(name, str) or not name:

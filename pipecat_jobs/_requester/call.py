@@ -27,8 +27,9 @@ class Call:
     @property
     def job_id(self) -> str:
         """The group's id, which the check of the parameters makes where none was given."""
-        assert self.params.job_id is not None
-        return self.params.job_id
+        job_id = self.params.job_id
+        assert job_id is not None
+        return job_id
 
 
 @dataclass(slots=True)

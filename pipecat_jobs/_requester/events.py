@@ -94,8 +94,9 @@ class JobEvents:
     def set_read(self, is_read: bool) -> None:
         """Say whether a reader takes the events, so that streams have to wait for it."""
         self._is_read = is_read
-        for window in (self._windows or {}).values():
-            window.set_read(is_read)
+        if self._windows is not None:
+            for window in self._windows.values():
+                window.set_read(is_read)
 
     def window(self, worker_name: str, limit: int) -> StreamWindow:
         """Give the window of one worker's stream."""

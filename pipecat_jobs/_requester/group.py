@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from types import MappingProxyType
 from typing import Protocol, Self, Unpack, cast
@@ -125,7 +125,7 @@ class JobGroup(PipecatJobGroup):
     deadline: Deadline | None = None
     #: The timer of its ``partial_after``.
     partial: Deadline | None = None
-    #: The tasks that wait until one of its workers is ready, and then ask it.
+    #: The tasks that wait until they may ask one of its workers.
     waiting: Sequence[asyncio.Task[None]] = ()
     #: Whether its end is being announced to the hooks, or to the workers that are cancelled.
     concluded = False
@@ -141,13 +141,10 @@ class JobGroup(PipecatJobGroup):
     steps: Steps | None = None
     #: What further attempts send; None while there are none.
     request: Request | None = None
-    #: Asks the workers that are not asked at once, each at its time.
-    turns: asyncio.Task[None] | None = None
     #: Called with each outcome; None while nothing has to know.
     on_settled: Callable[[JobOutcome], None] | None = None
     #: The latest update of each worker that has sent one.
     last_updates: Mapping[str, JobData] = MappingProxyType({})
-    _params: JobGroupParams | None = None
     _findings: Findings | None = None
     _first_failure: JobOutcome | None = None
     _completed = 0
@@ -219,7 +216,7 @@ class JobGroup(PipecatJobGroup):
             label=params.label,
             cancellable=params.cancellable,
         )
-        group._params = params
+        group.params = params
         group._single = call.single
         group.steps = steps
         policy = call.policy or choose_policy(params)
@@ -247,16 +244,14 @@ class JobGroup(PipecatJobGroup):
             for name in self.worker_names
         }
 
-    @property
+    @cached_property
     def params(self) -> JobGroupParams:
         """How it was asked for; what its constructor was given, when it was built by hand."""
-        if self._params is None:
-            self._params = JobGroupParams(
-                label=self.label,
-                cancellable=self.cancellable,
-                cancel_on_error=self.cancel_on_error,
-            )
-        return self._params
+        return JobGroupParams(
+            label=self.label,
+            cancellable=self.cancellable,
+            cancel_on_error=self.cancel_on_error,
+        )
 
     @property
     def asks_in_turn(self) -> bool:
@@ -351,10 +346,10 @@ class JobGroup(PipecatJobGroup):
         if self.verdict is not OPEN:
             return
         pending = len(self.worker_names) - len(self.outcomes)
-        self.verdict = self._policy.judge(outcome, self._completed, pending)
-        if self.verdict is FAILED:
+        self.verdict = verdict = self._policy.judge(outcome, self._completed, pending)
+        if verdict is FAILED:
             self._first_failure = outcome
-        elif pending and self.verdict is SUCCEEDED:
+        elif pending and verdict is SUCCEEDED:
             self._leave_pending()
 
     def accept_partial(self) -> None:
@@ -392,9 +387,10 @@ class JobGroup(PipecatJobGroup):
         self.outcomes[outcome.worker] = outcome
         if self._news is not None:
             self._news.set()
-        self._completed += outcome.completed
-        if outcome.response is not None or outcome.completed:
-            self.responses[outcome.worker] = outcome.response or {}
+        completed, response = outcome.completed, outcome.response
+        self._completed += completed
+        if response is not None or completed:
+            self.responses[outcome.worker] = response or {}
         if self.on_settled is not None:
             self.on_settled(outcome)
 
@@ -449,18 +445,18 @@ class JobGroup(PipecatJobGroup):
             self.deadline.clear()
         if self.partial is not None:
             self.partial.clear()
-        for task in self.waiting:
-            if task is not asyncio.current_task():
-                task.cancel()
-        self.waiting = ()
-        if self.timeout_task is not None and self.timeout_task is not asyncio.current_task():
-            self.timeout_task.cancel()
-        if self.turns is not None and self.turns is not asyncio.current_task():
-            self.turns.cancel()
+        if self.waiting or self.timeout_task is not None:
+            self._stop_tasks()
         self.events.closed = True
         super().complete()
         if self.dispatcher is not None:
             self.dispatcher.interrupt()
+
+    def _stop_tasks(self) -> None:
+        for task in (*self.waiting, self.timeout_task):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+        self.waiting = ()
 
     def fail(self, reason: str | None = None) -> None:
         """End the group as cancelled.

@@ -131,7 +131,8 @@ class Repeating:
 
         They are started as `RFC 8305 <https://www.rfc-editor.org/rfc/rfc8305>`_ starts connections.
         """
-        group.turns = self._runtime.create_task(self._take_turns(group, hedge_after), "job_turns")
+        turns = self._runtime.create_task(self._take_turns(group, hedge_after), "job_turns")
+        group.waiting = (*group.waiting, turns)
 
     async def _take_turns(self, group: JobGroup, hedge_after: float) -> None:
         for before, handle in pairwise(list(group.handles.values())):

@@ -253,12 +253,16 @@ class Requester:
         missing = workers.find_missing(names)
         if missing and params.need != "all":
             # Each has a task of its own, which ends with the group: the others are asked now.
-            group.waiting = [
-                self._runtime.create_task(
-                    self._send_when_ready(group, workers, name, content, headers), "job_readiness"
-                )
-                for name in missing
-            ]
+            group.waiting = (
+                *group.waiting,
+                *(
+                    self._runtime.create_task(
+                        self._send_when_ready(group, workers, name, content, headers),
+                        "job_readiness",
+                    )
+                    for name in missing
+                ),
+            )
         elif missing:
             await self._wait_for_workers(group, workers, missing)
             if group.failed:
@@ -645,7 +649,7 @@ class Requester:
 
     def _conclude_if_idle(self, group: JobGroup) -> None:
         """End a group for which nothing has arrived; what runs its hooks ends it otherwise."""
-        if not self._steps_of(group).busy:
+        if group.verdict is not OPEN and not self._steps_of(group).busy:
             self._conclude(group)
 
     def _conclude(self, group: JobGroup) -> None:

@@ -254,9 +254,10 @@ class RoutedBus(WorkerBus):
         if target is not None:
             target.put(message)
         taps = self._seeing_jobs if is_job_message(message) else self._seeing_all
-        for mailbox in list(taps.values()):
-            if mailbox is not target:
-                mailbox.put(message)
+        if taps:
+            for mailbox in list(taps.values()):
+                if mailbox is not target:
+                    mailbox.put(message)
 
     def on_delivery_failure(
         self, subscriber: BusSubscriber, message: BusMessage, error: BaseException
