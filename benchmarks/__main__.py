@@ -14,6 +14,7 @@ from benchmarks.group import GROUP
 from benchmarks.imports import IMPORT
 from benchmarks.interruption import INTERRUPTION
 from benchmarks.memory import MEMORY
+from benchmarks.options import OPTIONS
 from benchmarks.profiling import profile
 from benchmarks.report import describe_machine, to_json, to_text
 from benchmarks.round_trip import ROUND_TRIP
@@ -30,6 +31,7 @@ BENCHMARKS = {
         GROUP,
         THROUGHPUT,
         TYPED,
+        OPTIONS,
         MEMORY,
         STREAM,
         IMPORT,

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks import child, group, memory, round_trip, sessions, stream, throughput, typed
+from benchmarks import (
+    child,
+    group,
+    memory,
+    options,
+    round_trip,
+    sessions,
+    stream,
+    throughput,
+    typed,
+)
 from benchmarks.__main__ import main
 from benchmarks.benchmark import Figure, Spread
 from benchmarks.subjects import FLOOR, OURS, OURS_ON_PIPECATS_BUS, PIPECATS, SUBJECTS
@@ -69,6 +79,19 @@ def test_a_round_trip_is_measured_on_every_subject_with_few_and_many_workers(pat
         ("one job, 4 workers", f"{PIPECATS.name} / {OURS.name}"),
         ("4 workers to 2", OURS.name),
     }
+
+
+def test_each_option_is_measured_beside_a_job_without_any(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(options, "_JOBS", 2)
+    figures = _measure(path, "options", "--rounds", "2")
+    given = ["a timeout", "retry", "hedge_after", "a handler with a key", "all of them"]
+    assert list(figures) == [
+        ("one job", "none"),
+        *(("one job", option) for option in given),
+        *(("one job, more than plain", option) for option in given),
+    ]
 
 
 def test_a_typed_job_is_measured_beside_a_plain_one(path: Path, monkeypatch: pytest.MonkeyPatch):
