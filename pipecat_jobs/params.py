@@ -226,7 +226,7 @@ def _check_metadata(name: str, value: object) -> dict[str, JsonValue]:
 _CHECKS: dict[str, Callable[[str, object], object]] = {
     "name": partial(check_text, wanted="the name of a @job handler"),
     "payload": _check_payload,
-    "timeout": lambda name, value: check_timeout(value, name),
+    "timeout": check_timeout,
     "label": partial(check_text, wanted="a title for people"),
     "cancellable": check_flag,
     "job_id": partial(check_text, wanted="a string that no open job has"),

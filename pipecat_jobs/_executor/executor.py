@@ -46,6 +46,8 @@ from pipecat_jobs.outcomes import CancelReason, ErrorDetails, JobData, JobRefusa
 
 #: What a handler is called with and may give back.
 _Call = Callable[[BusJobRequestMessage], Awaitable[object] | AsyncIterator[object]]
+# Each job reads it, and reading a member from its enum is slow on Python 3.11.
+_COMPLETED = JobStatus.COMPLETED
 #: Finds a method of the worker by its name.
 FindMethod = Callable[[str], _Call]
 
@@ -247,7 +249,7 @@ class Executor:
                 response = await self._call_handler(execution, call, execution.request)
             if response is not None:
                 check_response(response)
-                await self._responses.finish(execution, JobStatus.COMPLETED, response)
+                await self._responses.finish(execution, _COMPLETED, response)
             else:
                 execution.leave_response()
                 if execution.turn_failure is not None:

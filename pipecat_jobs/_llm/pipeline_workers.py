@@ -209,7 +209,7 @@ class PipelineWorker(PipecatPipelineWorker, BaseWorker):
 
     @asynccontextmanager
     async def __within(self, timeout: float | None) -> AsyncGenerator[None]:
-        seconds = check_timeout(timeout)
+        seconds = check_timeout("timeout", timeout)
         deadline = asyncio.timeout(seconds)
         try:
             async with deadline:

@@ -10,7 +10,7 @@ from pipecat_jobs._protocol.checks import check_number
 from pipecat_jobs.errors import InvalidJobError
 
 
-def check_timeout(timeout: object, name: str = "timeout") -> float | None:
+def check_timeout(name: str, timeout: object) -> float | None:
     """Refuse a timeout that is not a number of seconds from zero up.
 
     Returns:

@@ -62,6 +62,9 @@ CreateGroup: TypeAlias = Callable[[list[str], DispatchedParams], Awaitable[Pipec
 HookMessage: TypeAlias = ResponseMessage | StreamMessage | UpdateMessage | BusJobStreamEndMessage
 Message = TypeVar("Message", bound=HookMessage)
 
+# Each job reads them, and reading a member from its enum is slow on Python 3.11.
+_RESPONDED, _COMPLETED = JobStatus.COMPLETED, OutcomeStatus.COMPLETED
+
 
 def _of_job(message: Message, job_id: str) -> Message:
     """Give a message of an attempt the job's id, which hooks know."""
@@ -156,10 +159,10 @@ class Requester:
         group = JobGroup.for_dispatch(
             worker_names, call, steps, self._runtime.clock(), self._cancel_at
         )
-        group.timeout = params.timeout
-        inherited = job_deadline()
-        if inherited is not None and (group.timeout is None or inherited < group.timeout):
-            group.timeout, group.inherits_deadline = inherited, True
+        timeout, inherited = params.timeout, job_deadline()
+        if inherited is not None and (timeout is None or inherited < timeout):
+            timeout, group.inherits_deadline = inherited, True
+        group.timeout = timeout
         if self._interceptors.active:
             group.on_settled = partial(self._notify_settled, group)
             for name in worker_names:
@@ -170,8 +173,8 @@ class Requester:
             raise group.failure()
         self._groups[group.job_id] = group
         self._used.remember(group.job_id, None)
-        if group.timeout is not None:
-            group.deadline = Deadline(group.timeout, lambda: self._expired(group))
+        if timeout is not None:
+            group.deadline = Deadline(timeout, lambda: self._expired(group))
         if params.partial_after is not None:
             group.partial = Deadline(params.partial_after, lambda: self._accept_partial(group))
         group.dispatcher = task = RunningTask()
@@ -244,12 +247,12 @@ class Requester:
         headers: JobHeaders | None = None,
     ) -> None:
         params, names = group.params, group.worker_names
-        if params.hedge_after is not None and group.asks_in_turn:
-            self._repeating.take_turns(group, params.hedge_after)
-            names = names[:1]
-        if params.retry is not None or params.hedge_after is not None:
+        if group.may_repeat:
             headers = headers or JobHeaders(run_once=params.run_once, affinity=params.affinity)
             group.request = Request(content, replace(headers, find_window=group.window))
+            if params.hedge_after is not None and group.asks_in_turn:
+                self._repeating.take_turns(group, params.hedge_after)
+                names = names[:1]
         missing = workers.find_missing(names)
         if missing and params.need != "all":
             # Each has a task of its own, which ends with the group: the others are asked now.
@@ -460,13 +463,9 @@ class Requester:
             self._unawaited(message)
             return
         status = response_status(message)
-        if status is JobStatus.COMPLETED:
+        if status is _RESPONDED:
             settled = self._settle(
-                group,
-                message.source,
-                message.job_id,
-                OutcomeStatus.COMPLETED,
-                response=message.response,
+                group, message.source, message.job_id, _COMPLETED, response=message.response
             )
             if settled:
                 group.push_response(message.source, message.response)
@@ -507,7 +506,7 @@ class Requester:
             self._ignored(message)
             return
         name, data = message.source, message.data
-        self._settle(group, name, message.job_id, OutcomeStatus.COMPLETED, response=data)
+        self._settle(group, name, message.job_id, _COMPLETED, response=data)
         group.push(JobGroupEvent(JobGroupEvent.STREAM_END, name, data))
         group.push_response(name, data)
         self._run_hooks(group, "on_job_stream_end", message)

@@ -83,22 +83,22 @@ class _JobScope(Generic[R]):
         return self._read
 
     async def __aenter__(self) -> Self:
-        await self._begin(keeps_events=True)
+        self._group = await self._dispatch(keeps_events=True)
         return self
 
     async def _complete(self) -> None:
         """Run the whole call, as ``async with`` does around an empty block."""
-        await self._begin(keeps_events=False)
+        self._group = await self._dispatch(keeps_events=False)
         await self.__aexit__(None, None, None)
 
-    async def _begin(self, *, keeps_events: bool) -> None:
+    def _dispatch(self, *, keeps_events: bool) -> Awaitable[PipecatJobGroup]:
         if self._entered:
             raise InvalidJobError(
                 "a job's context is entered or awaited once; call job() again for another"
             )
         self._entered = True
         call = Call(self._params, single=self._single, keeps_events=keeps_events)
-        self._group = await self._requester.dispatch(self._worker_names, call)
+        return self._requester.dispatch(self._worker_names, call)
 
     async def __aexit__(
         self,

@@ -262,7 +262,7 @@ def _check_protected(given: JobToolKeywords) -> None:
 
 
 def _check_deadline(value: object) -> float | None:
-    timeout = check_timeout(value)
+    timeout = check_timeout("timeout", value)
     if timeout == 0:
         raise InvalidJobError("timeout is 0; give the seconds the jobs may take, or None")
     return timeout

@@ -206,7 +206,7 @@ class DistributedBus(RoutedBus):
             await runner.end()
             await running
         """
-        timeout = check_timeout(timeout)
+        timeout = check_timeout("timeout", timeout)
         if self._process is None:
             return
         open_jobs = self._router.open_jobs

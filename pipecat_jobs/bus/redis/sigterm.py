@@ -42,7 +42,7 @@ def drain_on_sigterm(runner: WorkerRunner, *, timeout: float | None = 30.0) -> N
         await runner.run(auto_end=False)
     """
     check_instance("runner", runner, WorkerRunner, "the WorkerRunner to end")
-    seconds, bus = check_timeout(timeout), runner.bus
+    seconds, bus = check_timeout("timeout", timeout), runner.bus
     if not isinstance(bus, RedisStreamsBus):
         raise InvalidJobTypeError(
             f"runner '{runner.name}' is on a {type(bus).__name__}; it has nothing to drain: "
