@@ -82,7 +82,7 @@ GROUP = Benchmark(
         "time grows with the square of its size. The floor is a queue, a task and a future for "
         "each worker."
     ),
-    rounds=7,
+    rounds=5,
     run=_run,
     ours=_ours,
 )

@@ -144,6 +144,6 @@ INTERRUPTION = Benchmark(
         f"one round of Pipecat's own jobs for {_ROUNDS_PER_PIPECATS} rounds of ours, because each "
         "lasts until all text is sent."
     ),
-    rounds=200,
+    rounds=100,
     run=_run,
 )

@@ -74,7 +74,7 @@ ROUND_TRIP = Benchmark(
         "that workers broadcast when they start, whose number is the square of the number of "
         "workers, are left out."
     ),
-    rounds=15,
+    rounds=9,
     run=_run,
     ours=_ours,
 )

@@ -91,7 +91,7 @@ THROUGHPUT = Benchmark(
         "a row, the next job when the response has come: that is one sample. The subjects take "
         "turns within each round. The floor is a queue, a task and a future for each job."
     ),
-    rounds=5,
+    rounds=3,
     run=_run,
     ours=_ours,
 )
