@@ -41,6 +41,16 @@ class Reader(BaseWorker):
         return {}
 
 
+class Windows:
+    """Has one window, whatever the worker."""
+
+    def __init__(self, window: StreamWindow) -> None:
+        self.window = window
+
+    def find(self, worker_name: str) -> StreamWindow:
+        return self.window
+
+
 def request() -> BusJobRequestMessage:
     return BusJobRequestMessage(source="requester", target="reader", job_id="1", job_name="read")
 
@@ -102,8 +112,9 @@ def test_a_copy_of_a_request_has_its_headers_and_its_window():
 
 
 def test_a_copy_of_a_request_whose_headers_were_not_read_has_them_and_its_window():
+    # A requester gives a method of the group, which must not be copied with the request.
     message, window = request(), StreamWindow(1)
-    set_headers(message, PlannedHeaders(True, "a", 2.5, lambda _: window))
+    set_headers(message, PlannedHeaders(True, "a", 2.5, Windows(window).find))
     copied = copy.deepcopy(message)
     assert find_window(copied) is window
     assert find_time_left(copied) == 2.5
