@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from pipecat.frames.frames import FunctionCallResultFrame
 from pipecat.processors.aggregators.llm_response_universal import LLMAssistantAggregator
 from pipecat.services.llm_service import FunctionCallRunnerItem, LLMService
 
@@ -47,9 +48,12 @@ def owes_run(aggregator: LLMAssistantAggregator) -> bool:
 
     It does so while the user or the bot speaks, and while more results are about to arrive.
     """
-    # Pipecat 1.8 has no such attribute, and forgets the run that a user who speaks puts off.
-    owed: bool = getattr(aggregator, "_context_push_owed", aggregator._user_speaking)
-    return owed or aggregator._push_context_on_bot_stopped_speaking
+    if aggregator._push_context_on_bot_stopped_speaking:
+        return True
+    if hasattr(aggregator, "_context_push_owed"):
+        return aggregator._context_push_owed
+    # Pipecat 1.8 does not note it, and forgets the run that a user who speaks puts off.
+    return aggregator._user_speaking or aggregator.has_queued_frame(FunctionCallResultFrame)
 
 
 def forgo_owed_run(aggregator: LLMAssistantAggregator) -> None:

@@ -121,6 +121,12 @@ class Archivist(Debater):
         await self.release.wait()
         await params.result_callback({"page": 7})
 
+    @tool
+    async def leave_off(self, params: FunctionCallParams):
+        """Stop to search."""
+        self.release.set()
+        await params.result_callback({"stopped": True})
+
 
 async def test_what_the_bot_says_beside_a_function_in_the_background_is_its_answer(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
@@ -155,3 +161,16 @@ async def test_a_function_in_the_background_is_waited_for_if_the_bot_says_nothin
     worker.release.set()
 
     assert await hearing == "It is on page 7."
+
+
+async def test_the_result_of_a_function_arrives_together_with_one_of_the_background(
+    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
+):
+    call = ToolCalls(ToolCall("search", {"word": "dog"}), text="I am looking.")
+    server.reply(call, ToolCall("leave_off"), "I have stopped.", "It was on page 7.")
+    worker = Archivist(llm=new_llm("You research."), active=True)
+    await start(job_harness, worker)
+    await worker.hear("Where is the dog?")
+
+    assert await worker.hear("Stop!") in ("I have stopped.", "It was on page 7.")
+    await worker.flush_pipeline()
