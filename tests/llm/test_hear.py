@@ -124,8 +124,10 @@ class Archivist(Debater):
     @tool
     async def leave_off(self, params: FunctionCallParams):
         """Stop to search."""
+        # Both results are queued before the aggregator takes the first.
+        reporting = asyncio.create_task(params.result_callback({"stopped": True}))
         self.release.set()
-        await params.result_callback({"stopped": True})
+        await reporting
 
 
 async def test_what_the_bot_says_beside_a_function_in_the_background_is_its_answer(
