@@ -55,6 +55,6 @@ IMPORT = Benchmark(
         "imports, in the same order, and then pipecat_jobs itself. An optional package "
         f"({', '.join(sorted(_OPTIONAL))}) counts if only pipecat_jobs imports it."
     ),
-    rounds=10,
+    rounds=6,
     run=_run,
 )

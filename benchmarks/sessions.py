@@ -19,11 +19,11 @@ from pipecat_jobs.testing import LLMRequest, ScriptedLLMServer, Text, ToolCall
 _COUNTS = (1, 10, 100)
 
 #: How many tokens each debater sends.
-_TOKENS = 16
+_TOKENS = 10
 _SUMMARY = Text("They do not agree.")
 
 #: How many debates in every session are measured, one after the other.
-_DEBATES = 3
+_DEBATES = 2
 #: The least number of interruptions that are measured.
 _INTERRUPTIONS = 10
 #: Seconds between two interruptions.
