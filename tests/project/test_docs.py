@@ -54,6 +54,7 @@ COMMANDS = {
     "python examples/streaming.py": "test_examples.py",
     "python examples/cancellation.py": "test_examples.py",
     "python examples/job_tool.py": "test_examples.py",
+    "python -m examples.receptionist": "test_example_receptionist.py",
     "make voice": "test_voice_bot.py starts the same",
     ".venv/bin/pipecat eval run evals": "test_evals.py",
 }
