@@ -4,7 +4,9 @@ import json
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
+from openai import AsyncOpenAI
 from pipecat.services.openai.llm import OpenAILLMService
 
 from pipecat_jobs.testing import LLMRequest, Reply, ScriptedLLMServer, ToolCall, ToolCalls
@@ -80,6 +82,18 @@ def say_result(result: object) -> Reply | str:
             return str(other)
 
 
+class _LLM(OpenAILLMService):
+    """Pipecat's service, with its connections closed at the end."""
+
+    def create_client(self, **arguments: Any) -> AsyncOpenAI:
+        self._connections: AsyncOpenAI = super().create_client(**arguments)
+        return self._connections
+
+    async def cleanup(self) -> None:
+        await super().cleanup()
+        await self._connections.close()
+
+
 @asynccontextmanager
 async def find_llm() -> AsyncGenerator[OpenAILLMService, None]:
     """Make the LLM of ``OPENAI_API_KEY``, or one that follows the script."""
@@ -87,10 +101,10 @@ async def find_llm() -> AsyncGenerator[OpenAILLMService, None]:
         model = os.environ.get("OPENAI_MODEL") or "gpt-4.1-mini"
         settings = OpenAILLMService.Settings(model=model, system_instruction=INSTRUCTION)
         base_url = os.environ.get("OPENAI_BASE_URL") or None
-        yield OpenAILLMService(api_key=key, base_url=base_url, settings=settings)
+        yield _LLM(api_key=key, base_url=base_url, settings=settings)
         return
     # With a proxy in the environment, requests to this machine's own server would go to the proxy.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
     async with ScriptedLLMServer() as server:
         server.on(lambda request: True, play)
-        yield OpenAILLMService(api_key="none", base_url=server.base_url)
+        yield _LLM(api_key="none", base_url=server.base_url)
