@@ -79,17 +79,17 @@ async def test_jobs_streams_updates_errors_and_groups_cross_processes(redis_serv
         assert (await requester.ask("a", "echo", payload={"x": (1, b"2")}, timeout=60))[
             "payload"
         ] == {"x": (1, b"2")}
-        async with requester.job_group("a", "b", name="echo", timeout=5) as group:
+        async with requester.job_group("a", "b", name="echo", timeout=60) as group:
             pass
         assert {name: response["from"] for name, response in group.responses.items()} == {
             "a": "a",
             "b": "b",
         }
-        async with requester.job("a", name="count", payload={"to": 50}, timeout=5) as j:
+        async with requester.job("a", name="count", payload={"to": 50}, timeout=60) as j:
             numbers = [event.data["number"] async for event in j if event.data]
         assert numbers == list(range(50))
         with pytest.raises(JobError, match="no such topic") as caught:
-            await requester.ask("b", "raise", timeout=5)
+            await requester.ask("b", "raise", timeout=60)
         assert "ValueError" in (caught.value.outcomes["b"].error.traceback or "")
 
 
@@ -149,7 +149,7 @@ async def test_plain_pipecat_workers_ask_and_respond_across_processes(redis_serv
     ):
         await member.wait_until_known("other", "responder")
         assert await requester.ask("other", payload={"x": 1}, timeout=60) == {"plain": {"x": 1}}
-        async with plain.job("responder", params=JobParams(name="echo", timeout=5)) as j:
+        async with plain.job("responder", params=JobParams(name="echo", timeout=60)) as j:
             pass
         assert j.response["from"] == "responder"
 
@@ -237,7 +237,7 @@ async def test_a_payload_too_large_or_of_unknown_type_is_an_error_at_the_sender(
             ({"thing": object()}, MessageTypeError),
         ):
             with pytest.raises(JobError, match="responder") as caught:
-                await requester.ask("responder", "echo", payload=payload, timeout=5)
+                await requester.ask("responder", "echo", payload=payload, timeout=60)
             assert isinstance(caught.value.__cause__, error)
         assert not worker.ran
 
@@ -256,7 +256,7 @@ async def test_a_response_that_cannot_be_carried_ends_the_job_as_an_error(
     ):
         await member.wait_until_known("odd")
         with pytest.raises(JobError, match=r"response\.thing is a object"):
-            await requester.ask("odd", "odd", timeout=5)
+            await requester.ask("odd", "odd", timeout=60)
 
 
 async def inbox_of(redis: Redis, name: str) -> str:
@@ -454,7 +454,7 @@ async def test_channels_are_isolated_from_each_other(redis_server: EmbeddedRedis
     ):
         await member.wait_until_known("responder")
         for _ in range(4):
-            await requester.ask("responder", "echo", timeout=5)
+            await requester.ask("responder", "echo", timeout=60)
         assert (len(first.ran), len(second.ran)) == (4, 0)
     await assert_nothing_remains(redis)
 

@@ -272,7 +272,7 @@ async def test_a_worker_that_stalls_past_its_lease_can_no_longer_respond(
         # Back on the channel, it does other jobs; its late response was ignored.
         pids: set[int] = set()
         while first.pid not in pids:
-            pids.add((await requester.ask("worker", "echo", timeout=5))["pid"])
+            pids.add((await requester.ask("worker", "echo", timeout=60))["pid"])
         assert not asking.done()
         await nodes.notes.open_gate("first")
         assert await asking == {"pid": second.pid, "attempt": 2}
@@ -311,7 +311,7 @@ async def test_a_drained_process_finishes_its_jobs_and_takes_no_more(
             return await redis.hlen("pipecat-jobs:{pipecat}:hosts:worker") == 1
 
         await until_async(only_one_takes_requests)
-        pids = {(await requester.ask("worker", "echo", timeout=5))["pid"] for _ in range(10)}
+        pids = {(await requester.ask("worker", "echo", timeout=60))["pid"] for _ in range(10)}
         assert pids == {second.pid}
         await nodes.notes.open_gate("open")
         assert await asking == {"pid": first.pid, "attempt": 1}

@@ -53,7 +53,7 @@ async def test_jobs_and_streams_cross_processes_over_tls(front: Front, redis: Re
         assert (await requester.ask("responder", "echo", payload=payload, timeout=60))[
             "payload"
         ] == payload
-        async with requester.job("responder", name="count", payload={"to": 50}, timeout=5) as j:
+        async with requester.job("responder", name="count", payload={"to": 50}, timeout=60) as j:
             numbers = [event.data["number"] async for event in j if event.data]
         assert numbers == list(range(50))
     await assert_nothing_remains(redis)
