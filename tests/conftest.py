@@ -13,6 +13,7 @@ os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "support" / "authority
 
 import onnxruntime
 import pytest
+from loguru import logger
 from openai import AsyncOpenAI
 from pipecat.bus import WorkerBus
 from support.buses import DEFAULT, EVERY, LOCAL, ON_SERVER, BusHarness, new_bus, server_of_a_session
@@ -147,6 +148,20 @@ def redis_executable(monkeypatch: pytest.MonkeyPatch) -> None:
     executable = os.environ.get("PIPECAT_JOBS_REDIS_SERVER")
     if executable:
         monkeypatch.setattr(embedded, "find_server", lambda: executable)
+
+
+@pytest.fixture(autouse=True)
+def silence_schedules(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Log nothing in a test of random schedules: it would be most of the work of a schedule."""
+    if request.node.get_closest_marker("schedules") is None:
+        yield
+        return
+    names = ("pipecat", "pipecat_jobs")
+    for name in names:
+        logger.disable(name)
+    yield
+    for name in names:
+        logger.enable(name)
 
 
 @pytest.fixture

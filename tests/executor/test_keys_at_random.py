@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loguru import logger
 from pipecat.bus.messages import BusEndWorkerMessage, BusJobCancelMessage, BusJobRequestMessage
 from support.schedules import schedules, time_for_schedules
 
@@ -286,16 +285,6 @@ PLANS = st.builds(
     ),
     seed=st.integers(0, 1000),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def silence() -> Iterator[None]:
-    """Logging would otherwise be most of the work of a schedule."""
-    for name in ("pipecat", "pipecat_jobs"):
-        logger.disable(name)
-    yield
-    for name in ("pipecat", "pipecat_jobs"):
-        logger.enable(name)
 
 
 @pytest.mark.schedules

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loguru import logger
 from pipecat.bus.messages import BusJobRequestMessage
 from support.schedules import schedules, time_for_schedules
 
@@ -208,16 +207,6 @@ def problems(plan: Plan, ended: Ended) -> Iterator[str]:
         yield f"left the handlers of {ended.running} running"
     if ended.left:
         yield f"left {ended.left}"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def silence() -> Iterator[None]:
-    """Logging would otherwise be most of the work of a schedule."""
-    for name in ("pipecat", "pipecat_jobs"):
-        logger.disable(name)
-    yield
-    for name in ("pipecat", "pipecat_jobs"):
-        logger.enable(name)
 
 
 @pytest.mark.schedules

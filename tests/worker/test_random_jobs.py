@@ -12,7 +12,6 @@ from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
-from loguru import logger
 from pipecat.pipeline.job_context import JobStatus
 from support.random_jobs.plan import (
     LINGER,
@@ -452,16 +451,6 @@ def once_broken(test: Callable[..., None]) -> Callable[..., None]:
 
 
 # -- the tests -------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True, scope="module")
-def silence() -> Iterator[None]:
-    """Logging would otherwise be most of the work of a schedule."""
-    for name in ("pipecat", "pipecat_jobs"):
-        logger.disable(name)
-    yield
-    for name in ("pipecat", "pipecat_jobs"):
-        logger.enable(name)
 
 
 def check(plan: Plan) -> None:

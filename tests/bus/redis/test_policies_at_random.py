@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from loguru import logger
 from pipecat.bus.messages import BusJobRequestMessage
 from redis.asyncio import Redis
 from support.redis.processes import Member, assert_nothing_remains
@@ -249,16 +248,6 @@ async def play(planned: list[Call]) -> list[str]:
         async with Redis.from_url(server.url, decode_responses=True) as redis:
             await assert_nothing_remains(redis)
     return story.problems
-
-
-@pytest.fixture(autouse=True, scope="module")
-def silence() -> Iterator[None]:
-    """Logging would otherwise be most of the work of a schedule."""
-    for name in ("pipecat", "pipecat_jobs"):
-        logger.disable(name)
-    yield
-    for name in ("pipecat", "pipecat_jobs"):
-        logger.enable(name)
 
 
 @pytest.mark.schedules

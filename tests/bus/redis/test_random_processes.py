@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from loguru import logger
 from support.random_processes.plan import Kind, Plan, plans
 from support.random_processes.stage import ATTEMPTS, Stage
 from support.random_processes.story import Asked, Run, Story
@@ -158,15 +157,6 @@ def server_url(runner: asyncio.Runner) -> Iterator[str]:
     runner.run(server.start())
     yield server.url
     runner.run(server.stop())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def silence() -> Iterator[None]:
-    for name in ("pipecat", "pipecat_jobs"):
-        logger.disable(name)
-    yield
-    for name in ("pipecat", "pipecat_jobs"):
-        logger.enable(name)
 
 
 async def play(batch: list[Plan], url: str) -> list[str]:
