@@ -31,7 +31,8 @@ def check_text(name: str, value: object, wanted: str, *, most: int | None = None
         raise InvalidJobError(
             f"{name} has {len(value):,} characters, more than {most:,}; give {wanted}"
         )
-    return value
+    # Not a member of an enum, which is formatted as its name.
+    return str.__str__(value)
 
 
 def check_encodable(name: str, value: object, wanted: str) -> str:

@@ -22,7 +22,7 @@ from pydantic_core import to_jsonable_python
 from pipecat_jobs._protocol.checks import check_instance
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
-from pipecat_jobs.params import JobGroupParams
+from pipecat_jobs.params import CheckedParams
 
 #: The key of a response that is not an object.
 RESULT_KEY = "result"
@@ -242,7 +242,7 @@ class JobRequest(Generic[_R_co]):
         return self._response.read(response)
 
 
-def add_request(params: JobGroupParams, request: object) -> None:
+def add_request(params: CheckedParams, request: object) -> None:
     """Set a call's name and payload from its ``request``; refuse a call that has its own."""
     if request is None:
         return

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pydantic import PrivateAttr
 
 from pipecat_jobs._requester.policy import Policy
-from pipecat_jobs.params import JobGroupParams
+from pipecat_jobs.params import CheckedParams, JobGroupParams
 
 
 @dataclass(slots=True)
@@ -13,23 +13,16 @@ class Call:
     """How a group is asked for.
 
     Parameters:
-        params: Its parameters, all of them checked.
+        params: Its parameters.
         single: Whether one worker is asked on its own, with ``job()``.
         keeps_events: Whether its events are kept until ``async for`` reads them.
         policy: Decides how the group stands; None for what ``cancel_on_error`` says.
     """
 
-    params: JobGroupParams
+    params: CheckedParams
     single: bool = False
     keeps_events: bool = False
     policy: Policy | None = None
-
-    @property
-    def job_id(self) -> str:
-        """The group's id, which the check of the parameters makes where none was given."""
-        job_id = self.params.job_id
-        assert job_id is not None
-        return job_id
 
 
 @dataclass(slots=True)
@@ -53,7 +46,7 @@ class DispatchedParams(JobGroupParams):
     @classmethod
     def carry(cls, dispatch: Dispatch) -> "DispatchedParams":
         """Make the parameters of a call that carry what Pipecat's have no fields for."""
-        params = cls.model_construct(**dict(dispatch.call.params))
+        params = dispatch.call.params.to_model(cls)
         params._dispatch = dispatch
         return params
 

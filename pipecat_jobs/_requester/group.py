@@ -35,7 +35,7 @@ from pipecat_jobs._requester.policy import (
 )
 from pipecat_jobs.errors import InvalidJobError, JobError, failure_of
 from pipecat_jobs.outcomes import CancelReason, JobData, JobOutcome, OutcomeStatus
-from pipecat_jobs.params import JobGroupParams
+from pipecat_jobs.params import CheckedParams, JobGroupParams
 
 #: The type of the event of a worker that has completed, beside the types of Pipecat's events.
 RESPONSE = "response"
@@ -189,6 +189,10 @@ class JobGroup(PipecatJobGroup):
             cancellable=cancellable,
             terminated=set() if terminated is None else terminated,
         )
+        #: How it was asked for.
+        self.asked = CheckedParams(
+            job_id, label=label, cancellable=cancellable, cancel_on_error=cancel_on_error
+        )
         self._make_handles(ALL_COMPLETE if cancel_on_error else ALL_END, now, _refuse_cancel)
         for name in worker_names:
             self.mark_sent(name)
@@ -208,13 +212,13 @@ class JobGroup(PipecatJobGroup):
         group.events = JobEvents(kept=call.keeps_events, latest_only=params.latest_update_only)
         PipecatJobGroup.__init__(
             group,
-            call.job_id,
+            params.job_id,
             worker_names,
             cancel_on_error=params.cancel_on_error,
             label=params.label,
             cancellable=params.cancellable,
         )
-        group.params = params
+        group.asked = params
         group._single = call.single
         group.steps = steps
         policy = call.policy or choose_policy(params)
@@ -251,16 +255,12 @@ class JobGroup(PipecatJobGroup):
     @cached_property
     def params(self) -> JobGroupParams:
         """How it was asked for; what its constructor was given, when it was built by hand."""
-        return JobGroupParams(
-            label=self.label,
-            cancellable=self.cancellable,
-            cancel_on_error=self.cancel_on_error,
-        )
+        return self.asked.to_model(JobGroupParams)
 
     @property
     def asks_in_turn(self) -> bool:
         """Whether its workers are asked one after the other, and not at once."""
-        return self.params.hedge_after is not None and len(self.worker_names) > 1
+        return self.asked.hedge_after is not None and len(self.worker_names) > 1
 
     # -- who has ended -----------------------------------------------------------------------
 
@@ -358,7 +358,7 @@ class JobGroup(PipecatJobGroup):
 
     def accept_partial(self) -> None:
         """Succeed with the responses so far, or, if there is none, with the next one."""
-        self._policy = choose_partial_policy(self.params)
+        self._policy = choose_partial_policy(self.asked)
         if self._completed:
             self.accept()
 
@@ -433,7 +433,7 @@ class JobGroup(PipecatJobGroup):
 
     def window(self, worker_name: str) -> StreamWindow | None:
         """Find what limits how far a worker's stream runs ahead of its reader."""
-        limit = self.params.unread_limit
+        limit = self.asked.unread_limit
         handle = self.handles.get(worker_name)
         if self.is_done or not limit or handle is None or handle.state is not HandleState.OPEN:
             return None
@@ -487,13 +487,13 @@ class JobGroup(PipecatJobGroup):
         findings = self.findings
         return failure_of(
             job_id=self.job_id,
-            job_name=self.params.name,
+            job_name=self.asked.name,
             outcomes=self.outcomes,
             first=self._first_failure,
             single=self._single,
             timeout=self.timeout,
             inherited=self.inherits_deadline,
-            need=self.params.need,
+            need=self.asked.need,
             unready=self.unready,
             not_ready_within=findings.not_ready_within,
             known_workers=findings.known_workers,

@@ -30,7 +30,7 @@ def _describe(requester: str, group: JobGroup, handle: JobHandle, epoch: float) 
     return OpenJob(
         id=group.job_id,
         role="asked",
-        name=group.params.name,
+        name=group.asked.name,
         requester=requester,
         worker=handle.worker,
         state=_STATES[handle.state],
@@ -38,6 +38,6 @@ def _describe(requester: str, group: JobGroup, handle: JobHandle, epoch: float) 
         deadline=epoch + group.deadline.when if group.deadline is not None else None,
         label=group.label,
         last_update=group.last_updates.get(handle.worker),
-        metadata=group.params.metadata or {},
+        metadata=group.asked.metadata or {},
         cancellable=group.cancellable,
     )

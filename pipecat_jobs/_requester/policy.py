@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Protocol
 
 from pipecat_jobs.outcomes import JobOutcome
-from pipecat_jobs.params import JobGroupParams
+from pipecat_jobs.params import CheckedParams
 
 
 class Verdict(Enum):
@@ -78,7 +78,7 @@ class WaitForFirst:
 ALL_COMPLETE, ALL_END = WaitForAll(), WaitForAll(cancel_on_error=False)
 
 
-def choose_policy(params: JobGroupParams) -> Policy:
+def choose_policy(params: CheckedParams) -> Policy:
     """Choose what decides about a call from its beginning."""
     need = params.need
     if need == "all":
@@ -86,7 +86,7 @@ def choose_policy(params: JobGroupParams) -> Policy:
     return WaitForSome(1 if need == "first" else need)
 
 
-def choose_partial_policy(params: JobGroupParams) -> Policy:
+def choose_partial_policy(params: CheckedParams) -> Policy:
     """Choose what decides about a call once its ``partial_after`` has passed."""
     if params.need == "all":
         return WaitForFirst(choose_policy(params))

@@ -135,8 +135,8 @@ class Requester:
             return await self._start(names, call)
         dispatch = params.dispatch
         call = replace(dispatch.call, params=call.params)
-        self._check_id(call.job_id)
-        dispatch.job_id = call.job_id
+        self._check_id(call.params.job_id)
+        dispatch.job_id = call.params.job_id
         return await self._start(names, call)
 
     def _check_id(self, job_id: str) -> None:
@@ -153,7 +153,7 @@ class Requester:
 
     async def _start(self, worker_names: list[str], call: Call) -> JobGroup:
         params = call.params
-        self._check_id(call.job_id)
+        self._check_id(params.job_id)
         workers = self._runtime.workers
         steps = Steps(self._runtime, held=True)
         group = JobGroup.for_dispatch(
@@ -202,7 +202,7 @@ class Requester:
         return group
 
     async def _send_through_interceptors(self, group: JobGroup, workers: WorkersView) -> None:
-        params = group.params
+        params = group.asked
         call = JobCall(
             job_id=group.job_id,
             job_name=params.name,
@@ -229,7 +229,7 @@ class Requester:
         self._interceptors.notify(
             kind,
             group.job_id,
-            group.params.name,
+            group.asked.name,
             self._runtime.name,
             worker,
             data=data,
@@ -246,7 +246,7 @@ class Requester:
         content: Content,
         headers: JobHeaders | None = None,
     ) -> None:
-        params, names = group.params, group.worker_names
+        params, names = group.asked, group.worker_names
         if group.may_repeat:
             headers = headers or JobHeaders(run_once=params.run_once, affinity=params.affinity)
             group.request = Request(content, replace(headers, find_window=group.window))
@@ -286,7 +286,7 @@ class Requester:
     ) -> None:
         """Wait until workers are ready, or settle those that are not after ``ready_within``."""
         group.findings.known_workers = sorted(workers.list_known())
-        limit = group.params.ready_within
+        limit = group.asked.ready_within
         scope = asyncio.timeout(limit)
         try:
             async with scope:
@@ -338,7 +338,7 @@ class Requester:
         time_left = group.deadline.left if group.deadline is not None else None
         if headers is not None:
             return replace(headers, time_left=time_left, find_window=group.window)
-        params = group.params
+        params = group.asked
         return PlannedHeaders(params.run_once, params.affinity, time_left, group.window)
 
     def _begin_attempt(
@@ -363,7 +363,7 @@ class Requester:
             source=self._runtime.name,
             target=name,
             job_id=attempt_id,
-            job_name=group.params.name,
+            job_name=group.asked.name,
             payload=content.payload if content.payloads is None else content.payloads[name],
         )
         set_headers(request, headers)

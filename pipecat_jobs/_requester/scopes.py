@@ -19,7 +19,7 @@ from pipecat_jobs._requester.group import RESPONSE, JobGroup
 from pipecat_jobs._requester.requester import Requester
 from pipecat_jobs.errors import InvalidJobError, InvalidJobResponseError, JobNotEndedError
 from pipecat_jobs.outcomes import JobData, JobOutcome
-from pipecat_jobs.params import JobGroupParams
+from pipecat_jobs.params import CheckedParams
 
 R = TypeVar("R", default=JobData)
 
@@ -33,7 +33,7 @@ class _JobScope(Generic[R]):
         self,
         requester: Requester,
         worker_names: list[str],
-        params: JobGroupParams,
+        params: CheckedParams,
         request: JobRequest[R] | None = None,
     ):
         self._requester = requester
@@ -58,7 +58,6 @@ class _JobScope(Generic[R]):
     @property
     def job_id(self) -> str:
         """The job's id, known before it is sent."""
-        assert self._params.job_id is not None
         return self._params.job_id
 
     def _outcomes(self) -> dict[str, JobOutcome]:

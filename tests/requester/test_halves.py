@@ -24,7 +24,7 @@ from pipecat_jobs._requester.call import Call
 from pipecat_jobs._requester.handle import TRANSITIONS, HandleState, JobHandle
 from pipecat_jobs._requester.policy import Policy, Verdict
 from pipecat_jobs.outcomes import JobOutcome
-from pipecat_jobs.params import JobGroupKeywords, JobGroupParams, group_params
+from pipecat_jobs.params import CheckedParams, JobGroupKeywords, group_params
 
 #: Seconds; longer than any part of a test takes.
 LONG = 60.0
@@ -84,7 +84,7 @@ async def join(network: Network, *names: str) -> tuple[Worker, dict[str, Asked]]
     return requester, asked
 
 
-def params(**keywords: Any) -> JobGroupParams:
+def params(**keywords: Any) -> CheckedParams:
     return group_params(None, JobGroupKeywords(**{"name": "work", **keywords}), JobGroupKeywords)
 
 

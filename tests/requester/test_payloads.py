@@ -1,6 +1,7 @@
 """One payload for each worker of a group, and what is kept with a job."""
 
 from dataclasses import replace
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -53,6 +54,37 @@ def test_payloads_that_do_not_fit_the_workers_are_refused(payloads: Any, text: s
 def test_payload_and_payloads_are_not_given_together():
     with pytest.raises(InvalidJobError, match="payload and payloads are both given"):
         BaseWorker("requester").job_group("a", "b", payload={}, payloads=PAYLOADS)
+
+
+@pytest.mark.parametrize("argument", ["payload", "payloads"])
+async def test_a_payload_is_the_one_of_the_call_when_the_bot_changes_its_dict_later(
+    job_harness: JobHarness, argument: str
+):
+    requester = Requester()
+    await job_harness.start(requester, Responder("a"))
+    payload = {"n": 1}
+    given: Any = {argument: payload if argument == "payload" else {"a": payload}}
+    group = requester.job_group("a", name="echo", **given)
+    payload["n"] = 2
+    assert (await group)["a"]["payload"] == {"n": 1}
+
+
+async def test_a_name_that_is_a_member_of_an_enum_is_sent_as_its_text(job_harness: JobHarness):
+    class Name(StrEnum):
+        ECHO = "echo"
+
+    requester, seen = Requester(), list[object]()
+
+    class Record(JobInterceptor):
+        async def handle(self, request, proceed):
+            seen.append(request.job_name)
+            return await proceed(request)
+
+    responder = Responder("a")
+    responder.add_job_interceptor(Record())
+    await job_harness.start(requester, responder)
+    await requester.job("a", name=Name.ECHO)
+    assert [(type(name), name) for name in seen] == [(str, "echo")]
 
 
 async def test_an_interceptor_sees_and_replaces_the_payloads(job_harness: JobHarness):
