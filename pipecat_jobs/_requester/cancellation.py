@@ -121,7 +121,7 @@ class Cancellation:
         for attempt_id in attempt_ids:
             cancelled = cancelled or self._unacknowledged.get(attempt_id)
             if cancelled is None:
-                cancelled = Cancelled(group.job_id, group.steps or Steps(self._runtime))
+                cancelled = Cancelled(group.job_id, group.find_steps(self._runtime))
             cancelled.names.add(name)
             cancelled.attempt_ids.add(attempt_id)
             self._unacknowledged.remember(attempt_id, cancelled)

@@ -17,7 +17,7 @@ from pipecat_jobs._protocol.flow import StreamWindow
 from pipecat_jobs._protocol.headers import JobHeaders
 from pipecat_jobs._protocol.hooks import Steps
 from pipecat_jobs._protocol.messages import ResponseMessage
-from pipecat_jobs._protocol.runtime import StartableBus
+from pipecat_jobs._protocol.runtime import JobRuntime, StartableBus
 from pipecat_jobs._protocol.tasks import RunningTask
 from pipecat_jobs._requester.attempts import Attempts
 from pipecat_jobs._requester.call import Call
@@ -135,7 +135,7 @@ class JobGroup(PipecatJobGroup):
     dispatcher: RunningTask | None = None
     #: The reason to record if it is cancelled.
     ending = CancelReason.REQUESTER_CANCELLED
-    #: Runs its hooks in order; None until the requester has any to run.
+    #: Runs its hooks in order; None until there is one to run.
     steps: Steps | None = None
     #: Whether there may be several attempts at one of its jobs.
     may_repeat = False
@@ -202,7 +202,6 @@ class JobGroup(PipecatJobGroup):
         cls,
         worker_names: list[str],
         call: Call,
-        steps: Steps,
         now: Callable[[], float],
         cancel: CancelAt,
     ) -> Self:
@@ -220,7 +219,6 @@ class JobGroup(PipecatJobGroup):
         )
         group.asked = params
         group._single = call.single
-        group.steps = steps
         policy = call.policy or choose_policy(params)
         new_attempts = None
         if params.retry is not None or params.hedge_after is not None:
@@ -300,6 +298,17 @@ class JobGroup(PipecatJobGroup):
             # The turn of those without a request has not come.
             unasked.clear()
         return [name for name in self.handles if name in unasked or name in not_ready]
+
+    @property
+    def holds_hooks(self) -> bool:
+        """Whether a hook that has to run now waits: for others, or for the end of the dispatch."""
+        return self.dispatcher is not None if self.steps is None else self.steps.busy
+
+    def find_steps(self, runtime: JobRuntime) -> Steps:
+        """Find what runs its hooks in order."""
+        if self.steps is None:
+            self.steps = Steps(runtime, held=self.holds_hooks)
+        return self.steps
 
     def mark_sent(self, worker_name: str) -> str:
         """Note that a worker's request goes out now, and give the id that it carries."""

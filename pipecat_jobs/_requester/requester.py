@@ -20,7 +20,7 @@ from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 
 from pipecat_jobs._protocol.deadline import Deadline, job_deadline
 from pipecat_jobs._protocol.headers import JobHeaders, PlannedHeaders, set_headers
-from pipecat_jobs._protocol.hooks import JobHooks, Steps
+from pipecat_jobs._protocol.hooks import JobHooks
 from pipecat_jobs._protocol.interception import Interceptors
 from pipecat_jobs._protocol.messages import (
     JobMessage,
@@ -155,10 +155,7 @@ class Requester:
         params = call.params
         self._check_id(params.job_id)
         workers = self._runtime.workers
-        steps = Steps(self._runtime, held=True)
-        group = JobGroup.for_dispatch(
-            worker_names, call, steps, self._runtime.clock(), self._cancel_at
-        )
+        group = JobGroup.for_dispatch(worker_names, call, self._runtime.clock(), self._cancel_at)
         timeout, inherited = params.timeout, job_deadline()
         if inherited is not None and (timeout is None or inherited < timeout):
             timeout, group.inherits_deadline = inherited, True
@@ -195,7 +192,8 @@ class Requester:
             group.dispatcher = None
             # What was awaited may have swallowed the interruption.
             task.resume()
-            steps.release()
+            if group.steps is not None:
+                group.steps.release()
             self._conclude_if_idle(group)
         if group.failed and group.is_done:
             raise group.failure()
@@ -559,15 +557,10 @@ class Requester:
             self._hooks.announce(hook, message)
             self._conclude(group)
         else:
-            self._steps_of(group).run(partial(self._fire, group, hook, message, event))
+            group.find_steps(self._runtime).run(partial(self._fire, group, hook, message, event))
 
     def _runs_hooks_at_once(self, group: JobGroup, hook: str) -> bool:
-        return not (self._steps_of(group).busy or self._hooks.overrides(hook))
-
-    def _steps_of(self, group: JobGroup) -> Steps:
-        if group.steps is None:
-            group.steps = Steps(self._runtime)
-        return group.steps
+        return not (group.holds_hooks or self._hooks.overrides(hook))
 
     async def _fire(
         self, group: JobGroup, hook: str, message: JobMessage, event: JobGroupEvent | None
@@ -575,7 +568,7 @@ class Requester:
         await self._hooks.fire(hook, message)
         if event is not None:
             group.events.note_handled(event)
-        if self._steps_of(group).last:
+        if group.find_steps(self._runtime).last:
             self._conclude(group)
 
     def _find_group(self, attempt_id: str) -> PipecatJobGroup | None:
@@ -609,7 +602,7 @@ class Requester:
         if not isinstance(group, JobGroup):
             cancelled = self._cancellation.find_cancelled(message)
         elif group.owes(message.source, message.job_id):
-            cancelled = Cancelled(group.job_id, self._steps_of(group))
+            cancelled = Cancelled(group.job_id, group.find_steps(self._runtime))
         else:
             cancelled = None
         self._fire_late(hook, message, cancelled)
@@ -648,7 +641,7 @@ class Requester:
 
     def _conclude_if_idle(self, group: JobGroup) -> None:
         """End a group for which nothing has arrived; what runs its hooks ends it otherwise."""
-        if group.verdict is not OPEN and not self._steps_of(group).busy:
+        if group.verdict is not OPEN and not group.holds_hooks:
             self._conclude(group)
 
     def _conclude(self, group: JobGroup) -> None:
@@ -657,7 +650,7 @@ class Requester:
             return
         group.concluded = True
         if group.failed:
-            self._steps_of(group).run(partial(self._fail, group))
+            group.find_steps(self._runtime).run(partial(self._fail, group))
             return
         self._groups.pop(group.job_id, None)
         if group.has_abandoned:
@@ -665,7 +658,7 @@ class Requester:
             cancelling = self._cancellation.cancel_abandoned(group, NOT_NEEDED)
             self._runtime.create_task(cancelling, "job_not_needed")
         if self._hooks.overrides("on_job_completed"):
-            self._steps_of(group).run(partial(self._announce_completion, group))
+            group.find_steps(self._runtime).run(partial(self._announce_completion, group))
             return
         if self._hooks.listens("on_job_completed"):
             self._hooks.announce("on_job_completed", self._result_of(group))
