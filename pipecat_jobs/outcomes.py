@@ -243,7 +243,7 @@ def _shortened(text: str, most: int) -> str:
     return f"{text[:half]} [{left_out:,} characters left out] {text[-half:]}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class JobOutcome:
     """How a job ended for one worker. Each worker of a job has exactly one outcome.
 

@@ -30,6 +30,23 @@ class OutcomeFacts(TypedDict, total=False):
     held_by: str | None
 
 
+def _record(
+    worker: str,
+    status: OutcomeStatus,
+    facts: OutcomeFacts,
+    *,
+    waited: float,
+    ran: float,
+    attempts: tuple[JobOutcome, ...] = (),
+) -> JobOutcome:
+    """Make an outcome in one step; its constructor takes a call for each field that is frozen."""
+    outcome = object.__new__(JobOutcome)
+    vars(outcome).update(
+        facts, worker=worker, status=status, waited=waited, ran=ran, attempts=attempts
+    )
+    return outcome
+
+
 class HandleState(StrEnum):
     """How far a job is for its requester. The diagram in ``docs/jobs.md`` shows the transitions."""
 
@@ -144,12 +161,12 @@ class JobHandle:
         self, attempt: Attempt, now: float, status: OutcomeStatus, facts: OutcomeFacts
     ) -> JobOutcome:
         """Record the outcome of an attempt that does not decide about the job."""
-        attempt.outcome = outcome = JobOutcome(
+        attempt.outcome = outcome = _record(
             self.worker,
             status,
+            facts,
             waited=attempt.sent_at - self._asked_at,
             ran=now - attempt.sent_at,
-            **facts,
         )
         return outcome
 
@@ -189,13 +206,13 @@ class JobHandle:
         assert self.outcome is None, self.outcome
         self._move(state)
         sent_at = now if self._sent_at is None else self._sent_at
-        self.outcome = outcome = JobOutcome(
+        self.outcome = outcome = _record(
             self.worker,
             status,
+            facts,
             waited=sent_at - self._asked_at,
             ran=now - sent_at,
             attempts=() if self.attempts is None else self.attempts.finish(),
-            **facts,
         )
         if self._ended is not None:
             self._ended.set()
