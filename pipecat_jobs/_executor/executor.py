@@ -117,7 +117,8 @@ class Executor:
         if spec is not None and spec.run_once and job_headers(message).attempt > 1:
             self._decline_repetition(message)
             return
-        execution = Execution(message, self._runtime.clock()())
+        clock = self._runtime.clock()
+        execution = Execution(message, clock())
         name, call = self._find_handler(spec, message)
         listened = self._hooks.listens("on_job_request")
         if call is None and message.job_name and not listened:
@@ -141,7 +142,7 @@ class Executor:
             call, listened = self._call_request_hooks, False
         time_left = find_time_left(message)
         if time_left is not None:
-            execution.deadline = JobDeadline(time_left)
+            execution.deadline = JobDeadline(execution.since + time_left, clock)
         self._responses.open(execution)
         if call is not None:
             execution.task = self._runtime.create_task(

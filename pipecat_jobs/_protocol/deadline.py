@@ -73,11 +73,10 @@ class JobDeadline:
 
     __slots__ = ("_at", "_clock", "_outer")
 
-    def __init__(self, seconds: float, outer: "JobDeadline | None" = None):
-        self._clock = asyncio.get_running_loop().time
+    def __init__(self, at: float, clock: Callable[[], float], outer: "JobDeadline | None" = None):
+        self._at: float | None = at
+        self._clock = clock
         self._outer = outer
-        left = None if outer is None else outer.left
-        self._at: float | None = self._clock() + (seconds if left is None else min(seconds, left))
 
     @property
     def left(self) -> float | None:
@@ -102,7 +101,10 @@ def inheriting(seconds: float | None) -> Generator[None, None, None]:
         yield
         return
     # Not reset: a block that is closed by the garbage collector ends in another context.
-    deadline = JobDeadline(seconds, current_deadline.get())
+    outer, clock = current_deadline.get(), asyncio.get_running_loop().time
+    left = outer.left if outer is not None else None
+    at = clock() + (seconds if left is None else min(seconds, left))
+    deadline = JobDeadline(at, clock, outer)
     current_deadline.set(deadline)
     try:
         yield
