@@ -369,6 +369,8 @@ class Executor:
             await self._stream(execution, result)
             return None
         response = await result
+        if isinstance(call, TypedCall):
+            response = call.write(response)
         if response is not None and not isinstance(response, dict):
             raise InvalidJobTypeError(
                 f"the handler returned {response!r}; return a dict, or None and respond with "

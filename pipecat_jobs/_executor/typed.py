@@ -36,17 +36,18 @@ class TypedCall:
 
     def __call__(
         self, request: BusJobRequestMessage
-    ) -> Awaitable[JobData | None] | AsyncIterator[JobData | None]:
+    ) -> Awaitable[object] | AsyncIterator[JobData | None]:
         """Call the handler for a request, or for a copy that an interceptor has made."""
         arguments = self._arguments
         if arguments is None or request is not self._request:
             arguments = self._signature.bind(request.payload)
         given = (request,) if self._signature.takes_message else ()
         result = self._method(*given, **arguments)
-        return self._write_chunks(result) if self._signature.streams else self._write(result)
+        return self._write_chunks(result) if self._signature.streams else result
 
-    async def _write(self, result: Awaitable[object]) -> JobData | None:
-        return self._signature.response.write(await result)
+    def write(self, result: object) -> JobData | None:
+        """Write what the handler has returned."""
+        return self._signature.response.write(result)
 
     async def _write_chunks(self, chunks: AsyncIterator[object]) -> AsyncIterator[JobData | None]:
         async with aclosing(chunks):  # pyright: ignore[reportArgumentType]

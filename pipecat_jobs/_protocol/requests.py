@@ -248,8 +248,9 @@ def add_request(params: CheckedParams, request: object) -> None:
         return
     wanted = "what request() of a typed @job handler returns"
     checked = cast("JobRequest[object]", check_instance("request", request, JobRequest, wanted))
-    for name in ("name", "payload", "payloads"):
-        if getattr(params, name) is not None:
+    given = {"name": params.name, "payload": params.payload, "payloads": params.payloads}
+    for name, value in given.items():
+        if value is not None:
             raise InvalidJobError(
                 f"{name} is given beside request, which has its own; leave {name} out"
             )

@@ -226,7 +226,7 @@ class HandlerSignature:
             TypeError: If an argument is missing or not known.
             InvalidJobTypeError: If an argument has the wrong type.
         """
-        if args or not self._required <= kwargs.keys() or not kwargs.keys() <= self._known:
+        if args or not self._known.issuperset(kwargs):
             bound = self.signature.bind(*args, **kwargs).arguments
             kwargs = {k: v for k, v in bound.items() if k in self._known} | {
                 name: value for name, value in kwargs.items() if name not in self._known
@@ -234,6 +234,8 @@ class HandlerSignature:
         try:
             payload = self._payload.write(kwargs)
         except ValidationError as error:
+            # For one that is missing, a TypeError as of any call.
+            self.signature.bind(**kwargs)
             raise InvalidJobTypeError(f"request(): {self._explain(error)}") from None
         return JobRequest(self.job_name, payload, NoData() if self.streams else self.response)
 
