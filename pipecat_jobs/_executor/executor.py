@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import aclosing
 from contextvars import copy_context
 from functools import partial
-from inspect import iscoroutine
+from types import CoroutineType
 from typing import Any, cast
 
 from loguru import logger
@@ -365,7 +365,7 @@ class Executor:
         self, execution: Execution, call: _Call, request: BusJobRequestMessage
     ) -> JobData | None:
         result = call(request)
-        if not iscoroutine(result) and isinstance(result, AsyncIterator):
+        if not isinstance(result, CoroutineType) and isinstance(result, AsyncIterator):
             await self._stream(execution, result)
             return None
         response = await result

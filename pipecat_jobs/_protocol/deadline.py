@@ -34,11 +34,13 @@ class Deadline:
     A timer of the event loop, not a task: a job that ends in time leaves nothing to cancel.
     """
 
-    __slots__ = ("_loop", "_timer")
+    __slots__ = ("_loop", "_timer", "when")
 
     def __init__(self, timeout: float, expired: Callable[[], None]):
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(timeout, expired)
+        self._loop = loop = asyncio.get_running_loop()
+        #: When it passes, by the clock of the event loop.
+        self.when = loop.time() + timeout
+        self._timer = loop.call_at(self.when, expired)
 
     @property
     def blocked(self) -> float:
@@ -46,18 +48,13 @@ class Deadline:
 
         0.0 when it ran, or when the deadline is yet to come.
         """
-        late = self._loop.time() - self._timer.when()
+        late = self._loop.time() - self.when
         return late if late > _LATE else 0.0
-
-    @property
-    def when(self) -> float:
-        """When it passes, by the clock of the event loop."""
-        return self._timer.when()
 
     @property
     def left(self) -> float:
         """Seconds until it passes; negative once the event loop is late with it."""
-        return self._timer.when() - self._loop.time()
+        return self.when - self._loop.time()
 
     def clear(self) -> None:
         """Never call back from now on."""

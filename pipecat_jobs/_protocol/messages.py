@@ -79,7 +79,7 @@ class _Form:
             values = self._read(message)
         except AttributeError:
             return False
-        return tuple(map(type, values)) in self._types and "" not in values[:2]
+        return tuple(map(type, values)) in self._types and bool(values[0] and values[1])
 
 
 _FORMS = {kind: _Form(kind, carried) for kind, carried in _CARRIED.items()}
