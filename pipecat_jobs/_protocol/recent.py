@@ -21,10 +21,11 @@ class Recent(Generic[Key, Value]):
 
     def remember(self, key: Key, value: Value) -> None:
         """Keep a value as the newest."""
-        self._items[key] = value
-        self._items.move_to_end(key)
-        if len(self._items) > self._capacity:
-            self._items.popitem(last=False)
+        items = self._items
+        items[key] = value
+        items.move_to_end(key)
+        if len(items) > self._capacity:
+            items.popitem(last=False)
 
     def get(self, key: Key) -> Value | None:
         """Return the value of a key, or None."""

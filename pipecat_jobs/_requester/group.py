@@ -245,10 +245,10 @@ class JobGroup(PipecatJobGroup):
         self._now = now
         job_id, asked_at = self.job_id, now()
         #: Its jobs, by worker, in the order of the workers.
-        self.handles = {
-            name: JobHandle(job_id, name, asked_at, cancel, new_attempts and new_attempts())
-            for name in self.worker_names
-        }
+        self.handles: dict[str, JobHandle] = {}
+        for name in self.worker_names:
+            attempts = None if new_attempts is None else new_attempts()
+            self.handles[name] = JobHandle(job_id, name, asked_at, cancel, attempts)
 
     @cached_property
     def params(self) -> JobGroupParams:
@@ -275,7 +275,7 @@ class JobGroup(PipecatJobGroup):
     @property
     def failed(self) -> bool:
         """Whether the group has to end without success."""
-        return self._first_failure is not None
+        return self.verdict is FAILED
 
     @property
     def failure_reason(self) -> str:
@@ -523,5 +523,5 @@ class JobGroup(PipecatJobGroup):
             JobError: If it did not complete; for a group, a ``JobGroupError``.
         """
         await super().wait()
-        if self.failed:
+        if self.verdict is FAILED:
             raise self.failure()

@@ -40,7 +40,7 @@ from pipecat_jobs._requester.group import NOT_NEEDED, Content, JobGroup, Request
 from pipecat_jobs._requester.handle import OTHER_ATTEMPT, HandleState, JobHandle, OutcomeFacts
 from pipecat_jobs._requester.liveness import Liveness
 from pipecat_jobs._requester.open_jobs import list_asked
-from pipecat_jobs._requester.policy import OPEN
+from pipecat_jobs._requester.policy import FAILED, OPEN
 from pipecat_jobs._requester.repeating import Repeating
 from pipecat_jobs.errors import InvalidJobError, UnknownJobError
 from pipecat_jobs.interceptors import JobCall, JobLifeEventKind
@@ -171,9 +171,10 @@ class Requester:
         self._groups[group.job_id] = group
         self._used.remember(group.job_id, None)
         if timeout is not None:
-            group.deadline = Deadline(timeout, lambda: self._expired(group))
+            group.deadline = Deadline(timeout, partial(self._expired, group))
         if params.partial_after is not None:
-            group.partial = Deadline(params.partial_after, lambda: self._accept_partial(group))
+            accept = partial(self._accept_partial, group)
+            group.partial = Deadline(params.partial_after, accept)
         group.dispatcher = task = RunningTask()
         try:
             if self._interceptors.active:
@@ -195,7 +196,7 @@ class Requester:
             if group.steps is not None:
                 group.steps.release()
             self._conclude_if_idle(group)
-        if group.failed and group.is_done:
+        if group.verdict is FAILED and group.is_done:
             raise group.failure()
         return group
 
@@ -253,25 +254,20 @@ class Requester:
                 names = names[:1]
         missing = workers.find_missing(names)
         if missing and params.need != "all":
-            # Each has a task of its own, which ends with the group: the others are asked now.
-            group.waiting = (
-                *group.waiting,
-                *(
-                    self._runtime.create_task(
-                        self._send_when_ready(group, workers, name, content, headers),
-                        "job_readiness",
-                    )
-                    for name in missing
-                ),
-            )
+            waiting = list(group.waiting)
+            for name in missing:
+                # A task of its own, which ends with the group: the others are asked now.
+                sending = self._send_when_ready(group, workers, name, content, headers)
+                waiting.append(self._runtime.create_task(sending, "job_readiness"))
+            group.waiting = waiting
         elif missing:
             await self._wait_for_workers(group, workers, missing)
-            if group.failed:
+            if group.verdict is FAILED:
                 await self._cancellation.end(group, group.failure_reason, CancelReason.GROUP_FAILED)
             missing = ()
         completed = self._complete_headers(group, headers)
         for name in names:
-            if group.failed:
+            if group.verdict is FAILED:
                 break
             # One that has an outcome was cancelled on its own meanwhile, and is not asked.
             if name not in group.outcomes and name not in missing:
@@ -649,7 +645,7 @@ class Requester:
         if group.concluded or group.verdict is OPEN:
             return
         group.concluded = True
-        if group.failed:
+        if group.verdict is FAILED:
             group.find_steps(self._runtime).run(partial(self._fail, group))
             return
         self._groups.pop(group.job_id, None)

@@ -260,13 +260,13 @@ async def test_the_timer_of_a_partial_value_is_cleared_at_the_end(job_harness: J
     await job_harness.start(requester, Responder())
     loop = asyncio.get_running_loop()
     timers: list[asyncio.TimerHandle] = []
-    call_later = loop.call_later
+    call_at = loop.call_at
 
     def keep(*args: Any, **kwargs: Any) -> asyncio.TimerHandle:
-        timers.append(call_later(*args, **kwargs))
+        timers.append(call_at(*args, **kwargs))
         return timers[-1]
 
-    loop.call_later = keep  # type: ignore[method-assign]
+    loop.call_at = keep  # type: ignore[method-assign]
     await requester.job_group("responder", name="echo", partial_after=3600)
     assert [timer.cancelled() for timer in timers if timer.when() > loop.time() + 60] == [True]
 
