@@ -4,15 +4,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
+from pipecat.pipeline.pipeline import Pipeline, PipelineSink, PipelineSource
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import (
     LLMAssistantAggregator,
+    LLMContextAggregatorPair,
     LLMUserAggregator,
+    LLMUserAggregatorParams,
 )
 from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.services.llm_service import LLMService
-from pipecat.workers.llm import LLMContextWorker
+from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
+from pipecat.workers.llm import LLMContextWorker, LLMWorker
 
 from pipecat_jobs.errors import InvalidJobError
 
@@ -59,6 +63,18 @@ def find_parts(worker: PipelineWorker) -> list[LLMParts]:
     return found
 
 
+def add_context(pipeline: Pipeline) -> Pipeline:
+    """Put the two aggregators of a new context around an LLM that is alone in its pipeline."""
+    structure = Pipeline | PipelineSource | PipelineSink
+    inner = [each for each in _walk(pipeline) if not isinstance(each, structure)]
+    if len(inner) != 1 or not isinstance(inner[0], LLMService):
+        return pipeline
+    # The default strategies load a model that finds the end of speech, and nobody speaks here.
+    params = LLMUserAggregatorParams(user_turn_strategies=ExternalUserTurnStrategies())
+    pair = LLMContextAggregatorPair(LLMContext(), user_params=params)
+    return Pipeline([pair.user(), pipeline, pair.assistant()])
+
+
 def refuse_parts(worker: PipelineWorker, found: list[LLMParts]) -> InvalidJobError:
     """Build the error for a worker that has no LLM between two aggregators, or several."""
     if found:
@@ -67,6 +83,12 @@ def refuse_parts(worker: PipelineWorker, found: list[LLMParts]) -> InvalidJobErr
             f"worker '{worker.name}' has {len(found)} LLM services between two aggregators "
             f"({names}), and a turn needs to know which one answers; let a worker with one LLM, "
             "such as an LLMContextWorker, have the turn"
+        )
+    if isinstance(worker, LLMWorker) and worker.bridged:
+        return InvalidJobError(
+            f"worker '{worker.name}' is bridged: its LLM answers a conversation whose context "
+            "another worker has, and a turn would hold that conversation up; use fresh=True, or "
+            "let an LLMWorker without bridged= have the turn"
         )
     return InvalidJobError(
         f"worker '{worker.name}' has no LLM service between the two aggregators of a context, "

@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from pipecat.frames.frames import Frame
+from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineWorker as PipecatPipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContextMessage
 from pipecat.processors.frame_processor import FrameDirection
@@ -13,6 +15,7 @@ from pipecat.workers.llm import LLMWorker as PipecatLLMWorker
 from pipecat_jobs._executor.execution import Execution, current_execution
 from pipecat_jobs._llm.asking import TextSender, check_messages
 from pipecat_jobs._llm.mixin import JobsMixin
+from pipecat_jobs._llm.parts import add_context
 from pipecat_jobs._llm.result import LLMTurn
 from pipecat_jobs._llm.turn import Turn
 from pipecat_jobs._llm.turns import LLMTurns
@@ -84,10 +87,11 @@ class PipelineWorker(PipecatPipelineWorker, BaseWorker):
         awaits the turn is cancelled, e.g. because its job is cancelled, the turn is stopped at
         once.
 
-        The worker is an ``LLMContextWorker``, or its pipeline has one LLM between the two
-        aggregators of a context; ``fresh=True`` needs no more than one LLM. What follows the LLM in
-        the pipeline gets the text of the turn as that of any run: a bot with text-to-speech says
-        it, unless the turn is fresh.
+        The worker is an ``LLMContextWorker``, an ``LLMWorker`` that is not bridged and whose
+        pipeline is the LLM alone, or its pipeline has one LLM between the two aggregators of a
+        context; ``fresh=True`` needs no more than one LLM. What follows the LLM in the pipeline
+        gets the text of the turn as that of any run: a bot with text-to-speech says it, unless the
+        turn is fresh.
 
         Args:
             messages: A user message, or a list of context messages.
@@ -232,8 +236,22 @@ class PipelineWorker(PipecatPipelineWorker, BaseWorker):
         return job
 
 
-class LLMWorker(PipecatLLMWorker, PipelineWorker):
+class _PipelineWithContext(PipelineWorker):
+    """Gives a pipeline that is an LLM alone a context, for the turns of jobs."""
+
+    # A base of LLMWorker, behind Pipecat's class, because the pipeline arrives here whichever
+    # class between the two has built it.
+    def __init__(self, pipeline: Pipeline, **options: Any):
+        if options.get("bridged") is None:
+            pipeline = add_context(pipeline)
+        super().__init__(pipeline, **options)
+
+
+class LLMWorker(PipecatLLMWorker, _PipelineWithContext):
     """Pipecat's ``LLMWorker`` with jobs that always end: a worker with an LLM service.
+
+    Where it is not bridged and its pipeline is the LLM alone, it has a context of its own for
+    :meth:`llm_turn` and :meth:`hear`. A bridged one has turns with ``fresh=True`` alone.
 
     Example::
 

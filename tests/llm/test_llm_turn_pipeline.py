@@ -402,27 +402,6 @@ async def test_aggregators_of_two_contexts_do_not_make_a_pair(
         await bot.llm_turn("dogs")
 
 
-async def test_an_llm_worker_without_a_context_has_fresh_turns_alone(
-    job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
-):
-    class Host(LLMWorker):
-        @tool
-        async def look_up(self, params: FunctionCallParams) -> None:
-            """Look it up."""
-
-        @job(name="argue")
-        async def argue(self, message: BusJobRequestMessage) -> dict[str, Any]:
-            return {"text": await self.llm_turn(message.payload["topic"], fresh=True)}
-
-    server.reply("Dogs are loyal.")
-    host = Host("debater", llm=new_llm("You argue."), bridged=())
-    requester = await start(job_harness, host)
-
-    assert await requester.ask("dogs") == {"text": "Dogs are loyal."}
-    with pytest.raises(InvalidJobError, match="use an LLMContextWorker"):
-        await host.llm_turn("dogs")
-
-
 async def test_an_llm_worker_whose_pipeline_has_aggregators_has_turns_with_its_tools(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):

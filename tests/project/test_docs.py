@@ -405,7 +405,12 @@ async def test_examples_of_the_testing_kit_run(where: str, code: str, names: dic
 
 @pytest.mark.parametrize(
     ("number", "worker", "name"),
-    [(0, "Debater", "argue"), (1, "Bot", "argue"), (3, "DebateWorker", None)],
+    [
+        (0, "Debater", "argue"),
+        (1, "Bot", "argue"),
+        (2, "Librarian", "recommend"),
+        (4, "DebateWorker", None),
+    ],
 )
 async def test_llm_snippets_respond_with_the_text_of_the_llm(
     number: int,
@@ -434,7 +439,7 @@ async def test_the_llm_snippet_prints_what_the_bot_says(
     capsys: pytest.CaptureFixture[str],
 ):
     scripted_llm.on("Moby Dick", "On shelf 7.")
-    await run(blocks("docs/llm.md", "python")[2], names)
+    await run(blocks("docs/llm.md", "python")[3], names)
     bot = pipecat_jobs.LLMContextWorker("bot", llm=new_llm("You know books."))
     await job_harness.start(bot)
 
