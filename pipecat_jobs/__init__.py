@@ -6,6 +6,7 @@ from pipecat.pipeline.job_context import JobEvent, JobGroupEvent, JobGroupRespon
 from pipecat.pipeline.worker import PipelineParams, ProcessorUnusablePolicy
 from pipecat.workers.llm import LLMWorkerActivationArgs, tool
 
+from pipecat_jobs._executor.exchange import job_steers
 from pipecat_jobs._llm.mixin import JobsMixin
 from pipecat_jobs._llm.result import LLMTurn
 from pipecat_jobs._protocol.deadline import job_deadline
@@ -28,6 +29,7 @@ from pipecat_jobs.errors import (
     JobError,
     JobGroupError,
     JobNotEndedError,
+    JobQuestionError,
     JobRefusedError,
     JobTimeoutError,
     LLMTurnError,
@@ -60,7 +62,9 @@ from pipecat_jobs.outcomes import (
     OutcomeStatus,
 )
 from pipecat_jobs.params import JobGroupParams, JobParams
+from pipecat_jobs.questions import JobQuestion
 from pipecat_jobs.retry import Retry
+from pipecat_jobs.steering import JobSteer, SteerOutcome
 from pipecat_jobs.tools.call import ToolCallContext, tool_call
 from pipecat_jobs.tools.decorator import job_tool
 from pipecat_jobs.tools.open_jobs import cancel_job, list_jobs
@@ -111,10 +115,13 @@ __all__ = [
     "JobNotEndedError",
     "JobOutcome",
     "JobParams",
+    "JobQuestion",
+    "JobQuestionError",
     "JobRefusal",
     "JobRefusedError",
     "JobRequest",
     "JobStatus",
+    "JobSteer",
     "JobTimeoutError",
     "JobTool",
     "JobToolError",
@@ -141,6 +148,7 @@ __all__ = [
     "RedisStartError",
     "Retry",
     "RoutedBus",
+    "SteerOutcome",
     "ToolCallContext",
     "UIWorker",
     "UnknownJobError",
@@ -154,6 +162,7 @@ __all__ = [
     "job_deadline",
     "job_headers",
     "job_moved",
+    "job_steers",
     "job_tool",
     "list_jobs",
     "tool",

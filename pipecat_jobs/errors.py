@@ -11,7 +11,7 @@ from typing import Literal
 from pipecat.pipeline.job_context import JobError as PipecatJobError
 from pipecat.pipeline.job_context import JobGroupError as PipecatJobGroupError
 
-from pipecat_jobs._protocol.text import cut
+from pipecat_jobs._protocol.text import cut, shorten
 from pipecat_jobs.outcomes import CancelReason, JobOutcome, JobRefusal, OutcomeStatus
 from pipecat_jobs.outcomes import JobToolError as JobToolError
 
@@ -531,6 +531,33 @@ class UnknownJobError(RuntimeError):
         self.worker = worker
         self.job_id = job_id
         self.ended = ended
+
+
+class JobQuestionError(RuntimeError):
+    """A question that a handler asked with ``ask_requester()`` has no answer.
+
+    Parameters:
+        text: The question.
+        reason: Why there is none: it was refused, the time has passed, no answer has fitted, or the
+            requester cannot answer.
+
+    Example::
+
+        class Garage(BaseWorker):
+            @job(name="inspect")
+            async def inspect(self, message):
+                try:
+                    brakes = await self.ask_requester("The brakes too?", bool, timeout=30)
+                except JobQuestionError as error:
+                    print(f"no answer to '{error.text}': {error.reason}")
+                    brakes = False
+                return {"brakes": brakes}
+    """
+
+    def __init__(self, text: str, reason: str):
+        super().__init__(f"the question {shorten(text)} has no answer: {reason}")
+        self.text = text
+        self.reason = reason
 
 
 class JobNotEndedError(RuntimeError):

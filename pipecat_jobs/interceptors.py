@@ -9,6 +9,7 @@ from pipecat.bus.messages import BusJobRequestMessage
 
 from pipecat_jobs._protocol.headers import JobHeaders
 from pipecat_jobs.outcomes import ErrorDetails, JobData, JobOutcome
+from pipecat_jobs.steering import SteerOutcome
 
 
 class JobLifeEventKind(StrEnum):
@@ -20,6 +21,9 @@ class JobLifeEventKind(StrEnum):
         SENT: At the requester: the worker is ready, and the request is sent.
         UPDATE: At the requester: the worker reported progress.
         STREAM: At the requester: the worker started a stream, or streamed a chunk.
+        STEERED: At the requester: it is known what became of a steer.
+        QUESTION: At the requester: the worker asks a question, and waits for the answer.
+        ANSWERED: At the requester: a question was answered or refused.
         SETTLED: At the requester: the job has its outcome. It is the job's last event there.
         BEGUN: At the worker: the handler begins.
         HANDLER_ENDED: At the worker: the handler has returned, raised, or ended after a cancel.
@@ -38,6 +42,9 @@ class JobLifeEventKind(StrEnum):
     SENT = "sent"
     UPDATE = "update"
     STREAM = "stream"
+    STEERED = "steered"
+    QUESTION = "question"
+    ANSWERED = "answered"
     SETTLED = "settled"
     BEGUN = "begun"
     HANDLER_ENDED = "handler_ended"
@@ -54,10 +61,14 @@ class JobLifeEvent:
         requester: Name of the worker that requested the job.
         worker: Name of the worker that the job is for.
         time: The time of the event, in seconds since the epoch (``time.time()``).
-        data: The update or the chunk, for UPDATE and STREAM; None for the other kinds.
+        data: The update, the chunk or the steer, for UPDATE, STREAM and STEERED. For QUESTION, a
+            dict with "text" and "schema", and with the "problem" of the last answer or None. For
+            ANSWERED, a dict with the "text" of the question, and with its "answer" or why it was
+            "refused". None for the other kinds.
         outcome: The outcome, for SETTLED; None for the other kinds.
         error: The exception of the handler, for HANDLER_ENDED; None when the handler returned, and
             for the other kinds.
+        steered: What became of the steer, for STEERED; None for the other kinds.
 
     Example::
 
@@ -79,6 +90,7 @@ class JobLifeEvent:
     data: JobData | None = None
     outcome: JobOutcome | None = None
     error: ErrorDetails | None = None
+    steered: SteerOutcome | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

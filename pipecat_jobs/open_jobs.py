@@ -17,6 +17,7 @@ class OpenJobState(StrEnum):
         RETRYING: The last attempt has ended, and the requester waits until the next one may begin.
         QUEUED: The job waits at its worker for its key or for a free slot.
         RUNNING: The handler runs, or has returned and other code of the worker responds later.
+        WAITING_FOR_INPUT: The handler has asked its requester a question, and waits for the answer.
         CANCELLING: The job was cancelled, and its handler cleans up.
         RESPONDING: The response is being sent.
     """
@@ -26,6 +27,7 @@ class OpenJobState(StrEnum):
     RETRYING = "retrying"
     QUEUED = "queued"
     RUNNING = "running"
+    WAITING_FOR_INPUT = "waiting_for_input"
     CANCELLING = "cancelling"
     RESPONDING = "responding"
 

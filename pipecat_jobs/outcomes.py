@@ -93,7 +93,8 @@ class JobRefusal(StrEnum):
         ID_IN_USE: The worker has an open job with the same id from another requester.
         ID_USED: The worker has had a job with the same id from this requester.
         INVALID_PAYLOAD: The payload is not what the handler takes; the error names the field.
-        BUSY: Another job of the same key is open: ``@job(on_busy="refuse")``.
+        BUSY: Another job of the same key is open: ``@job(on_busy="refuse")``; or it does not take
+            the steer: ``@job(on_busy="steer")``.
 
     Example::
 

@@ -12,13 +12,14 @@ from pipecat.bus.messages import (
     BusJobResponseUrgentMessage,
 )
 
-from pipecat_jobs._protocol.deadline import JobDeadline
+from pipecat_jobs._protocol.deadline import JobDeadline, current_deadline
 from pipecat_jobs._protocol.flow import StreamWindow
 from pipecat_jobs._protocol.hooks import Steps
 from pipecat_jobs.errors import LLMTurnError
 from pipecat_jobs.outcomes import JobData
 
 if TYPE_CHECKING:
+    from pipecat_jobs._executor.exchange import Exchange
     from pipecat_jobs._executor.keys import Line
 
 
@@ -92,6 +93,8 @@ class Execution:
     window: StreamWindow | None = None
     #: Its response, for the jobs that joined it.
     response: BusJobResponseMessage | BusJobResponseUrgentMessage | None = None
+    #: What was said about it meanwhile; None while nothing was.
+    exchange: "Exchange | None" = None
     # The state without regard to a response: where RESPONDING goes back to.
     _progress: ExecutionState = ExecutionState.WAITING
     _end: asyncio.Event | None = None
@@ -149,6 +152,8 @@ class Execution:
             self.window.close()
         if self.deadline is not None:
             self.deadline.close()
+        if self.exchange is not None:
+            self.exchange.end()
 
     def _advance(self, progress: ExecutionState) -> None:
         # The handler may go on, or begin, after the response; a cancel is final.
@@ -187,3 +192,18 @@ class Execution:
 
 #: The job whose handler, or code that the handler started, is running.
 current_execution: ContextVar[Execution | None] = ContextVar("pipecat_jobs_job", default=None)
+
+#: The job whose LLM turn has called the function that is running.
+calling_job: ContextVar[Execution | None] = ContextVar("pipecat_jobs_calling_job", default=None)
+
+
+def find_current_job() -> Execution | None:
+    """Find the open job to which the running code belongs: in its handler, or in a function."""
+    execution = current_execution.get() or calling_job.get()
+    return None if execution is None or execution.ended else execution
+
+
+def enter(execution: Execution) -> None:
+    """Have what runs from here on in this context belong to a job."""
+    current_execution.set(execution)
+    current_deadline.set(execution.deadline)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing
 from contextvars import copy_context
+from copy import deepcopy
 from functools import partial
 from types import CoroutineType
 from typing import Any, cast
@@ -18,12 +19,14 @@ from pipecat.bus.messages import (
 )
 from pipecat.pipeline.job_context import JobStatus
 
-from pipecat_jobs._executor.execution import Execution, ExecutionState, Slots, current_execution
-from pipecat_jobs._executor.keys import Keys
+from pipecat_jobs._executor.exchanges import Exchanges
+from pipecat_jobs._executor.execution import Execution, ExecutionState, Slots, enter
+from pipecat_jobs._executor.keys import Keys, Line
 from pipecat_jobs._executor.open_jobs import list_held
 from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._executor.typed import TypedCall
-from pipecat_jobs._protocol.deadline import JobDeadline, current_deadline
+from pipecat_jobs._protocol.deadline import JobDeadline
+from pipecat_jobs._protocol.exchange import find_note
 from pipecat_jobs._protocol.handlers import ConcurrencyLimit, HandlerSpec
 from pipecat_jobs._protocol.headers import find_time_left, job_headers
 from pipecat_jobs._protocol.hooks import JobHooks, Steps
@@ -67,11 +70,13 @@ class Executor:
         limits: Mapping[str | None, ConcurrencyLimit],
         cancel_grace: float,
         stop_turns: Callable[[Execution], Coroutine[Any, Any, None]] | None,
+        exchanges: Exchanges,
     ):
         self._runtime = runtime
         self._hooks = hooks
         self._interceptors = interceptors
         self._responses = responses
+        self._exchanges = exchanges
         self._handlers = handlers
         self._find_method = find_method
         self._cancel_grace = cancel_grace
@@ -155,7 +160,7 @@ class Executor:
             copy_context().run(self._announce_request, execution)
 
     def _announce_request(self, execution: Execution) -> None:
-        _enter(execution)
+        enter(execution)
         self._hooks.announce("on_job_request", execution.request)
 
     def _admit(self, execution: Execution, keys: Keys) -> bool:
@@ -233,6 +238,8 @@ class Executor:
     async def _run(self, execution: Execution, call: _Call, slots: Slots | None) -> None:
         try:
             if execution.line is not None:
+                if await self._steers_another(execution, execution.line):
+                    return
                 leader = await execution.line.wait(execution)
                 if leader is not None:
                     await self._responses.share(leader, execution)
@@ -243,7 +250,7 @@ class Executor:
                 # It got its turn before its cancel reached this task.
                 return
             execution.begin()
-            _enter(execution)
+            enter(execution)
             if self._interceptors.active:
                 response = await self._call_intercepted(execution, call)
             else:
@@ -275,6 +282,23 @@ class Executor:
             execution.task = None
             if not execution.cancelled:
                 execution.free_slot()
+
+    async def _steers_another(self, execution: Execution, line: Line) -> bool:
+        """Let the payload of a job steer the open job of its key, and end it; False if none is."""
+        request = execution.request
+        while (steered := line.find_steered(execution)) is not None:
+            job_id = steered.request.job_id
+            data = deepcopy(request.payload or {})
+            state, reason = await self._exchanges.steer(steered, data, request.source)
+            if state == "accepted":
+                await self._responses.finish(execution, _COMPLETED, {"steered": job_id})
+                return True
+            if state == "refused":
+                response = _refused(JobRefusal.BUSY, f"job '{job_id}': {reason}", job_id)
+                await self._responses.finish(execution, JobStatus.FAILED, response)
+                return True
+            line.steer_next(execution)
+        return False
 
     async def _failed(self, execution: Execution, error: BaseException) -> None:
         job_id = execution.request.job_id
@@ -364,6 +388,8 @@ class Executor:
     async def _call_handler(
         self, execution: Execution, call: _Call, request: BusJobRequestMessage
     ) -> JobData | None:
+        if execution.exchange is not None:
+            self._exchanges.begin(execution)
         result = call(request)
         if not isinstance(result, CoroutineType) and isinstance(result, AsyncIterator):
             await self._stream(execution, result)
@@ -397,7 +423,11 @@ class Executor:
         return list_held(self._runtime.name, self._responses.all(), self._handlers)
 
     def on_update_request(self, message: BusJobUpdateRequestMessage) -> None:
-        """Call the hooks for a requester that asks for an update."""
+        """Call the hooks for a requester that asks for an update, or take its note."""
+        note = find_note(message)
+        if note is not None:
+            self._exchanges.on_note(message, note)
+            return
         execution = self._asked_by(message)
         if execution is None:
             return
@@ -512,12 +542,6 @@ class Executor:
 
     def __str__(self) -> str:
         return f"Worker '{self._runtime.name}'"
-
-
-def _enter(execution: Execution) -> None:
-    """Have what runs from here on in this context belong to a job."""
-    current_execution.set(execution)
-    current_deadline.set(execution.deadline)
 
 
 def _cancelled(reason: str, cancel_reason: CancelReason) -> JobData:

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class Line:
-    """The jobs of one key: the one that holds it, those that wait for it, and those that joined.
+    """The jobs of one key: the one that holds it, those that wait, those that joined or steer it.
 
     It exists as long as it has a job.
     """
 
-    __slots__ = ("_forget", "_joined", "_turns", "streams")
+    __slots__ = ("_forget", "_joined", "_steering", "_turns", "streams")
 
     def __init__(self, forget: Callable[[], object], *, streams: bool):
         self._forget = forget
@@ -27,6 +27,8 @@ class Line:
         self._turns: dict[Execution, Event] = {}
         #: The jobs that joined, in order of arrival, with the job that each joined.
         self._joined: dict[Execution, Execution] = {}
+        #: The jobs whose payload steers another one, in order of arrival, with that job.
+        self._steering: dict[Execution, Execution] = {}
 
     def list_open(self) -> "list[Execution]":
         """List the jobs that hold the key or wait for it, without those that are about to leave.
@@ -38,7 +40,7 @@ class Line:
 
     def find_attempt(self, job_id: str | None) -> "Execution | None":
         """Find the open job of an id, beside which another attempt at the same job is asked for."""
-        jobs = (*self._turns, *self._joined) if job_id is not None else ()
+        jobs = (*self._turns, *self._joined, *self._steering) if job_id is not None else ()
         return next((job for job in jobs if job.is_open and job.request.job_id == job_id), None)
 
     def find_leader(self) -> "Execution | None":
@@ -67,6 +69,22 @@ class Line:
             if joined is leader and job.is_open and not job.cancelled
         ]
 
+    def steer(self, job: "Execution") -> None:
+        """Add a job whose payload steers the open job; add it to the line if there is none."""
+        if opened := self.list_open():
+            self._steering[job] = opened[0]
+        else:
+            self.add(job)
+
+    def find_steered(self, job: "Execution") -> "Execution | None":
+        """Find the job that a job steers; None if it does not."""
+        return self._steering.get(job)
+
+    def steer_next(self, job: "Execution") -> None:
+        """Have a job steer the job that is open now: the one that it was to steer has ended."""
+        del self._steering[job]
+        self.steer(job)
+
     async def wait(self, job: "Execution") -> "Execution | None":
         """Wait until a job holds the key, or until the job that it joined has ended.
 
@@ -91,11 +109,12 @@ class Line:
 
     def leave(self, job: "Execution") -> None:
         """Remove a job, and give the key to the next one. May be called more than once."""
-        if self._joined.pop(job, None) is None and self._turns.pop(job, None) is None:
+        places = (self._joined, self._steering, self._turns)
+        if all(place.pop(job, None) is None for place in places):
             return
         if self._turns:
             self._give_turn()
-        elif not self._joined:
+        elif not self._joined and not self._steering:
             self._forget()
 
     def _give_turn(self) -> None:
@@ -139,6 +158,8 @@ class Keys:
                     line.join(job, leader)
                 else:
                     line.add(job)
+            case "steer":
+                line.steer(job)
         self._lines[key] = job.line = line
         return None
 

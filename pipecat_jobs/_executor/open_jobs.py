@@ -19,6 +19,16 @@ _STATES = {
 }
 
 
+_RUNS = (ExecutionState.RUNNING, ExecutionState.RETURNED)
+
+
+def _find_state(execution: Execution) -> OpenJobState:
+    asks = execution.exchange is not None and execution.exchange.questions
+    if asks and execution.state in _RUNS:
+        return OpenJobState.WAITING_FOR_INPUT
+    return _STATES[execution.state]
+
+
 def list_held(
     worker: str, executions: Iterable[Execution], handlers: Mapping[str, HandlerSpec]
 ) -> Iterator[OpenJob]:
@@ -33,7 +43,7 @@ def list_held(
             name=request.job_name,
             requester=request.source,
             worker=worker,
-            state=_STATES[execution.state],
+            state=_find_state(execution),
             since=since,
             deadline=None if time_left is None else since + time_left,
             last_update=execution.last_update,

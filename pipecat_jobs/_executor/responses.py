@@ -18,8 +18,10 @@ from pipecat.bus.messages import (
 )
 from pipecat.pipeline.job_context import JobStatus
 
+from pipecat_jobs._executor.exchange import Exchange
 from pipecat_jobs._executor.execution import Execution
 from pipecat_jobs._protocol.headers import find_window
+from pipecat_jobs._protocol.messages import ResponseMessage
 from pipecat_jobs._protocol.recent import Expiring, Recent
 from pipecat_jobs._protocol.runtime import JobRuntime
 from pipecat_jobs._protocol.statements import check_response
@@ -94,7 +96,7 @@ class Responses:
     async def update(self, job_id: str, update: object, *, urgent: bool) -> None:
         """Report progress."""
         execution = self._require(job_id)
-        data = check_data("update", update)
+        data = check_response(check_data("update", update))
         message_class = BusJobUpdateUrgentMessage if urgent else BusJobUpdateMessage
         joined = execution.line.list_joined(execution) if execution.line is not None else ()
         # Copied first: the requester of the job itself may change what it gets.
@@ -211,11 +213,24 @@ class Responses:
     ) -> None:
         execution.begin_response()
         try:
+            if execution.exchange is not None:
+                await self._send_replies(execution, execution.exchange, response)
             await self._runtime.send(response)
         except BaseException:
             execution.fail_response()
             raise
         self.forget(execution)
+
+    async def _send_replies(
+        self,
+        execution: Execution,
+        exchange: Exchange,
+        response: BusDataMessage | BusSystemMessage,
+    ) -> None:
+        """Send what the requester would not read any more after the response."""
+        if not isinstance(response, ResponseMessage) or response.status is JobStatus.COMPLETED:
+            exchange.accept_taken()
+        await exchange.send_replies(self._runtime, execution.request)
 
     def _response(
         self,

@@ -17,6 +17,7 @@ from pipecat_jobs._llm.asking import TextSender, check_messages
 from pipecat_jobs._llm.mixin import JobsMixin
 from pipecat_jobs._llm.parts import add_context
 from pipecat_jobs._llm.result import LLMTurn
+from pipecat_jobs._llm.steers import TurnSteers
 from pipecat_jobs._llm.turn import Turn
 from pipecat_jobs._llm.turns import LLMTurns
 from pipecat_jobs._protocol.checks import check_count, check_flag, check_text
@@ -77,6 +78,7 @@ class PipelineWorker(PipecatPipelineWorker, BaseWorker):
         timeout: float | None = None,
         keep_unfinished: bool = False,
         max_runs: int | None = None,
+        steerable: bool = False,
     ) -> LLMTurn:
         """Ask this worker's LLM and wait for its final answer.
 
@@ -108,6 +110,9 @@ class PipelineWorker(PipecatPipelineWorker, BaseWorker):
                 the turn fails or is cancelled. By default they are removed.
             max_runs: How many times the LLM may run in the turn, from 1; 1 leaves no run on the
                 results of functions. None for no limit.
+            steerable: Whether the turn takes the steers of its job: each enters the context as a
+                user message once the current run or function is done, and the LLM runs on it.
+                ``{"text": ...}`` is given as that text, other data as JSON. Not with ``fresh``.
 
         Returns:
             The text of the LLM's last run, the one that called no functions, as an
@@ -135,6 +140,7 @@ class PipelineWorker(PipecatPipelineWorker, BaseWorker):
         """
         asked = check_messages(messages)
         flags = {"fresh": fresh, "stream": stream, "keep_unfinished": keep_unfinished}
+        flags["steerable"] = steerable
         for name, value in flags.items():
             check_flag(name, value)
         if max_runs is not None:
@@ -145,11 +151,22 @@ class PipelineWorker(PipecatPipelineWorker, BaseWorker):
                 "stream=True sends the text to the requester of the job, and this code was not "
                 "called by a job's handler; leave stream out"
             )
+        if steerable and job is None:
+            raise InvalidJobError(
+                "steerable=True takes the steers of the job, and this code was not called by a "
+                "job's handler; leave steerable out"
+            )
+        if steerable and fresh:
+            raise InvalidJobError(
+                "fresh=True runs the LLM once, and steerable=True runs it again for a steer; give "
+                "one of them"
+            )
         on_text = TextSender(self, job.request.job_id) if stream and job is not None else None
         async with self.__within(timeout):
             if fresh:
                 return await self.__turns.ask_fresh(asked, on_text)
-            turn = Turn(job, awaited=True, max_runs=max_runs)
+            steers = TurnSteers(job) if steerable and job is not None else None
+            turn = Turn(job, awaited=True, max_runs=max_runs, steers=steers)
             return await self.__turns.ask(asked, turn, on_text, keep=keep_unfinished)
 
     async def hear(self, text: str, *, timeout: float | None = None) -> LLMTurn:

@@ -35,7 +35,7 @@ from pipecat.processors.aggregators.llm_context import LLMSpecificMessage
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.llm_service import FunctionCallRunnerItem
 
-from pipecat_jobs._executor.execution import Execution
+from pipecat_jobs._executor.execution import Execution, calling_job
 from pipecat_jobs._llm.function_calls import drop_calls
 from pipecat_jobs._llm.parts import LLMParts
 from pipecat_jobs._llm.provider import Answer, AnswerCutError, describe_failure
@@ -104,6 +104,8 @@ class TurnTracker:
         """The provider's answer to the latest run."""
         self._owed: list[Turn] = []
         """Turns with a run that the aggregator has put off; their number of runs includes it."""
+        self._steered: list[Turn] = []
+        """Turns with a run that is to be requested for their steers; their runs include it."""
         self._spoken: Turn | None = None
         """The turn whose text the aggregator is collecting."""
         self._before_spoken: set[int] = set()
@@ -213,6 +215,8 @@ class TurnTracker:
         if turn is None:
             return
         self._requests.remember(frame.id, turn)
+        if turn.is_well:
+            turn.put_in_steers(self.parts.context)
         if not counted:
             turn.runs += 1
         self._follow(turn)
@@ -243,6 +247,7 @@ class TurnTracker:
             case _:
                 pass
         await self._run_if_dropped(frame)
+        await self._run_for_steers()
 
     def _note_spoken(self) -> None:
         """Record the messages that the aggregator made from a turn's text and thoughts."""
@@ -286,6 +291,14 @@ class TurnTracker:
             for turn in lost:
                 turn.runs -= 1
                 self._follow(turn)
+
+    async def _run_for_steers(self) -> None:
+        """Run the LLM for turns that would be done if their jobs had not been steered."""
+        steered, self._steered = self._steered, []
+        for turn in steered:
+            if turn.is_well:
+                _cause.set(_Cause(turn, counted=True))
+                await self.parts.assistant_aggregator.push_context_frame(FrameDirection.UPSTREAM)
 
     def _settle_call(self, call: str, result: Any) -> None:
         turn = self._calls.pop(call, None)
@@ -354,9 +367,12 @@ class TurnTracker:
 
     async def _before_leaving_llm(self, _: FrameProcessor, frame: Frame) -> None:
         if isinstance(frame, FunctionCallInProgressFrame):
-            # This runs in the task of the call: the jobs of the tool inherit the turn's deadline.
+            # This runs in the task of the call: the jobs of the tool inherit the turn's deadline,
+            # and their questions go to the requester of the turn's job.
             turn = self._calls.get(frame.tool_call_id)
-            current_deadline.set(turn.job.deadline if turn and turn.job else None)
+            job = turn.job if turn is not None else None
+            current_deadline.set(job.deadline if job is not None else None)
+            calling_job.set(job)
             if turn is not None and not frame.cancel_on_interruption:
                 turn.background.add(frame.tool_call_id)
                 self._follow(turn)
@@ -450,6 +466,9 @@ class TurnTracker:
         """Move a turn to the state that follows from its open runs and calls."""
         if turn.is_over:
             return
+        if turn.runs == 0 and not turn.calls and turn.is_steered:
+            turn.runs = 1
+            self._steered.append(turn)
         if turn.runs == 0:
             self.rested.set()
         if turn.runs == 0 and not turn.calls:

@@ -19,6 +19,7 @@ from pipecat.processors.aggregators.llm_context import (
 
 from pipecat_jobs._executor.execution import Execution
 from pipecat_jobs._llm.result import LLMTurn, LLMTurnCall
+from pipecat_jobs._llm.steers import TurnSteers
 from pipecat_jobs.errors import LLMTurnError
 
 
@@ -64,6 +65,7 @@ class Turn:
         awaited: bool = False,
         heard: bool = False,
         max_runs: int | None = None,
+        steers: TurnSteers | None = None,
     ):
         self.job = job
         self.awaited = awaited
@@ -72,6 +74,8 @@ class Turn:
         """Whether a text beside calls in the background is an answer, as in a conversation."""
         self.max_runs = max_runs
         """How many runs of the LLM it may have; None for no limit."""
+        self.steers = steers
+        """The steers of its job, if it takes them."""
         self.state = TurnState.ASKED
         self.failure: LLMTurnError | None = None
         """Why it failed."""
@@ -113,6 +117,16 @@ class Turn:
     def is_at_its_last_run(self) -> bool:
         """Whether it may have no run after the one that the LLM has begun."""
         return self.max_runs is not None and self.begun >= self.max_runs
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether it needs one more run, for the steers that wait."""
+        return (
+            self.steers is not None
+            and self.steers.are_waiting
+            and self.is_well
+            and not self.is_at_its_last_run
+        )
 
     @property
     def is_answered(self) -> bool:
@@ -174,6 +188,12 @@ class Turn:
         """Record the last result of one of its function calls."""
         self.calls.discard(call)
         self._made_calls[call] = replace(self._made_calls[call], result=result)
+
+    def put_in_steers(self, context: LLMContext) -> None:
+        """Append the steers that wait to a context that the LLM is about to run on."""
+        if self.steers is not None and (messages := self.steers.take()):
+            self.messages.extend(messages)
+            context.add_messages(messages)
 
     def take_out(self, context: LLMContext) -> None:
         """Remove its messages from a context."""

@@ -8,3 +8,7 @@ class IgnoresOthers:
     ``accepts_bus_message()`` ignore messages for other workers. A class further down may change
     that.
     """
+
+
+class CarriesNotes:
+    """Base of a bus that delivers a message with everything that is attached to it."""

@@ -120,7 +120,9 @@ def job(
             default, waits until it has ended, in order of arrival. "refuse" ends as refused
             (``JobRefusal.BUSY``), and ``JobOutcome.held_by`` is the id of the open job. "replace"
             cancels it (``CancelReason.REPLACED``) and begins once it has cleaned up. "join" gets
-            its updates from then on and its response; not for a handler that streams.
+            its updates from then on and its response; not for a handler that streams. "steer" tells
+            the open job its payload, as ``steer()`` does: it completes with ``{"steered": id}``,
+            is refused if the open job refuses that, and begins itself if the open job ends first.
 
     Returns:
         The method unchanged, with ``request()`` added; the decorator where options were given.

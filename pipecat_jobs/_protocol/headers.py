@@ -42,6 +42,8 @@ class JobHeaders:
         time_left: Seconds that were left of the requester's ``timeout`` when it sent the request;
             None without a timeout. The worker receives the request a little later.
         find_window: Limits the number of unread chunks of a stream; this package sets it.
+        takes_questions: Whether the requester can answer questions of the handler; this package
+            sets it.
         beside: The id of another open attempt at the same job; this package sets it for
             ``hedge_after``. A bus that spans processes avoids the process of that attempt, and a
             handler with ``@job(key=...)`` does not begin beside it.
@@ -65,6 +67,7 @@ class JobHeaders:
     time_left: float | None = field(default=None, compare=False)
     find_window: FindWindow | None = field(default=None, repr=False, compare=False)
     beside: str | None = field(default=None, repr=False, compare=False)
+    takes_questions: bool = field(default=True, repr=False, compare=False)
 
     def __deepcopy__(self, memo: object) -> Self:
         # A copy of a request waits for the same window as the original.
@@ -86,7 +89,7 @@ class PlannedHeaders(NamedTuple):
         return self
 
 
-_DEFAULTS = JobHeaders()
+_DEFAULTS = JobHeaders(takes_questions=False)
 _KINDS = (JobHeaders, PlannedHeaders)
 
 
@@ -135,6 +138,14 @@ def find_window(message: BusJobRequestMessage) -> StreamWindow | None:
     return find(message.target or "") if find is not None else None
 
 
+def takes_questions(message: BusJobRequestMessage) -> bool:
+    """Return whether the requester is of this package, and its request came with everything."""
+    headers = getattr(message, _ATTRIBUTE, None)
+    return isinstance(headers, PlannedHeaders) or (
+        isinstance(headers, JobHeaders) and headers.takes_questions
+    )
+
+
 def encode_headers(headers: JobHeaders) -> bytes:
     """Encode the fields that the requester set as one line of JSON, without the defaults."""
     fields: dict[str, object] = {}
@@ -150,6 +161,8 @@ def encode_headers(headers: JobHeaders) -> bytes:
         fields["time_left"] = headers.time_left
     if headers.beside is not None:
         fields["beside"] = headers.beside
+    if headers.takes_questions:
+        fields["questions"] = True
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
@@ -183,6 +196,7 @@ def decode_headers(line: bytes) -> JobHeaders:
         trace_context=trace,
         time_left=time_left,
         beside=beside,
+        takes_questions=fields.get("questions") is True,
     )
 
 

@@ -22,6 +22,7 @@ from pipecat_jobs.interceptors import (
 )
 from pipecat_jobs.outcomes import ErrorDetails, JobData, JobOutcome
 from pipecat_jobs.params import check_data, check_payload_names, check_payloads
+from pipecat_jobs.steering import SteerOutcome
 
 
 def _check_replaced_payloads(call: JobCall) -> None:
@@ -69,6 +70,7 @@ class Interceptors:
         data: JobData | None = None,
         outcome: JobOutcome | None = None,
         error: ErrorDetails | None = None,
+        steered: SteerOutcome | None = None,
     ) -> None:
         """Pass an event to every interceptor."""
         event = JobLifeEvent(
@@ -81,6 +83,7 @@ class Interceptors:
             data=data,
             outcome=outcome,
             error=error,
+            steered=steered,
         )
         for interceptor in self._all:
             where = f"{type(interceptor).__name__}.on_event()"

@@ -10,7 +10,7 @@ from pipecat_jobs._protocol.text import shorten
 from pipecat_jobs.errors import InvalidJobError
 
 #: What a job does while another one of the same key is open.
-OnBusy: TypeAlias = Literal["queue", "refuse", "replace", "join"]
+OnBusy: TypeAlias = Literal["queue", "refuse", "replace", "join", "steer"]
 
 _WANTED = "the name of a field of the payload, or a tuple of names"
 

@@ -49,6 +49,10 @@ class WorkersView(Protocol):
         """Return whether a worker runs in the requester's event loop."""
         ...
 
+    def find_note_problem(self, name: str) -> str | None:
+        """Say why a worker cannot get a note about its job, or return None."""
+        ...
+
     async def wait_until_known(self, names: Sequence[str]) -> None:
         """Wait until workers have registered, and leave no watch behind."""
         ...

@@ -65,10 +65,10 @@ def _member(kind: type[Stated], value: object) -> Stated | None:
 
 
 def check_response(response: JobData | None) -> JobData | None:
-    """Refuse a handler's response that has the reserved key."""
+    """Refuse a handler's response or update that has the reserved key."""
     if response and RESERVED_KEY in response:
         raise InvalidJobError(
-            f"the response has the key '{RESERVED_KEY}', under which pipecat-jobs states whether "
-            "a handler has begun; give the value another key"
+            f"the response or update has the key '{RESERVED_KEY}', under which pipecat-jobs states "
+            "what it knows of the job; give the value another key"
         )
     return response

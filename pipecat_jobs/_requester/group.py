@@ -22,7 +22,13 @@ from pipecat_jobs._protocol.tasks import RunningTask
 from pipecat_jobs._requester.attempts import Attempts
 from pipecat_jobs._requester.call import Call
 from pipecat_jobs._requester.events import EventQueue, JobEvents
-from pipecat_jobs._requester.handle import CancelAt, HandleState, JobHandle, OutcomeFacts
+from pipecat_jobs._requester.handle import (
+    CancelAt,
+    HandleState,
+    JobHandle,
+    OutcomeFacts,
+    SteerAt,
+)
 from pipecat_jobs._requester.policy import (
     ALL_COMPLETE,
     ALL_END,
@@ -36,6 +42,7 @@ from pipecat_jobs._requester.policy import (
 from pipecat_jobs.errors import InvalidJobError, JobError, failure_of
 from pipecat_jobs.outcomes import CancelReason, JobData, JobOutcome, OutcomeStatus
 from pipecat_jobs.params import CheckedParams, JobGroupParams
+from pipecat_jobs.steering import SteerOutcome
 
 #: The type of the event of a worker that has completed, beside the types of Pipecat's events.
 RESPONSE = "response"
@@ -48,6 +55,13 @@ async def _refuse_cancel(job_id: str, worker_name: str, reason: str) -> None:
     raise InvalidJobError(
         f"job '{job_id}' at worker '{worker_name}' is of a group that was built by hand; cancel "
         "the whole group with cancel_job_group()"
+    )
+
+
+async def _refuse_steer(handle: JobHandle, data: JobData) -> SteerOutcome:
+    raise InvalidJobError(
+        f"job '{handle.job_id}' at worker '{handle.worker}' is of a group that was built by hand; "
+        "steer it with steer() of the worker that has the group in its job_groups"
     )
 
 
@@ -135,6 +149,8 @@ class JobGroup(PipecatJobGroup):
     dispatcher: RunningTask | None = None
     #: The reason to record if it is cancelled.
     ending = CancelReason.REQUESTER_CANCELLED
+    #: The job in whose handler it was asked for; None outside of a handler.
+    asked_within: object | None = None
     #: Runs its hooks in order; None until there is one to run.
     steps: Steps | None = None
     #: Whether there may be several attempts at one of its jobs.
@@ -193,7 +209,8 @@ class JobGroup(PipecatJobGroup):
         self.asked = CheckedParams(
             job_id, label=label, cancellable=cancellable, cancel_on_error=cancel_on_error
         )
-        self._make_handles(ALL_COMPLETE if cancel_on_error else ALL_END, now, _refuse_cancel)
+        policy = ALL_COMPLETE if cancel_on_error else ALL_END
+        self._make_handles(policy, now, _refuse_cancel, _refuse_steer)
         for name in worker_names:
             self.mark_sent(name)
 
@@ -204,6 +221,7 @@ class JobGroup(PipecatJobGroup):
         call: Call,
         now: Callable[[], float],
         cancel: CancelAt,
+        steer: SteerAt,
     ) -> Self:
         """Build a group that a requester dispatches: none of its workers has been asked."""
         params = call.params
@@ -225,7 +243,7 @@ class JobGroup(PipecatJobGroup):
             group.may_repeat = True
             hedge_after = None if group.asks_in_turn else params.hedge_after
             new_attempts = partial(Attempts, params.retry, hedge_after, params.run_once)
-        group._make_handles(policy, now, cancel, new_attempts)
+        group._make_handles(policy, now, cancel, steer, new_attempts)
         return group
 
     def _make_handles(
@@ -233,6 +251,7 @@ class JobGroup(PipecatJobGroup):
         policy: Policy,
         now: Callable[[], float],
         cancel: CancelAt,
+        steer: SteerAt,
         new_attempts: Callable[[], Attempts] | None = None,
     ) -> None:
         self.outcomes: dict[str, JobOutcome] = {}
@@ -248,7 +267,7 @@ class JobGroup(PipecatJobGroup):
         self.handles: dict[str, JobHandle] = {}
         for name in self.worker_names:
             attempts = None if new_attempts is None else new_attempts()
-            self.handles[name] = JobHandle(job_id, name, asked_at, cancel, attempts)
+            self.handles[name] = JobHandle(job_id, name, asked_at, cancel, steer, attempts)
 
     @cached_property
     def params(self) -> JobGroupParams:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from enum import StrEnum
-from typing import TypeAlias, TypedDict
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 from pipecat_jobs._requester.attempts import Attempt, Attempts
 from pipecat_jobs.outcomes import (
@@ -14,9 +14,15 @@ from pipecat_jobs.outcomes import (
     JobRefusal,
     OutcomeStatus,
 )
+from pipecat_jobs.steering import SteerOutcome
+
+if TYPE_CHECKING:
+    from pipecat_jobs._requester.exchange import Exchange
 
 #: Cancels a job at one worker: takes the job's id, the worker's name and a reason.
 CancelAt: TypeAlias = Callable[[str, str, str], Awaitable[None]]
+#: Steers a job at one worker.
+SteerAt: TypeAlias = Callable[["JobHandle", JobData], Awaitable[SteerOutcome]]
 
 
 class OutcomeFacts(TypedDict, total=False):
@@ -92,7 +98,9 @@ class JobHandle:
         "_cancel",
         "_ended",
         "_sent_at",
+        "_steer",
         "attempts",
+        "exchange",
         "job_id",
         "outcome",
         "state",
@@ -105,6 +113,7 @@ class JobHandle:
         worker: str,
         asked_at: float,
         cancel: CancelAt,
+        steer: SteerAt,
         attempts: Attempts | None = None,
     ):
         self.job_id = job_id
@@ -113,9 +122,12 @@ class JobHandle:
         self.outcome: JobOutcome | None = None
         #: The attempts at it; None if there is one at most, whose id is the job's.
         self.attempts = attempts
+        #: What was said about it meanwhile; None while nothing was.
+        self.exchange: Exchange | None = None
         self._asked_at = asked_at
         self._sent_at: float | None = None
         self._cancel = cancel
+        self._steer = steer
         self._ended: asyncio.Event | None = None
 
     @property
@@ -216,6 +228,8 @@ class JobHandle:
         )
         if self._ended is not None:
             self._ended.set()
+        if self.exchange is not None:
+            self.exchange.end(outcome)
         return outcome
 
     def _move(self, state: HandleState) -> None:
@@ -237,3 +251,7 @@ class JobHandle:
         """Cancel the job at this worker alone; does nothing when it has an outcome."""
         if self.outcome is None:
             await self._cancel(self.job_id, self.worker, reason)
+
+    async def send(self, data: JobData) -> SteerOutcome:
+        """Steer the job at this worker, and wait until it is known what became of that."""
+        return await self._steer(self, data)

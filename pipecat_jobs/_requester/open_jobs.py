@@ -26,6 +26,12 @@ def list_asked(requester: str, groups: Iterable[PipecatJobGroup]) -> Iterator[Op
                     yield _describe(requester, group, handle, epoch)
 
 
+def _find_state(handle: JobHandle) -> OpenJobState:
+    if handle.exchange is not None and handle.exchange.questions:
+        return OpenJobState.WAITING_FOR_INPUT
+    return _STATES[handle.state]
+
+
 def _describe(requester: str, group: JobGroup, handle: JobHandle, epoch: float) -> OpenJob:
     return OpenJob(
         id=group.job_id,
@@ -33,7 +39,7 @@ def _describe(requester: str, group: JobGroup, handle: JobHandle, epoch: float) 
         name=group.asked.name,
         requester=requester,
         worker=handle.worker,
-        state=_STATES[handle.state],
+        state=_find_state(handle),
         since=epoch + handle.asked_at,
         deadline=epoch + group.deadline.when if group.deadline is not None else None,
         label=group.label,

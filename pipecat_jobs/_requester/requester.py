@@ -19,6 +19,13 @@ from pipecat.pipeline.job_context import JobGroupEvent, JobGroupResponse, JobSta
 from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 
 from pipecat_jobs._protocol.deadline import Deadline, job_deadline
+from pipecat_jobs._protocol.exchange import (
+    QuestionNote,
+    SteeredNote,
+    WithdrawnNote,
+    WorkerNote,
+    read_worker_note,
+)
 from pipecat_jobs._protocol.headers import JobHeaders, PlannedHeaders, set_headers
 from pipecat_jobs._protocol.hooks import JobHooks
 from pipecat_jobs._protocol.interception import Interceptors
@@ -31,11 +38,12 @@ from pipecat_jobs._protocol.messages import (
 )
 from pipecat_jobs._protocol.recent import Recent
 from pipecat_jobs._protocol.runtime import JobRuntime, WorkerHasEnded, WorkersView
-from pipecat_jobs._protocol.statements import read_statement
+from pipecat_jobs._protocol.statements import RESERVED_KEY, read_statement
 from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 from pipecat_jobs._protocol.text import describe
 from pipecat_jobs._requester.call import Call, Dispatch, DispatchedParams
 from pipecat_jobs._requester.cancellation import CancelGroup, Cancellation, Cancelled
+from pipecat_jobs._requester.exchange import AskedJob, Exchanges, QuestionHook
 from pipecat_jobs._requester.group import NOT_NEEDED, Content, JobGroup, Request
 from pipecat_jobs._requester.handle import OTHER_ATTEMPT, HandleState, JobHandle, OutcomeFacts
 from pipecat_jobs._requester.liveness import Liveness
@@ -53,6 +61,7 @@ from pipecat_jobs.outcomes import (
     OutcomeStatus,
 )
 from pipecat_jobs.params import JobGroupKeywords, check_workers, group_params
+from pipecat_jobs.steering import SteerOutcome
 
 #: The worker's own ``create_job_group_and_request_job()``: takes worker names and parameters.
 CreateGroup: TypeAlias = Callable[[list[str], DispatchedParams], Awaitable[PipecatJobGroup]]
@@ -83,6 +92,8 @@ class Requester:
         *,
         cancel_group: CancelGroup,
         create_group: CreateGroup | None,
+        find_current_job: Callable[[], object | None],
+        on_question: QuestionHook,
     ):
         self._runtime = runtime
         self._hooks = hooks
@@ -97,8 +108,14 @@ class Requester:
         self._repeating = Repeating(
             runtime, self._later_attempts, self._liveness, self._cancellation, self._ask_again
         )
+        self._exchanges = Exchanges(
+            runtime, self._notify_steered, self._notify_question, on_question
+        )
         self._create_group = create_group
-        self._used: Recent[str, None] = Recent()
+        #: Finds the job, of another requester, in whose handler a job is asked for.
+        self._find_current_job = find_current_job
+        #: The ids of its jobs, each with the first worker.
+        self._used: Recent[str, str] = Recent()
         self._stopped = False
 
     # -- asking ------------------------------------------------------------------------------
@@ -155,11 +172,15 @@ class Requester:
         params = call.params
         self._check_id(params.job_id)
         workers = self._runtime.workers
-        group = JobGroup.for_dispatch(worker_names, call, self._runtime.clock(), self._cancel_at)
+        group = JobGroup.for_dispatch(
+            worker_names, call, self._runtime.clock(), self._cancel_at, self._exchanges.steer
+        )
         timeout, inherited = params.timeout, job_deadline()
         if inherited is not None and (timeout is None or inherited < timeout):
             timeout, group.inherits_deadline = inherited, True
         group.timeout = timeout
+        if (outer := self._find_current_job()) is not None:
+            group.asked_within = outer
         if self._interceptors.active:
             group.on_settled = partial(self._notify_settled, group)
             for name in worker_names:
@@ -169,7 +190,7 @@ class Requester:
             group.fail(f"worker '{self._runtime.name}' has stopped")
             raise group.failure()
         self._groups[group.job_id] = group
-        self._used.remember(group.job_id, None)
+        self._used.remember(group.job_id, worker_names[0])
         if timeout is not None:
             group.deadline = Deadline(timeout, partial(self._expired, group))
         if params.partial_after is not None:
@@ -224,6 +245,7 @@ class Requester:
         *,
         data: JobData | None = None,
         outcome: JobOutcome | None = None,
+        steered: SteerOutcome | None = None,
     ) -> None:
         self._interceptors.notify(
             kind,
@@ -233,6 +255,7 @@ class Requester:
             worker,
             data=data,
             outcome=outcome,
+            steered=steered,
         )
 
     def _notify_settled(self, group: JobGroup, outcome: JobOutcome) -> None:
@@ -363,6 +386,8 @@ class Requester:
         set_headers(request, headers)
         if self._interceptors.active:
             self._notify(JobLifeEventKind.SENT, group, name)
+        if handle.exchange is not None:
+            self._exchanges.repeat(handle, attempt_id)
         return request
 
     async def _ask_again(self, group: JobGroup, handle: JobHandle) -> None:
@@ -440,6 +465,46 @@ class Requester:
                 )
             )
 
+    async def steer(self, job_id: str, data: JobData, worker_name: str | None) -> SteerOutcome:
+        """Steer a job at one worker, and wait until it is known what became of that."""
+        group = self._groups.get(job_id)
+        if group is None and (asked := self._used.get(job_id)) is not None:
+            return SteerOutcome("over", worker_name or asked, "the job has ended")
+        if group is None:
+            raise UnknownJobError(self._runtime.name, job_id, ended=False, open_jobs=self._groups)
+        if not isinstance(group, JobGroup):
+            why = "the group of the job is of Pipecat's own class; take JobGroup from pipecat_jobs"
+            return SteerOutcome("refused", worker_name or next(iter(group.worker_names)), why)
+        names = list(group.handles)
+        if worker_name is None and len(names) > 1:
+            raise InvalidJobError(
+                f"job '{job_id}' is of {len(names)} workers, and a steer is for one of them; give "
+                f"worker_name, one of {', '.join(map(repr, names))}"
+            )
+        handle = group.handles.get(worker_name or names[0])
+        if handle is None:
+            raise InvalidJobError(
+                f"job '{job_id}' is not of worker '{worker_name}'; give worker_name, one of "
+                f"{', '.join(map(repr, names))}"
+            )
+        return await self._exchanges.steer(handle, data)
+
+    def _notify_steered(self, handle: JobHandle, data: JobData, outcome: SteerOutcome) -> None:
+        group = self._groups.get(handle.job_id)
+        if self._interceptors.active and isinstance(group, JobGroup):
+            kind = JobLifeEventKind.STEERED
+            self._notify(kind, group, handle.worker, data=data, steered=outcome)
+
+    def _notify_question(self, kind: JobLifeEventKind, handle: JobHandle, data: JobData) -> None:
+        group = self._groups.get(handle.job_id)
+        if self._interceptors.active and isinstance(group, JobGroup):
+            self._notify(kind, group, handle.worker, data=data)
+
+    def find_outer_job(self, job_id: str) -> object | None:
+        """Find the job in whose handler an open job was asked for."""
+        group = self._groups.get(job_id)
+        return group.asked_within if isinstance(group, JobGroup) else None
+
     # -- what comes back ---------------------------------------------------------------------
 
     def leaves_to_pipecat(self, job_id: str) -> bool:
@@ -506,9 +571,29 @@ class Requester:
         self._run_hooks(group, "on_job_stream_end", message)
 
     def on_update(self, message: UpdateMessage) -> None:
-        """Take a progress update."""
+        """Take a progress update, or a note that the worker has written into one."""
+        if message.update and RESERVED_KEY in message.update:
+            self._on_note(message, read_worker_note(message.update))
+            return
         event = JobGroupEvent(JobGroupEvent.UPDATE, message.source, message.update)
         self._on_event("on_job_update", message, event)
+
+    def _on_note(self, message: UpdateMessage, note: WorkerNote | None) -> None:
+        group = self._awaited(message)
+        if group is None:
+            self._ignored(message)
+            return
+        handle = group.handles[message.source]
+        match note:
+            case SteeredNote():
+                self._exchanges.on_steered(handle, note)
+            case QuestionNote():
+                job = AskedJob(handle, group.asked.name, group.label)
+                self._exchanges.on_question(job, message.job_id, note)
+            case WithdrawnNote():
+                self._exchanges.on_withdrawn(handle, note)
+            case None:
+                self._ignored(message)
 
     def on_stream(self, message: StreamMessage) -> None:
         """Take the start or a chunk of a streamed response."""
@@ -623,6 +708,9 @@ class Requester:
     ) -> bool:
         """Settle a job with the end of an attempt; False when another attempt decides."""
         self._liveness.unwatch(name, attempt_id)
+        exchange = group.handles[name].exchange
+        if exchange is not None:
+            exchange.end_attempt(attempt_id)
         attempts = group.handles[name].attempts
         if attempts is not None and self._repeating.goes_on(
             group, group.handles[name], attempt_id, status, facts

@@ -24,8 +24,10 @@ from pipecat.pipeline.job_context import JobGroupParams as PipecatJobGroupParams
 from pipecat.pipeline.job_context import JobParams as PipecatJobParams
 from pipecat.workers.base_worker import BaseWorker
 
-from pipecat_jobs._executor.execution import Execution
+from pipecat_jobs._executor.exchanges import Exchanges
+from pipecat_jobs._executor.execution import Execution, find_current_job
 from pipecat_jobs._executor.executor import Executor
+from pipecat_jobs._executor.questions import Questions
 from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._pipecat import call_event_handlers
 from pipecat_jobs._protocol.affinity import Affinity, check_affinity
@@ -41,6 +43,7 @@ from pipecat_jobs._requester.call import Call
 from pipecat_jobs._requester.requester import CreateGroup, Requester
 from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
 from pipecat_jobs._worker.bases import check_order
+from pipecat_jobs._worker.exchanging import Exchanging
 from pipecat_jobs._worker.hooks import WorkerHooks
 from pipecat_jobs._worker.others import Departure
 from pipecat_jobs._worker.responding import Responding
@@ -73,7 +76,7 @@ class Turns(Protocol):
         ...
 
 
-class WorkerJobs(Responding, IgnoresOthers):
+class WorkerJobs(Responding, Exchanging, IgnoresOthers):
     """Jobs for any worker; :class:`~pipecat_jobs.JobsMixin` adds what an LLM makes of them."""
 
     # Made on first use: a constructor that runs before the mixin's may add event handlers.
@@ -100,7 +103,7 @@ class WorkerJobs(Responding, IgnoresOthers):
         self.__interceptors = interceptors = Interceptors(self.job_interceptors, where)
         self._job_departure = Departure()
         runtime = WorkerRuntime(self)
-        self.__requester = Requester(
+        self._job_requester = self.__requester = Requester(
             runtime,
             hooks,
             interceptors,
@@ -108,8 +111,14 @@ class WorkerJobs(Responding, IgnoresOthers):
             self.job_groups,
             cancel_group=lambda job_id, reason: self.cancel_job_group(job_id, reason=reason),
             create_group=self.__find_own_create_group(),
+            find_current_job=find_current_job,
+            on_question=lambda question: self.on_job_question(question),
         )
         self._job_responses = Responses(runtime, self.active_jobs)
+        exchanges = Exchanges(
+            runtime, self._job_responses, lambda steer: self.on_job_steered(steer)
+        )
+        self._job_questions = Questions(self._job_responses, exchanges)
         self.__turns = turns = self._make_turns(
             lambda job, failure: executor.on_turn_failure(job, failure)
         )
@@ -123,6 +132,7 @@ class WorkerJobs(Responding, IgnoresOthers):
             limits=limits,
             cancel_grace=grace,
             stop_turns=turns.stop_job if turns is not None else None,
+            exchanges=exchanges,
         )
 
     def __find_own_create_group(self) -> CreateGroup | None:

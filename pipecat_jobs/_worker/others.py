@@ -15,6 +15,8 @@ from pipecat.registry.types import WorkerReadyData
 from pipecat.workers.base_worker import BaseWorker
 
 from pipecat_jobs._pipecat import has_ended, proxied_name, proxy_connection, unwatch
+from pipecat_jobs._protocol.delivery import IgnoresOthers
+from pipecat_jobs._protocol.exchange import describe_plain_worker, find_bus_problem
 from pipecat_jobs._protocol.runtime import EndWatch, WorkerHasEnded
 from pipecat_jobs._worker.tasks import start_task
 
@@ -118,6 +120,22 @@ class OtherWorkers:
     def shares_loop(self, name: str) -> bool:
         """Return whether a worker runs in the event loop of this one."""
         return self._worker.worker_runner.get_worker(name) is not None
+
+    def find_note_problem(self, name: str) -> str | None:
+        """Say why a worker cannot get a note about its job, or return None."""
+        problem = find_bus_problem(self._worker.bus)
+        if problem is not None:
+            return problem
+        target = self._worker.worker_runner.get_worker(name)
+        if target is not None:
+            takes_notes = isinstance(target, IgnoresOthers)
+            return None if takes_notes else describe_plain_worker(name, type(target).__name__)
+        if (proxy := self._find_proxy(name)) is not None:
+            return (
+                f"worker '{name}' is behind the WebSocket proxy '{proxy.name}', which drops what "
+                "pipecat-jobs attaches to a message; connect the processes by RedisStreamsBus"
+            )
+        return None
 
     async def wait_until_known(self, names: Sequence[str]) -> None:
         """Wait until workers have registered, and leave no watch behind."""

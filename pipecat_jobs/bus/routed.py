@@ -13,6 +13,7 @@ from pipecat.bus.messages import (
     BusEndMessage,
     BusJobRequestMessage,
     BusJobResponseMessage,
+    BusJobUpdateRequestMessage,
     BusMessage,
     BusWorkerReadyMessage,
     BusWorkerRegistryMessage,
@@ -24,7 +25,13 @@ from pipecat.workers.base_worker import BaseWorker
 from pipecat.workers.runner import WorkerRunner
 
 from pipecat_jobs._pipecat import has_event_handlers
-from pipecat_jobs._protocol.delivery import IgnoresOthers
+from pipecat_jobs._protocol.delivery import CarriesNotes, IgnoresOthers
+from pipecat_jobs._protocol.exchange import (
+    SteerNote,
+    describe_plain_worker,
+    find_note,
+    make_refusal,
+)
 from pipecat_jobs._protocol.messages import is_job_message
 from pipecat_jobs._protocol.tasks import deferred, log_raised
 from pipecat_jobs._protocol.text import describe
@@ -102,7 +109,7 @@ class BusTaker(Protocol):
         ...
 
 
-class RoutedBus(WorkerBus):
+class RoutedBus(WorkerBus, CarriesNotes):
     """A drop-in for Pipecat's in-process bus whose cost does not grow with the number of workers.
 
     Pipecat's :class:`~pipecat.bus.AsyncQueueBus` delivers every message to every subscriber. This
@@ -252,6 +259,8 @@ class RoutedBus(WorkerBus):
             return
         target = self._mailboxes.get(message.target)
         if target is not None:
+            if type(message) is BusJobUpdateRequestMessage and self._refuse_note(target, message):
+                return
             target.put(message)
         taps = self._seeing_jobs if is_job_message(message) else self._seeing_all
         if taps:
@@ -293,6 +302,24 @@ class RoutedBus(WorkerBus):
                     response=ErrorDetails.from_exception(error).to_response(),
                 )
             )
+
+    def _refuse_note(self, target: Mailbox, message: BusJobUpdateRequestMessage) -> bool:
+        """Reply in place of a worker that is not of this package to a note; True if it is one."""
+        note, worker = find_note(message), target.subscriber
+        if note is None or isinstance(worker, IgnoresOthers):
+            return False
+        if isinstance(note, SteerNote):
+            reason = describe_plain_worker(worker.name, type(worker).__name__)
+            self.reply_for_worker(make_refusal(message, note, reason))
+        return True
+
+    def reply_for_worker(self, reply: BusMessage) -> None:
+        """Send a message in the name of a worker that does not send it itself.
+
+        Args:
+            reply: The message, from the worker to its requester.
+        """
+        self.on_message_received(reply)
 
     def _is_plain(self, name: str) -> bool:
         """Return whether a worker handles messages as Pipecat's workers do, and in no other way."""

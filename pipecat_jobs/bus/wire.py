@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 
 from pipecat.bus import messages as bus_messages
 from pipecat.bus.adapters import LLMContextAdapter, ToolsSchemaAdapter, TypeAdapter
-from pipecat.bus.messages import BusLocalMessage, BusMessage
+from pipecat.bus.messages import BusJobUpdateRequestMessage, BusLocalMessage, BusMessage
 from pipecat.bus.ui import messages as ui_messages
 from pipecat.frames import frames
 from pipecat.metrics import metrics
@@ -29,6 +29,7 @@ from pipecat.registry.types import WorkerRegistryEntry
 from pydantic import BaseModel
 
 from pipecat_jobs._protocol.checks import check_count, check_instance
+from pipecat_jobs._protocol.exchange import attach_note, find_note, write_requester_note
 from pipecat_jobs._protocol.text import TravelsAsText, describe, shorten
 from pipecat_jobs.bus.fields import Check, FieldChecks
 from pipecat_jobs.errors import (
@@ -44,6 +45,8 @@ _ToolsSchema: type = frames.ToolsSchema  # pyright: ignore[reportPrivateImportUs
 #: The key that marks a JSON object that is not a dict.
 _TAG = "$"
 _VALUE = "v"
+#: The field of a message with the note that is attached to it.
+_NOTE = "pipecat_jobs_note"
 _NOT_GIVEN = type(NOT_GIVEN)
 
 #: Frames that are not carried, because they start and end one pipeline.
@@ -144,6 +147,7 @@ class WireCodec:
             }
         )
         self._fields: dict[type, dict[str, Check]] = {}
+        self._add_update_request()
         adapted = {LLMContext: LLMContextAdapter(), _ToolsSchema: ToolsSchemaAdapter()}
         for kind, adapter in {**adapted, **_check_adapters(adapters)}.items():
             self._add_adapter(kind, adapter)
@@ -282,6 +286,30 @@ class WireCodec:
             )
         else:
             raise MessageTypeError(kind.__qualname__, "types=[...]: neither dataclass nor enum")
+
+    def _add_update_request(self) -> None:
+        """Carry the note of a requester as one more field, which earlier releases ignore."""
+        kind = BusJobUpdateRequestMessage
+        names = [field.name for field in dataclasses.fields(kind)]
+
+        def encode(message: BusJobUpdateRequestMessage, path: str) -> dict[str, object]:
+            fields = {name: getattr(message, name) for name in names}
+            encoded = self._encode_declared(kind, fields, path)
+            note = find_note(message)
+            if note is not None:
+                encoded[_NOTE] = self._encode(write_requester_note(note), f"{path}.note")
+            return encoded
+
+        def decode(data: dict[str, Any]) -> object:
+            message = cast(BusJobUpdateRequestMessage, build(data))
+            if _NOTE in data:
+                attach_note(message, data[_NOTE])
+            return message
+
+        self._add(kind)
+        build = self._decoders[kind.__qualname__]
+        self._encoders[kind] = _add_tag(kind.__qualname__, encode)
+        self._decoders[kind.__qualname__] = decode
 
     def _add_adapter(self, kind: type, adapter: TypeAdapter) -> None:
         # The adapter returns plain data, which is encoded like any other.

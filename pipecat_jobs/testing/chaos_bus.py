@@ -23,6 +23,7 @@ from pipecat.bus import (
 )
 
 from pipecat_jobs._protocol.checks import check_flag, check_instance
+from pipecat_jobs._protocol.delivery import CarriesNotes
 from pipecat_jobs.errors import InvalidJobError
 from pipecat_jobs.testing.chaos_rules import (
     BlockedPublish,
@@ -64,7 +65,7 @@ class _Waiter:
     complete: asyncio.Future[None]
 
 
-class ChaosBus(WorkerBus):
+class ChaosBus(WorkerBus, CarriesNotes):
     """An in-process bus that delays, reorders, duplicates or loses messages, by rule or by seed.
 
     Without rules and faults it delivers at once and in order, like Pipecat's ``AsyncQueueBus``.

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from copy import deepcopy
 
 from pipecat.pipeline.job_context import JobGroupEvent
 
@@ -9,6 +10,7 @@ from pipecat_jobs._llm.mixin import JobsMixin
 from pipecat_jobs._requester.scopes import JobGroupContext
 from pipecat_jobs.errors import JobError
 from pipecat_jobs.outcomes import JobData, JobOutcome
+from pipecat_jobs.steering import SteerOutcome
 from pipecat_jobs.tools.options import JobToolOptions
 from pipecat_jobs.tools.progress import JobToolProgress
 from pipecat_jobs.tools.results import has_stopped, render_result, report, report_failure
@@ -34,6 +36,20 @@ class Dispatch:
         outcomes = self._group.outcomes if self._group else {}
         responses = {name: o.response or {} for name, o in outcomes.items() if o.completed}
         return JobToolProgress(self._clock() - self._began, responses, dict(self._updates))
+
+    async def steer(self, data: JobData) -> Mapping[str, SteerOutcome]:
+        """Steer the jobs that have not ended; give what became of it, by worker."""
+        group, names = self._group, self._options.workers
+        if group is None:
+            return {}
+        open_names = [name for name in names if name not in group.outcomes]
+        outcomes = await asyncio.gather(
+            *(
+                self._requester.steer(group.job_id, deepcopy(data), worker_name=name)
+                for name in open_names
+            )
+        )
+        return dict(zip(open_names, outcomes, strict=True))
 
     async def run(
         self, payload: JobData, *, timeout: float | None, on_update: OnUpdate | None

@@ -7,10 +7,12 @@ from pipecat.flows import NO_RESPONSE, FlowArgs, FlowManager, FlowsFunctionSchem
 
 from pipecat_jobs._llm.watch import was_interrupted_before_it_began
 from pipecat_jobs.errors import InvalidJobError
+from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.tools.arguments import ValidArguments
 from pipecat_jobs.tools.call import check_requester
 from pipecat_jobs.tools.dispatch import Dispatch
 from pipecat_jobs.tools.options import JobToolKeywords
+from pipecat_jobs.tools.repeats import Run
 from pipecat_jobs.tools.results import ToolResult, make_interrupted_result, to_tool_result
 from pipecat_jobs.tools.spec import TimeLeft, ToolSpec
 
@@ -36,16 +38,20 @@ def flow_tool(spec: ToolSpec, given: JobToolKeywords) -> FlowsFunctionSchema:
     async def handler(arguments: FlowArgs, flow_manager: FlowManager) -> tuple[object, object]:
         worker = flow_manager.worker
 
-        async def ask(valid: ValidArguments, time_left: TimeLeft) -> ToolResult:
-            payload, node = await spec.prepare([flow_manager], valid)
+        async def prepare(valid: ValidArguments) -> tuple[JobData, object]:
+            return await spec.prepare([flow_manager], valid)
+
+        async def ask(valid: ValidArguments, time_left: TimeLeft, run: Run) -> ToolResult:
+            payload, node = await prepare(valid)
             dispatch = Dispatch(spec.name, check_requester(worker, spec.name), spec.options)
+            run.jobs.set_result(dispatch)
             value = await dispatch.run(payload, timeout=time_left(), on_update=None)
             return ToolResult(value, next_node=node)
 
         if was_interrupted_before_it_began():
             result = make_interrupted_result(spec.name)
         else:
-            result = await spec.run(worker, arguments, ask)
+            result = await spec.run(worker, arguments, ask, prepare)
         silent = result.run_llm is False
         return to_tool_result(spec.name, result.value), NO_RESPONSE if silent else result.next_node
 

@@ -29,7 +29,7 @@ from pipecat_jobs.retry import Retry
 from pipecat_jobs.tools.progress import Say
 
 OnFailure = Literal["partial", "fail"]
-OnRepeat = Literal["join", "refuse", "replace", "confirm"]
+OnRepeat = Literal["join", "refuse", "replace", "confirm", "steer"]
 RepeatBy = Literal["arguments", "tool"]
 #: Makes the tool's result from the outcomes, by worker.
 Render = Callable[[Mapping[str, JobOutcome]], object | Awaitable[object]]
@@ -76,9 +76,11 @@ class JobToolKeywords(TypedDict, total=False):
             worker. None for the results of ``docs/tools.md``.
         on_repeat: The rule for a second call while the first one runs: "join", the default, waits
             for the first one's result, "refuse" gives an error at once, "replace" cancels the first
-            one, and "confirm" has the LLM ask the user whether to run it a second time.
+            one, "confirm" has the LLM ask the user whether to run it a second time, and "steer"
+            tells the first one's jobs the payload of the second, as ``steer()`` does.
         repeat_by: Which calls ``on_repeat`` compares: "arguments", the default, for calls with the
-            same arguments, "tool" for all calls of the tool. "join" needs "arguments".
+            same arguments, "tool" for all calls of the tool. "join" needs "arguments", and "steer"
+            needs "tool".
         progress: Whether job updates are put into the LLM's context. It needs a call for which the
             LLM does not wait (``cancel_on_interruption=False``), and is then True by default.
         say_after: Seconds of silence after which the bot speaks; None, the default, for never.
@@ -175,6 +177,11 @@ def check_options(
         raise InvalidJobError(
             "repeat_by='tool' excludes on_repeat='join': a call would get the result of a call "
             "with other arguments; give on_repeat='refuse', 'replace' or 'confirm'"
+        )
+    if given.get("on_repeat") == "steer" and given.get("repeat_by") != "tool":
+        raise InvalidJobError(
+            "on_repeat='steer' needs repeat_by='tool': a call with the same arguments has nothing "
+            "new for the jobs that run"
         )
     render = given.get("render")
     if render is not None:

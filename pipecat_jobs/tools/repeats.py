@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
+from typing import TypeAlias
 
+from pipecat_jobs.tools.dispatch import Dispatch
 from pipecat_jobs.tools.options import OnRepeat, RepeatBy
 from pipecat_jobs.tools.results import ToolResult
 
@@ -10,30 +12,40 @@ from pipecat_jobs.tools.results import ToolResult
 CONFIRMED = "confirmed"
 
 
-class _Run:
-    """A running call, which later calls may join or replace."""
+class Run:
+    """A running call, which later calls may join, replace or steer."""
 
     def __init__(self) -> None:
         self.result: ToolResult | None = None
         self.ended = asyncio.Event()
+        #: Its jobs, once they are requested; None when it has ended without any.
+        self.jobs: asyncio.Future[Dispatch | None] = asyncio.get_running_loop().create_future()
         self._scope = asyncio.timeout(None)
 
     def replace(self) -> None:
         """Cancel the call."""
         self._scope.reschedule(asyncio.get_running_loop().time())
 
-    async def do(self, work: Callable[[], Awaitable[ToolResult]]) -> ToolResult | None:
+    async def do(self, work: "Work") -> ToolResult | None:
         """Do the work of the call; return None if it was replaced."""
         try:
             async with self._scope:
-                self.result = await work()
+                self.result = await work(self)
         except TimeoutError:
             if not self._scope.expired():
                 raise
             return None
         finally:
             self.ended.set()
+            if not self.jobs.done():
+                self.jobs.set_result(None)
         return self.result
+
+
+#: Does the work of a call, and sets the jobs of its run.
+Work: TypeAlias = Callable[[Run], Awaitable[ToolResult]]
+#: Steers the jobs of another call; None if they have ended.
+Steer: TypeAlias = Callable[[Dispatch], Awaitable[ToolResult | None]]
 
 
 class Repeats:
@@ -43,11 +55,9 @@ class Repeats:
         self._tool_name = tool_name
         self._on_repeat: OnRepeat = on_repeat
         self._same = " with these arguments" if repeat_by == "arguments" else ""
-        self._running: dict[Hashable, _Run] = {}
+        self._running: dict[Hashable, Run] = {}
 
-    async def run(
-        self, identity: Hashable, work: Callable[[], Awaitable[ToolResult]]
-    ) -> ToolResult:
+    async def run(self, identity: Hashable, work: Work, steer: Steer) -> ToolResult:
         """Do the work of a call, or apply ``on_repeat`` if a call with the same identity runs."""
         while (first := self._running.get(identity)) is not None:
             if self._on_repeat == "refuse":
@@ -63,16 +73,21 @@ class Repeats:
             if self._on_repeat == "replace":
                 first.replace()
                 break
+            if self._on_repeat == "steer":
+                jobs = await asyncio.shield(first.jobs)
+                result = None if jobs is None else await steer(jobs)
+                if result is not None:
+                    return result
+                await first.ended.wait()
+                continue
             await first.ended.wait()
             if first.result is not None:
                 return first.result
         return await self.run_beside(identity, work)
 
-    async def run_beside(
-        self, identity: Hashable, work: Callable[[], Awaitable[ToolResult]]
-    ) -> ToolResult:
+    async def run_beside(self, identity: Hashable, work: Work) -> ToolResult:
         """Do the work of a call, whether or not a call with the same identity runs."""
-        mine = self._running[identity] = _Run()
+        mine = self._running[identity] = Run()
         try:
             result = await mine.do(work)
         finally:

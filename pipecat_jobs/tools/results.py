@@ -11,6 +11,7 @@ from pipecat_jobs._llm.context_value import to_context_value
 from pipecat_jobs._protocol.tasks import RunningTask, log_raised
 from pipecat_jobs.errors import InvalidJobError, JobError
 from pipecat_jobs.outcomes import CancelReason, JobOutcome, JobRefusal, JobToolError, OutcomeStatus
+from pipecat_jobs.steering import SteerOutcome
 from pipecat_jobs.tools.options import Render
 
 #: The largest number of characters of a worker's error message that the LLM gets.
@@ -50,6 +51,21 @@ def to_tool_result(tool_name: str, value: object) -> Any:
     if _is_empty(written):
         return {"status": f"{tool_name} {_NOTHING_SAID}"}
     return written or {"result": written}
+
+
+def report_steered(tool_name: str, outcomes: Mapping[str, SteerOutcome]) -> ToolResult | None:
+    """Make the result of a call that steers the jobs of another one; None if those have ended."""
+    reasons = {name: each.reason for name, each in outcomes.items() if each.state == "refused"}
+    if any(outcome.accepted for outcome in outcomes.values()):
+        value: dict[str, object] = {
+            "steered": f"The running call of {tool_name} takes this into account. Its result comes "
+            "with that call."
+        }
+        return ToolResult(value | ({"refused": reasons} if reasons else {}))
+    if not reasons:
+        return None
+    why = "; ".join(str(reason) for reason in reasons.values())
+    return ToolResult({"error": f"The running call of {tool_name} does not take this: {why}"})
 
 
 def _is_empty(written: object) -> bool:

@@ -14,9 +14,10 @@ from pipecat_jobs._protocol.text import shorten
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.tools.arguments import Schema, ToolArguments, ValidArguments
+from pipecat_jobs.tools.dispatch import Dispatch
 from pipecat_jobs.tools.options import JobToolKeywords, JobToolOptions, check_options
-from pipecat_jobs.tools.repeats import CONFIRMED, Repeats
-from pipecat_jobs.tools.results import ToolResult, make_error_result
+from pipecat_jobs.tools.repeats import CONFIRMED, Repeats, Run
+from pipecat_jobs.tools.results import ToolResult, make_error_result, report_steered
 
 #: Returns the seconds that a call has left; None without a deadline.
 TimeLeft = Callable[[], float | None]
@@ -99,12 +100,13 @@ class ToolSpec:
         self,
         worker: object,
         given: Mapping[str, Any],
-        ask: Callable[[ValidArguments, TimeLeft], Awaitable[ToolResult]],
+        ask: Callable[[ValidArguments, TimeLeft, Run], Awaitable[ToolResult]],
+        prepare: Callable[[ValidArguments], Awaitable[tuple[JobData, object]]],
     ) -> ToolResult:
         """Run one call and return its result; an exception becomes a result too.
 
-        ``ask`` runs the jobs. It is called only if the arguments are valid and ``on_repeat`` allows
-        the call.
+        ``ask`` runs the jobs, and sets them in the run. It is called only if the arguments are
+        valid and ``on_repeat`` allows the call. ``prepare`` makes the payload that steers others.
         """
         time_left = self._start_clock()
         given = dict(given)
@@ -118,8 +120,17 @@ class ToolSpec:
             # An exception becomes a result here already, so that calls that join this one get it.
             by_tool = self.options.repeat_by == "tool"
             identity = (worker, None if by_tool else valid.identity)
-            run = self.repeats.run_beside if confirmed else self.repeats.run
-            return await run(identity, lambda: self._settle(lambda: ask(valid, time_left)))
+
+            async def work(run: Run) -> ToolResult:
+                return await self._settle(lambda: ask(valid, time_left, run))
+
+            async def steer(jobs: Dispatch) -> ToolResult | None:
+                payload, _ = await prepare(valid)
+                return report_steered(self.name, await jobs.steer(payload))
+
+            if confirmed:
+                return await self.repeats.run_beside(identity, work)
+            return await self.repeats.run(identity, work, steer)
 
         with inheriting(self.options.timeout):
             return await self._settle(run_once)

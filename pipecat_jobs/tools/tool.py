@@ -10,6 +10,7 @@ from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.tools.arguments import ValidArguments
 from pipecat_jobs.tools.call import ToolCallContext, check_requester, tool_call
 from pipecat_jobs.tools.dispatch import Dispatch
+from pipecat_jobs.tools.repeats import Run
 from pipecat_jobs.tools.results import ToolResult
 from pipecat_jobs.tools.schemas import FunctionSchema, tool_options
 from pipecat_jobs.tools.spec import TimeLeft, ToolSpec
@@ -71,12 +72,24 @@ class JobTool(FunctionSchema, LLMTool):
             **arguments: The LLM's arguments; ``params`` has them too.
         """
 
-        async def ask(valid: ValidArguments, time_left: TimeLeft) -> ToolResult:
-            return await self._ask(call, params, valid, time_left)
+        async def ask(valid: ValidArguments, time_left: TimeLeft, run: Run) -> ToolResult:
+            return await self._ask(call, params, valid, time_left, run)
+
+        async def prepare(valid: ValidArguments) -> tuple[JobData, object]:
+            return await self._prepare(params, valid)
 
         async with tool_call(params) as call:
-            result = await self._spec.run(params.pipeline_worker, params.arguments, ask)
+            result = await self._spec.run(params.pipeline_worker, params.arguments, ask, prepare)
             await call.finish(result.value, run_llm=result.run_llm)
+
+    async def _prepare(
+        self, params: FunctionCallParams, arguments: ValidArguments
+    ) -> tuple[JobData, object]:
+        spec = self._spec
+        given: list[object] = [self._owner] if spec.arguments.is_method else []
+        if spec.arguments.special is not None:
+            given.append(params)
+        return await spec.prepare(given, arguments)
 
     async def _ask(
         self,
@@ -84,18 +97,17 @@ class JobTool(FunctionSchema, LLMTool):
         params: FunctionCallParams,
         arguments: ValidArguments,
         time_left: TimeLeft,
+        run: Run,
     ) -> ToolResult:
         spec, options = self._spec, self._spec.options
-        given: list[object] = [self._owner] if spec.arguments.is_method else []
-        if spec.arguments.special is not None:
-            given.append(params)
-        payload, _ = await spec.prepare(given, arguments)
+        payload, _ = await self._prepare(params, arguments)
         dispatch = Dispatch(spec.name, check_requester(params.pipeline_worker, spec.name), options)
 
         async def on_update(worker_name: str, update: JobData) -> None:
             await call.report({"worker": worker_name, "update": update})
 
         async with speak_meanwhile(params, options, dispatch.progress):
+            run.jobs.set_result(dispatch)
             value = await dispatch.run(
                 payload, timeout=time_left(), on_update=on_update if options.progress else None
             )

@@ -299,6 +299,53 @@ async def test_snippets_of_the_open_jobs_page_run(
     await talking.flush_pipeline()
 
 
+async def test_snippets_of_the_steering_page_run(
+    names: dict[str, object],
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    capsys: pytest.CaptureFixture[str],
+):
+    for code in blocks("docs/steering.md", "python"):
+        await run(code, names)
+    owner = names["Owner"]("owner")
+    mechanic, painter = names["Mechanic"]("mechanic"), names["Painter"]("painter")
+    scholar = names["Researcher"]("scholar", llm=new_llm("You research."))
+    await job_harness.start(owner, mechanic, painter, scholar)
+
+    await owner.bring_car()
+    printed = "accepted\n{'found': ['engine: fine', 'brakes: fine']}\n"
+    assert capsys.readouterr().out == printed
+
+    async with owner.job("painter", name="paint", payload={"color": "red"}) as painting:
+        gold = await owner.steer(painting.job_id, {"color": "gold"})
+        assert gold.reason == "there is no gold left"
+        assert (await owner.steer(painting.job_id, {"color": "blue"})).accepted
+    assert painting.response == {"color": "blue"}
+
+    scripted_llm.reply("All about tea.")
+    found = await owner.job("scholar", name="research", payload={"topic": "tea"})
+    assert found == {"found": "All about tea."}
+
+
+async def test_snippets_of_the_questions_page_run(
+    names: dict[str, object], job_harness: JobHarness
+):
+    for code in blocks("docs/questions.md", "python"):
+        await run(code, names)
+    # The fixture has a worker "host".
+    host, patient = names["Host"]("traveller"), names["Patient"]("patient")
+    await job_harness.start(host, patient, names["Desk"]("desk"))
+    assert await host.travel() == {"seat": "window"}
+
+    async with patient.job("desk", name="book") as j:
+        for words in ("the roof", "aisle", "yes"):
+            await until(lambda: patient.asked is not None)
+            await patient.on_user_said(words)
+            patient.asked = None
+    assert j.response == {"seat": "aisle"}
+
+
 async def test_snippets_of_the_typed_page_run(
     names: dict[str, object], job_harness: JobHarness, capsys: pytest.CaptureFixture[str]
 ):

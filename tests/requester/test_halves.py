@@ -25,6 +25,7 @@ from pipecat_jobs._requester.handle import TRANSITIONS, HandleState, JobHandle
 from pipecat_jobs._requester.policy import Policy, Verdict
 from pipecat_jobs.outcomes import JobOutcome
 from pipecat_jobs.params import CheckedParams, JobGroupKeywords, group_params
+from pipecat_jobs.steering import SteerOutcome
 
 #: Seconds; longer than any part of a test takes.
 LONG = 60.0
@@ -288,7 +289,10 @@ def new_handle() -> JobHandle:
     async def cancel(job_id: str, worker_name: str, reason: str) -> None:
         raise AssertionError("not cancelled")
 
-    return JobHandle("job", "a", 0.0, cancel)
+    async def steer(handle: JobHandle, data: dict) -> SteerOutcome:
+        return SteerOutcome("over", handle.worker)
+
+    return JobHandle("job", "a", 0.0, cancel, steer)
 
 
 @pytest.mark.parametrize(

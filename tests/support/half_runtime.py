@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 from pipecat.bus.messages import BusJobCancelMessage, BusJobRequestMessage, BusMessage
 from pipecat.pipeline.job_context import JobGroup as PipecatJobGroup
 
+from pipecat_jobs._executor.exchanges import Exchanges
+from pipecat_jobs._executor.execution import find_current_job
 from pipecat_jobs._executor.executor import Executor
 from pipecat_jobs._executor.responses import Responses
 from pipecat_jobs._protocol.handlers import HandlerSpec
@@ -15,6 +17,8 @@ from pipecat_jobs._protocol.messages import ResponseMessage
 from pipecat_jobs._protocol.runtime import StartableBus, WorkerHasEnded
 from pipecat_jobs._protocol.tasks import deferred
 from pipecat_jobs._requester.requester import Requester
+from pipecat_jobs.questions import JobQuestion
+from pipecat_jobs.steering import JobSteer
 
 Result = TypeVar("Result")
 Handler = Callable[[BusJobRequestMessage], Coroutine[Any, Any, dict[str, Any] | None]]
@@ -71,6 +75,9 @@ class Network:
     def shares_loop(self, name: str) -> bool:
         return name in self.workers
 
+    def find_note_problem(self, name: str) -> str | None:
+        return None
+
     async def wait_until_known(self, names: Sequence[str]) -> None:
         self.waited_for.set()
         async with self._joined:
@@ -101,6 +108,8 @@ class Worker:
             self.groups,
             cancel_group=lambda job_id, reason: self.requester.cancel(job_id, reason),
             create_group=None,
+            find_current_job=find_current_job,
+            on_question=self.on_question,
         )
         self.active: dict[str, BusJobRequestMessage] = {}
         self.responses = Responses(self, self.active)
@@ -114,7 +123,14 @@ class Worker:
             limits={},
             cancel_grace=1.0,
             stop_turns=None,
+            exchanges=Exchanges(self, self.responses, self.on_steered),
         )
+
+    async def on_steered(self, steer: JobSteer) -> None:
+        pass
+
+    async def on_question(self, question: JobQuestion) -> None:
+        pass
 
     @staticmethod
     def clock() -> Callable[[], float]:

@@ -9,7 +9,8 @@ from support.tools_stage import Colleague, NewLLM, Stage, new_llm, raise_stage
 
 from pipecat_jobs import InvalidJobError, LLMContextWorker, job_tool
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, ToolCalls
-from pipecat_jobs.tools.repeats import Repeats
+from pipecat_jobs.tools.dispatch import Dispatch
+from pipecat_jobs.tools.repeats import Repeats, Run
 from pipecat_jobs.tools.results import ToolResult
 
 __all__ = ["new_llm"]
@@ -230,24 +231,27 @@ async def test_nothing_is_kept_of_calls_that_have_ended():
     repeats = Repeats("debate", "replace")
     working, held = asyncio.Event(), asyncio.Event()
 
-    async def hold() -> ToolResult:
+    async def hold(_: Run) -> ToolResult:
         working.set()
         await held.wait()
         return ToolResult("held")
 
-    async def fail() -> ToolResult:
+    async def steer(_: Dispatch) -> None:
+        raise AssertionError("it replaces")
+
+    async def fail(_: Run) -> ToolResult:
         raise ValueError("no such topic")
 
-    first = asyncio.create_task(repeats.run("same", hold))
+    first = asyncio.create_task(repeats.run("same", hold, steer))
     await working.wait()
-    second = asyncio.create_task(repeats.run("same", hold))
-    cut = asyncio.create_task(repeats.run("other", hold))
+    second = asyncio.create_task(repeats.run("same", hold, steer))
+    cut = asyncio.create_task(repeats.run("other", hold, steer))
     assert (await first).value == REPLACED
     cut.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cut
     with pytest.raises(ValueError, match="no such topic"):
-        await repeats.run("third", fail)
+        await repeats.run("third", fail, steer)
     held.set()
     assert (await second).value == "held"
 

@@ -17,14 +17,18 @@ from pipecat_jobs import (
     JobGroupEvent,
     JobOutcome,
     JobParams,
+    JobQuestion,
     JobRefusal,
+    JobSteer,
     LLMContextWorker,
     LLMTurn,
     OutcomeStatus,
     Retry,
+    SteerOutcome,
     UIWorker,
     job,
     job_deadline,
+    job_steers,
 )
 
 
@@ -109,3 +113,21 @@ async def a_turn_gives_text(worker: LLMContextWorker) -> None:
     assert_type(said.calls[0].name, str)
     await worker.llm_turn(3)  # pyright: ignore[reportArgumentType]
     await worker.llm_turn("Topic: AI", True)  # pyright: ignore[reportCallIssue]
+
+
+class Desk(BaseWorker):
+    @job(name="book")
+    async def book(self, message: BusJobRequestMessage) -> dict[str, bool]:
+        assert_type(await self.ask_requester("Your name?"), str)
+        assert_type(await self.ask_requester("Charge 40 euros?", bool, timeout=30), bool)
+        async for steer in job_steers():
+            assert_type(steer, JobSteer)
+        return {"paid": True}
+
+    async def on_job_question(self, question: JobQuestion) -> bool:
+        return question.is_open
+
+
+async def a_steer_has_an_outcome(host: BaseWorker) -> None:
+    assert_type(await host.steer("job-1", {"also": "brakes"}), SteerOutcome)
+    await host.steer("job-1", "brakes")  # pyright: ignore[reportArgumentType]

@@ -22,7 +22,8 @@ if hasattr(llm, "BackendLLMWorker"):  # Pipecat 1.8 does not have this worker.
 
 #: Members that both a plain class and the mixin may define.
 MEMBERS = """
-    accepts_bus_message add_event_handler add_job_interceptor add_workers cancel_job_group
+    accepts_bus_message add_event_handler add_job_interceptor add_workers ask_requester
+    cancel_job_group on_job_question on_job_steered steer
     create_job_group_and_request_job job job_affinity job_cancel_grace job_group job_interceptors
     job_request_concurrency on_bus_message open_jobs remove_event_handler request_job
     request_job_group request_job_update send_job_response send_job_stream_data send_job_stream_end

@@ -341,6 +341,14 @@ class DistributedBus(RoutedBus):
         if request.target not in names or not self._router.reassign_undelivered(request):
             super().on_undelivered_request(subscriber, request, error)
 
+    def reply_for_worker(self, reply: BusMessage) -> None:
+        """Send a message in the name of a worker that does not send it itself.
+
+        Args:
+            reply: The message, from the worker to its requester.
+        """
+        self._router.publish(reply)
+
     def find_subscriber(self, name: str) -> BusSubscriber | None:
         """Look up a subscriber of this process by its name."""
         return self._subscribers.get(name)
