@@ -17,6 +17,7 @@ from pipecat_jobs._requester.group import JobGroup
 from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
 from pipecat_jobs._version import __version__
 from pipecat_jobs.bus import RoutedBus
+from pipecat_jobs.conversation import Floor, FloorHolder, Receipt, ReportChange, ReportState
 from pipecat_jobs.errors import (
     BusFullError,
     BusUnavailableError,
@@ -94,6 +95,8 @@ __all__ = [
     "DuplicateJobHandlerError",
     "DuplicateWorkerError",
     "ErrorDetails",
+    "Floor",
+    "FloorHolder",
     "InvalidJobError",
     "InvalidJobResponseError",
     "InvalidJobTypeError",
@@ -144,8 +147,11 @@ __all__ = [
     "PipelineParams",
     "PipelineWorker",
     "ProcessorUnusablePolicy",
+    "Receipt",
     "RedisModeError",
     "RedisStartError",
+    "ReportChange",
+    "ReportState",
     "Retry",
     "RoutedBus",
     "SteerOutcome",

@@ -9,6 +9,7 @@ from pipecat.bus.messages import BusJobRequestMessage
 
 from pipecat_jobs._protocol.headers import JobHeaders
 from pipecat_jobs.outcomes import ErrorDetails, JobData, JobOutcome
+from pipecat_jobs.questions import JobQuestion
 from pipecat_jobs.steering import SteerOutcome
 
 
@@ -135,6 +136,9 @@ ProceedToAsk: TypeAlias = Callable[[JobCall], Awaitable[None]]
 #: Continues a request with the next interceptor's ``handle()``; after the last one, runs the
 #: handler.
 ProceedToHandle: TypeAlias = Callable[[BusJobRequestMessage], Awaitable[JobData | None]]
+#: Continues a question with the next interceptor's ``answer()``; after the last one, calls the
+#: worker's ``on_job_question()``.
+ProceedToAnswer: TypeAlias = Callable[[JobQuestion], Awaitable[object]]
 
 
 class JobInterceptor:
@@ -218,6 +222,33 @@ class JobInterceptor:
                     return self.found[topic]
         """
         return await proceed(request)
+
+    async def answer(self, question: JobQuestion, proceed: ProceedToAnswer) -> object:
+        """Wrap a question at the requester: the worker's ``on_job_question()``.
+
+        It runs in the task of the question, which is cancelled when the question closes unanswered.
+
+        Args:
+            question: The question of a job's worker.
+            proceed: Calls ``on_job_question()``. Await it with the question. It returns the answer,
+                or None if that comes later.
+
+        Returns:
+            The answer, or None to answer later with ``question.answer()``. An interceptor that
+            answers need not call ``proceed``.
+
+        Raises:
+            Exception: Any exception refuses the question.
+
+        Example::
+
+            class AnswerYes(JobInterceptor):
+                async def answer(self, question, proceed):
+                    if question.schema.get("type") == "boolean":
+                        return True
+                    return await proceed(question)
+        """
+        return await proceed(question)
 
     def on_event(self, event: JobLifeEvent) -> None:
         """Get an event in a job's life.

@@ -5,9 +5,11 @@ from typing import Any
 from pipecat.pipeline.worker import PipelineWorker
 from pipecat.workers.llm import LLMContextWorker
 
+from pipecat_jobs._llm.conversing import find_conversations
 from pipecat_jobs._llm.ownership import check_tools
+from pipecat_jobs._llm.parts import find_llms
 from pipecat_jobs._llm.turns import LLMTurns
-from pipecat_jobs._llm.watch import watch_llms
+from pipecat_jobs._llm.watch import watch, watch_llms
 from pipecat_jobs._worker.mixin import TurnFailed, Turns, WorkerJobs
 
 
@@ -60,10 +62,22 @@ class JobsMixin(WorkerJobs):
     async def start(self) -> None:
         """Start the worker; observe the function calls of its LLMs. Pipecat's runner calls this."""
         if isinstance(self, PipelineWorker):
-            watch_llms(self.pipeline)
+            # Before the watch, so that the watch knows whose run begins.
             assert self._llm_turns is not None
             self._llm_turns.follow()
+            watch_llms(self.pipeline)
         await super().start()
+
+    async def stop(self) -> None:
+        """Stop the worker; settle what it reports. Pipecat's runner calls this."""
+        try:
+            await super().stop()
+        finally:
+            if isinstance(self, PipelineWorker):
+                for conversation in find_conversations(self):
+                    conversation.close()
+                for llm in find_llms(self):
+                    watch(llm).unfollow()
 
     def _make_turns(self, on_failure: TurnFailed) -> Turns | None:
         if isinstance(self, PipelineWorker):

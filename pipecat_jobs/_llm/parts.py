@@ -98,13 +98,18 @@ def refuse_parts(worker: PipelineWorker, found: list[LLMParts]) -> InvalidJobErr
     )
 
 
-def find_only_llm(worker: PipelineWorker) -> LLMService[Any]:
-    """Find the LLM of a worker whose pipeline has exactly one, wherever it is."""
-    found = [
+def find_llms(worker: PipelineWorker) -> list[LLMService[Any]]:
+    """Find every LLM of a worker, wherever it is in the pipeline."""
+    return [
         cast("LLMService[Any]", processor)
         for processor in _walk(worker.pipeline)
         if isinstance(processor, LLMService)
     ]
+
+
+def find_only_llm(worker: PipelineWorker) -> LLMService[Any]:
+    """Find the LLM of a worker whose pipeline has exactly one, wherever it is."""
+    found = find_llms(worker)
     if len(found) == 1:
         return found[0]
     names = f" ({', '.join(str(llm) for llm in found)})" if found else ""

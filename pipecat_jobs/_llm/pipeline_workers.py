@@ -14,6 +14,7 @@ from pipecat.workers.llm import LLMWorker as PipecatLLMWorker
 
 from pipecat_jobs._executor.execution import Execution, current_execution
 from pipecat_jobs._llm.asking import TextSender, check_messages
+from pipecat_jobs._llm.conversing import Conversing
 from pipecat_jobs._llm.mixin import JobsMixin
 from pipecat_jobs._llm.parts import add_context
 from pipecat_jobs._llm.result import LLMTurn
@@ -46,7 +47,7 @@ class BaseWorker(JobsMixin):
     """
 
 
-class PipelineWorker(PipecatPipelineWorker, BaseWorker):
+class PipelineWorker(PipecatPipelineWorker, Conversing, BaseWorker):
     """Pipecat's ``PipelineWorker`` with jobs that always end: a worker with a pipeline of yours.
 
     Where the pipeline has an LLM between two aggregators, the worker can have LLM turns too: with

@@ -143,6 +143,10 @@ class TurnTracker:
             if turn.job is not None:
                 turn.job.turn_failure = None
 
+    def find_turn(self, call: str) -> Turn | None:
+        """Find the turn that made a function call, while the call has no result."""
+        return self._calls.get(call)
+
     async def interrupt(self, turn: Turn) -> asyncio.Event:
         """Interrupt the LLM's run of a turn; the event is set once the interruption has passed."""
         for under_way in self._interruptions.values():

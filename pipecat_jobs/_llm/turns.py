@@ -52,6 +52,17 @@ class LLMTurns:
         found = find_parts(self._worker)
         return TurnTracker(found[0], self._on_failure) if len(found) == 1 else None
 
+    @property
+    def runs_for_job(self) -> bool:
+        """Whether the LLM runs for a job, and not for the conversation."""
+        running = self._tracker.running if self._tracker is not None else None
+        return running is not None and running.job is not None
+
+    def awaits(self, call: str) -> bool:
+        """Return whether a turn of a job, or one that code awaits, made a function call."""
+        turn = self._tracker.find_turn(call) if self._tracker is not None else None
+        return turn is not None and turn.owned
+
     def follow(self) -> None:
         """Begin to follow the runs of the LLM, if the worker has one between two aggregators."""
         _ = self._tracker

@@ -16,6 +16,7 @@ from pipecat_jobs._pipecat.llm import (
     is_speech_to_speech,
     owes_run,
     take_queued_function_calls,
+    takes_messages,
 )
 from pipecat_jobs._pipecat.providers import ProviderKind, find_provider
 from pipecat_jobs._pipecat.proxies import proxied_name, proxy_connection
@@ -37,5 +38,6 @@ __all__ = [
     "proxy_connection",
     "start_event_handlers",
     "take_queued_function_calls",
+    "takes_messages",
     "unwatch",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipecat.frames.frames import FunctionCallResultFrame
+from pipecat.processors.aggregators import llm_context
 from pipecat.processors.aggregators.llm_response_universal import LLMAssistantAggregator
 from pipecat.services.llm_service import FunctionCallRunnerItem, LLMService
 
@@ -69,3 +70,31 @@ def is_speech_to_speech(llm: LLMService[Any]) -> bool:
     if is_of_loaded_class(llm, "pipecat.services.openai.live.llm", "OpenAILiveLLMService"):
         return True
     return llm.service_metadata_frame().is_realtime_service
+
+
+#: The realtime services that do not take a message while the conversation goes on: their modules in
+#: ``pipecat.services``, and their classes.
+WITHOUT_MESSAGES = (
+    ("azure.voice_live.llm", "AzureVoiceLiveLLMService"),
+    ("inworld.realtime.llm", "InworldRealtimeLLMService"),
+    ("nvidia.omni.llm", "NvidiaOmniLLMService"),
+    ("openai.live.llm", "OpenAILiveLLMService"),
+    ("ultravox.llm", "UltravoxRealtimeLLMService"),
+)
+#: Those that do not take one on Pipecat 1.8, and do on the newest.
+WITHOUT_MESSAGES_AT_FIRST = (
+    ("aws.nova_sonic.llm", "AWSNovaSonicLLMService"),
+    ("openai.realtime.llm", "OpenAIRealtimeLLMService"),
+    ("xai.realtime.llm", "GrokRealtimeLLMService"),
+)
+
+#: Whether they do: with this function they read the messages.
+TAKES_MESSAGES = hasattr(llm_context, "standard_message_text")
+
+
+def takes_messages(llm: LLMService[Any]) -> bool:
+    """Return whether a message that is appended at a service has its model speak."""
+    without = WITHOUT_MESSAGES if TAKES_MESSAGES else WITHOUT_MESSAGES + WITHOUT_MESSAGES_AT_FIRST
+    return not any(
+        is_of_loaded_class(llm, f"pipecat.services.{module}", name) for module, name in without
+    )

@@ -17,11 +17,13 @@ from pipecat_jobs.interceptors import (
     JobInterceptor,
     JobLifeEvent,
     JobLifeEventKind,
+    ProceedToAnswer,
     ProceedToAsk,
     ProceedToHandle,
 )
 from pipecat_jobs.outcomes import ErrorDetails, JobData, JobOutcome
 from pipecat_jobs.params import check_data, check_payload_names, check_payloads
+from pipecat_jobs.questions import JobQuestion
 from pipecat_jobs.steering import SteerOutcome
 
 
@@ -150,3 +152,10 @@ class Interceptors:
                 "proceed(request), or return a dict as the response"
             )
         return response
+
+    async def answer(self, question: JobQuestion, run_hook: ProceedToAnswer) -> object:
+        """Pass a question through every ``answer()``; give the answer, None if it comes later."""
+        wrapped = run_hook
+        for interceptor in reversed(self._all):
+            wrapped = partial(interceptor.answer, proceed=wrapped)
+        return await wrapped(question)

@@ -89,10 +89,15 @@ class OpenQuestion:
             # It may be given again: the worker waits.
             self._exchange.questions[self.id] = self
             raise
+        self._stop_hook()
 
     def close(self) -> None:
-        """Note that the worker does not wait any more; stop the code that looks for an answer."""
+        """Note that the worker does not wait any more."""
         self._exchange.questions.pop(self.id, None)
+        self._stop_hook()
+
+    def _stop_hook(self) -> None:
+        """Stop the code that looks for an answer."""
         if self.hook is not None and self.hook is not asyncio.current_task():
             self.hook.cancel()
 

@@ -109,7 +109,10 @@ class Requester:
             runtime, self._later_attempts, self._liveness, self._cancellation, self._ask_again
         )
         self._exchanges = Exchanges(
-            runtime, self._notify_steered, self._notify_question, on_question
+            runtime,
+            self._notify_steered,
+            self._notify_question,
+            lambda question: interceptors.answer(question, on_question),
         )
         self._create_group = create_group
         #: Finds the job, of another requester, in whose handler a job is asked for.

@@ -153,8 +153,8 @@ class Exchanging(BaseWorker):
                 async def on_job_question(self, question):
                     return "window" if "window" in question.text else None
         """
-        outer = self._job_requester.find_outer_job(question.job_id)
-        if isinstance(outer, Execution) and not outer.ended:
+        outer = self._find_outer_job(question)
+        if outer is not None:
             await self._job_questions.pass_on(outer, question)
         else:
             await question.refuse(
@@ -162,3 +162,8 @@ class Exchanging(BaseWorker):
                 "on_job_question() in its class"
             )
         return None
+
+    def _find_outer_job(self, question: JobQuestion) -> Execution | None:
+        """Find the open job of this worker in whose handler the job of a question was requested."""
+        outer = self._job_requester.find_outer_job(question.job_id)
+        return outer if isinstance(outer, Execution) and not outer.ended else None

@@ -12,11 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
 from pipecat_jobs._llm.context_value import to_context_value
+from pipecat_jobs._llm.json_schema import Schema, tidy_schema
+from pipecat_jobs._pipecat.schemas import DirectFunctionWrapper
 from pipecat_jobs.errors import InvalidJobError, InvalidJobTypeError
-from pipecat_jobs.tools.schemas import DirectFunctionWrapper
-
-#: A JSON schema.
-Schema = dict[str, Any]
 
 #: First parameters that Pipecat supplies: ``params`` to a tool, ``flow_manager`` in a flow.
 _GIVEN_BY_PIPECAT = ("params", "flow_manager")
@@ -125,41 +123,17 @@ class ToolArguments:
         definitions: dict[str, Schema] = schema.get("$defs", {})
         properties: dict[str, Schema] = {}
         for name, described in schema.get("properties", {}).items():
-            properties[name] = self._tidy(described, definitions, ())
+            properties[name] = tidy_schema(described, definitions, self._refuse_nesting)
             description = documented[name].get("description")
             if description:
                 properties[name]["description"] = description
         return properties
 
-    def _tidy(self, node: Any, definitions: dict[str, Schema], within: tuple[str, ...]) -> Any:
-        """Replace references with their definitions, and remove titles.
-
-        A tool's schema cannot have definitions, and some providers do not accept references.
-        """
-        if isinstance(node, list):
-            return [self._tidy(part, definitions, within) for part in cast("list[Any]", node)]
-        if not isinstance(node, dict):
-            return node
-        schema = cast("Schema", node)
-        tidied: Schema = {}
-        for key, value in schema.items():
-            if key == "$ref":
-                name = value.removeprefix("#/$defs/")
-                if name in within:
-                    raise InvalidJobTypeError(
-                        f"tool {self.name}() takes a {name}, which contains itself; "
-                        "give an LLM a type of limited depth"
-                    )
-                tidied |= self._tidy(definitions[name], definitions, (*within, name))
-            elif key == "properties":
-                tidied[key] = {
-                    name: self._tidy(part, definitions, within) for name, part in value.items()
-                }
-            elif key in ("const", "enum", "examples"):
-                tidied[key] = value
-            elif key != "title" and not (key == "default" and value is None):
-                tidied[key] = self._tidy(value, definitions, within)
-        return tidied
+    def _refuse_nesting(self, name: str) -> InvalidJobTypeError:
+        return InvalidJobTypeError(
+            f"tool {self.name}() takes a {name}, which contains itself; "
+            "give an LLM a type of limited depth"
+        )
 
     def _no_schema(self, error: Exception) -> InvalidJobTypeError:
         why = str(error).splitlines()[0]

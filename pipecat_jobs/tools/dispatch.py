@@ -52,9 +52,17 @@ class Dispatch:
         return dict(zip(open_names, outcomes, strict=True))
 
     async def run(
-        self, payload: JobData, *, timeout: float | None, on_update: OnUpdate | None
+        self,
+        payload: JobData,
+        *,
+        timeout: float | None,
+        on_update: OnUpdate | None,
+        awaited: set[str],
     ) -> object:
-        """Run the jobs and return the tool's result; raise JobError if the requester stopped."""
+        """Run the jobs and return the tool's result; raise JobError if the requester stopped.
+
+        ``awaited`` has the id of the jobs meanwhile.
+        """
         options = self._options
         partial = options.on_failure == "partial"
         partial_after = options.partial_after
@@ -78,6 +86,7 @@ class Dispatch:
         outcomes: Mapping[str, JobOutcome]
         try:
             async with group:
+                awaited.add(group.job_id)
                 async for event in group:
                     if event.type == JobGroupEvent.UPDATE and event.data:
                         self._updates[event.worker_name] = event.data
@@ -90,6 +99,8 @@ class Dispatch:
             if not partial:
                 return report_failure(self._tool_name, error.outcomes)
             outcomes = error.outcomes
+        finally:
+            awaited.discard(group.job_id)
         asked = {name: outcomes[name] for name in options.workers}
         if options.render is not None:
             return await render_result(self._tool_name, options.render, asked)

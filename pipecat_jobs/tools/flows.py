@@ -16,7 +16,7 @@ from pipecat_jobs.tools.repeats import Run
 from pipecat_jobs.tools.results import ToolResult, make_interrupted_result, to_tool_result
 from pipecat_jobs.tools.spec import TimeLeft, ToolSpec
 
-_IMPOSSIBLE = ("say_after", "progress", "cancellable_by_llm")
+_IMPOSSIBLE = ("say_after", "progress", "cancellable_by_llm", "report")
 
 
 def flow_tool(spec: ToolSpec, given: JobToolKeywords) -> FlowsFunctionSchema:
@@ -45,7 +45,7 @@ def flow_tool(spec: ToolSpec, given: JobToolKeywords) -> FlowsFunctionSchema:
             payload, node = await prepare(valid)
             dispatch = Dispatch(spec.name, check_requester(worker, spec.name), spec.options)
             run.jobs.set_result(dispatch)
-            value = await dispatch.run(payload, timeout=time_left(), on_update=None)
+            value = await dispatch.run(payload, timeout=time_left(), on_update=None, awaited=set())
             return ToolResult(value, next_node=node)
 
         if was_interrupted_before_it_began():

@@ -1,9 +1,9 @@
 """The options of ``@job_tool``, checked when the decorator is called."""
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from pipecat_jobs._protocol.checks import (
     check_callable,
@@ -31,6 +31,7 @@ from pipecat_jobs.tools.progress import Say
 OnFailure = Literal["partial", "fail"]
 OnRepeat = Literal["join", "refuse", "replace", "confirm", "steer"]
 RepeatBy = Literal["arguments", "tool"]
+Reporting = Literal["in_silence", "at_once"]
 #: Makes the tool's result from the outcomes, by worker.
 Render = Callable[[Mapping[str, JobOutcome]], object | Awaitable[object]]
 
@@ -70,6 +71,10 @@ class JobToolKeywords(TypedDict, total=False):
         protected: Whether only the end of the session cancels a call, and an interruption, a
             deadline and the LLM do not. The tool's description says so. Not together with
             ``need``, ``partial_after`` and ``hedge_after``, which cancel jobs. False by default.
+        report: When the LLM tells the user the result of a call for which it does not wait
+            (``cancel_on_interruption=False``): "in_silence", the default, as a report that is said
+            when nobody speaks (see ``docs/reports.md``); "at_once" as soon as Pipecat runs the LLM
+            on it.
         on_failure: "partial", the default, reports the responses and the workers that did not
             complete. "fail" cancels all jobs when the first one fails, and reports an error.
         render: A function, async or not, that makes the result from a dict of the outcomes by
@@ -81,11 +86,13 @@ class JobToolKeywords(TypedDict, total=False):
         repeat_by: Which calls ``on_repeat`` compares: "arguments", the default, for calls with the
             same arguments, "tool" for all calls of the tool. "join" needs "arguments", and "steer"
             needs "tool".
-        progress: Whether job updates are put into the LLM's context. It needs a call for which the
-            LLM does not wait (``cancel_on_interruption=False``), and is then True by default.
+        progress: Whether the LLM gets to know job updates: the latest of each worker with its next
+            run, or with ``report="at_once"`` each of them as a message. It needs a call for which
+            the LLM does not wait (``cancel_on_interruption=False``), and is then True by default.
         say_after: Seconds of silence after which the bot speaks; None, the default, for never.
-        say: The text that the bot speaks, or a function that gets the
-            :class:`~pipecat_jobs.JobToolProgress` and returns a text, or None to stay silent.
+        say: The text that the bot speaks; several texts, which it speaks in turn and then again
+            from the first; or a function that gets the :class:`~pipecat_jobs.JobToolProgress` and
+            returns a text, or None to stay silent.
         say_every: Seconds of silence after which the bot speaks again; None to speak once.
     """
 
@@ -99,6 +106,7 @@ class JobToolKeywords(TypedDict, total=False):
     cancel_on_interruption: bool
     cancellable_by_llm: bool
     protected: bool
+    report: Reporting
     on_failure: OnFailure
     render: Render | None
     on_repeat: OnRepeat
@@ -133,6 +141,7 @@ class JobToolOptions:
     cancel_on_interruption: bool
     cancellable_by_llm: bool
     protected: bool
+    report: Reporting
     on_failure: OnFailure
     render: Render | None
     on_repeat: OnRepeat
@@ -167,6 +176,7 @@ def check_options(
     for key in _YES_OR_NO:
         check_flag(key, given.get(key, False))
     for key, choices in (
+        ("report", Reporting),
         ("on_failure", OnFailure),
         ("on_repeat", OnRepeat),
         ("repeat_by", RepeatBy),
@@ -209,6 +219,11 @@ def check_options(
             "progress=True needs cancel_on_interruption=False: "
             "the LLM gets no updates of a tool that it waits for"
         )
+    if "report" in given and foreground:
+        raise InvalidJobError(
+            f"report={shorten(given['report'])} needs cancel_on_interruption=False: "
+            "the LLM waits for the result of this tool, and tells it at once"
+        )
     if protected:
         timeout, tool_timeout = None, math.inf
     else:
@@ -237,6 +252,7 @@ def check_options(
         cancel_on_interruption=foreground,
         cancellable_by_llm=given.get("cancellable_by_llm", False),
         protected=protected,
+        report=given.get("report", "in_silence"),
         on_failure=given.get("on_failure", "partial"),
         render=render,
         on_repeat=given.get("on_repeat", "join"),
@@ -285,13 +301,18 @@ def _check_speech(given: JobToolKeywords) -> tuple[float | None, Say, float | No
                     f"{key} needs say_after: give the seconds of silence before the bot speaks"
                 )
     say = given.get("say", _DEFAULT_SAY)
-    if not (isinstance(say, str) or callable(say)):
-        raise InvalidJobTypeError(
-            f"say is {shorten(say)}; give a text, or a function of the progress"
-        )
-    if say == "":
-        raise InvalidJobError("say is empty; give a text, or leave say_after out for silence")
+    if not callable(say):
+        _check_texts(say)
     return say_after, say, say_every
+
+
+def _check_texts(say: object) -> None:
+    texts = say if isinstance(say, Sequence) and not isinstance(say, str) else (say,)
+    wanted = "a text, several texts, or a function of the progress"
+    if not texts:
+        raise InvalidJobError(f"say is empty; give {wanted}")
+    for text in cast("Sequence[object]", texts):
+        check_text("say", text, wanted)
 
 
 def _check_silence(given: JobToolKeywords, key: str) -> float | None:

@@ -1,6 +1,6 @@
 """The progress of the jobs of a tool call."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipecat_jobs.outcomes import JobData
@@ -33,5 +33,6 @@ class JobToolProgress:
     updates: Mapping[str, JobData]
 
 
-#: The text that the bot speaks while the jobs run, or a function that makes it.
-Say = str | Callable[[JobToolProgress], str | None]
+#: The text that the bot speaks while the jobs run, several texts that it speaks in turn, or a
+#: function that makes the text.
+Say = str | Sequence[str] | Callable[[JobToolProgress], str | None]

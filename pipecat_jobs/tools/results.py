@@ -1,7 +1,7 @@
 """The results of tool calls for the LLM: the responses, and the failures in plain words."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,13 @@ class ToolResult:
         run_llm: Whether the LLM runs on it. None for Pipecat's rule: the LLM runs once all calls of
             one answer have their results.
         next_node: The next node of a flow; None to stay in the node.
+        then: What to do once the call has its result; None for nothing.
     """
 
     value: object
     run_llm: bool | None = None
     next_node: object = None
+    then: Callable[[], None] | None = None
 
 
 def to_tool_result(tool_name: str, value: object) -> Any:

@@ -122,7 +122,7 @@ class ToolSpec:
             identity = (worker, None if by_tool else valid.identity)
 
             async def work(run: Run) -> ToolResult:
-                return await self._settle(lambda: ask(valid, time_left, run))
+                return await self.settle(lambda: ask(valid, time_left, run))
 
             async def steer(jobs: Dispatch) -> ToolResult | None:
                 payload, _ = await prepare(valid)
@@ -133,7 +133,7 @@ class ToolSpec:
             return await self.repeats.run(identity, work, steer)
 
         with inheriting(self.options.timeout):
-            return await self._settle(run_once)
+            return await self.settle(run_once)
 
     async def prepare(
         self, given_by_pipecat: list[object], arguments: ValidArguments
@@ -155,7 +155,8 @@ class ToolSpec:
         began = clock()
         return lambda: None if timeout is None else max(0.0, timeout - (clock() - began))
 
-    async def _settle(self, work: Callable[[], Awaitable[ToolResult]]) -> ToolResult:
+    async def settle(self, work: Callable[[], Awaitable[ToolResult]]) -> ToolResult:
+        """Do the work of a call; make a result of what it raises."""
         task = RunningTask()
         try:
             return await work()

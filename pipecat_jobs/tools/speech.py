@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from itertools import cycle
 
 from loguru import logger
 from pipecat.frames.frames import TTSSpeakFrame
@@ -11,8 +12,9 @@ from pipecat.services.llm_service import FunctionCallParams
 from pipecat_jobs._llm.context_value import to_encodable
 from pipecat_jobs._llm.watch import watch
 from pipecat_jobs._protocol.tasks import RunningTask, log_raised
+from pipecat_jobs.conversation.floor import FloorHolder
 from pipecat_jobs.tools.options import JobToolOptions
-from pipecat_jobs.tools.progress import JobToolProgress, Say
+from pipecat_jobs.tools.progress import JobToolProgress
 
 
 @asynccontextmanager
@@ -40,19 +42,25 @@ async def _speak(
     say_after: float,
     progress: Callable[[], JobToolProgress],
 ) -> None:
+    floor, clock = watch(params.llm).floor, asyncio.get_running_loop().time
+    say = options.say
+    texts = cycle(()) if callable(say) else cycle((say,) if isinstance(say, str) else say)
     silence: float | None = say_after
     while silence is not None:
-        await watch(params.llm).until_silent_for(silence)
-        text = _make_text(params.function_name, options.say, progress())
+        await floor.until_free_but_for((FloorHolder.TOOL,), silence, since=clock())
+        if callable(say):
+            text = _make_text(params.function_name, say, progress())
+        else:
+            text = to_encodable(next(texts))
         if text:
             # Pushed by the LLM: a worker holds back frames that are queued while a tool runs.
             await params.llm.push_frame(TTSSpeakFrame(text, append_to_context=False))
         silence = options.say_every
 
 
-def _make_text(tool_name: str, say: Say, progress: JobToolProgress) -> str | None:
-    if isinstance(say, str):
-        return to_encodable(say)
+def _make_text(
+    tool_name: str, say: Callable[[JobToolProgress], str | None], progress: JobToolProgress
+) -> str | None:
     task = RunningTask()
     try:
         text = say(progress)

@@ -1,18 +1,22 @@
 """A job tool, for the class of an LLM worker or for a list of tools."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from pipecat.services.llm_service import FunctionCallParams
 from pipecat.workers.llm import LLMWorker, tool
 
 from pipecat_jobs._llm.ownership import LLMTool
+from pipecat_jobs._llm.watch import watch
+from pipecat_jobs._pipecat.schemas import FunctionSchema, tool_options
 from pipecat_jobs.outcomes import JobData
 from pipecat_jobs.tools.arguments import ValidArguments
-from pipecat_jobs.tools.call import ToolCallContext, check_requester, tool_call
+from pipecat_jobs.tools.call import check_requester, tool_call
 from pipecat_jobs.tools.dispatch import Dispatch
 from pipecat_jobs.tools.repeats import Run
+from pipecat_jobs.tools.reporting import make_reporting
 from pipecat_jobs.tools.results import ToolResult
-from pipecat_jobs.tools.schemas import FunctionSchema, tool_options
 from pipecat_jobs.tools.spec import TimeLeft, ToolSpec
 from pipecat_jobs.tools.speech import speak_meanwhile
 
@@ -73,7 +77,9 @@ class JobTool(FunctionSchema, LLMTool):
         """
 
         async def ask(valid: ValidArguments, time_left: TimeLeft, run: Run) -> ToolResult:
-            return await self._ask(call, params, valid, time_left, run)
+            reporting = make_reporting(call, params, self._spec.options)
+            asked = partial(self._ask, params, valid, time_left, run, reporting.update)
+            return reporting.finish(await self._spec.settle(asked))
 
         async def prepare(valid: ValidArguments) -> tuple[JobData, object]:
             return await self._prepare(params, valid)
@@ -81,6 +87,8 @@ class JobTool(FunctionSchema, LLMTool):
         async with tool_call(params) as call:
             result = await self._spec.run(params.pipeline_worker, params.arguments, ask, prepare)
             await call.finish(result.value, run_llm=result.run_llm)
+            if result.then is not None:
+                result.then()
 
     async def _prepare(
         self, params: FunctionCallParams, arguments: ValidArguments
@@ -93,22 +101,25 @@ class JobTool(FunctionSchema, LLMTool):
 
     async def _ask(
         self,
-        call: ToolCallContext,
         params: FunctionCallParams,
         arguments: ValidArguments,
         time_left: TimeLeft,
         run: Run,
+        show: Callable[[JobData], Awaitable[None]],
     ) -> ToolResult:
         spec, options = self._spec, self._spec.options
         payload, _ = await self._prepare(params, arguments)
         dispatch = Dispatch(spec.name, check_requester(params.pipeline_worker, spec.name), options)
 
         async def on_update(worker_name: str, update: JobData) -> None:
-            await call.report({"worker": worker_name, "update": update})
+            await show({"worker": worker_name, "update": update})
 
         async with speak_meanwhile(params, options, dispatch.progress):
             run.jobs.set_result(dispatch)
             value = await dispatch.run(
-                payload, timeout=time_left(), on_update=on_update if options.progress else None
+                payload,
+                timeout=time_left(),
+                on_update=on_update if options.progress else None,
+                awaited=watch(params.llm).awaited_jobs if options.cancel_on_interruption else set(),
             )
         return ToolResult(value)

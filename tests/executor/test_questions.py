@@ -281,6 +281,16 @@ async def test_a_cancel_of_the_job_ends_the_wait_and_the_hook(stage: Stage):
     assert stage.host.stopped == 1
 
 
+@pytest.mark.parametrize("refused", [False, True])
+async def test_an_answer_of_other_code_ends_the_hook(stage: Stage, refused: bool):
+    stage.host.holds = True
+    asking = stage.ask()
+    question = await stage.host.next_question()
+    await (question.refuse("no") if refused else question.answer("yes"))
+    assert await asking == ({"reason": "no"} if refused else {"answer": "'yes'"})
+    await until(lambda: stage.host.stopped == 1)
+
+
 async def test_the_deadline_of_the_job_ends_the_wait(stage: Stage):
     asking = stage.ask(deadline=0.2)
     question = await stage.host.next_question()

@@ -3,8 +3,10 @@
 import asyncio
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pipecat
 import pytest
 from openai import AsyncOpenAI
 from pipecat.bus import WorkerBus
@@ -54,7 +56,13 @@ from pipecat_jobs._pipecat import (
     proxy_connection,
     start_event_handlers,
     take_queued_function_calls,
+    takes_messages,
     unwatch,
+)
+from pipecat_jobs._pipecat.llm import (
+    TAKES_MESSAGES,
+    WITHOUT_MESSAGES,
+    WITHOUT_MESSAGES_AT_FIRST,
 )
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, ToolCalls
 
@@ -535,6 +543,23 @@ def test_find_provider_of_a_service_that_is_not_known():
 
 async def test_a_service_that_generates_text_is_not_speech_to_speech(new_llm: NewLLM):
     assert is_speech_to_speech(new_llm("You wait.")) is False
+
+
+def test_a_service_that_generates_text_takes_messages(new_llm: NewLLM):
+    assert takes_messages(new_llm("You wait."))
+
+
+@pytest.mark.parametrize(("module", "name"), [*WITHOUT_MESSAGES, *WITHOUT_MESSAGES_AT_FIRST])
+def test_the_realtime_services_take_messages_as_their_source_says(module: str, name: str):
+    # Most of them need packages that are not installed.
+    source = Path(pipecat.__file__).parent / "services" / f"{module.replace('.', '/')}.py"
+    if not source.exists():
+        pytest.skip("this Pipecat does not have the service")
+    text = source.read_text()
+    takes = (module, name) in WITHOUT_MESSAGES_AT_FIRST and TAKES_MESSAGES
+
+    assert f"\nclass {name}(" in text
+    assert ("standard_message_text(" in text) is takes
 
 
 @pytest.mark.parametrize(

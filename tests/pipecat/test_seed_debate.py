@@ -33,6 +33,9 @@ from pipecat_jobs.testing import ChaosBus, JobHarness, LLMRequest, ScriptedLLMSe
 
 pytestmark = pytest.mark.every_bus
 
+#: Long enough for a second job to come meanwhile, on a busy machine too.
+DOGS = " ".join(["Dogs are loyal."] * 10)
+
 
 # fmt: off
 class DebateWorker(LLMContextWorker):
@@ -359,7 +362,7 @@ async def test_a_job_cancelled_while_it_waits_for_its_turn_never_reaches_the_llm
     provider: ScriptedLLMServer,
     debater: Callable[[str], DebateWorker],
 ):
-    provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=0.1))
+    provider.on(asks_about("dogs"), Text(DOGS, pace=0.1))
     provider.on(asks_about("birds"), "Birds are free.")
     requester, advocate = Requester("requester"), debater("advocate")
     await job_harness.start(requester, advocate)
@@ -374,7 +377,7 @@ async def test_a_job_cancelled_while_it_waits_for_its_turn_never_reaches_the_llm
 
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert await first == {"role": "advocate", "text": "Dogs are loyal."}
+    assert await first == {"role": "advocate", "text": DOGS}
     assert await requester.ask("advocate", "birds", timeout=30) == {
         "role": "advocate",
         "text": "Birds are free.",
@@ -466,7 +469,7 @@ async def test_a_debater_that_is_ended_finishes_its_text_and_cancels_waiting_job
     provider: ScriptedLLMServer,
     debater: Callable[[str], DebateWorker],
 ):
-    provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=0.1))
+    provider.on(asks_about("dogs"), Text(DOGS, pace=0.1))
     requester, advocate = Requester("requester"), debater("advocate")
     await job_harness.start(requester, advocate)
     first = asyncio.create_task(requester.ask("advocate", "dogs"))
@@ -477,7 +480,7 @@ async def test_a_debater_that_is_ended_finishes_its_text_and_cancels_waiting_job
 
     await job_harness.end(advocate)
 
-    assert await first == {"role": "advocate", "text": "Dogs are loyal."}
+    assert await first == {"role": "advocate", "text": DOGS}
     with pytest.raises(JobCancelledError, match="worker 'advocate' stopped"):
         await waiting
     assert provider.requests == [request]

@@ -25,19 +25,19 @@ PACKAGE = Path(pipecat_jobs.__file__).parent
 
 NAMES = """
     BaseUIWorker BaseWorker BusFullError BusUnavailableError CancelReason
-    DuplicateJobHandlerError DuplicateWorkerError ErrorDetails InvalidJobError
+    DuplicateJobHandlerError DuplicateWorkerError ErrorDetails Floor FloorHolder InvalidJobError
     InvalidJobResponseError InvalidJobTypeError JobCall JobCancelledError JobContext JobError
-    JobEvent JobGroup JobGroupContext JobGroupError JobGroupEvent JobGroupParams
-    JobGroupResponse JobHeaders JobInterceptor JobLifeEvent JobLifeEventKind JobNotEndedError
-    JobOutcome JobParams JobQuestion JobQuestionError JobRefusal JobRefusedError JobRequest
-    JobStatus JobSteer JobTimeoutError JobTool JobToolError JobToolProgress JobsMixin
-    LLMContextWorker LLMTurn LLMTurnError LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker
-    LLMWorkerActivationArgs MessageTooLargeError MessageTypeError MixinOrderError
-    NoJobHandlerError OpenJob OpenJobState OutcomeStatus PipelineParams PipelineWorker
-    ProcessorUnusablePolicy RedisModeError RedisStartError Retry RoutedBus SteerOutcome
-    ToolCallContext UIWorker UnknownJobError WorkerLostError WorkerNotAddedError
-    WorkerNotReadyError __version__ cancel_job job job_attempt job_deadline job_headers
-    job_moved job_steers job_tool list_jobs tool tool_call
+    JobEvent JobGroup JobGroupContext JobGroupError JobGroupEvent JobGroupParams JobGroupResponse
+    JobHeaders JobInterceptor JobLifeEvent JobLifeEventKind JobNotEndedError JobOutcome JobParams
+    JobQuestion JobQuestionError JobRefusal JobRefusedError JobRequest JobStatus JobSteer
+    JobTimeoutError JobTool JobToolError JobToolProgress JobsMixin LLMContextWorker LLMTurn
+    LLMTurnError LLMTurnInterruptedError LLMTurnTimeoutError LLMWorker LLMWorkerActivationArgs
+    MessageTooLargeError MessageTypeError MixinOrderError NoJobHandlerError OpenJob OpenJobState
+    OutcomeStatus PipelineParams PipelineWorker ProcessorUnusablePolicy Receipt RedisModeError
+    RedisStartError ReportChange ReportState Retry RoutedBus SteerOutcome ToolCallContext UIWorker
+    UnknownJobError WorkerLostError WorkerNotAddedError WorkerNotReadyError __version__ cancel_job
+    job job_attempt job_deadline job_headers job_moved job_steers job_tool list_jobs tool
+    tool_call
 """.split()
 
 TESTING_NAMES = """

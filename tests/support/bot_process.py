@@ -1,10 +1,11 @@
-"""The voice bot as a process of its own, the way `make voice` runs it."""
+"""A bot as a process of its own; `make voice` runs that of the debate in the same way."""
 
 import asyncio
 import os
 import socket
 import sys
 from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ PIPECAT = tuple(int(part) for part in version("pipecat-ai").split(".")[:2])
 
 ROOT = Path(__file__).parents[2]
 BOT = [sys.executable, "-m", "examples.debate.bot"]
+RECEPTIONIST = [sys.executable, "-m", "examples.receptionist.call"]
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "DEEPGRAM_API_KEY", "CARTESIA_API_KEY")
 
 
@@ -34,7 +36,8 @@ def free_port() -> int:
 class BotProcess:
     """Starts the bot on loopback, and waits until it serves."""
 
-    def __init__(self, **variables: str):
+    def __init__(self, command: Sequence[str] = BOT, **variables: str):
+        self._command = command
         self._variables = variables
         self._port = free_port()
         self._log: list[str] = []
@@ -50,7 +53,7 @@ class BotProcess:
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
-            *BOT,
+            *self._command,
             *("--host", "127.0.0.1", "--port", str(self._port)),
             cwd=ROOT,
             env=bot_environment(**self._variables),

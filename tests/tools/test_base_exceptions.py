@@ -229,6 +229,7 @@ async def test_a_call_of_a_flow_is_settled_as_an_error_after_any_exception(
     await talk.worker.flush_pipeline()
 
 
+@pytest.mark.slow
 def test_ctrl_c_within_a_tool_ends_the_process():
     code = """
 import asyncio

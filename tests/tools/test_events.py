@@ -158,8 +158,8 @@ class Event:
 
 
 LATE = {"answers": {}, "missing": dict.fromkeys(WORKERS, "did not answer in time")}
-BACKGROUND = {"cancel_on_interruption": False}
-PROTECTED = {"protected": True}
+BACKGROUND = {"cancel_on_interruption": False, "report": "at_once"}
+PROTECTED = {"protected": True, "report": "at_once"}
 
 EVENTS = {
     "interruption": Event(interruption),
@@ -245,7 +245,7 @@ async def test_jobs_stop_when_the_end_reaches_the_llm_rather_than_when_the_pipel
 async def test_an_interruption_leaves_background_jobs_running_and_the_result_comes_later(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    worker = moderator(new_llm(), "advocate", cancel_on_interruption=False)
+    worker = moderator(new_llm(), "advocate", cancel_on_interruption=False, report="at_once")
     scene = await begin(
         job_harness, scripted_llm, worker, "It is noon.", "Done.", workers=("advocate",)
     )
@@ -269,7 +269,9 @@ async def test_a_protected_call_survives_interruptions_and_is_not_offered_to_be_
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     # Pipecat's own limit does not end the call either.
-    worker = moderator(new_llm(function_call_timeout_secs=0.05), "advocate", protected=True)
+    worker = moderator(
+        new_llm(function_call_timeout_secs=0.05), "advocate", protected=True, report="at_once"
+    )
     scene = await begin(job_harness, scripted_llm, worker, "Paid.", workers=("advocate",))
 
     for _ in range(2):
@@ -310,7 +312,7 @@ async def test_a_cancelled_group_is_reported_and_commented_on(
 async def test_progress_arrives_without_an_inference_for_each(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    worker = moderator(new_llm(), "advocate", cancel_on_interruption=False)
+    worker = moderator(new_llm(), "advocate", cancel_on_interruption=False, report="at_once")
     scene = await begin(job_harness, scripted_llm, worker, "Done.", workers=("advocate",))
     (job_id,) = worker.job_groups
     (advocate,) = scene.others

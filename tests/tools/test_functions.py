@@ -17,9 +17,9 @@ from support.tools_stage import Colleague, NewLLM, calls_debate, new_llm, tool_r
 from support.tools_talks import FlowTalk, Style, Talk, calls_flow_debate
 
 from pipecat_jobs import InvalidJobError, job_tool
+from pipecat_jobs._pipecat.schemas import FunctionSchema
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCalls
 from pipecat_jobs.testing.llm_script import ToolCall
-from pipecat_jobs.tools.schemas import FunctionSchema
 
 __all__ = ["new_llm"]
 

@@ -11,8 +11,8 @@ from support.tools_talks import FlowTalk, Talk
 
 from pipecat_jobs import LLMContextWorker, job_tool, tool, tool_call
 from pipecat_jobs._llm.watch import watch
+from pipecat_jobs._pipecat.schemas import FunctionSchema
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, ToolCalls
-from pipecat_jobs.tools.schemas import FunctionSchema
 
 __all__ = ["new_llm"]
 
@@ -45,12 +45,12 @@ class Moderator(LLMContextWorker):
                 pass
             await call.finish(j.response)
 
-    @job_tool("background", job="argue", cancel_on_interruption=False)
+    @job_tool("background", job="argue", cancel_on_interruption=False, report="at_once")
     async def ask_background(self, topic: str):
         """Ask the one in the background."""
         return {"topic": topic}
 
-    @job_tool("protected", job="argue", protected=True)
+    @job_tool("protected", job="argue", protected=True, report="at_once")
     async def ask_protected(self, topic: str):
         """Ask the one that is protected."""
         return {"topic": topic}

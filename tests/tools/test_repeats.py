@@ -21,7 +21,13 @@ REPLACED = {"stopped": "A newer call of debate took the place of this one."}
 
 
 class Moderator(LLMContextWorker):
-    @job_tool("advocate", job="argue", cancellable_by_llm=True, cancel_on_interruption=False)
+    @job_tool(
+        "advocate",
+        job="argue",
+        cancellable_by_llm=True,
+        cancel_on_interruption=False,
+        report="at_once",
+    )
     async def join(self, topic: str, style: str = "calm"):
         """Analyze a topic."""
         return {"topic": topic}
@@ -36,7 +42,13 @@ class Moderator(LLMContextWorker):
         """Analyze a topic."""
         return {"topic": topic}
 
-    @job_tool("advocate", job="argue", on_repeat="confirm", cancel_on_interruption=False)
+    @job_tool(
+        "advocate",
+        job="argue",
+        on_repeat="confirm",
+        cancel_on_interruption=False,
+        report="at_once",
+    )
     async def confirm(self, topic: str):
         """Analyze a topic."""
         return {"topic": topic}

@@ -18,7 +18,6 @@ from pipecat.processors.frame_processor import FrameDirection
 from support.tools_stage import Colleague, Stage, calls_debate, raise_stage, scripted_service
 
 from pipecat_jobs import JobToolProgress, LLMContextWorker, job_tool
-from pipecat_jobs._llm.watch import LLMWatch
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, run_virtual
 from pipecat_jobs.testing.fixtures import LogRecord
 
@@ -105,6 +104,25 @@ def test_the_bot_speaks_again_at_an_interval(play: Play):
     assert play(story, say_after=5, say=WAIT, say_every=10).stage.spoken == [WAIT] * 3
 
 
+def test_several_texts_are_said_in_turn_and_then_again_from_the_first(play: Play):
+    async def story(scene: Scene) -> None:
+        await scene.at(36)
+
+    texts = ("One moment.", "Still looking.", "Nearly there.")
+    scene = play(story, say_after=5, say=texts, say_every=10)
+    assert scene.stage.spoken == [*texts, texts[0]]
+
+
+def test_the_bot_says_nothing_while_its_code_holds_the_floor(play: Play):
+    async def story(scene: Scene) -> None:
+        async with scene.stage.worker.floor.hold():
+            await scene.at(20)
+            assert scene.stage.spoken == []
+        await scene.at(26)
+
+    assert play(story, say_after=5, say=WAIT).stage.spoken == [WAIT]
+
+
 def test_the_bot_says_nothing_when_the_result_comes_first(play: Play):
     async def story(scene: Scene) -> None:
         await scene.at(4.9)
@@ -181,21 +199,6 @@ def test_speech_that_began_before_the_watch_is_noticed(play: Play, frame: Any):
         assert scene.stage.spoken == []
 
     play(story, say_after=5, say=WAIT)
-
-
-def test_speech_at_the_last_moment_counts():
-    async def main() -> float:
-        watch, loop = LLMWatch(), asyncio.get_running_loop()
-
-        def speak(frame: Any) -> None:
-            loop.create_task(watch.on_frame(None, frame))
-
-        loop.call_at(5, watch._starts, "user")
-        loop.call_at(7, speak, UserStoppedSpeakingFrame())
-        await watch.until_silent_for(5)
-        return loop.time()
-
-    assert run_virtual(main()) == 12
 
 
 def test_a_say_function_gets_the_progress_and_may_say_nothing(play: Play):

@@ -41,7 +41,12 @@ class Stubborn(Colleague):
 
 class Host(LLMContextWorker):
     @job_tool(
-        "garage", job="inspect", on_repeat="steer", repeat_by="tool", cancel_on_interruption=False
+        "garage",
+        job="inspect",
+        on_repeat="steer",
+        repeat_by="tool",
+        cancel_on_interruption=False,
+        report="at_once",
     )
     async def inspect(self, part: str):
         """Have a part of the car inspected."""

@@ -22,6 +22,7 @@ from pipecat_jobs import (
     JobInterceptor,
     JobLifeEvent,
     JobLifeEventKind,
+    JobQuestion,
     JobTimeoutError,
     JobToolError,
     OutcomeStatus,
@@ -30,7 +31,7 @@ from pipecat_jobs import (
     job_attempt,
     job_headers,
 )
-from pipecat_jobs.interceptors import ProceedToAsk, ProceedToHandle
+from pipecat_jobs.interceptors import ProceedToAnswer, ProceedToAsk, ProceedToHandle
 from pipecat_jobs.testing import JobHarness
 from pipecat_jobs.testing.fixtures import LogRecord
 
@@ -541,3 +542,57 @@ async def test_an_interceptor_may_be_added_while_jobs_run(job_harness: JobHarnes
     await requester.ask("worker", "echo")
     await job_harness.settle()
     assert set(recorder.kinds) == {ASKED, SENT, BEGUN, HANDLER_ENDED, SETTLED}
+
+
+class Asking(BaseWorker):
+    @job(name="book")
+    async def book(self, message: BusJobRequestMessage) -> dict[str, Any]:
+        return {"seat": await self.ask_requester("Aisle or window?")}
+
+
+class Answering(BaseWorker):
+    async def on_job_question(self, question: JobQuestion) -> object:
+        return "window"
+
+
+class Answerer(JobInterceptor):
+    def __init__(self, name: str, calls: list[str], answer: object = None):
+        self.name, self.calls, self.given = name, calls, answer
+
+    async def answer(self, question: JobQuestion, proceed: ProceedToAnswer) -> object:
+        self.calls.append(f"{self.name}: {question.text}")
+        if isinstance(self.given, Exception):
+            raise self.given
+        return self.given if self.given is not None else await proceed(question)
+
+
+@pytest.mark.not_on("pubsub", reason="Pipecat's network buses carry no questions")
+async def test_a_question_passes_through_the_interceptors_to_the_hook(job_harness: JobHarness):
+    host, calls = Answering("host"), []
+    host.add_job_interceptor(Answerer("outer", calls))
+    host.add_job_interceptor(Answerer("inner", calls))
+    await job_harness.start(host, Asking("desk"))
+
+    assert await host.job("desk", name="book") == {"seat": "window"}
+    assert calls == ["outer: Aisle or window?", "inner: Aisle or window?"]
+
+
+@pytest.mark.not_on("pubsub", reason="Pipecat's network buses carry no questions")
+async def test_an_interceptor_answers_a_question_in_place_of_the_hook(job_harness: JobHarness):
+    host, calls = Answering("host"), []
+    host.add_job_interceptor(Answerer("outer", calls, "aisle"))
+    host.add_job_interceptor(Answerer("inner", calls))
+    await job_harness.start(host, Asking("desk"))
+
+    assert await host.job("desk", name="book") == {"seat": "aisle"}
+    assert calls == ["outer: Aisle or window?"]
+
+
+@pytest.mark.not_on("pubsub", reason="Pipecat's network buses carry no questions")
+async def test_an_interceptor_that_raises_refuses_a_question(job_harness: JobHarness):
+    host = Answering("host")
+    host.add_job_interceptor(Answerer("outer", [], ValueError("a bug")))
+    await job_harness.start(host, Asking("desk"))
+
+    with pytest.raises(JobError, match="ValueError"):
+        await host.job("desk", name="book")

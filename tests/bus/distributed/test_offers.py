@@ -11,6 +11,7 @@ from pipecat.workers.proxy.websocket import WebSocketProxyClient
 from support.listeners import Listener
 
 from pipecat_jobs import BaseWorker, InvalidJobError, LLMContextWorker, job
+from pipecat_jobs._llm.conversing import REPORT_JOB
 from pipecat_jobs._protocol.affinity import Affinity
 from pipecat_jobs.bus._distributed.offers import Offer, find_offers
 
@@ -57,7 +58,12 @@ class Bounded(BaseWorker):
         (Mixed("w"), {"": 7, "wide": 7, "narrow": 2, "single": 1, "pay": 7}, ("pay",), None),
         (Bounded("w"), {"": 3}, (), None),
         (BaseWorker("w"), {"": 7}, (), None),
-        (LLMContextWorker("w", llm=OpenAILLMService(api_key="none")), {"": 1}, (), "prefer"),
+        (
+            LLMContextWorker("w", llm=OpenAILLMService(api_key="none")),
+            {"": 1, REPORT_JOB: 7},
+            (),
+            "prefer",
+        ),
         (Sticky("w"), {"": 7}, (), "requester"),
         (Listener("w"), None, (), None),
     ],
