@@ -17,6 +17,7 @@ from pipecat_jobs._requester.group import JobGroup
 from pipecat_jobs._requester.scopes import JobContext, JobGroupContext
 from pipecat_jobs._version import __version__
 from pipecat_jobs.bus import RoutedBus
+from pipecat_jobs.client.jobs import ClientJobs
 from pipecat_jobs.conversation import Floor, FloorHolder, Receipt, ReportChange, ReportState
 from pipecat_jobs.errors import (
     BusFullError,
@@ -92,6 +93,7 @@ __all__ = [
     "BusFullError",
     "BusUnavailableError",
     "CancelReason",
+    "ClientJobs",
     "DuplicateJobHandlerError",
     "DuplicateWorkerError",
     "ErrorDetails",

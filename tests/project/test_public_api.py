@@ -24,7 +24,7 @@ import pipecat_jobs.testing
 PACKAGE = Path(pipecat_jobs.__file__).parent
 
 NAMES = """
-    BaseUIWorker BaseWorker BusFullError BusUnavailableError CancelReason
+    BaseUIWorker BaseWorker BusFullError BusUnavailableError CancelReason ClientJobs
     DuplicateJobHandlerError DuplicateWorkerError ErrorDetails Floor FloorHolder InvalidJobError
     InvalidJobResponseError InvalidJobTypeError JobCall JobCancelledError JobContext JobError
     JobEvent JobGroup JobGroupContext JobGroupError JobGroupEvent JobGroupParams JobGroupResponse

@@ -1,0 +1,1 @@
+"""What the client of a bot sees of jobs, over RTVI."""
