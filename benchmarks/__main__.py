@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.benchmark import Benchmark, Figure
 from benchmarks.child import log_errors_only
+from benchmarks.conversation import CONVERSATION
 from benchmarks.distributed import DISTRIBUTED
 from benchmarks.group import GROUP
 from benchmarks.imports import IMPORT
@@ -27,6 +28,7 @@ BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
         INTERRUPTION,
+        CONVERSATION,
         ROUND_TRIP,
         GROUP,
         THROUGHPUT,

@@ -1,8 +1,10 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from benchmarks import conversation
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.benchmark import Spread
 
@@ -22,6 +24,29 @@ def test_the_interruption_benchmark_measures_both_job_layers(
     assert (ours["count"], pipecats["count"]) == (2, 1)
     assert ours["maximum"] < pipecats["minimum"]
     assert all(figure["unit"] in ("ms", "tokens") for figure in figures)
+
+
+def test_the_conversation_benchmark_counts_what_was_said_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # A process takes seconds to import Pipecat. Not this thread: it has an event loop already.
+    monkeypatch.setattr(conversation, "_make_executor", lambda: ThreadPoolExecutor(1))
+    path = tmp_path / "figures.json"
+
+    main(["conversation", "--rounds", "11", "--json", str(path)])
+
+    figures = json.loads(path.read_text())["benchmarks"]["conversation"]["figures"]
+    measured = {(f["quantity"], f["subject"]): f["spread"]["maximum"] for f in figures}
+    for subject in ("pipecat-jobs", "Pipecat's", "pipecat-jobs, LLM rereads"):
+        ends = ["said exactly once", "said twice or more"]
+        ends += ["never said, in enough silence", "never said, without it"]
+        assert sum(measured[end, subject] for end in ends) == measured["results", subject] > 11
+    assert measured["never said, in enough silence", "Pipecat's"] > 0
+    for subject in ("pipecat-jobs", "pipecat-jobs, LLM rereads"):
+        assert measured["said twice or more", subject] == 0
+        assert measured["never said, in enough silence", subject] == 0
+        assert measured["begun while the user spoke", subject] == 0
+        assert measured["LLM runs for an update", subject] == 0
 
 
 def test_an_unknown_benchmark_is_refused_and_the_error_names_the_known_ones(
