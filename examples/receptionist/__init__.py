@@ -1,1 +1,1 @@
-"""A receptionist for three restaurants, who is written to; no API key is needed."""
+"""A receptionist for three restaurants, who is written to or spoken to; no API key is needed."""

@@ -5,19 +5,22 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipecat_jobs import (
     BaseWorker,
     JobToolError,
-    LLMContextWorker,
+    LLMWorker,
     cancel_job,
     job,
+    job_steers,
     job_tool,
     list_jobs,
 )
 
 TABLE = "bookings (number INTEGER PRIMARY KEY, guest, time, place, UNIQUE (time, place))"
+
+SAUCE = "Is the duck with or without sauce?"
 
 
 @dataclass
@@ -84,17 +87,44 @@ class Branch(BaseWorker):
         raise JobToolError(f"no free table for {guests} at {time}")
 
 
+class Bar(BaseWorker):
+    """Serves drinks at once."""
+
+    @job
+    async def bring_drink(self, table: str, drink: str) -> str:
+        """Have a drink brought to a table."""
+        return f"{drink} is on its way to {table}"
+
+
 class Kitchen(BaseWorker):
     """Cooks one order at a time for each table, and for any number of tables at once."""
 
-    @job(key="table", on_busy="refuse")
-    async def order(self, table: str, dishes: list[str]) -> str:
-        """Have dishes cooked and served at a table."""
-        await asyncio.sleep(len(dishes))
-        return f"{' and '.join(dishes)} served at {table}"
+    def __init__(self, name: str, *, pace: float = 1.0):
+        super().__init__(name)
+        self._pace = pace
+
+    @job
+    async def find_cooking_time(self, dish: str) -> str:
+        """Ask the kitchen how long a dish takes."""
+        await asyncio.sleep(2 * self._pace)
+        return f"the {dish} takes {40 if dish == 'duck' else 20} minutes"
+
+    @job(key="table", on_busy="steer")
+    async def order(self, table: str, dishes: list[str]) -> dict[str, str]:
+        """Order dishes for a table. While its order is cooked, they are added to that order."""
+        steers, served = job_steers(), list[str]()
+        for dish in dishes:
+            if dish == "duck":
+                sauce = await self.ask_requester(SAUCE, Literal["with sauce", "without sauce"])
+                dish = f"duck {sauce}"
+            await asyncio.sleep(self._pace)
+            served.append(dish)
+            for steer in steers.take_waiting():
+                dishes.extend(steer.data["dishes"])
+        return {"served": " and ".join(served), "table": table}
 
 
-class Receptionist(LLMContextWorker):
+class Receptionist(LLMWorker):
     """Talks with the guests."""
 
     find_table = job_tool(
@@ -102,6 +132,11 @@ class Receptionist(LLMContextWorker):
     )
     book_table = job_tool("bookings", job=Bookings.book_table, timeout=5)
     find_bookings = job_tool("bookings", job=Bookings.find_bookings, timeout=5)
+    bring_drink = job_tool("bar", job=Bar.bring_drink, timeout=5)
+    # In the background: the guest goes on talking, and is told the result in a silence.
+    find_cooking_time = job_tool(
+        "kitchen", job=Kitchen.find_cooking_time, cancel_on_interruption=False
+    )
     order = job_tool("kitchen", job=Kitchen.order, cancel_on_interruption=False, timeout=600)
 
     def build_tools(self) -> list[Any]:

@@ -2,80 +2,144 @@
 
 import json
 import os
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 from openai import AsyncOpenAI
+from pipecat.processors.aggregators.llm_context import LLMContextMessage
+from pipecat.services.llm_service import LLMService
 from pipecat.services.openai.llm import OpenAILLMService
 
-from pipecat_jobs.testing import LLMRequest, Reply, ScriptedLLMServer, ToolCall, ToolCalls
+from pipecat_jobs.testing import ToolCall, ToolCalls
+from pipecat_jobs.testing.voice import Answer, ScriptedLLM
 
 INSTRUCTION = """\
 You are the receptionist of three restaurants. Answer in one or two sentences. Find a table before \
-you book it. Say something short when you place an order, because it takes a while to cook."""
+you book it. Say something short when you ask the kitchen, because it takes a while to answer."""
 
-GUEST = (
+#: The tool that is made for a question of a worker has a number behind this name.
+ANSWER = "answer_question"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the guest says, and what the scripted LLM says and does then."""
+
+    text: str
+    answer: Answer
+    #: The number of reports that the guest has to be told before.
+    reports: int = 0
+
+
+def _order(*dishes: str) -> ToolCall:
+    return ToolCall("order", {"table": "harbour 2", "dishes": list(dishes)})
+
+
+def _drink(name: str) -> ToolCalls:
+    return ToolCalls(ToolCall("bring_drink", {"table": "harbour 2", "drink": name}))
+
+
+TABLE = Line(
     "A table for five at 20:00, please. I am Ada.",
-    "Soup and fish to harbour 2, please.",
-    "Is the food coming?",
+    ToolCalls(ToolCall("find_table", {"guests": 5, "time": "20:00"})),
+)
+DUCK_TIME = Line(
+    "How long does the duck take?",
+    ToolCalls(ToolCall("find_cooking_time", {"dish": "duck"}), text="I ask the kitchen."),
+)
+WINE = Line("A bottle of red wine to harbour 2, please.", _drink("red wine"))
+WATER = Line("And some water, please.", _drink("water"))
+DUCK = Line(
+    "Then the duck and a soup to harbour 2, please.",
+    ToolCalls(_order("duck", "soup"), text="The kitchen is on it."),
+    reports=1,
+)
+WITH_SAUCE = Line(
+    "With sauce, please.", ToolCalls(ToolCall(ANSWER, {"answer": "with sauce"})), reports=1
+)
+CAKE = Line(
     "A cake to harbour 2 as well, please.",
-    "Then stop the order.",
-    "And bring the cake.",
-    "Which tables are booked for Ada?",
+    ToolCalls(_order("cake"), text="I tell the kitchen."),
+)
+IS_IT_COMING = Line("Is the food coming?", ToolCalls(ToolCall("list_jobs")))
+COFFEE = Line(
+    "And coffee for ten, please.",
+    ToolCalls(_order(*["coffee"] * 10), text="Ten cups it is."),
+    reports=2,
+)
+STOP = Line("Then stop the order.", ToolCalls(ToolCall("cancel_job", {"job": "order"})))
+BOOKED = Line(
+    "Which tables are booked for Ada?", ToolCalls(ToolCall("find_bookings", {"guest": "Ada"}))
 )
 
-
-def play(request: LLMRequest) -> Reply | str:
-    """Play the LLM: answer the guest's words, or the results of the tools."""
-    said = [number for number, m in enumerate(request.messages) if m["role"] == "assistant"]
-    new = request.messages[said[-1] + 1 if said else 0 :]
-    for message in new:
-        if message["role"] == "user":
-            return answer_guest(str(message["content"]))
-    results = [json.loads(str(message["content"])) for message in new]
-    # The result of a tool in the background is in a message that says so.
-    given = [result for result in results if result.get("type") != "async_tool"]
-    late = [
-        json.loads(result["result"]) for result in results if result.get("status") == "finished"
-    ]
-    return say_result((given + late)[0])
+GUEST = (TABLE, DUCK_TIME, WINE, DUCK, WITH_SAUCE, CAKE, IS_IT_COMING, COFFEE, STOP, BOOKED)
+_ANSWERS = {line.text: line.answer for line in (*GUEST, WATER)}
 
 
-def answer_guest(text: str) -> Reply | str:
-    """Call the tool for the guest's words."""
-    order = {"table": "harbour 2", "dishes": ["soup", "fish"]}
-    match GUEST.index(text):
-        case 0:
-            return ToolCall("find_table", {"guests": 5, "time": "20:00"})
-        case 1:
-            return ToolCalls(ToolCall("order", order), text="The kitchen is on it.")
-        case 2:
-            return ToolCall("list_jobs")
-        case 3 | 5:
-            return ToolCall("order", {**order, "dishes": ["cake"]})
-        case 4:
-            return ToolCall("cancel_job", {"job": "order"})
+def play(messages: Sequence[LLMContextMessage]) -> Answer:
+    """Play the LLM: answer what is new since its last words or calls."""
+    given = cast("Sequence[dict[str, Any]]", messages)
+    contents = [(str(message["role"]), str(message.get("content") or "")) for message in given]
+    own = [number for number, (role, _) in enumerate(contents) if role == "assistant"]
+    new = contents[own[-1] + 1 if own else 0 :]
+    for role, content in new:
+        if role == "user":
+            return _name_tool(_ANSWERS[content], contents)
+    results = [result for _, content in new for result in _read(json.loads(content))]
+    if len(results) == 1 and isinstance(answer := say(results[0]), ToolCalls):
+        return answer
+    return " ".join(str(say(result)) for result in results)
+
+
+def _name_tool(answer: Answer, contents: Sequence[tuple[str, str]]) -> Answer:
+    """Call the tool that was made for the last question."""
+    if isinstance(answer, str) or answer.calls[0].name != ANSWER:
+        return answer
+    names = re.findall(rf"{ANSWER}_\d+", " ".join(content for _, content in contents))
+    return ToolCalls(ToolCall(names[-1], answer.calls[0].arguments))
+
+
+def _read(content: dict[str, Any]) -> Iterator[object]:
+    """Read the results in a message: that of a tool, or those of a report."""
+    match content:
+        case {"type": "report", "reports": reports}:
+            yield from (report["report"] for report in reports)
+        case {"type": "async_tool"}:
+            # Its result comes in a report.
+            pass
         case _:
-            return ToolCall("find_bookings", {"guest": "Ada"})
+            yield content
 
 
-def say_result(result: object) -> Reply | str:
-    """Say the result of a tool, or go on with it."""
+def say(result: object) -> Answer:
+    """Say a result, or go on with it."""
     match result:
         case {"answers": found}:
             [table] = [answer["result"] for answer in found.values()]
-            return ToolCall("book_table", {"guest": "Ada", "time": "20:00", "table": table})
+            booking = {"guest": "Ada", "time": "20:00", "table": table}
+            return ToolCalls(ToolCall("book_table", booking))
         case {"number": number, "table": table, "time": time}:
             return f"{table} is yours at {time}. Your booking has the number {number}."
-        case {"jobs": [{"job": job}]}:
-            return f"One {job} is in the kitchen."
+        case {"question": question}:
+            return f"The kitchen asks: {question}"
+        case {"jobs": [{"job": job}, *_]}:
+            return f"The {job} is in the kitchen."
         case {"cancelled": job}:
             return f"The {job} is cancelled."
+        case {"status": "The answer was passed on."}:
+            return "I pass that on."
+        case {"steered": _}:
+            return "The kitchen adds it."
+        case {"served": dishes}:
+            return f"Here you are: {dishes}."
         case {"result": [{"table": table, "time": time}]}:
             return f"Only {table}, at {time}."
-        case {"result": served}:
-            return f"Here you are: {served}."
+        case {"result": str(text)}:
+            return f"{text[0].upper()}{text[1:]}."
+        case {"result": inner}:
+            return say(inner)
         case {"error": why}:
             return f"I am sorry: {why}."
         case other:
@@ -94,17 +158,14 @@ class _LLM(OpenAILLMService):
         await self._connections.close()
 
 
-@asynccontextmanager
-async def find_llm() -> AsyncGenerator[OpenAILLMService, None]:
-    """Make the LLM of ``OPENAI_API_KEY``, or one that follows the script."""
+def find_llm(*, pace: float = 0.02) -> LLMService[Any]:
+    """Make the LLM of ``OPENAI_API_KEY``, or one that follows the script.
+
+    The scripted one writes a word in ``pace`` seconds.
+    """
     if key := os.environ.get("OPENAI_API_KEY"):
         model = os.environ.get("OPENAI_MODEL") or "gpt-4.1-mini"
         settings = OpenAILLMService.Settings(model=model, system_instruction=INSTRUCTION)
         base_url = os.environ.get("OPENAI_BASE_URL") or None
-        yield _LLM(api_key=key, base_url=base_url, settings=settings)
-        return
-    # With a proxy in the environment, requests to this machine's own server would go to the proxy.
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
-    async with ScriptedLLMServer() as server:
-        server.on(lambda request: True, play)
-        yield _LLM(api_key="none", base_url=server.base_url)
+        return _LLM(api_key=key, base_url=base_url, settings=settings)
+    return ScriptedLLM(play, pace=pace)

@@ -1,17 +1,40 @@
-"""Pipecat's own evaluator judges the voice bot, by the scenarios under evals/."""
+"""Pipecat's own evaluator judges two bots, by the scenarios under evals/."""
 
 import asyncio
 import sys
 from asyncio.subprocess import PIPE, STDOUT
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.bot_process import PIPECAT, ROOT, BotProcess, bot_environment
+from support.bot_process import BOT, PIPECAT, RECEPTIONIST, ROOT, BotProcess, bot_environment
 
 EVALS = ROOT / "evals"
-SCENARIOS = ("debate/three_sides", "failing/without_the_critic", "interrupted/another_topic")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A bot, and the scenarios by which it is judged."""
+
+    command: Sequence[str]
+    folder: Path
+    scenarios: Sequence[str]
+
+
+DEBATE = Subject(
+    BOT, EVALS, ("debate/three_sides", "failing/without_the_critic", "interrupted/another_topic")
+)
+CONVERSATION = Subject(
+    RECEPTIONIST,
+    EVALS / "receptionist",
+    (
+        "interrupted/told_again",
+        "late/told_in_silence",
+        "question/answered_in_words",
+        "steer/added_to_the_order",
+    ),
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,11 +51,9 @@ class Verdict:
     report: str
 
 
-@pytest.fixture
-async def bot() -> AsyncIterator[BotProcess]:
+def start(subject: Subject) -> BotProcess:
     # Quicker than people, but slow enough to be interrupted in the middle.
-    async with BotProcess(DEBATE_TEMPO="0.3") as bot:
-        yield bot
+    return BotProcess(subject.command, DEBATE_TEMPO="0.3")
 
 
 async def evaluate(bot: BotProcess, scenarios: Path, logs: Path) -> Verdict:
@@ -48,25 +69,27 @@ async def evaluate(bot: BotProcess, scenarios: Path, logs: Path) -> Verdict:
     return Verdict(process.returncode, report.decode())
 
 
-async def test_every_scenario_passes(bot: BotProcess, tmp_path: Path):
-    verdict = await evaluate(bot, EVALS, tmp_path)
+@pytest.mark.parametrize("subject", [DEBATE, CONVERSATION], ids=["debate", "receptionist"])
+async def test_every_scenario_passes(subject: Subject, tmp_path: Path):
+    async with start(subject) as bot:
+        verdict = await evaluate(bot, subject.folder, tmp_path)
 
-    assert verdict.exit_code == 0, f"{verdict.report}\n{bot.log}"
-    for scenario in SCENARIOS:
-        assert f"✓ ws://{bot.host}/ws {scenario} " in verdict.report
-    assert f"{len(SCENARIOS)}/{len(SCENARIOS)} passed" in verdict.report
+        assert verdict.exit_code == 0, f"{verdict.report}\n{bot.log}"
+        for scenario in subject.scenarios:
+            assert f"✓ ws://{bot.host}/ws {scenario} " in verdict.report
+        number = len(subject.scenarios)
+        assert f"{number}/{number} passed" in verdict.report
 
 
-async def test_a_bot_that_does_not_say_the_expected_text_fails_the_scenario(
-    bot: BotProcess, tmp_path: Path
-):
+async def test_a_bot_that_does_not_say_the_expected_text_fails_the_scenario(tmp_path: Path):
     """All debaters run, so the summary does not name a missing one."""
     failing = (EVALS / "failing.yaml").read_text(encoding="utf-8")
     whole = failing.replace(" without the critic.", ".")
     scenario = tmp_path / "whole.yaml"
     scenario.write_text(whole, encoding="utf-8")
 
-    verdict = await evaluate(bot, scenario, tmp_path)
+    async with start(DEBATE) as bot:
+        verdict = await evaluate(bot, scenario, tmp_path)
 
     assert verdict.exit_code == 1, verdict.report
     assert "turn 1 llm_response text_mismatch" in verdict.report

@@ -1,4 +1,4 @@
-"""The receptionist for three restaurants: her workers, her tools and a whole conversation."""
+"""The receptionist for three restaurants: her workers, her tools and two whole conversations."""
 
 import asyncio
 import subprocess
@@ -6,21 +6,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
 from support.snippets import ROOT
 
-from examples.receptionist import __main__ as program
-from examples.receptionist import bot
-from examples.receptionist.bot import Booking, Bookings, Branch, Kitchen, Receptionist
-from examples.receptionist.script import find_llm
+from examples.receptionist import bot, text
+from examples.receptionist.bot import Booking, Bookings, Branch, Kitchen
+from examples.receptionist.script import GUEST, find_llm
+from examples.receptionist.stage import make_receptionist
+from examples.receptionist.voice import speak
 from pipecat_jobs import (
     BaseWorker,
     CancelReason,
     JobError,
-    JobRefusal,
-    JobRefusedError,
+    JobQuestion,
     JobToolError,
 )
-from pipecat_jobs.testing import JobHarness
+from pipecat_jobs.testing import JobHarness, run_virtual
+from pipecat_jobs.testing.voice import ScriptedLLM
 
 AT_EIGHT = "20:00"
 #: So many dishes take longer than a test.
@@ -30,15 +33,24 @@ FEAST = ["soup"] * 600
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    # The scripted server is not behind an HTTP proxy; the change is undone after the test.
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
+
+
+class Guest(BaseWorker):
+    """A requester who likes sauce."""
+
+    def __init__(self) -> None:
+        super().__init__("guest")
+        self.asked = asyncio.Queue[str]()
+
+    async def on_job_question(self, question: JobQuestion) -> object:
+        self.asked.put_nowait(question.text)
+        return "with sauce"
 
 
 @pytest.fixture
-async def guest(job_harness: JobHarness, tmp_path: Path) -> BaseWorker:
+async def guest(job_harness: JobHarness, tmp_path: Path) -> Guest:
     """A requester, beside the bookings and the kitchen."""
-    guest = BaseWorker("guest")
+    guest = Guest()
     await job_harness.start(guest, Bookings(tmp_path / "bookings.db"), Kitchen("kitchen"))
     return guest
 
@@ -120,22 +132,27 @@ async def test_a_branch_asks_which_tables_are_booked(job_harness: JobHarness):
     booked.assert_asked(time=AT_EIGHT)
 
 
-async def test_a_second_order_for_a_table_is_refused_and_one_for_another_table_is_not(
-    guest: BaseWorker,
+async def test_a_second_order_for_a_table_is_added_to_the_first_and_one_for_another_is_not(
+    guest: Guest,
 ):
-    first = await guest.request_job("kitchen", order("north 1", FEAST), timeout=600)
+    first = await guest.request_job("kitchen", order("north 1", ["duck", *FEAST]), timeout=600)
 
-    with pytest.raises(JobRefusedError) as refused:
-        await guest.job("kitchen", order("north 1", ["fish"]), timeout=30)
     beside = await guest.job("kitchen", order("north 2", ["fish"]), timeout=30)
+    added = await guest.job("kitchen", order("north 1", ["fish"]), timeout=30)
 
-    outcome = refused.value.outcomes["kitchen"]
-    assert (outcome.refusal, outcome.held_by) == (JobRefusal.BUSY, first)
-    assert beside == "fish served at north 2"
+    assert beside == {"served": "fish", "table": "north 2"}
+    assert added == {"steered": first}
     assert [job.id for job in guest.open_jobs] == [first]
 
     await guest.cancel_job_group(first, reason="the guest has left")
     assert await guest.job("kitchen", order("north 1", ["fish"]), timeout=30)
+
+
+async def test_the_kitchen_asks_how_the_duck_is_to_be(guest: Guest):
+    served = await guest.job("kitchen", order("north 1", ["duck", "soup"]), timeout=30)
+
+    assert served["served"] == "duck with sauce and soup"
+    assert await guest.asked.get() == "Is the duck with or without sauce?"
 
 
 async def test_the_receptionist_books_the_first_table_that_is_found(job_harness: JobHarness):
@@ -151,40 +168,85 @@ async def test_the_receptionist_books_the_first_table_that_is_found(job_harness:
     castle = await job_harness.mock_job("castle", "find_table", returns=look)
     booking = Booking(7, "Ada", AT_EIGHT, "harbour 2")
     book_table = await job_harness.mock_job("bookings", "book_table", returns=booking)
-    async with find_llm() as llm:
-        receptionist = Receptionist("receptionist", llm=llm, active=True)
-        await job_harness.start(receptionist)
+    context = LLMContextAggregatorPair(LLMContext())
+    receptionist = make_receptionist(find_llm(), context)
+    await job_harness.start(receptionist)
 
-        said = await receptionist.hear("A table for five at 20:00, please. I am Ada.")
+    said = await receptionist.hear("A table for five at 20:00, please. I am Ada.")
 
-        assert said == "harbour 2 is yours at 20:00. Your booking has the number 7."
-        found = {"answers": {"harbour": {"result": "harbour 2"}}, "missing": {"north": str(full)}}
-        assert said.calls[0].result == found
-        castle.assert_asked(guests=5, time=AT_EIGHT)
-        book_table.assert_asked(guest="Ada", time=AT_EIGHT, table="harbour 2")
-        await job_harness.end(receptionist)
+    assert said.strip() == "harbour 2 is yours at 20:00. Your booking has the number 7."
+    found = {"answers": {"harbour": {"result": "harbour 2"}}, "missing": {"north": str(full)}}
+    assert said.calls[0].result == found
+    castle.assert_asked(guests=5, time=AT_EIGHT)
+    book_table.assert_asked(guest="Ada", time=AT_EIGHT, table="harbour 2")
+    await job_harness.end(receptionist)
 
 
-async def test_the_whole_conversation(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    await program.main(str(tmp_path))
+def test_the_whole_conversation_in_text(capsys: pytest.CaptureFixture[str]):
+    run_virtual(text.write())
 
-    lines = capsys.readouterr().out.splitlines()
-    busy = "order was refused, because an earlier one for the same thing is still running"
+    rest = iter(capsys.readouterr().out.splitlines())
     for said in (
         "harbour 2 is yours at 20:00. Your booking has the number 1.",
-        "The kitchen is on it.",
-        "One order is in the kitchen.",
-        f"I am sorry: {busy}.",
+        "I ask the kitchen.",
+        "Red wine is on its way to harbour 2.",
+        "The duck takes 40 minutes.",
+        "The kitchen asks: Is the duck with or without sauce?",
+        "The order is in the kitchen.",
+        "The kitchen adds it.",
+        "Here you are: duck with sauce and soup and cake.",
         "The order is cancelled.",
-        "Here you are: cake served at harbour 2.",
         "Only harbour 2, at 20:00.",
     ):
-        assert f"receptionist: {said}" in lines
+        assert f"receptionist: {said}" in rest, f"{said} is missing, or out of order"
 
 
-def test_the_program_runs_without_a_key_and_prints_no_errors():
+def test_the_guest_goes_on_when_the_llm_asks_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(text, "find_llm", lambda: ScriptedLLM(lambda messages: "Well."))
+
+    run_virtual(text.write())
+
+    assert f"guest: {GUEST[-1].text}" in capsys.readouterr().out.splitlines()
+
+
+def test_what_the_guest_talks_over_is_said_once_to_its_end():
+    transcript = [line[6:] for line in run_virtual(speak())]
+
+    told = "receptionist: The duck takes 40 minutes."
+    cut = [line for line in transcript if line.endswith("--")]
+    assert len(cut) == 1
+    assert told.startswith(cut[0].removesuffix(" --"))
+    assert transcript.count(told) == 1
+    in_order = (
+        "guest: A bottle of red wine to harbour 2, please.",
+        "    [find_cooking_time: waiting]",
+        cut[0],
+        "    [find_cooking_time: interrupted]",
+        "receptionist: Water is on its way to harbour 2.",
+        told,
+        "    [find_cooking_time: said]",
+        "receptionist: The kitchen asks: Is the duck with or without sauce?",
+        "guest: With sauce, please.",
+        "receptionist: Here you are: duck with sauce and soup.",
+    )
+    rest = iter(transcript)
+    for line in in_order:
+        assert line in rest, f"{line} is missing, or out of order"
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        pytest.param((), "receptionist: Only harbour 2, at 20:00.", marks=pytest.mark.slow),
+        (("--voice",), "receptionist: Here you are: duck with sauce and soup."),
+    ],
+    ids=["text", "voice"],
+)
+def test_the_program_runs_without_a_key_and_prints_no_errors(options: tuple[str, ...], last: str):
     ran = subprocess.run(
-        [sys.executable, "-m", "examples.receptionist"],
+        [sys.executable, "-m", "examples.receptionist", *options],
         cwd=ROOT,
         capture_output=True,
         encoding="utf-8",
@@ -195,8 +257,8 @@ def test_the_program_runs_without_a_key_and_prints_no_errors():
     # Pipecat 1.8 downloads data for NLTK, which prints a message without a network.
     errors = ran.stderr.splitlines()
     assert [line for line in errors if not line.startswith("[nltk_data]")] == []
-    assert "receptionist: Only harbour 2, at 20:00." in ran.stdout
+    assert last in ran.stdout
 
 
-def test_the_workers_and_the_bot_take_fewer_than_120_lines():
-    assert len(Path(bot.__file__).read_text(encoding="utf-8").splitlines()) < 120
+def test_the_workers_and_the_bot_take_fewer_than_150_lines():
+    assert len(Path(bot.__file__).read_text(encoding="utf-8").splitlines()) < 150

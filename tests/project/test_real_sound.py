@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections import defaultdict
+from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
@@ -84,10 +85,12 @@ class Bot:
 
 
 @pytest.fixture
-async def bot(job_harness: JobHarness, scripted_llm: ScriptedLLMServer) -> Bot:
+async def bot(job_harness: JobHarness, scripted_llm: ScriptedLLMServer) -> AsyncIterator[Bot]:
     bot = Bot(scripted_llm.base_url)
     await job_harness.start(bot.moderator, *bot.debaters)
-    return bot
+    yield bot
+    # The microphone never rests, and a busy machine is behind it.
+    await job_harness.cancel(bot.moderator)
 
 
 async def requests_of_debaters(server: ScriptedLLMServer) -> list[LLMRequest]:
