@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
-from pipecat.frames.frames import LLMMessagesAppendFrame
+from pipecat.frames.frames import LLMMessagesAppendFrame, TTSSpeakFrame
+from pipecat.pipeline.pipeline import Pipeline
 from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.services.llm_service import LLMService
+from pipecat.services.llm_service import FunctionCallParams, LLMService
 from pipecat.services.openai.llm import OpenAILLMService
 from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from pipecat.workers.runner import WorkerRunner
+from support.client import Client
 from support.llm_workers import NewLLM, new_llm
 from support.snippets import ROOT, anchors, blocks, docstring_examples, run, run_program
 from support.workers import until
@@ -28,7 +30,7 @@ import pipecat_jobs.testing
 from pipecat_jobs import JobEvent
 from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.bus.routed import sees_all
-from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, ToolCalls
 
 __all__ = ["new_llm"]
 
@@ -55,6 +57,7 @@ COMMANDS = {
     "python examples/cancellation.py": "test_examples.py",
     "python examples/job_tool.py": "test_examples.py",
     "python -m examples.receptionist": "test_example_receptionist.py",
+    "python -m examples.receptionist --voice": "test_example_receptionist.py",
     "make voice": "test_voice_bot.py starts the same",
     ".venv/bin/pipecat eval run evals": "test_evals.py",
 }
@@ -87,12 +90,14 @@ async def names(job_harness: JobHarness) -> dict[str, object]:
         **{name: getattr(pipecat_jobs.testing, name) for name in pipecat_jobs.testing.__all__},
         "__name__": "snippet",
         "BusJobResponseMessage": BusJobResponseMessage,
+        "FunctionCallParams": FunctionCallParams,
         "LLMContext": LLMContext,
         "LLMMessagesAppendFrame": LLMMessagesAppendFrame,
         "LLMService": LLMService,
         "BusJobRequestMessage": BusJobRequestMessage,
         "OpenAILLMService": OpenAILLMService,
         "WorkerRunner": WorkerRunner,
+        "TTSSpeakFrame": TTSSpeakFrame,
         "SomeWorker": type("SomeWorker", (PipecatBaseWorker,), {}),
         "asyncio": asyncio,
         "pytest": pytest,
@@ -112,7 +117,9 @@ async def test_readme_parts_of_the_program_run(
     new_llm: NewLLM,
     capsys: pytest.CaptureFixture[str],
 ):
-    program, tool, many, retrying, key, open_jobs, turn = blocks("README.md", "python")
+    program, tool, many, retrying, key, open_jobs, turn, reporting, asking_back = blocks(
+        "README.md", "python"
+    )
     names: dict[str, object] = {"__name__": "snippet"}
     await run(program, names)
     host, library = names["Host"]("host"), names["Library"]
@@ -155,6 +162,37 @@ async def test_readme_parts_of_the_program_run(
     await job_harness.start(critic)
     review = names["Critic"].review.request(title="Emma")
     assert await host.job("critic", review, timeout=60) == "A fine book."
+
+    await run(reporting, names)
+    guide = names["Guide"]("guide", llm=new_llm("You guide readers."))
+    await job_harness.start(guide)
+    scripted_llm.reply("We close in ten minutes.")
+    await guide.close()
+    assert capsys.readouterr().out == "said\n"
+    said = asyncio.Event()
+
+    def note_said(_: object, change: pipecat_jobs.ReportChange) -> None:
+        of_the_tool = isinstance(change.content, dict)
+        if of_the_tool and change.state is pipecat_jobs.ReportState.SAID:
+            said.set()
+
+    guide.add_event_handler("on_report_changed", note_said)
+    call = ToolCalls(ToolCall("find_book", {"title": "Emma"}), text="I will look.")
+    scripted_llm.reply(call, "It is on shelf 7.")
+    assert await guide.hear("Where is Emma?") == "I will look."
+    await said.wait()
+    assert scripted_llm.requests[-1].mentions("Emma is on shelf 7 at the castle")
+
+    await run(asking_back, names)
+    await job_harness.start(names["Desk"]("desk"))
+
+    async def lend(question: pipecat_jobs.JobQuestion) -> bool:
+        assert question.text == "Emma costs one euro. Lend it?"
+        return True
+
+    host.on_job_question = lend
+    lending = names["Desk"].lend.request(title="Emma")
+    assert await host.job("desk", lending, timeout=60) == "Emma is yours"
 
 
 async def test_the_snippet_of_the_differences_page_defines_a_worker():
@@ -346,6 +384,155 @@ async def test_snippets_of_the_questions_page_run(
     assert j.response == {"seat": "aisle"}
 
 
+async def test_the_user_answers_the_question_of_the_questions_page(
+    names: dict[str, object],
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+):
+    for code in blocks("docs/questions.md", "python"):
+        await run(code, names)
+    clerk = names["CarefulClerk"]("clerk", llm=new_llm("You help."), active=True)
+    await job_harness.start(clerk, names["Bank"]("bank"))
+    await clerk.flush_pipeline()
+
+    async def say(words: str) -> None:
+        message = {"role": "user", "content": words}
+        await clerk.queue_frame(LLMMessagesAppendFrame([message], run_llm=True))
+
+    scripted_llm.reply(ToolCall("pay", {"euros": 40}), "Shall I?")
+    await say("Pay 40 euros.")
+    *_, asked = await scripted_llm.wait_for_requests(2)
+    assert asked.mentions("Charge 40 euros?")
+    (name,) = [
+        tool["function"]["name"]
+        for tool in asked.body["tools"]
+        if tool["function"]["name"].startswith("answer_question_")
+    ]
+    scripted_llm.reply(ToolCall(name, {"answer": True}), "One moment.", "It is paid.")
+    await say("Yes.")
+    *_, last = await scripted_llm.wait_for_requests(5)
+    assert last.mentions("paid 40 euros")
+    await clerk.flush_pipeline()
+
+    free = names["Bank"].pay.request(euros=0)
+    assert await clerk.job("bank", free, timeout=60) == "paid 0 euros"
+
+
+async def test_snippets_of_the_page_for_users_of_livekit_run(
+    names: dict[str, object],
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    capsys: pytest.CaptureFixture[str],
+):
+    for code in blocks("docs/from-livekit.md", "python"):
+        await run(code, names)
+    host = names["Host"]("guide", llm=new_llm("You guide."), active=True)
+    clerk = names["Clerk"]("clerk", llm=new_llm("You book."), active=True)
+    waiter = names["Waiter"]("waiter", llm=new_llm("You serve."), active=True)
+    await job_harness.start(host, clerk, waiter, names["Taxis"]("taxis"), names["Desk"]("desk"))
+    for worker, call in (
+        (host, ToolCall("order_taxi", {"street": "Elm Street"})),
+        (clerk, ToolCall("book", {"city": "Rome"})),
+    ):
+        await worker.flush_pipeline()
+        already = len(scripted_llm.requests)
+        scripted_llm.reply(call, "Well.")
+        message = {"role": "user", "content": "Do it, please."}
+        await worker.queue_frame(LLMMessagesAppendFrame([message], run_llm=True))
+        *_, last = await scripted_llm.wait_for_requests(already + 2)
+        assert last.mentions("Elm Street" if worker is host else "Aisle or window?")
+        await worker.flush_pipeline()
+
+    scripted_llm.reply("The table is free.")
+    await waiter.tell()
+    assert capsys.readouterr().out == "said\n"
+    # The question is still open.
+    await job_harness.end(clerk)
+
+
+async def test_the_program_of_the_reports_page_prints_what_the_page_shows(tmp_path: Path):
+    (printed,) = blocks("docs/reports.md", "text")
+    assert await run_program(blocks("docs/reports.md", "python")[0], tmp_path) == printed
+
+
+async def test_snippets_of_the_reports_page_run(
+    names: dict[str, object],
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+    capsys: pytest.CaptureFixture[str],
+):
+    _, announce, rule, at_once, by_hand, floor, changes = blocks("docs/reports.md", "python")
+    await run(announce, names)
+    announcing = names["Waiter"]
+    await run(rule, names)
+    await run(changes, names)
+    waiter = type("Waiter", (names["Waiter"], announcing, names["Bank"]), {})(
+        "waiter", llm=new_llm("You serve."), active=True
+    )
+    names["follow"](waiter)
+    await run(at_once, names)
+    assert names["Host"].research.name == "research"
+    await run(by_hand, names)
+    comparing = names["Host"]("comparing", llm=new_llm("You compare."), active=True)
+    await run(floor, names)
+    asking = names["Host"]("asking", llm=new_llm("You ask."), active=True)
+    await job_harness.start(waiter, comparing, asking)
+
+    waiter.reading_pin = True
+    assert waiter.holds_reports()
+    waiter.reading_pin = False
+    scripted_llm.reply("Order 7 is ready.")
+    await waiter.announce(7)
+    await until(lambda: " said\n" in capsys.readouterr().out)
+
+    scripted_llm.reply(ToolCall("compare", {"topic": "tea"}), "Both like it.")
+    message = {"role": "user", "content": "What do they say about tea?"}
+    await comparing.queue_frame(LLMMessagesAppendFrame([message], run_llm=True))
+    *_, last = await scripted_llm.wait_for_requests(3)
+    assert last.mentions("compared")
+
+    answered = asyncio.Event()
+    confirming = asyncio.create_task(asking.confirm("Aisle or window?", answered))
+    await until(lambda: asking.floor.holder is pipecat_jobs.FloorHolder.CODE)
+    answered.set()
+    await confirming
+    await asking.play_music()
+
+
+async def test_snippets_of_the_client_page_show_a_job_to_the_client(
+    names: dict[str, object],
+    job_harness: JobHarness,
+    scripted_llm: ScriptedLLMServer,
+    new_llm: NewLLM,
+):
+    class Kitchen(pipecat_jobs.BaseWorker):
+        @pipecat_jobs.job
+        async def cook(self, message: BusJobRequestMessage) -> dict[str, object]:
+            await self.send_job_update(message.job_id, {"percent": 50, "cook": "Ann"})
+            return {"dish": message.payload["dish"]}
+
+    client = Client()
+    names |= {"Pipeline": Pipeline}
+    for code in blocks("docs/client.md", "python"):
+        await run(code, names)
+    await run("ClientJobs = Cards", names)
+    await job_harness.start(Kitchen("kitchen"))
+    await names["serve"](client, new_llm("You serve."), job_harness.runner)
+    await client.connect()
+
+    waiter = job_harness.runner.get_worker("waiter")
+    scripted_llm.reply(ToolCall("order", {"dish": "fish"}), "Here it is.")
+    assert await waiter.hear("The fish, please.") == "Here it is."
+    await client.wait_until(lambda: ("closed",) in client.cards())
+    assert client.cards()[1:3] == [
+        ("update", "kitchen", {"percent": 50}),
+        ("completed", "kitchen", "completed", None),
+    ]
+
+
 async def test_snippets_of_the_typed_page_run(
     names: dict[str, object], job_harness: JobHarness, capsys: pytest.CaptureFixture[str]
 ):
@@ -403,10 +590,12 @@ import asyncio
 import pytest
 from pipecat.bus import BusJobResponseMessage
 from pipecat.frames.frames import LLMMessagesAppendFrame
+from pipecat.pipeline.pipeline import Pipeline
 from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
 from pipecat.services.llm_service import LLMService
 from pipecat.services.openai.llm import OpenAILLMService
-from pipecat_jobs import BaseWorker, JobTimeoutError, LLMContextWorker, job, tool
+from pipecat_jobs import BaseWorker, JobTimeoutError, LLMContextWorker, LLMWorker, job, tool
 from pipecat_jobs.testing import JobHarness, Text, ToolCall, run_virtual
 """
     (tmp_path / "test_page.py").write_text("\n".join([imports, *tests]))

@@ -5,9 +5,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,6 +17,7 @@ from pipecat.services.deepgram.stt import DeepgramSTTService
 from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
 from support.bot_process import BOT, KEYS, PIPECAT, ROOT, BotProcess, bot_environment
+from support.sentences import no_rules_of_sentences
 from support.typing_client import TypingClient
 
 from examples.debate.bot import bot, main, transport_params
@@ -28,6 +26,8 @@ from examples.debate.stage import Provider
 from examples.debate.voice import Speech, converse, find_speech
 from examples.debate.workers import DEBATERS
 from pipecat_jobs.testing import LLMRequest, ScriptedLLMServer, Stall
+
+__all__ = ["no_rules_of_sentences"]
 
 GREETING = "Hello! Which topic shall we debate?"
 LAST_WORDS = "Settle that, and the rest is detail."
@@ -39,18 +39,6 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "*")
-
-
-@pytest.fixture(autouse=True)
-def no_rules_of_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pipecat 1.8 downloads NLTK's sentence rules; an empty set of rules needs no network."""
-    rules = tmp_path / "tokenizers" / "punkt_tab" / "english"
-    rules.mkdir(parents=True)
-    for part in ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt"):
-        (rules / part).touch()
-    monkeypatch.setenv("NLTK_DATA", str(tmp_path))
-    if find_spec("nltk"):
-        monkeypatch.setattr(import_module("nltk").data, "path", [str(tmp_path)])
 
 
 @pytest.fixture
