@@ -61,14 +61,15 @@ class Host(LLMContextWorker):
 
 
 async def begin(
-    harness: JobHarness, server: ScriptedLLMServer, llm: Any, *calls: ToolCall
-) -> tuple[Stage, Desk]:
+    harness: JobHarness, server: ScriptedLLMServer, llm: Any
+) -> tuple[Stage, Desk, LLMRequest]:
+    """Have the LLM ask the user the question of the desk; return the LLM's request for that."""
+    server.reply(BERLIN, "Aisle or window?")
     desk = Desk()
     stage = await raise_stage(harness, Host("host", llm=llm, active=True), desk)
-    for call in calls:
-        server.reply(call)
-        await stage.say("book a seat")
-    return stage, desk
+    await stage.say("book a seat to Berlin")
+    _, second = await server.wait_for_requests(2)
+    return stage, desk, second
 
 
 def questions(request: LLMRequest) -> list[dict[str, Any]]:
@@ -95,11 +96,7 @@ BERLIN, ROME = (ToolCall("book", {"city": city}) for city in ("Berlin", "Rome"))
 async def test_the_user_answers_in_words_and_the_llm_passes_the_answer_on(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    scripted_llm.reply(BERLIN, "Aisle or window?")
-    desk = Desk()
-    stage = await raise_stage(job_harness, Host("host", llm=new_llm(), active=True), desk)
-    await stage.say("book a seat to Berlin")
-    _, second = await scripted_llm.wait_for_requests(2)
+    stage, _, second = await begin(job_harness, scripted_llm, new_llm())
     (question,) = questions(second)
     assert question["question"] == "Berlin: aisle or window?"
     assert question["about"] == "book"
@@ -120,10 +117,7 @@ async def test_the_user_answers_in_words_and_the_llm_passes_the_answer_on(
 async def test_an_answer_that_does_not_fit_is_asked_for_again_with_the_problem(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    scripted_llm.reply(BERLIN, "Aisle or window?")
-    stage = await raise_stage(job_harness, Host("host", llm=new_llm(), active=True), Desk())
-    await stage.say("book a seat to Berlin")
-    _, second = await scripted_llm.wait_for_requests(2)
+    stage, _, second = await begin(job_harness, scripted_llm, new_llm())
     name = answer_tool(questions(second)[0])
 
     scripted_llm.reply(ToolCall(name, {"answer": "middle"}), "Noted.", "Only aisle or window.")
@@ -197,10 +191,7 @@ async def test_two_open_questions_do_not_cross(
 async def test_a_second_answer_to_a_question_is_not_passed_on(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    scripted_llm.reply(BERLIN, "Aisle or window?")
-    stage = await raise_stage(job_harness, Host("host", llm=new_llm(), active=True), Desk())
-    await stage.say("book a seat to Berlin")
-    _, second = await scripted_llm.wait_for_requests(2)
+    stage, _, second = await begin(job_harness, scripted_llm, new_llm())
     name = answer_tool(questions(second)[0])
 
     both = (ToolCall(name, {"answer": seat}) for seat in ("window", "aisle"))
@@ -220,11 +211,7 @@ async def test_a_second_answer_to_a_question_is_not_passed_on(
 async def test_never_mind_cancels_the_job(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    scripted_llm.reply(BERLIN, "Aisle or window?")
-    desk = Desk()
-    stage = await raise_stage(job_harness, Host("host", llm=new_llm(), active=True), desk)
-    await stage.say("book a seat to Berlin")
-    _, second = await scripted_llm.wait_for_requests(2)
+    stage, desk, second = await begin(job_harness, scripted_llm, new_llm())
     name = answer_tool(questions(second)[0])
 
     scripted_llm.reply(ToolCall(name, {"never_mind": True}), "As you like.", "It is off.")
