@@ -70,7 +70,7 @@ class Findings:
     """What was found out while a call ran, for the message of its error.
 
     Parameters:
-        known_workers: The workers that were known while one was not.
+        list_known: Lists the workers that are known, once one was waited for.
         loop_blocked: Seconds for which the event loop did not run when the deadline passed.
         sharing_loop: The late workers that run in the requester's event loop.
         bus: The bus for which the call waited.
@@ -79,7 +79,7 @@ class Findings:
         not_ready: The workers for which they have passed.
     """
 
-    known_workers: Sequence[str] = ()
+    list_known: Callable[[], Sequence[str]] = tuple
     loop_blocked: float = 0.0
     sharing_loop: Sequence[str] = ()
     bus: StartableBus | None = None
@@ -524,7 +524,7 @@ class JobGroup(PipecatJobGroup):
             need=self.asked.need,
             unready=self.unready,
             not_ready_within=findings.not_ready_within,
-            known_workers=findings.known_workers,
+            known_workers=sorted(findings.list_known()),
             loop_blocked=findings.loop_blocked,
             sharing_loop=findings.sharing_loop,
             bus_problem=findings.bus.find_problem() if findings.bus is not None else None,

@@ -305,7 +305,7 @@ class Requester:
         self, group: JobGroup, workers: WorkersView, missing: list[str]
     ) -> None:
         """Wait until workers are ready, or settle those that are not after ``ready_within``."""
-        group.findings.known_workers = sorted(workers.list_known())
+        group.findings.list_known = workers.list_known
         limit = group.asked.ready_within
         scope = asyncio.timeout(limit)
         try:

@@ -37,6 +37,22 @@ async def test_a_worker_that_is_not_ready_in_time_ends_the_job_and_the_error_say
     assert job_harness.left_behind() == []
 
 
+async def test_the_error_names_the_workers_that_became_known_during_the_wait(
+    job_harness: JobHarness,
+):
+    requester = Requester()
+    await job_harness.start(requester)
+
+    async def ask() -> None:
+        await requester.job(NEVER, ready_within=2, timeout=100)
+
+    asking = asyncio.create_task(ask())
+    await until(lambda: list(requester.open_jobs))
+    await job_harness.start(Responder())
+    with pytest.raises(WorkerNotReadyError, match=r"known workers: 'requester', 'responder'$"):
+        await asking
+
+
 async def test_entering_the_block_raises_and_so_does_a_request_without_a_block(
     job_harness: JobHarness,
 ):
