@@ -98,7 +98,7 @@ lint: $(NEWEST_ENV)
 	.venv/bin/lint-imports --no-cache
 
 bench: $(NEWEST_ENV)
-	.venv/bin/python -m benchmarks --json docs/cost.json --plot docs/cost.svg
+	.venv/bin/python -m benchmarks --json docs/explanation/cost.json --plot docs/images/cost.svg
 
 picture: $(NEWEST_ENV)
 	.venv/bin/python -m examples.debate.picture

@@ -37,7 +37,10 @@ class Slots:
 
 
 class ExecutionState(StrEnum):
-    """How far a job is at its worker. The diagram in ``docs/jobs.md`` shows the transitions."""
+    """How far a job is at its worker.
+
+    The diagram in ``docs/explanation/jobs.md`` shows the transitions.
+    """
 
     #: Its handler waits for its key or for a slot.
     WAITING = "waiting"

@@ -24,7 +24,7 @@ from pipecat_jobs.errors import LLMTurnError
 
 
 class TurnState(StrEnum):
-    """The state of a turn; ``docs/llm.md`` draws the transitions."""
+    """The state of a turn; ``docs/how-to/llm.md`` draws the transitions."""
 
     ASKED = "asked"
     """A run of the LLM is requested, or the text of a run is on its way to the context."""

@@ -86,7 +86,7 @@ def job(
     as `pydantic <https://docs.pydantic.dev/latest/concepts/types/>`_ does, before the method
     begins; a payload that does not fit is refused. The method's return annotation is the type of
     the response. ``Worker.method.request(...)`` makes a request for ``job()``, from which type
-    checkers know the arguments and the response. See ``docs/typed.md``.
+    checkers know the arguments and the response. See ``docs/how-to/typed.md``.
 
     A method whose first parameter is annotated as ``BusJobRequestMessage`` gets the message too.
     One that takes the message alone gets a payload of any shape, and its result decides the

@@ -54,7 +54,10 @@ def _record(
 
 
 class HandleState(StrEnum):
-    """How far a job is for its requester. The diagram in ``docs/jobs.md`` shows the transitions."""
+    """How far a job is for its requester.
+
+    The diagram in ``docs/explanation/jobs.md`` shows the transitions.
+    """
 
     #: Its request has not been sent: its worker is not ready.
     UNSENT = "unsent"

@@ -47,7 +47,8 @@ class ClientJobs:
     enters an LLM's context. Make one for each client, before the client connects.
 
     Override the four methods ``shows_job()``, ``select_data()``, ``shows_report()`` and
-    ``shows_question()`` to limit what the client sees. All messages are in ``docs/client.md``.
+    ``shows_question()`` to limit what the client sees. All messages are in
+    ``docs/how-to/client.md``.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""What a client may ask of its bot, and what it gets in return; see docs/client.md."""
+"""What a client may ask of its bot, and what it gets in return; see docs/how-to/client.md."""
 
 import json
 from typing import Annotated, Literal, TypeAlias

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class ReportState(StrEnum):
-    """The state of a report; ``docs/reports.md`` draws the transitions.
+    """The state of a report; ``docs/how-to/reports.md`` draws the transitions.
 
     Parameters:
         WAITING: The report waits for a silence.

@@ -73,12 +73,12 @@ class JobToolKeywords(TypedDict, total=False):
             ``need``, ``partial_after`` and ``hedge_after``, which cancel jobs. False by default.
         report: When the LLM tells the user the result of a call for which it does not wait
             (``cancel_on_interruption=False``): "in_silence", the default, as a report that is said
-            when nobody speaks (see ``docs/reports.md``); "at_once" as soon as Pipecat runs the LLM
-            on it.
+            when nobody speaks (see ``docs/how-to/reports.md``); "at_once" as soon as Pipecat runs
+            the LLM on it.
         on_failure: "partial", the default, reports the responses and the workers that did not
             complete. "fail" cancels all jobs when the first one fails, and reports an error.
         render: A function, async or not, that makes the result from a dict of the outcomes by
-            worker. None for the results of ``docs/tools.md``.
+            worker. None for the results of ``docs/how-to/tools.md``.
         on_repeat: The rule for a second call while the first one runs: "join", the default, waits
             for the first one's result, "refuse" gives an error at once, "replace" cancels the first
             one, "confirm" has the LLM ask the user whether to run it a second time, and "steer"

@@ -156,7 +156,7 @@ def check(changes: list[ReportChange]) -> None:
 
 
 def test_the_diagram_of_the_docs_shows_the_transitions():
-    diagram = (ROOT / "docs/reports.md").read_text().split("```mermaid")[1].split("```")[0]
+    diagram = (ROOT / "docs/how-to/reports.md").read_text().split("```mermaid")[1].split("```")[0]
     drawn = {
         (ReportState(start), ReportState(end))
         for line in diagram.splitlines()

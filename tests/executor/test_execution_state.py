@@ -50,7 +50,7 @@ def test_every_state_has_a_row_of_transitions():
 
 
 def test_the_diagram_of_the_docs_shows_the_transitions():
-    diagram = (ROOT / "docs/jobs.md").read_text().split("```mermaid")[1].split("```")[0]
+    diagram = (ROOT / "docs/explanation/jobs.md").read_text().split("```mermaid")[1].split("```")[0]
     drawn = {
         (ExecutionState(start.lower()), ExecutionState(end.partition(":")[0].strip().lower()))
         for line in diagram.splitlines()

@@ -43,7 +43,10 @@ EXAMPLES = [
 EXAMPLES_OF_TESTS = [each for each in EXAMPLES if each[0].startswith("pipecat_jobs.testing")]
 EXAMPLES_OF_BOTS = [each for each in EXAMPLES if each not in EXAMPLES_OF_TESTS]
 
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES = [
+    "README.md",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
+]
 
 #: Every command of the README, and the test that runs it.
 COMMANDS = {
@@ -197,7 +200,7 @@ async def test_readme_parts_of_the_program_run(
 
 async def test_the_snippet_of_the_differences_page_defines_a_worker():
     names: dict[str, object] = {"__name__": "snippet"}
-    await run(blocks("docs/differences.md", "python")[0], names)
+    await run(blocks("docs/explanation/differences.md", "python")[0], names)
     assert issubclass(names["Screen"], pipecat_jobs.JobsMixin)
 
 
@@ -218,7 +221,7 @@ def test_links_lead_to_existing_files_and_headings(page: str):
 
 def test_readme_lists_every_page():
     listed = (ROOT / "README.md").read_text().split("## All pages")[1].split("\n## ")[0]
-    assert set(re.findall(r"\]\((docs/\w[\w-]*\.md)\)", listed)) == set(PAGES) - {"README.md"}
+    assert set(re.findall(r"\]\((docs/[\w/-]+\.md)\)", listed)) == set(PAGES) - {"README.md"}
 
 
 @pytest.mark.parametrize(
@@ -226,19 +229,19 @@ def test_readme_lists_every_page():
     [
         (page, number)
         for page, first in (("asking", 1), ("answering", 1), ("many", 1))
-        for number in range(first, len(blocks(f"docs/{page}.md", "python")))
+        for number in range(first, len(blocks(f"docs/how-to/{page}.md", "python")))
     ],
 )
 async def test_snippets_of_the_pages_about_jobs_run(
     names: dict[str, object], page: str, number: int
 ):
-    await run(blocks(f"docs/{page}.md", "python")[number], names)
+    await run(blocks(f"docs/how-to/{page}.md", "python")[number], names)
 
 
 async def test_the_workers_of_the_answering_page_respond(
     names: dict[str, object], job_harness: JobHarness
 ):
-    for code in blocks("docs/answering.md", "python"):
+    for code in blocks("docs/how-to/answering.md", "python"):
         await run(code, names)
     host = names["self"]
     workers = [names[name](name) for name in ("Writer", "Printer", "Taxis", "Door")]
@@ -280,12 +283,12 @@ async def test_the_workers_of_the_answering_page_respond(
     ],
 )
 async def test_programs_of_the_pages_about_jobs_run(tmp_path: Path, page: str, printed: str):
-    assert await run_program(blocks(f"docs/{page}.md", "python")[0], tmp_path) == printed
+    assert await run_program(blocks(f"docs/how-to/{page}.md", "python")[0], tmp_path) == printed
 
 
-@pytest.mark.parametrize("number", range(len(blocks("docs/retrying.md", "python"))))
+@pytest.mark.parametrize("number", range(len(blocks("docs/how-to/retrying.md", "python"))))
 async def test_snippets_of_the_retrying_page_run(names: dict[str, object], number: int):
-    await run(blocks("docs/retrying.md", "python")[number], names)
+    await run(blocks("docs/how-to/retrying.md", "python")[number], names)
 
 
 async def test_snippets_of_the_open_jobs_page_run(
@@ -303,7 +306,7 @@ async def test_snippets_of_the_open_jobs_page_run(
             await cooked.wait()
             return dish
 
-    order, cancel, for_the_llm = blocks("docs/open-jobs.md", "python")
+    order, cancel, for_the_llm = blocks("docs/how-to/open-jobs.md", "python")
     await run(order, names)
     ordering = names["Waiter"]
     await run(cancel, names)
@@ -344,7 +347,7 @@ async def test_snippets_of_the_steering_page_run(
     new_llm: NewLLM,
     capsys: pytest.CaptureFixture[str],
 ):
-    for code in blocks("docs/steering.md", "python"):
+    for code in blocks("docs/how-to/steering.md", "python"):
         await run(code, names)
     owner = names["Owner"]("owner")
     mechanic, painter = names["Mechanic"]("mechanic"), names["Painter"]("painter")
@@ -369,7 +372,7 @@ async def test_snippets_of_the_steering_page_run(
 async def test_snippets_of_the_questions_page_run(
     names: dict[str, object], job_harness: JobHarness
 ):
-    for code in blocks("docs/questions.md", "python"):
+    for code in blocks("docs/how-to/questions.md", "python"):
         await run(code, names)
     # The fixture has a worker "host".
     host, patient = names["Host"]("traveller"), names["Patient"]("patient")
@@ -390,7 +393,7 @@ async def test_the_user_answers_the_question_of_the_questions_page(
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
 ):
-    for code in blocks("docs/questions.md", "python"):
+    for code in blocks("docs/how-to/questions.md", "python"):
         await run(code, names)
     clerk = names["CarefulClerk"]("clerk", llm=new_llm("You help."), active=True)
     await job_harness.start(clerk, names["Bank"]("bank"))
@@ -426,7 +429,7 @@ async def test_snippets_of_the_page_for_users_of_livekit_run(
     new_llm: NewLLM,
     capsys: pytest.CaptureFixture[str],
 ):
-    for code in blocks("docs/from-livekit.md", "python"):
+    for code in blocks("docs/coming-from/livekit.md", "python"):
         await run(code, names)
     host = names["Host"]("guide", llm=new_llm("You guide."), active=True)
     clerk = names["Clerk"]("clerk", llm=new_llm("You book."), active=True)
@@ -453,8 +456,8 @@ async def test_snippets_of_the_page_for_users_of_livekit_run(
 
 
 async def test_the_program_of_the_reports_page_prints_what_the_page_shows(tmp_path: Path):
-    (printed,) = blocks("docs/reports.md", "text")
-    assert await run_program(blocks("docs/reports.md", "python")[0], tmp_path) == printed
+    (printed,) = blocks("docs/how-to/reports.md", "text")
+    assert await run_program(blocks("docs/how-to/reports.md", "python")[0], tmp_path) == printed
 
 
 async def test_snippets_of_the_reports_page_run(
@@ -464,7 +467,7 @@ async def test_snippets_of_the_reports_page_run(
     new_llm: NewLLM,
     capsys: pytest.CaptureFixture[str],
 ):
-    _, announce, rule, at_once, by_hand, floor, changes = blocks("docs/reports.md", "python")
+    _, announce, rule, at_once, by_hand, floor, changes = blocks("docs/how-to/reports.md", "python")
     await run(announce, names)
     announcing = names["Waiter"]
     await run(rule, names)
@@ -516,7 +519,7 @@ async def test_snippets_of_the_client_page_show_a_job_to_the_client(
 
     client = Client()
     names |= {"Pipeline": Pipeline}
-    for code in blocks("docs/client.md", "python"):
+    for code in blocks("docs/how-to/client.md", "python"):
         await run(code, names)
     await run("ClientJobs = Cards", names)
     await job_harness.start(Kitchen("kitchen"))
@@ -536,7 +539,7 @@ async def test_snippets_of_the_client_page_show_a_job_to_the_client(
 async def test_snippets_of_the_typed_page_run(
     names: dict[str, object], job_harness: JobHarness, capsys: pytest.CaptureFixture[str]
 ):
-    program, *snippets = blocks("docs/typed.md", "python")
+    program, *snippets = blocks("docs/how-to/typed.md", "python")
     await run(program, names)
     await names["main"]()
     assert capsys.readouterr().out == "M0 7\n"
@@ -557,7 +560,7 @@ async def test_snippets_of_the_typed_page_run(
 async def test_snippets_of_the_interceptors_page_run(
     names: dict[str, object], capsys: pytest.CaptureFixture[str], number: int, printed: str
 ):
-    await run(blocks("docs/interceptors.md", "python")[number], names)
+    await run(blocks("docs/how-to/interceptors.md", "python")[number], names)
     if "LogJobs" in names:
         names["self"].add_job_interceptor(names["LogJobs"]())
         async with names["self"].job("researcher", name="research"):
@@ -566,7 +569,7 @@ async def test_snippets_of_the_interceptors_page_run(
 
 
 async def test_snippets_of_the_keys_page_run(names: dict[str, object]):
-    fleet, asking = blocks("docs/keys.md", "python")
+    fleet, asking = blocks("docs/how-to/keys.md", "python")
     await run(fleet + asking, names)
     fly, repair, host = names["fly"], names["repair"], names["self"]
     await host.add_workers(names["Fleet"]("fleet"))
@@ -583,7 +586,7 @@ async def test_snippets_of_the_keys_page_run(names: dict[str, object]):
 
 
 def test_tests_of_the_testing_page_pass(tmp_path: Path):
-    plugins, *tests = blocks("docs/testing.md", "python")
+    plugins, *tests = blocks("docs/how-to/testing.md", "python")
     (tmp_path / "conftest.py").write_text(plugins)
     imports = """
 import asyncio
@@ -658,7 +661,7 @@ async def test_llm_snippets_respond_with_the_text_of_the_llm(
     new_llm: NewLLM,
 ):
     scripted_llm.on("Topic: voice", "Talk is cheap.")
-    await run(blocks("docs/llm.md", "python")[number], names)
+    await run(blocks("docs/how-to/llm.md", "python")[number], names)
     await job_harness.start(names[worker]("debater", llm=new_llm("You argue.")))
 
     async with names["self"].job("debater", name=name, payload={"topic": "voice"}) as j:
@@ -675,7 +678,7 @@ async def test_the_llm_snippet_prints_what_the_bot_says(
     capsys: pytest.CaptureFixture[str],
 ):
     scripted_llm.on("Moby Dick", "On shelf 7.")
-    await run(blocks("docs/llm.md", "python")[3], names)
+    await run(blocks("docs/how-to/llm.md", "python")[3], names)
     bot = pipecat_jobs.LLMContextWorker("bot", llm=new_llm("You know books."))
     await job_harness.start(bot)
 
@@ -685,7 +688,7 @@ async def test_the_llm_snippet_prints_what_the_bot_says(
 
 
 async def test_bus_snippets_make_a_runner_and_a_quiet_worker(names: dict[str, object]):
-    for code in blocks("docs/bus.md", "python"):
+    for code in blocks("docs/how-to/bus.md", "python"):
         await run(f"async def make():\n{textwrap.indent(code, '    ')}    return locals()\n", names)
         names |= await names["make"]()
     assert isinstance(names["runner"], WorkerRunner)
@@ -696,7 +699,7 @@ async def test_snippets_of_the_distributed_page_run(
     names: dict[str, object], monkeypatch: pytest.MonkeyPatch, job_harness: JobHarness
 ):
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1")
-    _, _, *snippets = blocks("docs/distributed.md", "python")
+    _, _, *snippets = blocks("docs/how-to/distributed.md", "python")
     for code in snippets:
         await run(code, names)
     await job_harness.start(names["Cashier"]("cashier"))
@@ -706,7 +709,7 @@ async def test_snippets_of_the_distributed_page_run(
 
 
 async def test_the_two_programs_of_the_distributed_page_run(tmp_path: Path):
-    for code in blocks("docs/distributed.md", "python")[:2]:
+    for code in blocks("docs/how-to/distributed.md", "python")[:2]:
         (tmp_path / code.partition("\n")[0].removeprefix("# ")).write_text(code)
     async with EmbeddedRedis(start_timeout=100.0) as server:
 
@@ -732,7 +735,7 @@ def test_each_row_of_the_failure_table_is_a_test():
         for path in (ROOT / "tests/bus").rglob("test_*.py")
         for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
     }
-    table = (ROOT / "docs/distributed.md").read_text().split("## When something fails")[1]
+    table = (ROOT / "docs/how-to/distributed.md").read_text().split("## When something fails")[1]
     rows = re.findall(r"`(test_\w+)`", table)
     assert len(rows) > 25
     assert set(rows) <= tests

@@ -343,7 +343,7 @@ def take(handle: JobHandle, step: str) -> None:
 
 
 def test_the_diagram_of_the_docs_shows_the_transitions_of_a_handle():
-    diagram = (ROOT / "docs/jobs.md").read_text().split("```mermaid")[2].split("```")[0]
+    diagram = (ROOT / "docs/explanation/jobs.md").read_text().split("```mermaid")[2].split("```")[0]
     drawn = {
         (HandleState(start), HandleState(end.partition(":")[0]))
         for start, end in re.findall(r"(\w+) --> (\w+)", diagram)

@@ -14,7 +14,7 @@ import pipecat_jobs
 from pipecat_jobs.testing import ScriptedLLMServer, ToolCall
 from pipecat_jobs.tools.options import JobToolKeywords, JobToolOptions, check_options
 
-PAGE = "docs/tools.md"
+PAGE = "docs/how-to/tools.md"
 
 
 async def test_the_program_runs_unchanged_and_prints_the_answer(

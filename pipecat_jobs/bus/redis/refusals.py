@@ -24,7 +24,7 @@ _CLUSTER = (
 _MEANINGS = {
     "NOAUTH": "it wants a password; put it into the URL: redis://user:password@host",
     "WRONGPASS": "the user's name or the password is wrong; check the URL",
-    "NOPERM": "the user lacks a right; docs/distributed.md lists those that the bus needs",
+    "NOPERM": "the user lacks a right; docs/how-to/distributed.md lists those that the bus needs",
     "DENIED": "it is in protected mode and takes no connections from other machines",
     "OOM": "its memory is full; raise maxmemory, or remove what else is stored there",
     "READONLY": "it is a replica; give the address of the primary",

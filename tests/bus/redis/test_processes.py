@@ -1,6 +1,7 @@
 """``RedisStreamsBus``: what happens to a job when a process dies, stalls or leaves.
 
-Every test runs real processes on a real server, and is a row of the table in docs/distributed.md.
+Every test runs real processes on a real server, and is a row of the table in
+docs/how-to/distributed.md.
 """
 
 import asyncio

@@ -23,7 +23,7 @@ from pipecat_jobs.bus.redis import EmbeddedRedis
 
 __all__ = ["redis", "redis_server"]
 
-PAGE = Path(__file__).parents[3] / "docs/distributed.md"
+PAGE = Path(__file__).parents[3] / "docs/how-to/distributed.md"
 
 
 @pytest.fixture
