@@ -17,7 +17,7 @@ SCHEDULES ?= 20
 # Each of the many Python processes of a run would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint bench speech picture clean
+.PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint docs bench speech picture clean
 
 demo: $(NEWEST_ENV)
 	@.venv/bin/python -m examples.debate
@@ -32,7 +32,7 @@ voice: $(VOICE_ENV)
 
 # What decides whether a change may land.
 test: $(VOICE_ENV) $(LOWEST_ENV) speech
-	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory run-newest lint test-lowest demos
+	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory run-newest lint test-lowest docs demos
 
 # And what takes longer: CONTRIBUTING.md says what.
 test-all: test
@@ -97,6 +97,10 @@ lint: $(NEWEST_ENV)
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	.venv/bin/lint-imports --no-cache
 
+# The site of the documentation, in site/. A warning is an error; nothing is loaded from the network.
+docs: $(NEWEST_ENV)
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+
 bench: $(NEWEST_ENV)
 	.venv/bin/python -m benchmarks --json docs/explanation/cost.json --plot docs/images/cost.svg
 
@@ -106,7 +110,7 @@ picture: $(NEWEST_ENV)
 $(NEWEST_ENV): pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet uv
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[testing,examples]" --group dev
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[testing,examples]" --group dev --group docs
 	@touch $@
 
 $(VOICE_ENV): $(NEWEST_ENV)
@@ -134,4 +138,4 @@ $(NEWER:%=.venv-%/ready): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-lowest $(NEWER:%=.venv-%) $(BETWEEN:%=.venv-pipecat-%) dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest $(NEWER:%=.venv-%) $(BETWEEN:%=.venv-pipecat-%) dist site .pytest_cache .ruff_cache .hypothesis

@@ -16,7 +16,7 @@ from pipecat_jobs.steering import SteerOutcome
 class JobLifeEventKind(StrEnum):
     """The kinds of events in a job's life.
 
-    Parameters:
+    Attributes:
         ASKED: At the requester: ``job()``, ``job_group()`` or one of the other methods that request
             a job was called.
         SENT: At the requester: the worker is ready, and the request is sent.

@@ -11,7 +11,7 @@ from pipecat_jobs.outcomes import JobData
 class OpenJobState(StrEnum):
     """How far an open job is.
 
-    Parameters:
+    Attributes:
         UNREADY: The worker of the job is not ready, so the request was not sent.
         SENT: The request was sent. The requester does not know whether the handler has begun.
         RETRYING: The last attempt has ended, and the requester waits until the next one may begin.

@@ -17,7 +17,7 @@ class OutcomeStatus(StrEnum):
     Pipecat's :class:`~pipecat.pipeline.job_context.JobStatus`. The requester sets the last two
     itself, when no response came.
 
-    Parameters:
+    Attributes:
         COMPLETED: The worker responded with success.
         FAILED: The worker could not do the job, for a reason that it gives.
         ERROR: The handler raised, the worker has no handler for this job, or the request could not
@@ -51,7 +51,7 @@ _COMPLETED = OutcomeStatus.COMPLETED
 class CancelReason(StrEnum):
     """Why a job was cancelled or timed out, for code to decide on.
 
-    Parameters:
+    Attributes:
         REQUESTER_CANCELLED: The requester left the job's block with an exception, the task that
             waits for the job was cancelled, or it called ``cancel_job_group()``.
         REQUESTER_STOPPED: The requester has stopped.
@@ -87,7 +87,7 @@ class CancelReason(StrEnum):
 class JobRefusal(StrEnum):
     """Why a worker refused a job. No handler has begun, so another worker can do the job.
 
-    Parameters:
+    Attributes:
         NO_HANDLER: The worker has no handler for a job of this name.
         INACTIVE: The worker is inactive, and its class has ``takes_jobs_when_inactive = False``.
         ID_IN_USE: The worker has an open job with the same id from another requester.

@@ -38,7 +38,7 @@ class JobParams(PipecatJobParams):
     It has the fields of Pipecat's :class:`~pipecat.pipeline.job_context.JobParams` and more. The
     methods that request a job take it as ``params=``, or take the same fields as keywords.
 
-    Parameters:
+    Attributes:
         name: Name of the ``@job`` handler to run, or None for ``on_job_request``.
         payload: The data for the handler, a dict, or None.
         timeout: Seconds for the whole job: until the worker is ready, until it has a free slot, and
@@ -85,7 +85,7 @@ class JobGroupParams(JobParams, PipecatJobGroupParams):
     It has the fields of Pipecat's :class:`~pipecat.pipeline.job_context.JobGroupParams` and of
     :class:`JobParams`.
 
-    Parameters:
+    Attributes:
         cancel_on_error: Whether the first worker that does not complete ends the group and cancels
             the other workers' jobs. When False, the group ends when every worker has ended, and
             ``outcomes`` has the outcome of each.

@@ -28,7 +28,7 @@ class LLMTurn(TravelsAsText):
 
     A pickle or JSON of it, and a bus between processes, carry the text alone.
 
-    Parameters:
+    Attributes:
         calls: The function calls that the turn made, in order: each has a ``name``, ``arguments``
             and a ``result``.
         stop_reason: Why the provider ended the last run, in the provider's own word: ``"stop"``

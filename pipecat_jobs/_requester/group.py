@@ -117,7 +117,7 @@ class JobGroup(PipecatJobGroup):
     built by hand takes Pipecat's arguments. Put into a worker's ``job_groups`` it is completed by
     the responses of its workers; the code that built it sends the requests.
 
-    Parameters:
+    Attributes:
         params: How it was asked for.
         outcomes: How it ended, by worker; complete once the group is done.
 

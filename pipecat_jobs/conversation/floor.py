@@ -11,7 +11,7 @@ from pipecat_jobs._protocol.checks import check_delay
 class FloorHolder(StrEnum):
     """Who holds the floor.
 
-    Parameters:
+    Attributes:
         USER: The user speaks.
         BOT: The bot speaks.
         LLM: The LLM generates an answer, or its answer is on its way to the speakers.

@@ -7,7 +7,7 @@ from enum import StrEnum
 class ReportState(StrEnum):
     """The state of a report; ``docs/how-to/reports.md`` draws the transitions.
 
-    Parameters:
+    Attributes:
         WAITING: The report waits for a silence.
         OFFERED: The LLM has the report, and has not begun to speak.
         SPEAKING: The bot speaks the LLM's answer to it.

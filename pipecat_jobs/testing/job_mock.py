@@ -20,7 +20,7 @@ Returns: TypeAlias = object | Callable[[JobData], object | Awaitable[object]]
 class JobMock:
     """A stand-in for one job of a worker, made by :meth:`JobHarness.mock_job`.
 
-    Parameters:
+    Attributes:
         worker: Name of the worker.
         name: Name of the job.
         payloads: The payload of each request, in order of arrival.
