@@ -7,14 +7,12 @@ import pkgutil
 import re
 import subprocess
 import sys
-import textwrap
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
 
 import pytest
 from pipecat.bus.messages import BusJobRequestMessage, BusJobResponseMessage
 from pipecat.frames.frames import LLMMessagesAppendFrame, TTSSpeakFrame
-from pipecat.pipeline.pipeline import Pipeline
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.services.llm_service import FunctionCallParams, LLMService
 from pipecat.services.openai.llm import OpenAILLMService
@@ -22,7 +20,19 @@ from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from pipecat.workers.runner import WorkerRunner
 from support.client import Client
 from support.llm_workers import NewLLM, new_llm
-from support.snippets import ROOT, anchors, blocks, docstring_examples, run, run_program
+from support.snippets import (
+    ROOT,
+    Program,
+    anchors,
+    blocks,
+    docstring_examples,
+    load,
+    play,
+    programs,
+    run,
+    run_program,
+    snippets,
+)
 from support.workers import until
 
 import pipecat_jobs
@@ -47,6 +57,9 @@ PAGES = [
     "README.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
+
+#: Their programs run in several processes, or are tests for pytest.
+WITH_TESTS_OF_THEIR_OWN = ("README.md", "docs/how-to/distributed.md", "docs/how-to/testing.md")
 
 #: Every command of the README, and the test that runs it.
 COMMANDS = {
@@ -109,9 +122,9 @@ async def names(job_harness: JobHarness) -> dict[str, object]:
     }
 
 
-async def test_readme_program_prints_what_the_readme_shows(tmp_path: Path):
+async def test_readme_program_prints_what_the_readme_shows():
     (printed,) = blocks("README.md", "text")
-    assert await run_program(blocks("README.md", "python")[0], tmp_path) == printed
+    assert await run_program(blocks("README.md", "python")[0]) == printed
 
 
 async def test_readme_parts_of_the_program_run(
@@ -198,12 +211,6 @@ async def test_readme_parts_of_the_program_run(
     assert await host.job("desk", lending, timeout=60) == "Emma is yours"
 
 
-async def test_the_snippet_of_the_differences_page_defines_a_worker():
-    names: dict[str, object] = {"__name__": "snippet"}
-    await run(blocks("docs/explanation/differences.md", "python")[0], names)
-    assert issubclass(names["Screen"], pipecat_jobs.JobsMixin)
-
-
 def test_readme_commands_are_all_run_by_the_tests():
     commands = [line for block in blocks("README.md", "sh") for line in block.splitlines()]
     assert sorted(commands) == sorted(COMMANDS)
@@ -227,28 +234,30 @@ def test_the_home_page_lists_every_page():
     }
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
+def test_every_snippet_in_python_says_whether_it_is_a_program_or_a_part_of_one(page: str):
+    fences = [each for each in snippets(page) if each.language == "python"]
+    assert [str(each) for each in fences if each.title is None] == []
+
+
 @pytest.mark.parametrize(
-    ("page", "number"),
+    "program",
     [
-        (page, number)
-        for page, first in (("asking", 1), ("answering", 1), ("many", 1))
-        for number in range(first, len(blocks(f"docs/how-to/{page}.md", "python")))
+        pytest.param(program, id=str(program))
+        for page in PAGES
+        if page not in WITH_TESTS_OF_THEIR_OWN
+        for program in programs(page).values()
     ],
 )
-async def test_snippets_of_the_pages_about_jobs_run(
-    names: dict[str, object], page: str, number: int
-):
-    await run(blocks(f"docs/how-to/{page}.md", "python")[number], names)
+async def test_programs_of_the_docs_run_with_their_parts_and_print_what_is_shown(program: Program):
+    await play(program)
 
 
-async def test_the_workers_of_the_answering_page_respond(
-    names: dict[str, object], job_harness: JobHarness
-):
-    for code in blocks("docs/how-to/answering.md", "python"):
-        await run(code, names)
-    host = names["self"]
+async def test_the_workers_of_the_answering_page_respond(job_harness: JobHarness):
+    names = load("docs/how-to/answering.md", "library.py")
+    host = pipecat_jobs.BaseWorker("host")
     workers = [names[name](name) for name in ("Writer", "Printer", "Taxis", "Door")]
-    await job_harness.start(*workers)
+    await job_harness.start(host, *workers)
 
     async with host.job("Writer", name="write", payload={"topic": "tea"}) as j:
         events = [event async for event in j]
@@ -272,34 +281,10 @@ async def test_the_workers_of_the_answering_page_respond(
     assert await visit == {"visitor": "Ahab"}
 
 
-@pytest.mark.parametrize(
-    ("page", "printed"),
-    [
-        ("asking", "{'title': 'Moby Dick', 'shelf': 7}\n"),
-        (
-            "answering",
-            "{'title': 'Moby Dick', 'shelf': 7}\n"
-            "worker 'library' failed at job 'find_book': "
-            "JobToolError: there is no book 'Mobby Dick'\n",
-        ),
-        ("many", "wiki wiki on tea\nnews news on tea\n"),
-    ],
-)
-async def test_programs_of_the_pages_about_jobs_run(tmp_path: Path, page: str, printed: str):
-    assert await run_program(blocks(f"docs/how-to/{page}.md", "python")[0], tmp_path) == printed
-
-
-@pytest.mark.parametrize("number", range(len(blocks("docs/how-to/retrying.md", "python"))))
-async def test_snippets_of_the_retrying_page_run(names: dict[str, object], number: int):
-    await run(blocks("docs/how-to/retrying.md", "python")[number], names)
-
-
-async def test_snippets_of_the_open_jobs_page_run(
-    names: dict[str, object],
+async def test_the_workers_of_the_open_jobs_page_find_and_cancel_their_jobs(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
-    capsys: pytest.CaptureFixture[str],
 ):
     cooked = asyncio.Event()
 
@@ -309,18 +294,12 @@ async def test_snippets_of_the_open_jobs_page_run(
             await cooked.wait()
             return dish
 
-    order, cancel, for_the_llm = blocks("docs/how-to/open-jobs.md", "python")
-    await run(order, names)
-    ordering = names["Waiter"]
-    await run(cancel, names)
-    waiter = type("Waiter", (ordering, names["Waiter"]), {})("waiter", llm=new_llm("You serve."))
-    await run(for_the_llm, names)
-    talking = names["Waiter"]("talking", llm=new_llm("You talk."), active=True)
+    names = load("docs/how-to/open-jobs.md", "orders.py")
+    waiter = names["HeadWaiter"]("waiter")
+    talking = names["Receptionist"]("talking", llm=new_llm("You talk."), active=True)
     await job_harness.start(Kitchen("kitchen"), waiter, talking)
 
     await waiter.take_order(4, "soup")
-    await waiter.look_around()
-    assert capsys.readouterr().out == "Table 4 kitchen sent None\n"
     await waiter.cancel_order(4)
     await until(lambda: not waiter.open_jobs)
 
@@ -343,23 +322,13 @@ async def test_snippets_of_the_open_jobs_page_run(
     await talking.flush_pipeline()
 
 
-async def test_snippets_of_the_steering_page_run(
-    names: dict[str, object],
-    job_harness: JobHarness,
-    scripted_llm: ScriptedLLMServer,
-    new_llm: NewLLM,
-    capsys: pytest.CaptureFixture[str],
+async def test_the_workers_of_the_steering_page_take_and_refuse_steers(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    for code in blocks("docs/how-to/steering.md", "python"):
-        await run(code, names)
-    owner = names["Owner"]("owner")
-    mechanic, painter = names["Mechanic"]("mechanic"), names["Painter"]("painter")
+    names = load("docs/how-to/steering.md", "garage.py")
+    owner, painter = names["Owner"]("owner"), names["Painter"]("painter")
     scholar = names["Researcher"]("scholar", llm=new_llm("You research."))
-    await job_harness.start(owner, mechanic, painter, scholar)
-
-    await owner.bring_car()
-    printed = "accepted\n{'found': ['engine: fine', 'brakes: fine']}\n"
-    assert capsys.readouterr().out == printed
+    await job_harness.start(owner, painter, scholar)
 
     async with owner.job("painter", name="paint", payload={"color": "red"}) as painting:
         gold = await owner.steer(painting.job_id, {"color": "gold"})
@@ -372,15 +341,10 @@ async def test_snippets_of_the_steering_page_run(
     assert found == {"found": "All about tea."}
 
 
-async def test_snippets_of_the_questions_page_run(
-    names: dict[str, object], job_harness: JobHarness
-):
-    for code in blocks("docs/how-to/questions.md", "python"):
-        await run(code, names)
-    # The fixture has a worker "host".
-    host, patient = names["Host"]("traveller"), names["Patient"]("patient")
-    await job_harness.start(host, patient, names["Desk"]("desk"))
-    assert await host.travel() == {"seat": "window"}
+async def test_the_patient_of_the_questions_page_answers_later(job_harness: JobHarness):
+    names = load("docs/how-to/questions.md", "booking.py")
+    patient = names["Patient"]("patient")
+    await job_harness.start(patient, names["Desk"]("desk"))
 
     async with patient.job("desk", name="book") as j:
         for words in ("the roof", "aisle", "yes"):
@@ -391,13 +355,9 @@ async def test_snippets_of_the_questions_page_run(
 
 
 async def test_the_user_answers_the_question_of_the_questions_page(
-    names: dict[str, object],
-    job_harness: JobHarness,
-    scripted_llm: ScriptedLLMServer,
-    new_llm: NewLLM,
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
-    for code in blocks("docs/how-to/questions.md", "python"):
-        await run(code, names)
+    names = load("docs/how-to/questions.md", "booking.py")
     clerk = names["CarefulClerk"]("clerk", llm=new_llm("You help."), active=True)
     await job_harness.start(clerk, names["Bank"]("bank"))
     await clerk.flush_pipeline()
@@ -425,15 +385,13 @@ async def test_the_user_answers_the_question_of_the_questions_page(
     assert await clerk.job("bank", free, timeout=60) == "paid 0 euros"
 
 
-async def test_snippets_of_the_page_for_users_of_livekit_run(
-    names: dict[str, object],
+async def test_the_workers_of_the_page_for_users_of_livekit_do_what_it_says(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
     capsys: pytest.CaptureFixture[str],
 ):
-    for code in blocks("docs/coming-from/livekit.md", "python"):
-        await run(code, names)
+    names = load("docs/coming-from/livekit.md", "taxis.py")
     host = names["Host"]("guide", llm=new_llm("You guide."), active=True)
     clerk = names["Clerk"]("clerk", llm=new_llm("You book."), active=True)
     waiter = names["Waiter"]("waiter", llm=new_llm("You serve."), active=True)
@@ -458,34 +416,19 @@ async def test_snippets_of_the_page_for_users_of_livekit_run(
     await job_harness.end(clerk)
 
 
-async def test_the_program_of_the_reports_page_prints_what_the_page_shows(tmp_path: Path):
-    (printed,) = blocks("docs/how-to/reports.md", "text")
-    assert await run_program(blocks("docs/how-to/reports.md", "python")[0], tmp_path) == printed
-
-
-async def test_snippets_of_the_reports_page_run(
-    names: dict[str, object],
+async def test_the_workers_of_the_reports_page_report(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
     capsys: pytest.CaptureFixture[str],
 ):
-    _, announce, rule, at_once, by_hand, floor, changes = blocks("docs/how-to/reports.md", "python")
-    await run(announce, names)
-    announcing = names["Waiter"]
-    await run(rule, names)
-    await run(changes, names)
-    waiter = type("Waiter", (names["Waiter"], announcing, names["Bank"]), {})(
-        "waiter", llm=new_llm("You serve."), active=True
-    )
+    names = load("docs/how-to/reports.md", "waiter.py")
+    parts = (names["Waiter"], names["HeadWaiter"], names["Bank"])
+    waiter = type("Waiter", parts, {})("waiter", llm=new_llm("You serve."), active=True)
     names["follow"](waiter)
-    await run(at_once, names)
-    assert names["Host"].research.name == "research"
-    await run(by_hand, names)
-    comparing = names["Host"]("comparing", llm=new_llm("You compare."), active=True)
-    await run(floor, names)
+    comparing = names["Comparer"]("comparing", llm=new_llm("You compare."), active=True)
     asking = names["Host"]("asking", llm=new_llm("You ask."), active=True)
-    await job_harness.start(waiter, comparing, asking)
+    await job_harness.start(waiter, comparing, asking, Worker("wiki"), Worker("news"))
 
     waiter.reading_pin = True
     assert waiter.holds_reports()
@@ -508,8 +451,7 @@ async def test_snippets_of_the_reports_page_run(
     await asking.play_music()
 
 
-async def test_snippets_of_the_client_page_show_a_job_to_the_client(
-    names: dict[str, object],
+async def test_the_waiter_of_the_client_page_shows_a_job_to_the_client(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
@@ -521,10 +463,8 @@ async def test_snippets_of_the_client_page_show_a_job_to_the_client(
             return {"dish": message.payload["dish"]}
 
     client = Client()
-    names |= {"Pipeline": Pipeline}
-    for code in blocks("docs/how-to/client.md", "python"):
-        await run(code, names)
-    await run("ClientJobs = Cards", names)
+    names = load("docs/how-to/client.md", "restaurant.py")
+    names["ClientJobs"] = names["Cards"]
     await job_harness.start(Kitchen("kitchen"))
     await names["serve"](client, new_llm("You serve."), job_harness.runner)
     await client.connect()
@@ -539,72 +479,11 @@ async def test_snippets_of_the_client_page_show_a_job_to_the_client(
     ]
 
 
-async def test_snippets_of_the_typed_page_run(
-    names: dict[str, object], job_harness: JobHarness, capsys: pytest.CaptureFixture[str]
-):
-    program, *snippets = blocks("docs/how-to/typed.md", "python")
-    await run(program, names)
-    await names["main"]()
-    assert capsys.readouterr().out == "M0 7\n"
-    await job_harness.start(names["Library"]("library"), names["Library"]("archive"))
-    for code in snippets:
-        await run(code, names)
-    printed = capsys.readouterr().out
-    assert (
-        "'title' is missing; 'titel' is not known; it takes (title: str, floor: int = 0)" in printed
-    )
-    assert "M2 7" in printed
-
-
-@pytest.mark.parametrize(
-    ("number", "printed"),
-    [(0, "settled research host -> researcher"), (1, "research needs a topic")],
-)
-async def test_snippets_of_the_interceptors_page_run(
-    names: dict[str, object], capsys: pytest.CaptureFixture[str], number: int, printed: str
-):
-    await run(blocks("docs/how-to/interceptors.md", "python")[number], names)
-    if "LogJobs" in names:
-        names["self"].add_job_interceptor(names["LogJobs"]())
-        async with names["self"].job("researcher", name="research"):
-            pass
-    assert printed in capsys.readouterr().out
-
-
-async def test_snippets_of_the_keys_page_run(names: dict[str, object]):
-    fleet, asking = blocks("docs/how-to/keys.md", "python")
-    await run(fleet + asking, names)
-    fly, repair, host = names["fly"], names["repair"], names["self"]
-    await host.add_workers(names["Fleet"]("fleet"))
-    # Requests that wait for a worker to be ready are sent in any order.
-    assert await fly(host, 1, "Moon") == "arrived at Moon"
-    older = asyncio.create_task(fly(host, 7, "Mars"))
-    first = asyncio.create_task(repair(host, 7, "engine"))
-    # Requests of one requester arrive in order.
-    await asyncio.sleep(0)
-    newer, second = await asyncio.gather(fly(host, 7, "Venus"), repair(host, 7, "engine"))
-    assert (await older, newer) == ("changed its course", "arrived at Venus")
-    assert await first == "repaired engine"
-    assert re.fullmatch(r"job \S+ repairs it already", second)
-
-
 def test_tests_of_the_testing_page_pass(tmp_path: Path):
-    plugins, *tests = blocks("docs/how-to/testing.md", "python")
-    (tmp_path / "conftest.py").write_text(plugins)
-    imports = """
-import asyncio
-import pytest
-from pipecat.bus import BusJobResponseMessage
-from pipecat.frames.frames import LLMMessagesAppendFrame
-from pipecat.pipeline.pipeline import Pipeline
-from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
-from pipecat.services.llm_service import LLMService
-from pipecat.services.openai.llm import OpenAILLMService
-from pipecat_jobs import BaseWorker, JobTimeoutError, LLMContextWorker, LLMWorker, job, tool
-from pipecat_jobs.testing import JobHarness, Text, ToolCall, run_virtual
-"""
-    (tmp_path / "test_page.py").write_text("\n".join([imports, *tests]))
+    plugins, tests = programs("docs/how-to/testing.md").values()
+    code = [each.code for each in (tests.source, *tests.below)]
+    (tmp_path / "conftest.py").write_text(plugins.source.code)
+    (tmp_path / "test_page.py").write_text("\n".join(code))
     options = ["asyncio_mode=auto", "asyncio_default_fixture_loop_scope=function"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
@@ -616,7 +495,7 @@ from pipecat_jobs.testing import JobHarness, Text, ToolCall, run_virtual
         timeout=250,
     )
     assert done.returncode == 0, done.stdout
-    assert f"{len(tests)} passed" in done.stdout
+    assert f"{len(code)} passed" in done.stdout
 
 
 async def run_example(code: str, names: dict[str, object]) -> None:
@@ -646,74 +525,61 @@ async def test_examples_of_the_testing_kit_run(where: str, code: str, names: dic
 
 
 @pytest.mark.parametrize(
-    ("number", "worker", "name"),
-    [
-        (0, "Debater", "argue"),
-        (1, "Bot", "argue"),
-        (2, "Librarian", "recommend"),
-        (4, "DebateWorker", None),
-    ],
+    ("worker", "name"),
+    [("Debater", "argue"), ("Bot", "argue"), ("Librarian", "recommend"), ("DebateWorker", None)],
 )
-async def test_llm_snippets_respond_with_the_text_of_the_llm(
-    number: int,
+async def test_the_workers_of_the_llm_page_respond_with_the_text_of_the_llm(
     worker: str,
     name: str | None,
-    names: dict[str, object],
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
 ):
+    names = load("docs/how-to/llm.md", "debate.py")
     scripted_llm.on("Topic: voice", "Talk is cheap.")
-    await run(blocks("docs/how-to/llm.md", "python")[number], names)
-    await job_harness.start(names[worker]("debater", llm=new_llm("You argue.")))
+    host = pipecat_jobs.BaseWorker("host")
+    await job_harness.start(host, names[worker]("debater", llm=new_llm("You argue.")))
 
-    async with names["self"].job("debater", name=name, payload={"topic": "voice"}) as j:
-        pass
+    response = await host.job("debater", name=name, payload={"topic": "voice"})
 
-    assert j.response["text"] == "Talk is cheap."
+    assert response["text"] == "Talk is cheap."
 
 
-async def test_the_llm_snippet_prints_what_the_bot_says(
-    names: dict[str, object],
+async def test_the_chat_of_the_llm_page_prints_what_the_bot_says(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,
     capsys: pytest.CaptureFixture[str],
 ):
     scripted_llm.on("Moby Dick", "On shelf 7.")
-    await run(blocks("docs/how-to/llm.md", "python")[3], names)
     bot = pipecat_jobs.LLMContextWorker("bot", llm=new_llm("You know books."))
     await job_harness.start(bot)
 
-    await names["chat"](bot)
+    await load("docs/how-to/llm.md", "debate.py")["chat"](bot)
 
     assert capsys.readouterr().out == "On shelf 7. []\n"
 
 
-async def test_bus_snippets_make_a_runner_and_a_quiet_worker(names: dict[str, object]):
-    for code in blocks("docs/how-to/bus.md", "python"):
-        await run(f"async def make():\n{textwrap.indent(code, '    ')}    return locals()\n", names)
-        names |= await names["make"]()
-    assert isinstance(names["runner"], WorkerRunner)
-    assert not sees_all(names["Quiet"]("quiet"))
+def test_the_worker_of_the_bus_page_does_not_get_the_messages_for_others():
+    assert not sees_all(load("docs/how-to/bus.md", "crowd.py")["Quiet"]("quiet"))
 
 
-async def test_snippets_of_the_distributed_page_run(
-    names: dict[str, object], monkeypatch: pytest.MonkeyPatch, job_harness: JobHarness
+async def test_the_parts_of_the_distributed_page_run(
+    job_harness: JobHarness, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1")
-    _, _, *snippets = blocks("docs/how-to/distributed.md", "python")
-    for code in snippets:
-        await run(code, names)
-    await job_harness.start(names["Cashier"]("cashier"))
-    async with names["self"].job("cashier", name="receipt", timeout=5) as j:
-        pass
-    assert j.response == {"again": False}
+    page = "docs/how-to/distributed.md"
+    load(page, "redis_bus.py")
+    names = load(page, "worker.py")
+    host, tutor = pipecat_jobs.BaseWorker("host"), names["Tutor"]("tutor")
+    await job_harness.start(host, names["Cashier"]("cashier"), tutor)
+    assert await host.job("cashier", name="receipt", timeout=60) == {"again": False}
+    assert await names["ask"](host, "Ann") == {"text": "As I said before ..."}
 
 
 async def test_the_two_programs_of_the_distributed_page_run(tmp_path: Path):
-    for code in blocks("docs/how-to/distributed.md", "python")[:2]:
-        (tmp_path / code.partition("\n")[0].removeprefix("# ")).write_text(code)
+    for name, program in programs("docs/how-to/distributed.md").items():
+        (tmp_path / name).write_text(program.source.code)
     async with EmbeddedRedis(start_timeout=100.0) as server:
 
         async def start(program: str) -> Process:

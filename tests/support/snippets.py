@@ -2,29 +2,181 @@
 
 import ast
 import asyncio
+import contextlib
 import inspect
-import os
+import io
 import re
 import sys
 import textwrap
 from asyncio.subprocess import PIPE
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).parents[2]
+
+_FENCE = re.compile(
+    r"""^```(?P<language>\w+)(?:[ ]title="(?P<title>[^"]+)")?\n(?P<code>.*?)^```$""",
+    re.MULTILINE | re.DOTALL,
+)
+_PART_OF = "part of "
+#: How a program begins that can also run on the event loop of a test.
+_ON_THE_TESTS_LOOP = "asyncio.run(main())"
+#: The title of the fence that has what the program above it prints.
+PRINTS = "prints"
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A fenced block of a Markdown file of this repository."""
+
+    page: str
+    #: The line of the file on which the code begins, from 1.
+    line: int
+    language: str
+    title: str | None
+    code: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+    def compile(self, flags: int = 0) -> CodeType:
+        """Compile the code so that a traceback shows the line of the page."""
+        return compile("\n" * (self.line - 1) + self.code, self.page, "exec", flags=flags)
+
+
+@dataclass
+class Program:
+    """A whole program of a page, and below it its parts and what they print, in order."""
+
+    source: Snippet
+    below: list[Snippet] = field(default_factory=list[Snippet])
+
+    def __str__(self) -> str:
+        return f"{self.source.page}:{self.source.title}"
+
+
+def snippets(document: str) -> list[Snippet]:
+    """All fenced blocks of a Markdown file, in order."""
+    text = (ROOT / document).read_text()
+    return [
+        Snippet(
+            document,
+            text.count("\n", 0, match.start("code")) + 1,
+            match["language"],
+            match["title"],
+            match["code"],
+        )
+        for match in _FENCE.finditer(text)
+    ]
+
+
+def programs(document: str) -> dict[str, Program]:
+    """The programs of a Markdown file by name, each with its parts."""
+    found: dict[str, Program] = {}
+    latest: Program | None = None
+    for each in snippets(document):
+        title = each.title or ""
+        if each.language == "python" and title.startswith(_PART_OF):
+            latest = found[title.removeprefix(_PART_OF)]
+            latest.below.append(each)
+        elif each.language == "python" and title:
+            latest = found[title] = Program(each)
+        elif title == PRINTS:
+            assert latest is not None, f"{each} follows no program"
+            latest.below.append(each)
+    return found
+
+
+async def play(program: Program) -> dict[str, Any]:
+    """Run a program and its parts as a reader would, compare what they print, return the names.
+
+    A part with ``self`` or ``await`` takes the place of the body of ``Host.ask()``, and the program
+    is run with it. Any other part is run above the program's ``main()``.
+    """
+    names: dict[str, Any] = {"__name__": "__main__"}
+    if _ON_THE_TESTS_LOOP in program.source.code:
+        printed = await _print_of(_run_as_main(program.source.compile(), names))
+    else:
+        # A program with another event loop, such as one on the virtual clock, has its own process.
+        printed = await run_program(program.source.code)
+        names["__name__"] = program.source.page
+        exec(program.source.compile(), names)
+    of_the_program = set(names)
+    of_other_parts: set[str] = set()
+    for each in program.below:
+        if each.title == PRINTS:
+            assert printed == each.code, f"{each}: the program prints\n{printed}"
+        else:
+            missing = (_used(each) & of_other_parts) - _imported(each) - of_the_program
+            assert not missing, f"{each} has to import {', '.join(sorted(missing))} itself"
+            of_other_parts |= _imported(each)
+            printed = await _print_of(_run_part(each, names))
+    return names
+
+
+def load(document: str, name: str) -> dict[str, Any]:
+    """Define what a program of a page and its parts define, and return the names; run nothing."""
+    program = programs(document)[name]
+    names: dict[str, Any] = {"__name__": document}
+    for each in (program.source, *program.below):
+        if each.language == "python" and not _belongs_into_ask(each):
+            exec(each.compile(), names)
+    return names
+
+
+def _imported(part: Snippet) -> set[str]:
+    """The names that a part imports."""
+    nodes = ast.walk(ast.parse(part.code))
+    imports = [each for each in nodes if isinstance(each, ast.Import | ast.ImportFrom)]
+    return {alias.asname or alias.name.split(".")[0] for each in imports for alias in each.names}
+
+
+def _used(part: Snippet) -> set[str]:
+    return {each.id for each in ast.walk(ast.parse(part.code)) if isinstance(each, ast.Name)}
+
+
+async def _run_as_main(code: CodeType, names: dict[str, Any]) -> None:
+    """Run a program on the event loop of the test, in place of one of its own."""
+    mains: list[Coroutine[Any, Any, None]] = []
+    with mock.patch.object(asyncio, "run", mains.append):
+        exec(code, names)
+    for main in mains:
+        await main
+
+
+def _belongs_into_ask(part: Snippet) -> bool:
+    code = part.compile(ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    return bool(code.co_flags & inspect.CO_COROUTINE) or "self" in code.co_names
+
+
+async def _run_part(part: Snippet, names: dict[str, Any]) -> None:
+    if _belongs_into_ask(part):
+        body = f"async def ask(self):\n{textwrap.indent(part.code, '    ')}"
+        exec(compile("\n" * (part.line - 2) + body, part.page, "exec"), names)
+        names["Host"].ask = names.pop("ask")
+        await names["main"]()
+    else:
+        exec(part.compile(), names)
+
+
+async def _print_of(running: Coroutine[Any, Any, None]) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        await running
+    return out.getvalue()
 
 
 def blocks(document: str, language: str) -> list[str]:
     """The fenced blocks of one language in a Markdown file of this repository."""
-    text = (ROOT / document).read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [each.code for each in snippets(document) if each.language == language]
 
 
 def anchors(document: Path) -> set[str]:
     """The anchors that GitHub makes of the headings of a Markdown file."""
-    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = _FENCE.sub("", document.read_text())
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
@@ -53,16 +205,10 @@ async def run(code: str, names: dict[str, Any]) -> None:
         await asyncio.to_thread(exec, compiled, names)
 
 
-async def run_program(code: str, folder: Path, environment: Mapping[str, str] | None = None) -> str:
-    """Run a whole program as a file in a folder, and return what it prints."""
-    program = folder / "program.py"
-    program.write_text(code)
+async def run_program(code: str) -> str:
+    """Run a whole program in a process of its own, and return what it prints."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, program),
-        cwd=folder,
-        env=os.environ | dict(environment or {}),
-        stdout=PIPE,
-        stderr=PIPE,
+        *(sys.executable, "-c", code), stdout=PIPE, stderr=PIPE
     )
     out, errors = await asyncio.wait_for(process.communicate(), 250)
     assert process.returncode == 0, errors.decode()

@@ -1,48 +1,36 @@
-"""The code of the page "Jobs as tools" runs."""
+"""What the page "Jobs as tools" says of tools is so."""
 
 import re
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import fields, replace
 
-from pipecat.flows import FlowManager
-from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.services.llm_service import FunctionCallParams
-from support.snippets import ROOT, blocks, run, run_program
+from support.llm_workers import NewLLM, new_llm
+from support.snippets import ROOT, play, programs
 from support.tools_stage import tool_results, tool_schema
 
-import pipecat_jobs
-from pipecat_jobs.testing import ScriptedLLMServer, ToolCall
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall
 from pipecat_jobs.tools.options import JobToolKeywords, JobToolOptions, check_options
+
+__all__ = ["new_llm"]
 
 PAGE = "docs/how-to/tools.md"
 
 
-async def test_the_program_runs_unchanged_and_prints_the_answer(
-    tmp_path: Path, scripted_llm: ScriptedLLMServer
+async def test_the_tool_of_the_page_describes_its_argument_and_gives_the_response_of_its_job(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
+    (program,) = programs(PAGE).values()
+    names = await play(replace(program, below=[]))
+    librarian = names["Librarian"]("librarian", llm=new_llm("You know books."))
+    await job_harness.start(librarian, names["Library"]("library"))
     scripted_llm.reply(ToolCall("find_book", {"title": "Moby Dick"}), "On shelf 7.")
-    provider = {"OPENAI_API_KEY": "test", "OPENAI_BASE_URL": scripted_llm.base_url}
 
-    printed = await run_program(blocks(PAGE, "python")[0], tmp_path, provider)
+    assert await librarian.hear("Where is Moby Dick?") == "On shelf 7."
 
-    assert printed.splitlines()[-1] == "On shelf 7."
     first, second = scripted_llm.requests
     assert tool_schema(first, "find_book")["parameters"]["properties"] == {
         "title": {"type": "string", "description": "The book's title."}
     }
     assert tool_results(second) == [{"shelf": "Moby Dick is on shelf 7"}]
-
-
-async def test_the_other_snippets_run():
-    names: dict[str, object] = {
-        **{name: getattr(pipecat_jobs, name) for name in pipecat_jobs.__all__},
-        "__name__": "snippet",
-        "FlowManager": FlowManager,
-        "FunctionCallParams": FunctionCallParams,
-        "LLMContext": LLMContext,
-    }
-    for block in blocks(PAGE, "python")[1:]:
-        await run(block, names)
 
 
 def test_every_option_is_in_the_table_with_its_default():
