@@ -17,7 +17,7 @@ SCHEDULES ?= 20
 # Each of the many Python processes of a run would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint docs bench speech picture clean
+.PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint docs diagrams bench speech picture clean
 
 demo: $(NEWEST_ENV)
 	@.venv/bin/python -m examples.debate
@@ -100,6 +100,10 @@ lint: $(NEWEST_ENV)
 # The site of the documentation, in site/. A warning is an error; nothing is loaded from the network.
 docs: $(NEWEST_ENV)
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+
+# The pictures that the site shows in place of diagrams; GitHub draws them itself.
+diagrams: $(NEWEST_ENV)
+	.venv/bin/python docs/theme/draw.py
 
 bench: $(NEWEST_ENV)
 	.venv/bin/python -m benchmarks --json docs/explanation/cost.json --plot docs/images/cost.svg

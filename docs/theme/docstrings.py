@@ -12,10 +12,12 @@ def _fence(match: re.Match[str]) -> str:
 
 
 def to_markdown(docstring: str) -> str:
-    """Turn ``Example::`` and its code into a fence of Python, and each role into code."""
+    """Turn an ``Example::`` into a fence, a role into code, and an address or a page into a link."""
     text = re.sub(r"^Example::\n((?:\n| {4}.*(?:\n|\Z))+)", _fence, docstring, flags=re.MULTILINE)
     text = re.sub(r":\w+:`~(?:\w+\.)*(\w+)`", r"`\1`", text)
-    return re.sub(r":\w+:`([\w.]+)`", r"`\1`", text)
+    text = re.sub(r":\w+:`([\w.]+)`", r"`\1`", text)
+    text = re.sub(r"`([^`<]+?)\s+<(https?://[^>`]+)>`_", r"[\1](\2)", text)
+    return re.sub(r"``docs/([\w-]+)/([\w-]+)\.md``", r"[\1/\2](../\1/\2.html)", text)
 
 
 class Docstrings(griffe.Extension):
