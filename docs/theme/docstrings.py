@@ -8,11 +8,11 @@ import griffe
 
 def _fence(match: re.Match[str]) -> str:
     code = textwrap.dedent(match[1]).strip()
-    return f"**Example**\n\n```python\n{code}\n```\n"
+    return f"**Example**\n\n```python\n{code}\n```\n\n"
 
 
 def to_markdown(docstring: str) -> str:
-    """Turn an ``Example::`` into a fence, a role into code, and an address or a page into a link."""
+    """Turn an ``Example::`` into a fence, a role into code, an address or a page into a link."""
     text = re.sub(r"^Example::\n((?:\n| {4}.*(?:\n|\Z))+)", _fence, docstring, flags=re.MULTILINE)
     text = re.sub(r":\w+:`~(?:\w+\.)*(\w+)`", r"`\1`", text)
     text = re.sub(r":\w+:`([\w.]+)`", r"`\1`", text)

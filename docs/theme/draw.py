@@ -29,7 +29,7 @@ mermaid.initialize({{startOnLoad: false, theme: "neutral", htmlLabels: false}});
 
 
 def shrink(svg: str) -> str:
-    """Leave out what a picture does not need: most of its digits, and the editor's copy of lines."""
+    """Leave out what a picture does not need: most digits, and a second copy of each line."""
     svg = re.sub(r' data-points="[^"]*"', "", svg)
     return re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", svg)
 
@@ -50,9 +50,11 @@ def main() -> None:
         page = Path(folder, "page.html")
         page.write_text(_PAGE.format(diagrams=json.dumps(diagrams)))
         shown = subprocess.run(
-            ["chromium", "--headless", "--no-sandbox", "--disable-gpu"]
-            + [f"--user-data-dir={folder}/profile", "--virtual-time-budget=20000", "--dump-dom"]
-            + [page.as_uri()],
+            [
+                *("chromium", "--headless", "--no-sandbox", "--disable-gpu"),
+                *(f"--user-data-dir={folder}/profile", "--virtual-time-budget=20000"),
+                *("--dump-dom", page.as_uri()),
+            ],
             check=True,
             capture_output=True,
             text=True,

@@ -1,7 +1,7 @@
-"""What the site does beside mkdocs: it shows diagrams as pictures, and loads nothing from elsewhere.
+"""What the site does beside mkdocs: it shows diagrams as pictures, and refuses other servers.
 
-GitHub draws a fence of mermaid itself. The site would have to load mermaid from another server, so it
-shows the picture that `make diagrams` has drawn, under a name that changes with the text.
+GitHub draws a fence of mermaid itself. The site would have to load mermaid from another server, so
+it shows the picture that `make diagrams` has drawn, under a name that changes with the text.
 """
 
 import hashlib
