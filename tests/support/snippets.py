@@ -23,8 +23,9 @@ _FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _PART_OF = "part of "
-#: How a program begins that can also run on the event loop of a test.
-_ON_THE_TESTS_LOOP = "asyncio.run(main())"
+#: The virtual clock has an event loop of its own, and Pipecat leaves the connections of a service
+#: open, which the test's event loop would warn of.
+_NEEDS_A_PROCESS = ("run_virtual(", "OpenAILLMService(")
 #: The title of the fence that has what the program above it prints.
 PRINTS = "prints"
 
@@ -98,13 +99,12 @@ async def play(program: Program) -> dict[str, Any]:
     is run with it. Any other part is run above the program's ``main()``.
     """
     names: dict[str, Any] = {"__name__": "__main__"}
-    if _ON_THE_TESTS_LOOP in program.source.code:
-        printed = await _print_of(_run_as_main(program.source.compile(), names))
-    else:
-        # A program with another event loop, such as one on the virtual clock, has its own process.
+    if any(reason in program.source.code for reason in _NEEDS_A_PROCESS):
         printed = await run_program(program.source.code)
         names["__name__"] = program.source.page
         exec(program.source.compile(), names)
+    else:
+        printed = await _print_of(_run_as_main(program.source.compile(), names))
     of_the_program = set(names)
     of_other_parts: set[str] = set()
     for each in program.below:
