@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import builtins
 import contextlib
 import inspect
 import io
@@ -105,15 +106,10 @@ async def play(program: Program) -> dict[str, Any]:
         exec(program.source.compile(), names)
     else:
         printed = await _print_of(_run_as_main(program.source.compile(), names))
-    of_the_program = set(names)
-    of_other_parts: set[str] = set()
-    for each in program.below:
+    for each in _check_parts(program, names):
         if each.title == PRINTS:
             assert printed == each.code, f"{each}: the program prints\n{printed}"
         else:
-            missing = (_used(each) & of_other_parts) - _imported(each) - of_the_program
-            assert not missing, f"{each} has to import {', '.join(sorted(missing))} itself"
-            of_other_parts |= _imported(each)
             printed = await _print_of(_run_part(each, names))
     return names
 
@@ -122,21 +118,50 @@ def load(document: str, name: str) -> dict[str, Any]:
     """Define what a program of a page and its parts define, and return the names; run nothing."""
     program = programs(document)[name]
     names: dict[str, Any] = {"__name__": document}
-    for each in (program.source, *program.below):
-        if each.language == "python" and not _belongs_into_ask(each):
+    exec(program.source.compile(), names)
+    for each in _check_parts(program, names):
+        if each.title != PRINTS and not _belongs_into_ask(each):
             exec(each.compile(), names)
     return names
 
 
-def _imported(part: Snippet) -> set[str]:
-    """The names that a part imports."""
+def _check_parts(program: Program, names: dict[str, Any]) -> Iterator[Snippet]:
+    """Give what is below a program; refuse a part that uses what only another part imports."""
+    known, imported = {*names, "self"}, set[str]()
+    for each in program.below:
+        if each.title != PRINTS:
+            missing = _find_unknown(each, known)
+            assert not missing, f"{each} has to import or define {', '.join(sorted(missing))}"
+            imported |= _find_imported(each)
+        yield each
+        known |= names.keys() - imported
+
+
+def _find_imported(part: Snippet) -> set[str]:
     nodes = ast.walk(ast.parse(part.code))
     imports = [each for each in nodes if isinstance(each, ast.Import | ast.ImportFrom)]
-    return {alias.asname or alias.name.split(".")[0] for each in imports for alias in each.names}
+    return {alias.asname or alias.name for each in imports for alias in each.names}
 
 
-def _used(part: Snippet) -> set[str]:
-    return {each.id for each in ast.walk(ast.parse(part.code)) if isinstance(each, ast.Name)}
+def _find_unknown(part: Snippet, known: set[str]) -> set[str]:
+    """Find the names that a part uses and neither defines nor imports, also in code that waits."""
+    bound = _find_imported(part)
+    used: set[str] = set()
+    for node in ast.walk(ast.parse(part.code)):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                bound.add(node.name)
+            case ast.arg():
+                bound.add(node.arg)
+            case ast.ExceptHandler(name=str(name)):
+                bound.add(name)
+            case ast.Name(ctx=ast.Load()):
+                used.add(node.id)
+            case ast.Name():
+                bound.add(node.id)
+            case _:
+                pass
+    return used - bound - known - set(vars(builtins))
 
 
 async def _run_as_main(code: CodeType, names: dict[str, Any]) -> None:
