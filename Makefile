@@ -1,10 +1,12 @@
 # Everything sets itself up: `make demo` and `make test` need Python 3.11 or newer, make and git.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-LOWEST := 1.8.0
+# Installs what `uv.lock` names, in the environment of this folder.
+SYNC := .venv/bin/uv sync --quiet --inexact
+DEMO_ENV := .venv/demo
+VOICE_ENV := .venv/voice
 NEWEST_ENV := .venv/ready
 LOWEST_ENV := .venv-lowest/ready
-VOICE_ENV := .venv/voice
 # Newer Pythons to test on, where this machine has them.
 NEWER := 3.12 3.13 3.14
 # The newest patch of every minor release of Pipecat between the lowest and the newest.
@@ -19,11 +21,11 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint docs diagrams bench speech picture clean
 
-demo: $(NEWEST_ENV)
+demo: $(DEMO_ENV)
 	@.venv/bin/python -m examples.debate
 
 # The same in four processes; Ctrl-K kills one in mid-sentence.
-demo-distributed: $(NEWEST_ENV)
+demo-distributed: $(DEMO_ENV)
 	@.venv/bin/python -m examples.distributed
 
 # ARGS="--port 8000", say: whatever Pipecat's runner takes.
@@ -31,15 +33,16 @@ voice: $(VOICE_ENV)
 	@.venv/bin/python -m examples.debate.bot $(ARGS)
 
 # What decides whether a change may land.
-test: $(VOICE_ENV) $(LOWEST_ENV) speech
-	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory run-newest lint test-lowest docs demos
+test:
+	@$(MAKE) --jobs=3 --output-sync=target --no-print-directory $(NEWEST_ENV) $(LOWEST_ENV) speech
+	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory run-newest lint test-lowest demos
 
 # And what takes longer: CONTRIBUTING.md says what.
 test-all: test
 	@$(MAKE) --no-print-directory test-slow test-buses test-pipecats test-pythons
 
 # The tests of the contract on every bus, and all others on the bus of one process.
-test-newest: $(VOICE_ENV) speech
+test-newest: $(NEWEST_ENV) speech
 	@$(MAKE) --no-print-directory run-newest
 
 # Without prerequisites, so that `make test` begins what takes longest first.
@@ -57,12 +60,12 @@ demos: $(NEWEST_ENV)
 	.venv/bin/python -m examples.debate --plain </dev/null
 	.venv/bin/python -m examples.distributed --plain </dev/null
 
-test-slow: $(VOICE_ENV) speech
+test-slow: $(NEWEST_ENV) speech
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal -m slow
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal --schedules $(SCHEDULES) -m schedules
 
 # What takes a bus and is not part of the contract, on the buses that `make test` leaves out.
-test-buses: $(VOICE_ENV)
+test-buses: $(NEWEST_ENV)
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal --buses routed,redis,pubsub \
 		-m "on_bus and not every_bus"
 
@@ -111,34 +114,41 @@ bench: $(NEWEST_ENV)
 picture: $(NEWEST_ENV)
 	.venv/bin/python -m examples.debate.picture
 
-$(NEWEST_ENV): pyproject.toml
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet uv
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[testing,examples]" --group dev --group docs
+# The pip of a new environment takes longer to unpack than all that uv does here.
+.venv/bin/uv:
+	$(PYTHON) -m venv --without-pip .venv
+	$(PYTHON) -m pip --quiet --python .venv/bin/python install uv || \
+		{ $(PYTHON) -m venv .venv && .venv/bin/python -m pip --quiet install uv; }
+
+$(DEMO_ENV): pyproject.toml uv.lock .venv/bin/uv
+	$(SYNC) --no-dev --extra examples
 	@touch $@
 
-$(VOICE_ENV): $(NEWEST_ENV)
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[voice]"
+$(VOICE_ENV): pyproject.toml uv.lock .venv/bin/uv
+	$(SYNC) --no-dev --extra voice
 	@touch $@
 
-$(LOWEST_ENV): pyproject.toml $(NEWEST_ENV) $(shell find pipecat_jobs -name '*.py')
-	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
+$(NEWEST_ENV): pyproject.toml uv.lock .venv/bin/uv
+	$(SYNC)
+	@touch $@ $(DEMO_ENV) $(VOICE_ENV)
+
+# The lowest version of everything that the package needs, Pipecat included.
+$(LOWEST_ENV): pyproject.toml .venv/bin/uv $(shell find pipecat_jobs -name '*.py')
+	test -d .venv-lowest || .venv/bin/uv venv --quiet --python .venv/bin/python .venv-lowest
 	rm -rf dist
 	.venv/bin/uv build --quiet --wheel --out-dir dist
 	.venv/bin/uv pip install --quiet --python .venv-lowest/bin/python --reinstall-package pipecat-jobs \
-		"pipecat-ai==$(LOWEST)" "$$(echo dist/*.whl)[testing,examples,voice]" --group dev
+		--resolution lowest-direct -r pyproject.toml --extra voice --group dev dist/*.whl
 	@touch $@
 
-$(BETWEEN:%=.venv-pipecat-%/ready): .venv-pipecat-%/ready: pyproject.toml $(NEWEST_ENV)
-	test -d $(@D) || $(PYTHON) -m venv $(@D)
+$(BETWEEN:%=.venv-pipecat-%/ready): .venv-pipecat-%/ready: pyproject.toml .venv/bin/uv
+	test -d $(@D) || .venv/bin/uv venv --quiet --python .venv/bin/python $(@D)
 	.venv/bin/uv pip install --quiet --python $(@D)/bin/python \
-		"pipecat-ai==$*" --editable ".[testing,examples,voice]" --group dev
+		"pipecat-ai==$*" --editable ".[voice]" --group dev
 	@touch $@
 
-$(NEWER:%=.venv-%/ready): pyproject.toml
-	"$(FOUND)" -m venv $(@D)
-	.venv/bin/uv pip install --quiet --python $(@D)/bin/python \
-		--editable ".[testing,examples,voice]" --group dev
+$(NEWER:%=.venv-%/ready): .venv-%/ready: pyproject.toml uv.lock .venv/bin/uv
+	UV_PROJECT_ENVIRONMENT=$(@D) $(SYNC) --python "$(FOUND)"
 	@touch $@
 
 clean:
