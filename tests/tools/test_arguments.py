@@ -79,7 +79,11 @@ async def test_the_provider_gets_a_schema_with_every_type_and_description(
     await stage.say()
 
     (request,) = await scripted_llm.wait_for_requests(1)
-    assert tool_schema(request) == {
+    schema = tool_schema(request)
+    limits, _ = schema["parameters"]["properties"]["limits"]["anyOf"]
+    # Only newer releases of pydantic say of a dataclass that it has no other fields.
+    limits.pop("additionalProperties", None)
+    assert schema == {
         "name": "debate",
         "description": "Analyze a topic from multiple perspectives.",
         "parameters": {
@@ -129,7 +133,6 @@ async def test_the_provider_gets_a_schema_with_every_type_and_description(
                                 },
                             },
                             "required": ["words"],
-                            "additionalProperties": False,
                         },
                         {"type": "null"},
                     ]
