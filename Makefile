@@ -19,7 +19,7 @@ SCHEDULES ?= 20
 # Each of the many Python processes of a run would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint docs diagrams bench speech picture clean
+.PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint bench speech dist upgrade picture clean
 
 demo: $(DEMO_ENV)
 	@.venv/bin/python -m examples.debate
@@ -110,6 +110,16 @@ diagrams: $(NEWEST_ENV)
 
 bench: $(NEWEST_ENV)
 	.venv/bin/python -m benchmarks --json docs/explanation/cost.json --plot docs/images/cost.svg
+
+# What is uploaded to the package index.
+dist: $(NEWEST_ENV)
+	rm -rf dist
+	.venv/bin/uv build --quiet
+	.venv/bin/twine check --strict dist/*.whl dist/*.tar.gz
+
+# The newest of every dependency that pyproject.toml allows.
+upgrade: .venv/bin/uv
+	.venv/bin/uv lock --upgrade
 
 picture: $(NEWEST_ENV)
 	.venv/bin/python -m examples.debate.picture

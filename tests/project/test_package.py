@@ -14,6 +14,7 @@ from support.snippets import ROOT
 from uv import find_uv_bin
 
 UV = find_uv_bin()
+MAKEFILE = (ROOT / "Makefile").read_text()
 
 
 def run(*command: str | Path, **environment: str) -> str:
@@ -51,6 +52,15 @@ def test_the_index_takes_both_archives_and_they_hold_what_they_should(tmp_path: 
         "uv.lock",
     }
     assert not any(name.startswith((".ci", ".github", ".venv")) for name in sources)
+
+
+def test_every_declared_python_is_tested_by_make_and_by_the_workflow():
+    project = (ROOT / "pyproject.toml").read_text()
+    declared = re.findall(r"Python :: (3\.\d+)", project)
+    tested = re.findall(r"3\.\d+", next(re.finditer(r"^NEWER := .*$", MAKEFILE, re.M))[0])
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    assert declared == ["3.11", *tested]
+    assert set(declared) == set(re.findall(r'"(3\.\d+)"', workflow))
 
 
 @pytest.mark.slow
