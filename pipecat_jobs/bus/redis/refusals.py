@@ -61,6 +61,9 @@ _CODE = re.compile(rf"\b({'|'.join(_MEANINGS)})\b")
 #: Texts that redis-py has in place of a code, where it has no type for the error.
 _TEXTS = {
     "Authentication required.": "NOAUTH",
+    "HELLO must be called with the client already authenticated, otherwise the HELLO AUTH <user> "
+    "<pass> option can be used to authenticate the client and select the RESP protocol version at "
+    "the same time": "NOAUTH",
     "invalid username-password pair or user is disabled.": "WRONGPASS",
     "invalid password": "WRONGPASS",
 }
