@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 from loguru import logger
 from pipecat.evals.transport import EvalTransportParams
@@ -17,7 +16,6 @@ from examples.debate.voice import Speech, converse, find_speech
 
 #: Modules of the bot that only the extra installs.
 _REQUIRED = ("aiortc", "deepgram", "fastapi", "uvicorn")
-_PAGE = Path(__file__).with_name("page.html")
 
 
 async def bot(runner_args: RunnerArguments) -> None:
@@ -86,9 +84,10 @@ def main() -> str | None:
     if any(find_spec(module) is None for module in _REQUIRED):
         return 'The voice bot needs more than is installed: pip install ".[voice]"'
     # Importing the runner also reads the keys in a .env file.
-    from fastapi.responses import FileResponse
     from pipecat.runner.run import app
     from pipecat.runner.run import main as run
+
+    from examples.debate.page import add_page
 
     try:
         speech = find_speech()
@@ -101,8 +100,8 @@ def main() -> str | None:
         print("Deepgram hears and Cartesia speaks.", flush=True)
     else:
         print("No DEEPGRAM_API_KEY and no CARTESIA_API_KEY: you type, and read the answers.")
-        # Pipecat's own page, which needs a microphone, stays at /client/.
-        app.add_api_route("/", lambda: FileResponse(_PAGE), include_in_schema=False)
+    # Pipecat's own page stays at /client/.
+    add_page(app)
     run()
     return None
 

@@ -30,13 +30,15 @@ from pipecat.processors.aggregators.llm_response_universal import (
     LLMUserAggregatorParams,
 )
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.processors.frameworks.rtvi.models import ClientMessage
+from pipecat.processors.frameworks.rtvi.processor import RTVIProcessor
 from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.llm import LLMWorkerActivationArgs
 from pipecat.workers.runner import WorkerRunner
 
 from examples.debate.stage import Provider
 from examples.debate.workers import DEBATERS, MODERATOR, Debater
-from pipecat_jobs import LLMWorker, PipelineWorker, job_tool
+from pipecat_jobs import ClientJobs, LLMWorker, PipelineWorker, job_tool
 
 _GREETING = "Greet the user in one sentence, and ask which topic to debate."
 _CARTESIA_VOICE = "71a7ad14-091c-4e8e-a314-022ece01c121"
@@ -189,6 +191,13 @@ async def converse(
     )
     moderator = VoiceModerator("moderator", llm=provider.llm(MODERATOR), bridged=())
     debaters = [Debater(name, llm=provider.llm(role)) for name, role in DEBATERS.items()]
+    # The page shows the debaters and their words.
+    ClientJobs(voice, stream_interval=0.1).follow(moderator)
+
+    @voice.rtvi.event_handler("on_client_message")
+    async def on_client_message(rtvi: RTVIProcessor, message: ClientMessage) -> None:
+        if message.type == "interrupt":
+            await rtvi.interrupt_bot()
 
     @transport.event_handler("on_client_connected")
     async def on_client_connected(transport: BaseTransport, client: object) -> None:

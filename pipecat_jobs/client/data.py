@@ -12,8 +12,13 @@ MOST_BYTES = 60_000
 def to_client_value(data: object) -> object:
     """Convert data to JSON; data that is too large becomes a note of its size."""
     written = to_context_value(data)
-    size = len(json.dumps(written).encode())
+    size = find_size(written)
     return written if size <= MOST_BYTES else {"left_out": f"{size:,} bytes"}
+
+
+def find_size(written: object) -> int:
+    """Return the bytes of a value as JSON, as transports write it."""
+    return len(json.dumps(written).encode())
 
 
 def to_milliseconds(time: float) -> int:

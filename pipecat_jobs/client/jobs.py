@@ -31,6 +31,7 @@ from pipecat_jobs.client.messages import (
 from pipecat_jobs.client.outbox import Outbox
 from pipecat_jobs.client.questions import ShownQuestions
 from pipecat_jobs.client.reports import ShownReports
+from pipecat_jobs.client.streams import ShownStreams
 from pipecat_jobs.conversation import ReportChange
 from pipecat_jobs.errors import InvalidJobError
 from pipecat_jobs.open_jobs import OpenJob
@@ -58,7 +59,13 @@ class ClientJobs:
         ClientJobs(bot).follow(bot)
     """
 
-    def __init__(self, worker: PipelineWorker, *, update_interval: float = 0.5):
+    def __init__(
+        self,
+        worker: PipelineWorker,
+        *,
+        update_interval: float = 0.5,
+        stream_interval: float | None = None,
+    ):
         """Initialize without a worker to follow.
 
         Args:
@@ -67,17 +74,31 @@ class ClientJobs:
             update_interval: Seconds from one update of a job to the next that the client gets from
                 the same worker. In between, a newer update replaces the one that waits; the last
                 one is never left out.
+            stream_interval: Seconds from one message with chunks of a stream to the next that the
+                client gets of the same job and worker. The chunks in between are joined; none is
+                left out. None, the default, sends no chunks.
 
         Raises:
             InvalidJobTypeError: If an argument has the wrong type.
-            InvalidJobError: If the worker has no RTVI processor, or the interval is not above zero.
+            InvalidJobError: If the worker has no RTVI processor, or an interval is not above zero.
+
+        Example::
+
+            from pipecat.pipeline.pipeline import Pipeline
+
+            bot = PipelineWorker(Pipeline([]), name="bot")
+            ClientJobs(bot, stream_interval=0.1).follow(bot)
         """
         wanted = "the PipelineWorker whose pipeline has the transport"
         check_instance("worker", worker, PipelineWorker, wanted)
         self._interval = check_seconds("update_interval", update_interval)
+        self._stream_interval = stream_interval
+        if stream_interval is not None:
+            self._stream_interval = check_seconds("stream_interval", stream_interval)
         self._outbox = Outbox(worker)
         self._workers: list[JobsMixin] = []
         self._cards: list[Cards] = []
+        self._streams: list[ShownStreams] = []
         self._reports: list[ShownReports] = []
         self._questions: list[ShownQuestions] = []
         rtvi = _find_rtvi(worker)
@@ -115,6 +136,11 @@ class ClientJobs:
             if worker in self._workers:
                 continue
             self._workers.append(worker)
+            if self._stream_interval is not None:
+                # Before the cards: the last chunks are sent before the card says that it ended.
+                streams = ShownStreams(worker, self, self._stream_interval, self._outbox.send)
+                worker.add_job_interceptor(streams)
+                self._streams.append(streams)
             if not _shows_own_jobs(worker):
                 cards = Cards(worker, self, self._interval, self._outbox.send)
                 worker.add_job_interceptor(cards)
@@ -204,7 +230,7 @@ class ClientJobs:
     # -- what the client sends ---------------------------------------------------------------
 
     async def _on_client_ready(self, _: RTVIProcessor) -> None:
-        for shown in (*self._cards, *self._reports, *self._questions):
+        for shown in (*self._cards, *self._streams, *self._reports, *self._questions):
             shown.show_open()
 
     async def _on_client_message(self, _: RTVIProcessor, message: ClientMessage) -> None:

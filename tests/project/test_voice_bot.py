@@ -268,7 +268,7 @@ async def test_without_keys_the_bot_says_so_and_serves_a_page_to_type_in():
         assert f"Open: http://{process.host}\n" in process.log
 
         async with http.get(f"http://{process.host}/") as page:
-            assert "<title>The debate, typed</title>" in await page.text()
+            assert "<title>The debate</title>" in await page.text()
 
         async def answer(offer: dict[str, str]) -> dict[str, str]:
             async with http.post(f"http://{process.host}/api/offer", json=offer) as response:
