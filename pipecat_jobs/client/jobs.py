@@ -170,17 +170,17 @@ class ClientJobs:
         return True
 
     def select_data(self, job: OpenJob, data: JobData) -> object:
-        """Choose what the client gets of an update or a response. All of it, unless overridden.
+        """Choose what the client gets of an update, a chunk or a response. All, unless overridden.
 
         The client never gets the payload of a job, nor the text of an exception that is not a
         ``JobToolError``.
 
         Args:
             job: The job; of a group, the job at its first worker.
-            data: The data of the update or the response.
+            data: The data of the update, of a chunk of a stream, or of the response.
 
         Returns:
-            The data for the client, of any type, or None.
+            The data for the client, of any type, or None. A chunk that is None is not sent.
 
         Example::
 

@@ -62,10 +62,11 @@ class _Stream:
 
     def show(self) -> None:
         """Send the last chunks once more, those that wait among them."""
-        if self._last:
-            self._send_last(len(self._last))
+        self._send_last(len(self._last))
 
     def _send_last(self, count: int) -> None:
+        if not count:
+            return
         last = islice(self._last, len(self._last) - count, None)
         self._waiting = self._waiting_bytes = 0
         self._send(
