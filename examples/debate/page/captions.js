@@ -10,6 +10,8 @@ const PACE = 15;
 
 export class Captions extends EventTarget {
   #list;
+  /** Whether the end stays in sight: the reader has not scrolled up. */
+  #follows = true;
   #user = null;
   #bot = null;
   /** Whether the bot has a voice, so that its words are spoken after they are written. */
@@ -18,13 +20,17 @@ export class Captions extends EventTarget {
   constructor(list) {
     super();
     this.#list = list;
+    list.addEventListener("scroll", () => (this.#follows = this.#isAtEnd()));
+    // It becomes smaller when the keyboard of a phone opens, or the stage needs more room.
+    new ResizeObserver(() => this.#scroll()).observe(list);
   }
 
   /** The user typed. */
   type(text) {
     this.#user = null;
+    this.#follows = true;
     this.#add("user").textContent = text;
-    this.#scroll(true);
+    this.#scroll();
   }
 
   /** Speech recognition has a part of what the user says; a later one replaces one not final. */
@@ -34,7 +40,7 @@ export class Captions extends EventTarget {
     const whole = [sure, text.trim()].filter(Boolean).join(" ");
     element.replaceChildren(sure ? `${sure} ` : "", mark(final ? "" : "interim", text.trim()));
     if (final) this.#user.sure = whole;
-    this.#scroll(true);
+    this.#scroll();
     return whole;
   }
 
@@ -90,7 +96,7 @@ export class Captions extends EventTarget {
     line.className = "divider";
     line.textContent = text;
     this.#list.append(line);
-    this.#scroll(true);
+    this.#scroll();
   }
 
   /** A remark of the page, such as an error of the bot. */
@@ -99,7 +105,7 @@ export class Captions extends EventTarget {
     line.className = kind;
     line.textContent = text;
     this.#list.append(line);
-    this.#scroll(true);
+    this.#scroll();
   }
 
   #add(side) {
@@ -111,15 +117,16 @@ export class Captions extends EventTarget {
 
   #draw() {
     this.#bot?.draw(this.spoken);
-    this.#scroll(false);
+    this.#scroll();
   }
 
-  /** Follow what is new, unless the reader has scrolled up. */
-  #scroll(always) {
+  #isAtEnd() {
     const { scrollHeight, scrollTop, clientHeight } = this.#list;
-    if (always || scrollHeight - scrollTop - clientHeight < 120) {
-      this.#list.scrollTop = scrollHeight;
-    }
+    return scrollHeight - scrollTop - clientHeight < 40;
+  }
+
+  #scroll() {
+    if (this.#follows) this.#list.scrollTop = this.#list.scrollHeight;
   }
 }
 

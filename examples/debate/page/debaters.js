@@ -59,6 +59,10 @@ export class Debaters {
 class Debater {
   #element;
   #words;
+  /** An inline element, at whose end a mark may be. */
+  #text = null;
+  /** Whether the last words stay in sight: the reader has not scrolled up. */
+  #follows = true;
   #seconds;
   #state;
   #timer = null;
@@ -71,6 +75,10 @@ class Debater {
   constructor(element) {
     this.#element = element;
     this.#words = element.querySelector(".words");
+    this.#words.addEventListener("scroll", () => {
+      const { scrollHeight, scrollTop, clientHeight } = this.#words;
+      this.#follows = scrollHeight - scrollTop - clientHeight < 40;
+    });
     this.#seconds = element.querySelector(".seconds");
     this.#state = element.querySelector(".state");
     this.#set("idle");
@@ -85,14 +93,17 @@ class Debater {
   }
 
   start(at) {
-    this.#words.replaceChildren();
+    this.#text = document.createElement("span");
+    this.#text.append(document.createTextNode(""));
+    this.#words.replaceChildren(this.#text);
+    this.#follows = true;
     this.#startedHere = performance.now();
     this.#startedAt = at;
     this.#chunks = 0;
     this.#interrupted = false;
     this.#set("waiting");
     clearInterval(this.#timer);
-    this.#timer = setInterval(() => this.#showSeconds(this.seconds), 100);
+    this.#timer = setInterval(() => this.#showSeconds(this.seconds), 200);
     this.#showSeconds(0);
   }
 
@@ -111,7 +122,7 @@ class Debater {
   end({ status, response, at }) {
     const seconds = (at - this.#startedAt) / 1000;
     if (status === "completed") {
-      this.#words.textContent = response?.text ?? this.#words.textContent;
+      this.#text.textContent = response?.text ?? this.#text.textContent;
       this.#stop("done", seconds);
     } else if (this.open) {
       this.#stop(status === "cancelled" ? "cut" : "failed", seconds, response?.error);
@@ -153,11 +164,7 @@ class Debater {
   }
 
   #write(text) {
-    const words = this.#words;
-    const follows = words.scrollHeight - words.scrollTop - words.clientHeight < 40;
-    const news = document.createElement("span");
-    news.textContent = text;
-    words.append(news);
-    if (follows) words.scrollTop = words.scrollHeight;
+    this.#text.firstChild.appendData(text);
+    if (this.#follows) this.#words.scrollTop = this.#words.scrollHeight;
   }
 }

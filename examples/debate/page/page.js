@@ -94,7 +94,7 @@ const handlers = {
   },
   "bot-llm-text": ({ text }) => {
     captions.write(text);
-    setFloor("bot");
+    if (floor !== "bot") setFloor("bot");
   },
   "bot-llm-stopped": () => {
     botWrites = false;
@@ -141,10 +141,10 @@ function interrupted() {
   const botHadMore = captions.interrupt();
   const { count, seconds } = debaters.interrupt();
   if (count) {
-    const who = count === 3 ? "All three debaters" : count === 1 ? "One debater" : "Two debaters";
-    find("#interrupted").textContent = `You interrupted. ${who} stopped after ${seconds.toFixed(1)} s.`;
+    const who = ["", "One debater", "Two debaters", "All three debaters"][count];
+    find("#interrupted").textContent = `${who} cut after ${seconds.toFixed(1)} s`;
   } else if (botHadMore) {
-    find("#interrupted").textContent = "You interrupted the moderator.";
+    find("#interrupted").textContent = "You interrupted the moderator";
   }
   botWrites = false;
   settleFloor();
@@ -333,7 +333,6 @@ window.visualViewport?.addEventListener("resize", () => {
   const { height } = window.visualViewport;
   document.documentElement.style.setProperty("--height", `${height}px`);
   document.body.classList.toggle("low", height < 520);
-  find("#captions").scrollTop = find("#captions").scrollHeight;
 });
 
 showControls();
