@@ -12,8 +12,11 @@ export class Captions extends EventTarget {
   #list;
   /** Whether the end stays in sight: the reader has not scrolled up. */
   #follows = true;
+  #listening = mark("listening", "Listening");
   #user = null;
   #bot = null;
+  /** The utterance before, whose last sentences may be reported late. */
+  #before = null;
   /** Whether the bot has a voice, so that its words are spoken after they are written. */
   spoken = false;
 
@@ -33,6 +36,13 @@ export class Captions extends EventTarget {
     this.#scroll();
   }
 
+  /** The user has begun to speak; the words come later. */
+  listen() {
+    if (this.#listening.isConnected) return;
+    this.#list.append(this.#listening);
+    this.#scroll();
+  }
+
   /** Speech recognition has a part of what the user says; a later one replaces one not final. */
   hear(text, final) {
     this.#user ??= { element: this.#add("user"), sure: "" };
@@ -47,7 +57,7 @@ export class Captions extends EventTarget {
   /** The LLM begins a response. */
   begin() {
     this.#user = null;
-    this.#bot = null;
+    this.#end();
   }
 
   /** The LLM has written a part of its response. */
@@ -67,31 +77,35 @@ export class Captions extends EventTarget {
   say({ text, will_be_spoken, spoken_status, spoken_progress }) {
     const sentence = squeeze(text).trim();
     if (!sentence) return;
-    if (!this.#bot?.has(sentence)) {
+    let utterance = [this.#bot, this.#before].find((one) => one?.has(sentence));
+    if (!utterance) {
       // Not of the LLM, such as "They are still arguing."
       this.#user = null;
-      this.#bot = new Utterance(this.#add("bot"));
-      this.#bot.write(sentence);
-      this.#bot.written = true;
+      this.#end();
+      utterance = this.#bot = new Utterance(this.#add("bot"));
+      utterance.write(sentence);
+      utterance.written = true;
     }
-    if (!will_be_spoken || spoken_status === "completed") this.#bot.speak(sentence, sentence.length);
-    else this.#bot.speak(sentence, squeeze(spoken_progress?.accumulated_text ?? "").trim().length);
+    const whole = !will_be_spoken || spoken_status === "completed";
+    const spoken = squeeze(spoken_progress?.accumulated_text ?? "").trim();
+    utterance.speak(sentence, whole ? sentence.length : spoken.length);
+    utterance.draw(this.spoken);
+    this.#scroll();
     if (spoken_status === "new") this.dispatchEvent(new CustomEvent("said", { detail: sentence }));
-    this.#draw();
   }
 
   /** The bot was interrupted. Whether it had more to say is returned. */
   interrupt() {
     const bot = this.#bot;
-    this.#bot = null;
-    if (!bot || !bot.isOpen(this.spoken)) return false;
+    this.#end();
+    if (!bot?.isOpen(this.spoken)) return false;
     bot.cut(this.spoken);
     return true;
   }
 
   /** Draw a line: another conversation begins. */
   divide(text) {
-    this.#user = this.#bot = null;
+    this.#user = this.#bot = this.#before = null;
     const line = document.createElement("p");
     line.className = "divider";
     line.textContent = text;
@@ -109,6 +123,7 @@ export class Captions extends EventTarget {
   }
 
   #add(side) {
+    this.#listening.remove();
     const utterance = document.createElement("p");
     utterance.dataset.side = side;
     this.#list.append(utterance);
@@ -118,6 +133,11 @@ export class Captions extends EventTarget {
   #draw() {
     this.#bot?.draw(this.spoken);
     this.#scroll();
+  }
+
+  #end() {
+    if (this.#bot) this.#before = this.#bot;
+    this.#bot = null;
   }
 
   #isAtEnd() {
@@ -134,6 +154,7 @@ class Utterance {
   written = false;
   #element;
   #text = "";
+  #isCut = false;
   /** Where the sentence begins that is being spoken, where it ends, and since when. */
   #begin = 0;
   #end = 0;
@@ -176,6 +197,7 @@ class Utterance {
       // The cut is between two words.
       at = Math.max(this.#begin, text.lastIndexOf(" ", at));
     }
+    this.#isCut = true;
     this.#element.dataset.cut = "";
     this.#element.replaceChildren(
       text.slice(0, at).trimEnd(), mark("cut", "cut by you"), mark("lost", text.slice(at)),
@@ -183,6 +205,7 @@ class Utterance {
   }
 
   draw(spoken) {
+    if (this.#isCut) return;
     const at = spoken ? Math.max(this.#spoken, this.#end) : this.#text.length;
     this.#element.replaceChildren(this.#text.slice(0, at), mark("ahead", this.#text.slice(at)));
   }

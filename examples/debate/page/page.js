@@ -26,14 +26,13 @@ let hasConversed = false;
 
 // -- the connection -------------------------------------------------------------------------
 
-const STATUS = { off: "Not connected", connecting: "Connecting…", on: "Connected" };
-
 connection.addEventListener("state", ({ detail }) => {
   const { state, text, seconds, attempt, of, gaveUp } = detail;
   const before = document.body.dataset.connection;
   document.body.dataset.connection = state;
-  const again = seconds ? ` Attempt ${attempt} of ${of} in ${seconds} s.` : "";
-  find("#status").textContent = (text || STATUS[state]) + again;
+  setText("#status", text);
+  // Apart from the status, which is read aloud whenever it changes.
+  setText("#countdown", seconds ? `Attempt ${attempt} of ${of} in ${seconds} s` : "");
   find("#reconnect").hidden = state !== "lost";
   find("#reconnect").textContent = gaveUp ? "Try again" : "Try now";
   if (before === "on" && state !== "on") leave();
@@ -57,7 +56,8 @@ connection.addEventListener("ready", async ({ detail }) => {
   if (!hears && microphone.track) {
     await connection.setTrack(null);
     microphone.close();
-    showHelp("This bot has no ears", "It was started without speech, so it reads what you type.");
+    showHelp("This bot does not listen", "It was started without speech. Type instead.");
+    find("#ask-again").hidden = true;
   }
   showControls();
 });
@@ -81,7 +81,10 @@ function leave() {
 // -- what the bot sends ----------------------------------------------------------------------
 
 const handlers = {
-  "user-started-speaking": () => setFloor("user"),
+  "user-started-speaking": () => {
+    captions.listen();
+    setFloor("user");
+  },
   "user-stopped-speaking": () => setFloor("thinking"),
   "user-transcription": ({ text, final }) => {
     const whole = captions.hear(text, final);
@@ -100,7 +103,7 @@ const handlers = {
     botWrites = false;
     captions.finish();
     settleFloor();
-    sendTopic();
+    if (!captions.spoken) sendTopic();
   },
   "bot-output": (data) => {
     captions.say(data);
@@ -113,6 +116,7 @@ const handlers = {
   "bot-stopped-speaking": () => {
     botSpeaks = false;
     settleFloor();
+    sendTopic();
   },
   "bot-interrupted": interrupted,
   "llm-function-call-stopped": () => settleFloor(),
@@ -148,6 +152,7 @@ function interrupted() {
   }
   botWrites = false;
   settleFloor();
+  showControls();
 }
 
 function write(content) {
@@ -285,8 +290,12 @@ function setFloor(who) {
     "bot": "The moderator speaks",
   };
   document.body.dataset.floor = who;
-  find("#floor").textContent = texts[who];
+  setText("#floor", texts[who]);
   showControls();
+}
+
+function setText(selector, text) {
+  if (find(selector).textContent !== text) find(selector).textContent = text;
 }
 
 /** Who has the floor once somebody has ended. */
@@ -305,6 +314,7 @@ function showBegun() {
 function showHelp(title, text) {
   find("#permission h2").textContent = title;
   find("#permission p").textContent = text;
+  find("#ask-again").hidden = false;
   find("#permission").hidden = false;
 }
 
