@@ -5,13 +5,14 @@
  * darker than those that come, and an interruption cuts the utterance between the two.
  */
 
+import { Tail } from "/page/tail.js";
+
 /** Characters of speech in a second, for a voice that reports sentences and not words. */
 const PACE = 15;
 
 export class Captions extends EventTarget {
   #list;
-  /** Whether the end stays in sight: the reader has not scrolled up. */
-  #follows = true;
+  #tail;
   #listening = mark("listening", "Listening");
   #user = null;
   #bot = null;
@@ -23,24 +24,21 @@ export class Captions extends EventTarget {
   constructor(list) {
     super();
     this.#list = list;
-    list.addEventListener("scroll", () => (this.#follows = this.#isAtEnd()));
-    // It becomes smaller when the keyboard of a phone opens, or the stage needs more room.
-    new ResizeObserver(() => this.#scroll()).observe(list);
+    this.#tail = new Tail(list);
   }
 
   /** The user typed. */
   type(text) {
     this.#user = null;
-    this.#follows = true;
     this.#add("user").textContent = text;
-    this.#scroll();
+    this.#tail.restart();
   }
 
   /** The user has begun to speak; the words come later. */
   listen() {
     if (this.#listening.isConnected) return;
     this.#list.append(this.#listening);
-    this.#scroll();
+    this.#tail.keep();
   }
 
   /** Speech recognition has a part of what the user says; a later one replaces one not final. */
@@ -50,7 +48,7 @@ export class Captions extends EventTarget {
     const whole = [sure, text.trim()].filter(Boolean).join(" ");
     element.replaceChildren(sure ? `${sure} ` : "", mark(final ? "" : "interim", text.trim()));
     if (final) this.#user.sure = whole;
-    this.#scroll();
+    this.#tail.keep();
     return whole;
   }
 
@@ -90,7 +88,7 @@ export class Captions extends EventTarget {
     const spoken = squeeze(spoken_progress?.accumulated_text ?? "").trim();
     utterance.speak(sentence, whole ? sentence.length : spoken.length);
     utterance.draw(this.spoken);
-    this.#scroll();
+    this.#tail.keep();
     if (spoken_status === "new") this.dispatchEvent(new CustomEvent("said", { detail: sentence }));
   }
 
@@ -110,7 +108,7 @@ export class Captions extends EventTarget {
     line.className = "divider";
     line.textContent = text;
     this.#list.append(line);
-    this.#scroll();
+    this.#tail.keep();
   }
 
   /** A remark of the page, such as an error of the bot. */
@@ -119,7 +117,7 @@ export class Captions extends EventTarget {
     line.className = kind;
     line.textContent = text;
     this.#list.append(line);
-    this.#scroll();
+    this.#tail.keep();
   }
 
   #add(side) {
@@ -132,21 +130,12 @@ export class Captions extends EventTarget {
 
   #draw() {
     this.#bot?.draw(this.spoken);
-    this.#scroll();
+    this.#tail.keep();
   }
 
   #end() {
     if (this.#bot) this.#before = this.#bot;
     this.#bot = null;
-  }
-
-  #isAtEnd() {
-    const { scrollHeight, scrollTop, clientHeight } = this.#list;
-    return scrollHeight - scrollTop - clientHeight < 40;
-  }
-
-  #scroll() {
-    if (this.#follows) this.#list.scrollTop = this.#list.scrollHeight;
   }
 }
 
@@ -200,7 +189,10 @@ class Utterance {
     this.#isCut = true;
     this.#element.dataset.cut = "";
     this.#element.replaceChildren(
-      text.slice(0, at).trimEnd(), mark("cut", "cut by you"), mark("lost", text.slice(at)),
+      `${text.slice(0, at).trimEnd()} `,
+      mark("cut", "cut by you"),
+      " ",
+      mark("lost", text.slice(at).trim()),
     );
   }
 

@@ -22,6 +22,8 @@ export class Connection extends EventTarget {
   #timer = null;
   #attempt = 0;
   #botLeft = false;
+  /** Counts what was begun, so that an attempt that fails late does not end a newer one. */
+  #run = 0;
   #requests = new Map();
 
   constructor() {
@@ -35,11 +37,13 @@ export class Connection extends EventTarget {
   async open(track) {
     this.#track = track;
     this.#attempt = 0;
+    this.#tearDown();
+    const run = this.#run;
     this.#set("connecting", "Connecting…");
     try {
       await this.#connect();
     } catch (error) {
-      if (this.state !== "connecting") return;
+      if (run !== this.#run) return;
       this.#tearDown();
       this.#set("off", `The bot cannot be reached: ${error.message}`);
     }
@@ -114,7 +118,7 @@ export class Connection extends EventTarget {
         }
       };
     });
-    // Whoever waits for it may have been stopped by an error before.
+    // An error before may have stopped what waits for it.
     ready.catch(() => {});
 
     await peer.setLocalDescription();
@@ -156,14 +160,14 @@ export class Connection extends EventTarget {
     if (this.state !== "on") return;
     const ended = this.#botLeft;
     this.#tearDown();
+    const run = this.#run;
     this.#set("lost", "The connection is lost.");
-    // A bot that ended the conversation has a server that still runs. Connecting again would go
-    // against its will.
-    if (ended && (await isReachable())) {
-      if (this.state === "lost") this.#set("off", "The bot has ended the conversation");
-      return;
-    }
-    if (this.state === "lost") this.#wait();
+    // The server of a bot that has ended the conversation still runs. That is no reason to connect
+    // again, which would begin another one.
+    const isDeliberate = ended && (await isReachable());
+    if (run !== this.#run) return;
+    if (isDeliberate) this.#set("off", "The bot has ended the conversation");
+    else this.#wait();
   }
 
   #wait() {
@@ -184,19 +188,21 @@ export class Connection extends EventTarget {
   }
 
   async #retry() {
-    clearTimeout(this.#timer);
+    this.#tearDown();
+    const run = this.#run;
     this.#set("lost", "Connecting again…");
     this.#attempt += 1;
     try {
       await this.#connect();
     } catch {
-      if (this.state !== "lost") return;
+      if (run !== this.#run) return;
       this.#tearDown();
       this.#wait();
     }
   }
 
   #tearDown() {
+    this.#run += 1;
     clearTimeout(this.#timer);
     const peer = this.#peer;
     this.#peer = this.#channel = this.#sender = null;

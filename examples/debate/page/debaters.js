@@ -1,5 +1,7 @@
 /** The three debaters: their words, their states and how long each has argued. */
 
+import { Tail } from "/page/tail.js";
+
 const LABELS = {
   idle: "Waits for a topic",
   waiting: "Thinks",
@@ -61,8 +63,7 @@ class Debater {
   #words;
   /** An inline element, at whose end a mark may be. */
   #text = null;
-  /** Whether the last words stay in sight: the reader has not scrolled up. */
-  #follows = true;
+  #tail;
   #seconds;
   #state;
   #timer = null;
@@ -75,10 +76,7 @@ class Debater {
   constructor(element) {
     this.#element = element;
     this.#words = element.querySelector(".words");
-    this.#words.addEventListener("scroll", () => {
-      const { scrollHeight, scrollTop, clientHeight } = this.#words;
-      this.#follows = scrollHeight - scrollTop - clientHeight < 40;
-    });
+    this.#tail = new Tail(this.#words);
     this.#seconds = element.querySelector(".seconds");
     this.#state = element.querySelector(".state");
     this.#set("idle");
@@ -96,7 +94,7 @@ class Debater {
     this.#text = document.createElement("span");
     this.#text.append(document.createTextNode(""));
     this.#words.replaceChildren(this.#text);
-    this.#follows = true;
+    this.#tail.restart();
     this.#startedHere = performance.now();
     this.#startedAt = at;
     this.#chunks = 0;
@@ -165,6 +163,6 @@ class Debater {
 
   #write(text) {
     this.#text.firstChild.appendData(text);
-    if (this.#follows) this.#words.scrollTop = this.#words.scrollHeight;
+    this.#tail.keep();
   }
 }

@@ -22,7 +22,8 @@ const HELP = {
   ],
   ended: [
     "The microphone was disconnected",
-    "Plug it in again or choose another one, and try again. The conversation goes on: you can type.",
+    "Plug it in again or choose another one, and try again. The conversation goes on, and you can " +
+      "type.",
   ],
 };
 

@@ -50,7 +50,7 @@ connection.addEventListener("ready", async ({ detail }) => {
   document.body.dataset.voice = speaks ? "on" : "off";
   document.body.dataset.ears = hears ? "on" : "off";
   if (hasConversed) {
-    captions.divide("Connected again. This is a new conversation: what was said before is forgotten.");
+    captions.divide("Connected again, to a new conversation: the bot has forgotten the one before.");
   }
   hasConversed = true;
   if (!hears && microphone.track) {
@@ -134,7 +134,9 @@ const handlers = {
     if (message.event === "stream") debaters.onStream(message);
     if (message.event === "question") questions.open(message);
     if (message.event === "question_closed") questions.close(message.id);
-    if (message.event === "report") captions.note(`Report, ${message.state}: ${write(message.content)}`);
+    if (message.event === "report") {
+      captions.note(`Report, ${message.state}: ${write(message.content)}`);
+    }
   },
   "error": ({ error }) => captions.note(error, "problem"),
 };
@@ -150,7 +152,7 @@ function interrupted() {
   } else if (botHadMore) {
     find("#interrupted").textContent = "You interrupted the moderator";
   }
-  botWrites = false;
+  botWrites = botSpeaks = false;
   settleFloor();
   showControls();
 }
@@ -241,6 +243,8 @@ window.addEventListener("keydown", (event) => {
   else if (microphone.track) toggleMute();
 });
 
+window.addEventListener("pagehide", () => connection.close());
+
 microphone.addEventListener("level", ({ detail: level }) => showLevel(level));
 microphone.addEventListener("ended", () => {
   connection.setTrack(null);
@@ -266,8 +270,8 @@ function setSound(on) {
 function showControls() {
   const { state } = connection;
   const mic = microphone.track !== null;
-  const typedOnly = document.body.dataset.ears === "off";
-  find("#talk").hidden = mic || state === "connecting" || state === "lost" || (state === "on" && typedOnly);
+  const listens = state === "off" || (state === "on" && document.body.dataset.ears === "on");
+  find("#talk").hidden = mic || !listens;
   find("#connect-typed").hidden = state !== "off";
   find("#stop").hidden = state === "off";
   find("#microphone").hidden = !mic;

@@ -51,7 +51,8 @@ function makeFields(schema, text, submit) {
   if (choices) {
     const row = make("div", "", "row");
     for (const choice of choices) {
-      const button = make("button", choice === true ? "Yes" : choice === false ? "No" : `${choice}`);
+      const words = { true: "Yes", false: "No" };
+      const button = make("button", words[choice] ?? `${choice}`);
       button.type = "button";
       button.addEventListener("click", () => submit(choice));
       row.append(button);
@@ -72,7 +73,9 @@ function makeField(name, schema, text) {
   const field = document.createElement(tag);
   field.name = name || "value";
   if (!name) field.setAttribute("aria-label", text);
-  for (const choice of schema.enum ?? []) field.append(new Option(`${choice}`, JSON.stringify(choice)));
+  for (const choice of schema.enum ?? []) {
+    field.append(new Option(`${choice}`, JSON.stringify(choice)));
+  }
   if (kindOf(schema) === "number") {
     field.type = "number";
     field.step = schema.type === "integer" ? "1" : "any";

@@ -1,0 +1,29 @@
+/** Keeps the end of a box in sight while it changes, until the reader scrolls up. */
+export class Tail {
+  #box;
+  #follows = true;
+  #top = 0;
+
+  constructor(box) {
+    this.#box = box;
+    box.addEventListener("scroll", () => {
+      const { scrollHeight, scrollTop, clientHeight } = box;
+      if (scrollHeight - scrollTop - clientHeight < 40) this.#follows = true;
+      // A box that became smaller is not at its end either, but has not moved.
+      else if (scrollTop < this.#top) this.#follows = false;
+      this.#top = scrollTop;
+    });
+    new ResizeObserver(() => this.keep()).observe(box);
+  }
+
+  /** Show the end after a change. */
+  keep() {
+    if (this.#follows) this.#box.scrollTop = this.#box.scrollHeight;
+  }
+
+  /** Show the end, wherever the reader is. */
+  restart() {
+    this.#follows = true;
+    this.keep();
+  }
+}
