@@ -17,6 +17,7 @@ const questions = new Questions(find("#questions"), (id, value) =>
 
 /** Who has the floor: "", "user", "thinking", "debaters" or "bot". */
 let floor = "";
+let thinking = null;
 let botSpeaks = false;
 let botWrites = false;
 /** A topic that was chosen before the bot was ready, which greets first. */
@@ -94,6 +95,7 @@ const handlers = {
   "bot-llm-started": () => {
     botWrites = true;
     captions.begin();
+    setFloor("bot");
   },
   "bot-llm-text": ({ text }) => {
     captions.write(text);
@@ -286,6 +288,9 @@ function isBusy() {
 
 function setFloor(who) {
   floor = who;
+  clearTimeout(thinking);
+  // A noise that was no speech has no response.
+  if (who === "thinking") thinking = setTimeout(() => setFloor(""), 10000);
   const texts = {
     "": "",
     "user": "Listening to you",
@@ -307,7 +312,7 @@ function settleFloor() {
   if (floor === "user") return;
   if (botSpeaks || botWrites) setFloor("bot");
   else if (debaters.arguing) setFloor("debaters");
-  else setFloor("");
+  else if (floor !== "thinking") setFloor("");
 }
 
 function showBegun() {
