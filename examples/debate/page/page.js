@@ -189,8 +189,12 @@ async function talk(deviceId) {
 async function connectTyped() {
   find("#permission").hidden = true;
   setSound(false);
-  find("#say").focus();
   if (connection.state === "off") await connection.open(null);
+}
+
+function type() {
+  find("#say").focus();
+  connectTyped();
 }
 
 function say(text) {
@@ -218,12 +222,12 @@ function interrupt() {
 }
 
 find("#talk").addEventListener("click", () => talk());
-find("#connect-typed").addEventListener("click", connectTyped);
+find("#connect-typed").addEventListener("click", type);
 find("#stop").addEventListener("click", () => connection.close());
 find("#reconnect").addEventListener("click", () => connection.reconnect());
 find("#interrupt").addEventListener("click", interrupt);
 find("#ask-again").addEventListener("click", () => talk());
-find("#type-instead").addEventListener("click", connectTyped);
+find("#type-instead").addEventListener("click", type);
 find("#mute").addEventListener("click", toggleMute);
 find("#sound").addEventListener("click", () => setSound(find("#voice").muted));
 find("#devices").addEventListener("change", ({ target }) => talk(target.value));
@@ -348,10 +352,12 @@ async function showDevices() {
 }
 
 // The keyboard of a phone covers a part of the page, which browsers leave to the page.
-window.visualViewport?.addEventListener("resize", () => {
+function fit() {
   const { height } = window.visualViewport;
   document.documentElement.style.setProperty("--height", `${height}px`);
   document.body.classList.toggle("low", height < 520);
-});
+}
 
+window.visualViewport.addEventListener("resize", fit);
+fit();
 showControls();
