@@ -11,6 +11,7 @@ order and at the pace of a speech service and an output transport.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TypeAlias
@@ -339,8 +340,8 @@ class ScriptedLLM(LLMService):
         answer = self._answer(context.get_messages())
         await asyncio.sleep(self._latency)
         text = answer if isinstance(answer, str) else answer.text.text
-        for word in text.split():
-            await self.push_frame(LLMTextFrame(f"{word} "))
+        for token in re.findall(r"\S+\s*", text.strip()):
+            await self.push_frame(LLMTextFrame(token))
             await asyncio.sleep(self._pace)
         if isinstance(answer, ToolCalls):
             await self.run_function_calls(self._number_calls(answer, context))
