@@ -24,13 +24,11 @@ from support.snippets import (
     ROOT,
     Program,
     anchors,
-    blocks,
     docstring_examples,
     load,
     play,
     programs,
     run,
-    run_program,
     snippets,
 )
 from support.workers import until
@@ -40,7 +38,7 @@ import pipecat_jobs.testing
 from pipecat_jobs import JobEvent
 from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.bus.routed import sees_all
-from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, ToolCalls
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall
 
 __all__ = ["new_llm"]
 
@@ -58,25 +56,13 @@ PAGES = [
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
 
-#: Their programs run in several processes, or are tests for pytest.
-WITH_TESTS_OF_THEIR_OWN = ("README.md", "docs/how-to/distributed.md", "docs/how-to/testing.md")
-
-#: Every command of the README, and the test that runs it.
-COMMANDS = {
-    "make demo": "`make test` runs the same without a terminal; test_example_debate.py with one",
-    "make demo-distributed": "test_example_distributed.py; `make test` runs it without a terminal",
-    "LOGURU_LEVEL=WARNING python library.py": "test_readme_program_prints_what_the_readme_shows",
-    "pip install .": "`make test-lowest` installs the wheel that it builds",
-    "python examples/single_job.py": "test_examples.py",
-    "python examples/job_group.py": "test_examples.py",
-    "python examples/streaming.py": "test_examples.py",
-    "python examples/cancellation.py": "test_examples.py",
-    "python examples/job_tool.py": "test_examples.py",
-    "python -m examples.receptionist": "test_example_receptionist.py",
-    "python -m examples.receptionist --voice": "test_example_receptionist.py",
-    "make voice": "test_voice_bot.py starts the same",
-    ".venv/bin/pipecat eval run evals": "test_evals.py",
-}
+#: Their programs have several files, run in several processes, or are tests for pytest.
+WITH_TESTS_OF_THEIR_OWN = (
+    "README.md",
+    "docs/how-to/distributed.md",
+    "docs/how-to/testing.md",
+    "docs/tutorial/first-bot.md",
+)
 
 
 class Worker(pipecat_jobs.BaseWorker):
@@ -122,100 +108,6 @@ async def names(job_harness: JobHarness) -> dict[str, object]:
     }
 
 
-async def test_readme_program_prints_what_the_readme_shows():
-    (printed,) = blocks("README.md", "text")
-    assert await run_program(blocks("README.md", "python")[0]) == printed
-
-
-async def test_readme_parts_of_the_program_run(
-    job_harness: JobHarness,
-    scripted_llm: ScriptedLLMServer,
-    new_llm: NewLLM,
-    capsys: pytest.CaptureFixture[str],
-):
-    program, tool, many, retrying, key, open_jobs, turn, reporting, asking_back = blocks(
-        "README.md", "python"
-    )
-    names: dict[str, object] = {"__name__": "snippet"}
-    await run(program, names)
-    host, library = names["Host"]("host"), names["Library"]
-    names |= {"self": host, "book": library.find_book.request(title="Emma")}
-    await run(tool, names)
-    bot = names["Bot"]("bot", llm=new_llm("You help readers."))
-    await job_harness.start(host, library("castle"), library("harbour"), bot)
-
-    for name, found in (
-        ("find_book", "Emma is on shelf 7 at the harbour"),
-        ("search_everywhere", "Emma is on shelf 7 at the castle"),
-    ):
-        scripted_llm.reply(ToolCall(name, {"title": "Emma"}), "On shelf 7.")
-        assert await bot.hear("Where is Emma?") == "On shelf 7."
-        assert scripted_llm.requests[-1].mentions(found)
-
-    await run(many, names)
-    places, *outcomes = capsys.readouterr().out.splitlines()
-    assert places == "{'harbour': 'Emma is on shelf 7 at the harbour'}"
-    assert [line.split()[:2] for line in outcomes] == [
-        ["harbour", "completed"],
-        ["castle", "completed"],
-    ]
-
-    await run(retrying, names)
-    assert names["place"] == "Emma is on shelf 7 at the castle"
-
-    await run(key, names)
-    await job_harness.start(names["Kitchen"]("kitchen"))
-    cook = names["Kitchen"].cook.request
-    orders = [host.job("kitchen", cook(table=4, dish=dish)) for dish in ("soup", "fish")]
-    assert await asyncio.gather(*orders) == ["soup for table 4", "fish for table 4"]
-
-    await run(open_jobs, names)
-    assert capsys.readouterr().out == "Emma castle sent\n"
-
-    await run(turn, names)
-    scripted_llm.reply("A fine book.")
-    critic = names["Critic"]("critic", llm=new_llm("You review books."))
-    await job_harness.start(critic)
-    review = names["Critic"].review.request(title="Emma")
-    assert await host.job("critic", review, timeout=60) == "A fine book."
-
-    await run(reporting, names)
-    guide = names["Guide"]("guide", llm=new_llm("You guide readers."))
-    await job_harness.start(guide)
-    scripted_llm.reply("We close in ten minutes.")
-    await guide.close()
-    assert capsys.readouterr().out == "said\n"
-    said = asyncio.Event()
-
-    def note_said(_: object, change: pipecat_jobs.ReportChange) -> None:
-        of_the_tool = isinstance(change.content, dict)
-        if of_the_tool and change.state is pipecat_jobs.ReportState.SAID:
-            said.set()
-
-    guide.add_event_handler("on_report_changed", note_said)
-    call = ToolCalls(ToolCall("find_book", {"title": "Emma"}), text="I will look.")
-    scripted_llm.reply(call, "It is on shelf 7.")
-    assert await guide.hear("Where is Emma?") == "I will look."
-    await said.wait()
-    assert scripted_llm.requests[-1].mentions("Emma is on shelf 7 at the castle")
-
-    await run(asking_back, names)
-    await job_harness.start(names["Desk"]("desk"))
-
-    async def lend(question: pipecat_jobs.JobQuestion) -> bool:
-        assert question.text == "Emma costs one euro. Lend it?"
-        return True
-
-    host.on_job_question = lend
-    lending = names["Desk"].lend.request(title="Emma")
-    assert await host.job("desk", lending, timeout=60) == "Emma is yours"
-
-
-def test_readme_commands_are_all_run_by_the_tests():
-    commands = [line for block in blocks("README.md", "sh") for line in block.splitlines()]
-    assert sorted(commands) == sorted(COMMANDS)
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_existing_files_and_headings(page: str):
     for link in re.findall(r"\]\((?!https?://)([^)]+)\)", (ROOT / page).read_text()):
@@ -234,7 +126,7 @@ def test_the_home_page_lists_every_page():
     }
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_snippet_in_python_says_whether_it_is_a_program_or_a_part_of_one(page: str):
     fences = [each for each in snippets(page) if each.language == "python"]
     assert [str(each) for each in fences if each.title is None] == []
