@@ -14,7 +14,7 @@ from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.runner import utils
 from support.snippets import PRINTS, snippets
 
-from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, run_virtual
+from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall, run_virtual
 from pipecat_jobs.testing.voice import SimulatedUser, VoiceOutput
 
 PAGE = snippets("docs/tutorial/first-bot.md")
@@ -72,11 +72,21 @@ def test_the_bot_says_other_lines_from_the_command_line(
     assert capsys.readouterr().out == said
 
 
-def test_a_key_chooses_a_real_model(folder: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_with_a_key_the_same_bot_has_a_real_model(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    scripted_llm: ScriptedLLMServer,
+):
     monkeypatch.setenv("OPENAI_API_KEY", "test")
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    llm = importlib.import_module("model").make_llm()
-    assert str(llm._client.base_url) == "http://127.0.0.1:1/v1/"
+    monkeypatch.setenv("OPENAI_BASE_URL", scripted_llm.base_url)
+    (folder / "bot.py").write_text(BOTS[1])
+    scripted_llm.reply(ToolCall("find_book", {"title": "Emma"}), "You find it on shelf 7.")
+    await importlib.import_module("bot").main()
+    assert capsys.readouterr().out == "you: Where is Emma?\nbot: You find it on shelf 7.\n"
+    first, last = scripted_llm.requests
+    assert first.tools == ["find_book"]
+    assert last.mentions("Emma is on shelf 7")
 
 
 @pytest.mark.usefixtures("folder")
