@@ -23,7 +23,7 @@ from pipecat.workers.base_worker import BaseWorker as PipecatBaseWorker
 from pipecat.workers.llm import LLMWorker as PipecatLLMWorker
 from pipecat.workers.runner import WorkerRunner
 from support.llm_workers import NewLLM, new_llm
-from support.snippets import blocks
+from support.snippets import ROOT, blocks
 from support.workers import until
 
 from pipecat_jobs import (
@@ -494,3 +494,50 @@ async def test_a_worker_that_is_waited_for_is_shown_as_unready(stage: Stage):
     await until(lambda: stage.host.open_jobs)
     assert [each.state for each in stage.host.open_jobs] == ["unready"]
     await asking
+
+
+async def test_a_fault_of_a_handler_reaches_the_llm_as_its_type(stage: Stage):
+    class Broken(BaseWorker):
+        @job
+        async def find_book(self, title: str) -> str:
+            """Find a book."""
+            raise ValueError("a secret")
+
+    class Bot(LLMContextWorker):
+        find_book = job_tool("library", job=Broken.find_book)
+
+    bot = Bot("bot", llm=stage.make_llm("You help."))
+    await stage.start(Broken("library"), bot)
+    stage.server.reply(ToolCall("find_book", {"title": "Emma"}), "I am sorry.")
+    await bot.hear("Where is Emma?")
+    read = "find_book had an internal error (ValueError)"
+    assert stage.server.requests[-1].mentions(read)
+    assert f"`{read}`" in (ROOT / PAGE).read_text()
+
+
+async def test_reports_that_are_not_said_have_the_reasons_of_the_page(stage: Stage):
+    class Bot(LLMContextWorker):
+        def holds_reports(self) -> bool:
+            return True
+
+    bot = Bot("bot", llm=stage.make_llm("You help."))
+    await stage.start(bot)
+    expired = await bot.report("news", expires_after=0.05)
+    await expired.until_settled()
+    dropped = await bot.report("news")
+    await stage.harness.end(bot)
+    await dropped.until_settled()
+    for receipt in (expired, dropped):
+        row = f"| `{receipt.state}`: `{receipt.history[-1].reason}` |"
+        assert row in (ROOT / PAGE).read_text()
+
+
+async def test_a_timeout_of_asyncio_has_no_text(stage: Stage):
+    await stage.start(Library("library"))
+
+    async def ask() -> None:
+        async with asyncio.timeout(0.1):
+            await stage.host.job("library", EMMA)
+
+    assert await error_of(ask(), TimeoutError) == ""
+    assert not stage.host.open_jobs
