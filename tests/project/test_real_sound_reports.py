@@ -19,15 +19,13 @@ from pipecat.turns.user_stop import SpeechTimeoutUserTurnStopStrategy
 from pipecat.turns.user_turn_strategies import UserTurnStrategies
 from pipecat.utils.time import time_now_iso8601
 from support.sentences import no_rules_of_sentences
-from support.sound import Microphone, Speaker, Voice, duration, needs_espeak, speech
+from support.sound import Microphone, Speaker, Voice, duration, speech
 
 from pipecat_jobs import LLMWorker, Receipt, ReportChange, ReportState
 from pipecat_jobs.testing import JobHarness
 from pipecat_jobs.testing.voice import ScriptedLLM
 
 __all__ = ["no_rules_of_sentences"]
-
-pytestmark = needs_espeak
 
 FIRST = "The duck takes forty minutes."
 #: Pipecat knows what was heard by the sentence: the speech service has no times of words.

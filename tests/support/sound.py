@@ -1,16 +1,12 @@
 """A user and a bot that speak: real speech through Pipecat's own transports."""
 
 import asyncio
-import io
 import math
-import shutil
-import subprocess
-import wave
 from collections import deque
 from collections.abc import AsyncGenerator
 
 import numpy as np
-import pytest
+from hibari import Hibari
 from pipecat.audio.utils import create_file_resampler
 from pipecat.frames.frames import (
     Frame,
@@ -25,10 +21,7 @@ from pipecat.transports.base_input import BaseInputTransport
 from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import TransportParams
 
-needs_espeak = pytest.mark.skipif(
-    shutil.which("espeak-ng") is None,
-    reason="espeak-ng is not installed (Debian: apt-get install espeak-ng)",
-)
+from examples.local_speech import load_voice, to_pcm
 
 #: Samples per second, of 16 bits, one channel: what Silero VAD listens to.
 RATE = 16000
@@ -53,16 +46,10 @@ def loudness(pcm: bytes) -> float:
 
 
 async def speech(text: str) -> bytes:
-    """Have espeak-ng say a text."""
+    """Have hibari say a text, the same way every time."""
     # In a thread, because an interrupted bot may stop waiting for its next speech.
-    espeak = await asyncio.to_thread(
-        subprocess.run, ["espeak-ng", "--stdout", text], check=True, stdout=subprocess.PIPE
-    )
-    with wave.open(io.BytesIO(espeak.stdout)) as recording:
-        assert (recording.getnchannels(), recording.getsampwidth()) == (1, 2)
-        # espeak-ng cannot write the right length into a pipe; read all data instead.
-        pcm = recording.readframes(len(espeak.stdout) // 2)
-        return await create_file_resampler().resample(pcm, recording.getframerate(), RATE)
+    sound = await asyncio.to_thread(load_voice(), text, seed=0)
+    return await create_file_resampler().resample(to_pcm(sound), Hibari.sample_rate, RATE)
 
 
 class Microphone(BaseInputTransport):
@@ -122,7 +109,7 @@ class Speaker(BaseOutputTransport):
 
 
 class Voice(TTSService):
-    """Speaks with espeak-ng, and counts the requested speech."""
+    """Speaks with hibari at once, and counts the requested speech."""
 
     def __init__(self) -> None:
         settings = TTSSettings(model=None, voice=None, language=None)

