@@ -2,6 +2,7 @@
 
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -11,8 +12,9 @@ from pipecat.runner.types import RunnerArguments
 from pipecat.runner.utils import create_transport
 from pipecat.transports.base_transport import TransportParams
 
+from examples.debate.speech import Speech, TypedSpeech, find_speech
 from examples.debate.stage import SCRIPTED, find_key, find_provider
-from examples.debate.voice import Speech, converse, find_speech
+from examples.debate.voice import converse
 
 #: Modules of the bot that only the extra installs.
 _REQUIRED = ("aiortc", "deepgram", "fastapi", "uvicorn")
@@ -20,7 +22,7 @@ _REQUIRED = ("aiortc", "deepgram", "fastapi", "uvicorn")
 
 async def bot(runner_args: RunnerArguments) -> None:
     """Hold one conversation. Pipecat's runner calls this for every client."""
-    speech = find_speech()
+    speech = choose_speech(runner_args.cli_args)
     transport = await create_transport(runner_args, transport_params(speech))
     async with find_provider(tempo=find_tempo()) as provider:
         logger.info(provider.notice)
@@ -33,16 +35,33 @@ async def bot(runner_args: RunnerArguments) -> None:
         )
 
 
-def transport_params(speech: Speech | None) -> dict[str, Callable[[], TransportParams]]:
+def choose_speech(arguments: Namespace | None) -> Speech:
+    """Choose how the user and the bot talk.
+
+    Args:
+        arguments: Those of the command line; None if Pipecat's runner was not started by one.
+
+    Returns:
+        The services for speech.
+
+    Raises:
+        ValueError: If they cannot be had: see ``find_speech``.
+    """
+    if arguments is not None and arguments.typed:
+        return TypedSpeech()
+    return find_speech()
+
+
+def transport_params(speech: Speech) -> dict[str, Callable[[], TransportParams]]:
     """Make the parameters of each transport of this bot.
 
     Args:
-        speech: The services for speech; None for a transport without sound.
+        speech: How the user and the bot talk.
 
     Returns:
         A function that makes the parameters, by the name of the transport.
     """
-    sound = speech is not None
+    sound = speech.sound
 
     def daily() -> TransportParams:
         from pipecat.transports.daily.transport import DailyParams
@@ -76,7 +95,7 @@ def find_tempo() -> float:
 
 
 def main() -> str | None:
-    """Run the bot on Pipecat's runner, which reads the command line.
+    """Run the bot on Pipecat's runner, which reads the command line with our flag in it.
 
     Returns:
         Why the bot cannot run; None if it can.
@@ -87,22 +106,20 @@ def main() -> str | None:
     from pipecat.runner.run import app
     from pipecat.runner.run import main as run
 
-    from examples.debate.page import add_page
-
+    flags = ArgumentParser(add_help=False)
+    flags.add_argument("--typed", action="store_true", help="type and read instead of speaking")
     try:
-        speech = find_speech()
+        speech = choose_speech(flags.parse_known_args()[0])
         find_tempo()
     except ValueError as error:
         return str(error)
     provider = find_key()
     print(f"{provider.notice if provider else SCRIPTED}.")
-    if speech:
-        print("Deepgram hears and Cartesia speaks.", flush=True)
-    else:
-        print("No DEEPGRAM_API_KEY and no CARTESIA_API_KEY: you type, and read the answers.")
-    # Pipecat's own page stays at /client/.
-    add_page(app)
-    run()
+    print(*speech.notices, sep="\n", flush=True)
+    if not speech.sound:
+        # Pipecat's own page, which needs a microphone, stays at /client/.
+        app.add_api_route("/", lambda: FileResponse(_PAGE), include_in_schema=False)
+    run(ArgumentParser(description=__doc__, parents=[flags]))
     return None
 
 

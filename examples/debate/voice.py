@@ -7,89 +7,24 @@ interruption crosses the bridge as a frame, and Pipecat cancels the moderator's 
 cancels its jobs, and they stop the debaters' LLMs.
 """
 
-import os
-from dataclasses import dataclass
 from typing import Any
 
-from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.bus import BusBridgeProcessor
-from pipecat.frames.frames import (
-    AggregatedTextFrame,
-    Frame,
-    InputAudioRawFrame,
-    InterruptionFrame,
-    LLMFullResponseEndFrame,
-    LLMTextFrame,
-    TTSSpeakFrame,
-)
+from pipecat.frames.frames import InputAudioRawFrame
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams
 from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import (
-    LLMContextAggregatorPair,
-    LLMUserAggregatorParams,
-)
-from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
-from pipecat.processors.frameworks.rtvi.models import ClientMessage
-from pipecat.processors.frameworks.rtvi.processor import RTVIProcessor
+from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
 from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.llm import LLMWorkerActivationArgs
 from pipecat.workers.runner import WorkerRunner
 
+from examples.debate.speech import Speech
 from examples.debate.stage import Provider
 from examples.debate.workers import DEBATERS, MODERATOR, Debater
 from pipecat_jobs import ClientJobs, LLMWorker, PipelineWorker, job_tool
 
 _GREETING = "Greet the user in one sentence, and ask which topic to debate."
-_CARTESIA_VOICE = "71a7ad14-091c-4e8e-a314-022ece01c121"
-
-
-@dataclass(frozen=True)
-class Speech:
-    """The services for speech.
-
-    Parameters:
-        deepgram_key: The key for Deepgram, which turns the user's speech into text.
-        cartesia_key: The key for Cartesia, which speaks the moderator's text.
-    """
-
-    deepgram_key: str
-    cartesia_key: str
-
-    def stt(self) -> FrameProcessor:
-        """Make the speech-to-text service."""
-        from pipecat.services.deepgram.stt import DeepgramSTTService
-
-        return DeepgramSTTService(api_key=self.deepgram_key)
-
-    def tts(self) -> FrameProcessor:
-        """Make the text-to-speech service."""
-        from pipecat.services.cartesia.tts import CartesiaTTSService
-
-        return CartesiaTTSService(
-            api_key=self.cartesia_key, settings=CartesiaTTSService.Settings(voice=_CARTESIA_VOICE)
-        )
-
-
-def find_speech() -> Speech | None:
-    """Read the user's keys for speech.
-
-    Returns:
-        The services, or None without keys: then the user types and reads.
-
-    Raises:
-        ValueError: If only one of the two keys is set.
-    """
-    keys = {name: os.environ.get(name, "") for name in ("DEEPGRAM_API_KEY", "CARTESIA_API_KEY")}
-    if not any(keys.values()):
-        return None
-    if missing := [name for name, key in keys.items() if not key]:
-        (given,) = keys.keys() - missing
-        raise ValueError(
-            f"{given} is set, but {missing[0]} is not: set both to speak with the bot, or neither "
-            "to type"
-        )
-    return Speech(*keys.values())
 
 
 class VoiceModerator(LLMWorker):
@@ -105,48 +40,10 @@ class VoiceModerator(LLMWorker):
         return {"topic": topic}
 
 
-class Captions(FrameProcessor):
-    """Shows text that is not spoken, sentence by sentence, in place of a text-to-speech service.
-
-    Pipecat's own page shows each sentence of the bot when it is spoken, or at once if the frame has
-    ``skip_tts``.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._sentence = ""
-
-    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        await super().process_frame(frame, direction)
-        await self.push_frame(frame, direction)
-        match frame:
-            case InterruptionFrame():
-                self._sentence = ""
-            case LLMTextFrame():
-                self._sentence += frame.text
-                if self._sentence.endswith((".", "!", "?", "”")):
-                    await self._give_out()
-            case LLMFullResponseEndFrame():
-                await self._give_out()
-            case TTSSpeakFrame():
-                self._sentence = frame.text
-                await self._give_out()
-
-    async def _give_out(self) -> None:
-        sentence, self._sentence = self._sentence.strip(), ""
-        if sentence:
-            caption = AggregatedTextFrame(sentence, "sentence")
-            caption.skip_tts = True
-            # The context has the words already, which go there one by one, so that an interruption
-            # keeps those before it.
-            caption.append_to_context = False
-            await self.push_frame(caption)
-
-
 async def converse(
     transport: BaseTransport,
     provider: Provider,
-    speech: Speech | None,
+    speech: Speech,
     *,
     handle_sigint: bool = False,
     idle_timeout: float | None = None,
@@ -156,15 +53,12 @@ async def converse(
     Args:
         transport: The transport to the user.
         provider: The LLM of the moderator and the debaters.
-        speech: The services for speech; None to type and read.
+        speech: How the user and the bot talk.
         handle_sigint: Whether Ctrl-C ends the conversation.
         idle_timeout: Seconds without speech after which it ends; None for no limit.
     """
     runner = WorkerRunner(handle_sigint=handle_sigint)
-    vad = SileroVADAnalyzer() if speech else None
-    context = LLMContextAggregatorPair(
-        LLMContext(), user_params=LLMUserAggregatorParams(vad_analyzer=vad)
-    )
+    context = LLMContextAggregatorPair(LLMContext())
     # No other worker on the bus needs the sound of the user's microphone.
     bridge = BusBridgeProcessor(
         bus=runner.bus,
@@ -176,10 +70,10 @@ async def converse(
         Pipeline(
             [
                 transport.input(),
-                *([speech.stt()] if speech else []),
+                *speech.ears(),
                 context.user(),
                 bridge,
-                speech.tts() if speech else Captions(),
+                speech.mouth(),
                 transport.output(),
                 context.assistant(),
             ]
@@ -187,7 +81,7 @@ async def converse(
         name="voice",
         params=PipelineParams(enable_metrics=True, enable_usage_metrics=True),
         # A typed conversation has no speech.
-        idle_timeout_secs=idle_timeout if speech else None,
+        idle_timeout_secs=idle_timeout if speech.sound else None,
     )
     moderator = VoiceModerator("moderator", llm=provider.llm(MODERATOR), bridged=())
     debaters = [Debater(name, llm=provider.llm(role)) for name, role in DEBATERS.items()]

