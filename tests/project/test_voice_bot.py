@@ -23,7 +23,10 @@ from pipecat.services.deepgram.stt import DeepgramSTTService
 from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
 from pipecat.transports.smallwebrtc.transport import SmallWebRTCTransport
 from support.bot_process import BOT, KEYS, PIPECAT, ROOT, SPEAKING_BOT, BotProcess, bot_environment
+from support.recognition import count_errors, load_recognizer, needs_whisper
 from support.sentences import no_rules_of_sentences
+from support.sound import speech as say
+from support.speaking_client import SpeakingClient
 from support.typing_client import TypingClient
 
 from examples.debate.bot import bot, choose_speech, main, transport_params
@@ -311,6 +314,47 @@ def test_every_transport_has_sound_unless_the_user_types(speech: Speech):
     assert set(transports) == {"webrtc", "daily", "eval"}
     for params in (make() for make in transports.values()):
         assert params.audio_in_enabled == params.audio_out_enabled == speech.sound
+
+
+@needs_whisper
+@pytest.mark.slow
+async def test_the_user_asks_by_voice_and_talks_over_the_debate(server: ScriptedLLMServer):
+    server.on("Topic: ", Stall("I hold"))
+    write_script(server, tempo=0)
+    speech, connection = choose_speech(None), SmallWebRTCConnection()
+    provider = Provider("scripted", "scripted", "none", server.base_url)
+    recognizer = await asyncio.to_thread(load_recognizer)
+    async with asyncio.TaskGroup() as tasks:
+
+        async def answer(offer: dict[str, str]) -> dict[str, str]:
+            await connection.initialize(**offer)
+            transport = SmallWebRTCTransport(connection, transport_params(speech)["webrtc"]())
+            tasks.create_task(converse(transport, provider, speech))
+            answered = connection.get_answer()
+            assert answered is not None
+            return answered
+
+        async with SpeakingClient(answer) as client:
+            await client.until(lambda: bool(client.of_type("bot-stopped-speaking")))
+            greeting = await asyncio.to_thread(recognizer, bytes(client.heard))
+            assert count_errors(GREETING, greeting) <= 1, greeting
+
+            await client.say(await say("Please debate whether cats should be allowed to vote."))
+            await server.wait_for_requests(5)
+            debaters = of_debaters(server)
+            assert len(debaters) == 3
+            for request in debaters:
+                assert "cats should be allowed to vote" in request.last_user_text.lower()
+                await request.wait_started()
+
+            await client.say(await say("Stop, let us talk about something else."))
+            async with asyncio.timeout(100):
+                for request in debaters:
+                    await request.wait_hung_up()
+            await client.until(lambda: bool(client.of_type("llm-function-call-stopped")))
+
+    [end] = client.of_type("llm-function-call-stopped")
+    assert end["cancelled"]
 
 
 # Settings

@@ -31,6 +31,7 @@ class TypingClient:
         self._channel.on(
             "open", lambda: self.tell("client-ready", {"version": "2.0.0", "about": {}})
         )
+        self._add_tracks()
         await self._peer.setLocalDescription(await self._peer.createOffer())
         offer = self._peer.localDescription
         answer = await self._answer({"sdp": offer.sdp, "type": offer.type})
@@ -78,6 +79,9 @@ class TypingClient:
         async with asyncio.timeout(100):
             while not condition():
                 await self._changed.wait()
+
+    def _add_tracks(self) -> None:
+        """Add sound to the connection, in a client that has some."""
 
     def _receive(self, message: str) -> None:
         self.messages.append(json.loads(message))
