@@ -1,6 +1,7 @@
 """The voice bot of one file: it starts on Pipecat's runner, and its two tools do their jobs."""
 
 import asyncio
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.filters.identity_filter import IdentityFilter
 from pipecat.runner.types import SmallWebRTCRunnerArguments
 from pipecat.transports.smallwebrtc.connection import SmallWebRTCConnection
-from support.bot_process import KEYS, BotProcess
+from support.bot_process import KEYS, ROOT, BotProcess
 from support.recognition import needs_whisper
 from support.sentences import no_rules_of_sentences
 from support.sound import speech
@@ -88,3 +89,16 @@ def test_the_script_answers_a_user_who_interrupts_the_greeting(words: str, reply
 
 def test_the_bot_takes_fewer_than_150_lines():
     assert len(Path(voice_bot.__file__).read_text(encoding="utf-8").splitlines()) < 150
+
+
+@pytest.mark.parametrize("file", ["examples/voice_bot.py", "examples/debate/voice.py"])
+def test_the_page_shows_parts_of_the_examples(file: str):
+    page = (ROOT / "docs/how-to/voice-bot.md").read_text(encoding="utf-8")
+    title = f"part of {Path(file).name}"
+    parts = re.findall(rf'^```python title="{title}"\n(.*?)^```$', page, re.MULTILINE | re.DOTALL)
+    source = (ROOT / file).read_text(encoding="utf-8")
+
+    assert parts
+    for part in parts:
+        shown = [line.strip() for line in part.splitlines()]
+        assert "\n".join(shown) in "\n".join(line.strip() for line in source.splitlines()), part
