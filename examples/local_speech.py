@@ -21,6 +21,9 @@ from pipecat.services.stt_service import STTService
 from pipecat.services.tts_service import TTSService
 from pipecat.transcriptions.language import Language
 
+#: Samples before the first sound of a sentence: its onset is soft.
+_LEAD = Hibari.sample_rate // 20
+
 
 @cache
 def load_voice() -> Hibari:
@@ -38,6 +41,12 @@ def load_voice() -> Hibari:
 def to_pcm(sound: NDArray[np.float32]) -> bytes:
     """Turn samples from -1 to 1 into 16-bit PCM."""
     return (np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+def _cut_silence(sound: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cut the quarter of a second of silence with which hibari begins each sentence."""
+    [loud] = np.nonzero(np.abs(sound) > 0.01)
+    return sound[max(0, loud[0] - _LEAD) :] if loud.size else sound
 
 
 class HibariTTSService(TTSService):
@@ -79,7 +88,8 @@ class HibariTTSService(TTSService):
         sentences = load_voice().stream(text)
         while (sound := await asyncio.to_thread(next, sentences, None)) is not None:
             await self.stop_ttfb_metrics()
-            yield TTSAudioRawFrame(to_pcm(sound), Hibari.sample_rate, 1, context_id=context_id)
+            pcm = to_pcm(_cut_silence(sound))
+            yield TTSAudioRawFrame(pcm, Hibari.sample_rate, 1, context_id=context_id)
 
 
 def whisper_stt() -> STTService:

@@ -28,7 +28,7 @@ from pipecat.processors.audio.vad_processor import VADProcessor
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from support.recognition import count_errors, needs_whisper, words
 from support.sentences import no_rules_of_sentences
-from support.sound import Microphone, Speaker, duration, speech
+from support.sound import Microphone, Speaker, speech
 
 from examples import local_speech
 from examples.local_speech import HibariTTSService, whisper_stt
@@ -124,20 +124,24 @@ async def test_each_sentence_is_spoken_in_the_order_that_pipecat_expects(job_har
     ]
     sounds = end.of(TTSAudioRawFrame)
     assert {(sound.sample_rate, sound.num_channels) for sound in sounds} == {(24000, 1)}
-    assert 1.5 < sum(len(sound.audio) for sound in sounds) / 48000 < 4
+    assert 1 < sum(len(sound.audio) for sound in sounds) / 48000 < 4
+    # Speech begins at once, and there is a pause before the next sentence.
+    first, _ = (np.abs(np.frombuffer(sound.audio, np.int16)) > 330 for sound in sounds)
+    assert first[:2400].any()
+    assert not first[-4800:].any()
     metrics = [data for frame in end.of(MetricsFrame) for data in frame.data]
     assert [data.value for data in metrics if isinstance(data, TTSUsageMetricsData)] == [25]
     assert any(isinstance(data, TTFBMetricsData) for data in metrics)
 
 
 async def test_the_transport_gets_the_sample_rate_that_it_asks_for(job_harness: JobHarness):
-    speaker = Speaker()
-    end = Collector()
-    async with running(job_harness, HibariTTSService(), speaker, end) as worker:
+    made, speaker, end = Collector(), Speaker(), Collector()
+    async with running(job_harness, HibariTTSService(), made, speaker, end) as worker:
         await worker.queue_frame(TTSSpeakFrame("Hello there."))
         await end.until(TTSStoppedFrame)
 
-    assert speaker.played == pytest.approx(duration(await speech("Hello there.")), abs=0.2)
+    [sound] = made.of(TTSAudioRawFrame)
+    assert speaker.played == pytest.approx(len(sound.audio) / 48000, abs=0.2)
 
 
 async def test_an_interruption_ends_the_speech_within_a_sentence(
