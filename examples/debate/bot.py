@@ -12,9 +12,8 @@ from pipecat.runner.types import RunnerArguments
 from pipecat.runner.utils import create_transport
 from pipecat.transports.base_transport import TransportParams
 
-from examples.debate.speech import Speech, TypedSpeech, find_speech
-from examples.debate.stage import SCRIPTED, find_key, find_provider
-from examples.debate.voice import converse
+from examples.debate.stage import find_notice, find_provider
+from examples.debate.voice import Speech, converse, find_speech
 
 #: Modules of the bot that only the extra installs.
 _REQUIRED = ("aiortc", "deepgram", "fastapi", "uvicorn")
@@ -111,12 +110,14 @@ def main() -> str | None:
     try:
         speech = choose_speech(flags.parse_known_args()[0])
         find_tempo()
+        notice = find_notice()
     except ValueError as error:
         return str(error)
-    provider = find_key()
-    print(f"{provider.notice if provider else SCRIPTED}.")
-    print(*speech.notices, sep="\n", flush=True)
-    if not speech.sound:
+    print(f"{notice}.")
+    if speech:
+        print("Deepgram hears and Cartesia speaks.", flush=True)
+    else:
+        print("No DEEPGRAM_API_KEY and no CARTESIA_API_KEY: you type, and read the answers.")
         # Pipecat's own page, which needs a microphone, stays at /client/.
         app.add_api_route("/", lambda: FileResponse(_PAGE), include_in_schema=False)
     run(ArgumentParser(description=__doc__, parents=[flags]))

@@ -4,13 +4,14 @@ import sys
 from textwrap import fill
 
 from examples.debate.board import Speaker, State
-from examples.debate.stage import debate, find_provider
+from examples.debate.stage import check_choice, debate, find_provider
 
 _WIDTH = 88
 
 
 async def play(topic: str) -> int:
     """Print one debate; return the exit code, which is 1 if a speaker failed."""
+    check_choice()
     # The words do not appear one by one, so the scripted LLM need not pause between them.
     async with find_provider(tempo=0.1) as provider, debate(provider) as (moderator, board):
         print(f"{provider.notice}.\n\nTopic: {topic}", flush=True)

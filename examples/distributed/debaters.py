@@ -22,7 +22,7 @@ async def run(url: str, lease: float) -> None:
     # Pipecat logs as it is imported, so it is imported once logging is off.
     from pipecat.workers.runner import WorkerRunner
 
-    from examples.debate.stage import find_key
+    from examples.debate.stage import find_running
     from examples.debate.workers import DEBATERS, Debater
     from examples.distributed.loading import load_ahead
     from pipecat_jobs import JobInterceptor, job_attempt
@@ -40,7 +40,7 @@ async def run(url: str, lease: float) -> None:
             return await proceed(request)
 
     load_ahead()
-    provider = find_key()
+    provider = find_running()
     assert provider is not None
     bus = RedisStreamsBus(url, lease=lease)
     runner = WorkerRunner(bus=bus, handle_sigint=False)

@@ -114,12 +114,9 @@ async def distributed(provider: Provider, lease: float) -> AsyncIterator[Stage]:
 
 
 async def _start(url: str, lease: float, provider: Provider) -> Process:
-    llm = {"OPENAI_API_KEY": provider.api_key, "OPENAI_MODEL": provider.model}
-    if provider.base_url:
-        llm["OPENAI_BASE_URL"] = provider.base_url
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", _DEBATERS, url, str(lease)),
-        env=os.environ | llm,
+        env=os.environ | provider.environment,
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=DEVNULL,
