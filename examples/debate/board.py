@@ -1,13 +1,27 @@
-"""The state of a debate: the text of each speaker, its times, and its end."""
+"""The state of a debate: the text of each speaker, its times, and its end.
+
+It needs no Pipecat, so that the screen can be drawn while Pipecat is still being imported.
+"""
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
-from pipecat_jobs import JobStatus
+#: The debaters, from left to right.
+NAMES = ("advocate", "critic", "analyst")
+
+UNDEBATED = (
+    "The model answered alone: it did not call the debaters. Ask for a debate of a topic, or set "
+    "OPENAI_MODEL to a model that calls tools."
+)
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun, such as ``"1 word"`` or ``"2 words"``."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 class State(StrEnum):
@@ -40,6 +54,11 @@ class Speaker:
         return self.state in (State.WAITING, State.SPEAKING, State.LISTENING)
 
     @property
+    def words(self) -> int:
+        """Number of words so far."""
+        return len(self.text.split())
+
+    @property
     def ended(self) -> bool:
         """Whether it has ended."""
         return self.state in (State.DONE, State.STOPPED, State.FAILED)
@@ -66,11 +85,12 @@ class Speaker:
 class Board:
     """The state of all speakers; the screen draws it, and the plain mode prints it."""
 
-    def __init__(self, debaters: Iterable[str]):
-        self._names = tuple(debaters)
+    def __init__(self) -> None:
         self._changed = asyncio.Event()
         self.topic = ""
-        self.debaters = {name: Speaker(name) for name in self._names}
+        self.undebated = False
+        """Whether the moderator has answered the user without a debate."""
+        self.debaters = {name: Speaker(name) for name in NAMES}
         self.moderator = Speaker("moderator")
 
     @property
@@ -93,7 +113,7 @@ class Board:
     def open(self, topic: str) -> None:
         """Begin a debate."""
         self.topic = topic
-        self.debaters = {name: Speaker(name, State.WAITING) for name in self._names}
+        self.debaters = {name: Speaker(name, State.WAITING) for name in NAMES}
         self._notify()
 
     def hear(self, name: str, token: str) -> None:
@@ -103,17 +123,9 @@ class Board:
             speaker.say(token)
             self._notify()
 
-    def record_response(
-        self, name: str, status: JobStatus, response: Mapping[str, Any] | None
-    ) -> None:
-        """Record how a debater's job ended."""
-        match status:
-            case JobStatus.COMPLETED:
-                self.debaters[name].end(State.DONE)
-            case JobStatus.CANCELLED:
-                self.debaters[name].end(State.STOPPED)
-            case _:
-                self.debaters[name].end(State.FAILED, problem=(response or {}).get("error", status))
+    def record_end(self, name: str, state: State, *, problem: str = "") -> None:
+        """Record how a debater's job ended, and why if it failed."""
+        self.debaters[name].end(state, problem=problem)
         self._notify()
 
     def close(self) -> None:
@@ -132,6 +144,7 @@ class Board:
 
     def moderator_asked(self) -> None:
         """Record that the user has spoken."""
+        self.undebated = False
         self.moderator = Speaker("moderator", State.WAITING)
         self._notify()
 
@@ -152,6 +165,11 @@ class Board:
         if self.moderator.state is State.SPEAKING:
             self.moderator.end(State.DONE)
             self._notify()
+
+    def moderator_answers_alone(self) -> None:
+        """Record that the moderator's LLM answers the user, and has not called the tool."""
+        self.undebated = True
+        self._notify()
 
     def moderator_failed(self, problem: str) -> None:
         """Record that the moderator's LLM failed."""

@@ -14,7 +14,8 @@ def main() -> int:
         prog="python -m examples.debate",
         description="A moderator and three debaters, live in your terminal.",
         epilog="OPENAI_API_KEY has a real model debate; OPENAI_MODEL and OPENAI_BASE_URL say "
-        "which one, and where. Without a key a scripted model does.",
+        "which one, and where. Without a key, DEBATE_LLM=local has a small model on this machine "
+        "debate, and otherwise a scripted one does.",
     )
     parser.add_argument("--topic", default="Should AI be regulated?", help="the first topic")
     parser.add_argument("--plain", action="store_true", help="print one debate and exit")
@@ -28,6 +29,7 @@ def main() -> int:
     try:
         # Pipecat logs as it is imported, so it is imported once logging is set up.
         if interactive and not arguments.plain:
+            # This one draws the screen before it imports Pipecat.
             from examples.debate.terminal import converse
 
             return asyncio.run(converse(arguments.topic))

@@ -14,17 +14,22 @@ from typing import Self
 _KEYS = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O.|.)?|.", re.DOTALL)
 
 END_OF_INPUT = "\x04"
+UP, DOWN = "\x1b[A", "\x1b[B"
+PAGE_UP, PAGE_DOWN = "\x1b[5~", "\x1b[6~"
 
 
 class Keyboard:
-    """The keys of the terminal, without echo; leaving the context restores the terminal."""
+    """The keys of the terminal, without echo; leaving the context restores the terminal.
+
+    Keys that were typed before are read too.
+    """
 
     def __enter__(self) -> Self:
         self._keys: asyncio.Queue[str] = asyncio.Queue()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
         self._terminal = sys.stdin.fileno()
         self._before = termios.tcgetattr(self._terminal)
-        tty.setcbreak(self._terminal)
+        tty.setcbreak(self._terminal, termios.TCSANOW)
         attributes = termios.tcgetattr(self._terminal)
         # Ctrl-Z is turned off: a suspended process would leave the shell a terminal without echo.
         attributes[6][termios.VSUSP] = bytes([os.fpathconf(self._terminal, "PC_VDISABLE") & 0xFF])
@@ -41,23 +46,18 @@ class Keyboard:
         asyncio.get_running_loop().remove_reader(self._terminal)
         termios.tcsetattr(self._terminal, termios.TCSAFLUSH, self._before)
 
-    async def read(self, *, timeout: float) -> str | None:
-        """Wait for a key, at most ``timeout`` seconds.
+    async def read(self) -> str:
+        """Wait for a key.
 
         Returns:
-            The key, `END_OF_INPUT` at the end of the input, or None when no key was pressed.
+            The key, the sequence that it sends, or `END_OF_INPUT` at the end of the input.
         """
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._keys.get()
-        except TimeoutError:
-            return None
+        return await self._keys.get()
 
     def _read(self) -> None:
         received = os.read(self._terminal, 4096)
         for key in _KEYS.findall(self._decoder.decode(received)):
-            if not key.startswith("\x1b"):
-                self._keys.put_nowait(key)
+            self._keys.put_nowait(key)
         if not received:
             asyncio.get_running_loop().remove_reader(self._terminal)
             self._keys.put_nowait(END_OF_INPUT)

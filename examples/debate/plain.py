@@ -3,7 +3,7 @@
 import sys
 from textwrap import fill
 
-from examples.debate.board import Speaker, State
+from examples.debate.board import UNDEBATED, Speaker, State
 from examples.debate.stage import check_choice, debate, find_provider
 
 _WIDTH = 88
@@ -26,6 +26,8 @@ async def play(topic: str) -> int:
             for speaker in finished():
                 printed.add(speaker.name)
                 _print(speaker)
+        if board.undebated:
+            print(f"\n{fill(UNDEBATED, _WIDTH)}", flush=True)
         return int(any(speaker.state is State.FAILED for speaker in board.speakers))
 
 

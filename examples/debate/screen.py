@@ -1,5 +1,8 @@
 """Draws the board with rich: a column for each debater, the moderator below, then your line."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.layout import Layout
 from rich.padding import Padding
@@ -7,15 +10,16 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from examples.debate.board import Board, Speaker, State
+from examples.debate.board import UNDEBATED, Board, Speaker, State, count
 
+# Each can be read on a dark and on a light terminal.
 _COLORS = {
-    "advocate": "#5fd787",
-    "critic": "#ffaf5f",
-    "analyst": "#5fafff",
-    "moderator": "#d7afff",
+    "advocate": "#1f8f55",
+    "critic": "#b96a15",
+    "analyst": "#2f7fd0",
+    "moderator": "#9366cc",
 }
-_STOPPED = "#ff5f87"
+_STOPPED = "#d94a6a"
 
 _LABELS = {
     State.SILENT: "",
@@ -28,19 +32,52 @@ _LABELS = {
 }
 
 
+@dataclass
+class _View:
+    """Which lines are seen of the texts that are longer than their panels."""
+
+    back: int = 0
+    """How many lines the user has scrolled back from the newest."""
+    longest: int = 0
+    """How many lines of the longest text do not fit."""
+
+
 class Screen:
-    """The whole terminal: the board, and the line that the user types."""
+    """The whole terminal: the board, and the line that the user types.
+
+    Parameters:
+        board: The state of the debate.
+        notice: A line for the user at the top.
+        keys: What further keys do.
+    """
 
     def __init__(self, board: Board, notice: str, *, keys: str = ""):
         self._board = board
         self._keys = f"{keys} · " if keys else ""
+        self._view = _View()
         self.notice = notice
         self.typed = ""
+        self.status: Callable[[], str] = str
+        """Returns what is shown above the user's line."""
+
+    def scroll(self, lines: int) -> None:
+        """Scroll back by a number of lines, or forward if it is negative."""
+        self._view.back = max(0, min(self._view.back + lines, self._view.longest))
+
+    def scroll_to_end(self) -> None:
+        """Show the newest lines again."""
+        self._view.back = 0
 
     def __rich__(self) -> Layout:
         layout, debaters = Layout(), Layout(ratio=5)
-        debaters.split_row(*(Layout(_Column(who)) for who in self._board.debaters.values()))
-        moderator = Layout(_Column(self._board.moderator), ratio=2, minimum_size=7)
+        self._view.longest = 0
+        debaters.split_row(
+            *(Layout(_Column(who, self._view)) for who in self._board.debaters.values())
+        )
+        problem = UNDEBATED if self._board.undebated else ""
+        moderator = Layout(
+            _Column(self._board.moderator, self._view, problem), ratio=2, minimum_size=7
+        )
         layout.split_column(
             Layout(self._header(), size=3), debaters, moderator, Layout(self._input(), size=3)
         )
@@ -64,6 +101,8 @@ class Screen:
             prompt.append(" The next topic; your first key stops the debate", style="dim")
         return Panel(
             _Tail(prompt),
+            title=Text(self.status(), style="dim"),
+            title_align="left",
             subtitle=Text(f"Enter: debate it · {self._keys}Ctrl-C: quit", style="dim"),
             subtitle_align="right",
             border_style="dim",
@@ -74,14 +113,16 @@ class Screen:
 class _Column:
     """One speaker: its text, and below it its state."""
 
-    def __init__(self, speaker: Speaker):
+    def __init__(self, speaker: Speaker, view: _View, problem: str = ""):
         self._speaker = speaker
+        self._view = view
+        self._problem = problem or speaker.problem
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         color = _COLORS[self._speaker.name]
         border = color if self._speaker.busy else f"dim {color}"
         yield Panel(
-            _Tail(self._said(color)),
+            _Scrolled(self._said(color), self._view),
             title=Text(self._speaker.name.upper(), style=f"bold {color}"),
             title_align="left",
             subtitle=self._status(color, room=options.max_width - 6),
@@ -97,11 +138,13 @@ class _Column:
             case State.SPEAKING:
                 text.append("▌", style=color)
             case State.STOPPED:
-                text.append(" ■", style=_STOPPED)
-            case State.FAILED:
                 text.append(
-                    f"\n{self._speaker.problem}" if text else self._speaker.problem, _STOPPED
+                    " ■ cut here" if text else "■ cut before the first word", style=_STOPPED
                 )
+            case _ if self._problem:
+                text.append(f"\n{self._problem}" if text else self._problem, _STOPPED)
+            case _:
+                pass
         return text
 
     def _status(self, color: str, *, room: int) -> Text:
@@ -110,10 +153,10 @@ class _Column:
             return Text()
         if speaker.state in (State.STOPPED, State.FAILED):
             color = _STOPPED
-        label, time, tokens = _LABELS[speaker.state], f"{speaker.seconds:.1f} s", speaker.tokens
+        label, time = _LABELS[speaker.state], f"{speaker.seconds:.1f} s"
         if speaker.name == "moderator":
             label = label.replace("arguing", "speaking")
-        full = f"{label}  {time}  {tokens} tokens"
+        full = f"{label}  {time}  {count(speaker.words, 'word')}"
         fitting = full if len(full) <= room else f"{label}  {time}"
         return Text(fitting if len(fitting) <= room else f"{label.split(' by')[0]}  {time}", color)
 
@@ -127,3 +170,26 @@ class _Tail:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         lines = self._text.wrap(console, options.max_width)
         yield Text("\n").join(lines[-(options.height or 1) :])
+
+
+class _Scrolled:
+    """The lines of a text that the user sees, with the number of those above and below."""
+
+    def __init__(self, text: Text, view: _View):
+        self._text = text
+        self._view = view
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines, room = self._text.wrap(console, options.max_width), options.height or 1
+        hidden = max(0, len(lines) - room)
+        self._view.longest = max(self._view.longest, hidden)
+        below = min(self._view.back, hidden)
+        above = hidden - below
+        seen = list(lines[above : above + room])
+        if room > 2:
+            # The line that says how many there are stands for one more.
+            if above:
+                seen[0] = Text(f"↑ {count(above + 1, 'line')}", style="dim")
+            if below:
+                seen[-1] = Text(f"↓ {count(below + 1, 'line')}", style="dim")
+        yield Text("\n").join(seen)

@@ -183,9 +183,11 @@ async def find_provider(*, tempo: float = 1.0) -> AsyncIterator[Provider]:
 
 
 @asynccontextmanager
-async def debate(provider: Provider) -> AsyncIterator[tuple[Moderator, Board]]:
-    """Run the four workers with a provider's LLM."""
-    board = Board(DEBATERS)
+async def debate(
+    provider: Provider, board: Board | None = None
+) -> AsyncIterator[tuple[Moderator, Board]]:
+    """Run the four workers with a provider's LLM, which write on a board."""
+    board = board or Board()
     moderator = Moderator(provider.llm(MODERATOR), board)
     debaters = [Debater(name, llm=provider.llm(role)) for name, role in DEBATERS.items()]
     runner = WorkerRunner(handle_sigint=False)

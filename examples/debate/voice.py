@@ -9,6 +9,8 @@ cancels its jobs, and they stop the debaters' LLMs.
 
 from typing import Any
 
+from loguru import logger
+from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.bus import BusBridgeProcessor
 from pipecat.frames.frames import InputAudioRawFrame
 from pipecat.pipeline.pipeline import Pipeline
@@ -19,10 +21,10 @@ from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.llm import LLMWorkerActivationArgs
 from pipecat.workers.runner import WorkerRunner
 
-from examples.debate.speech import Speech
+from examples.debate.board import UNDEBATED
 from examples.debate.stage import Provider
-from examples.debate.workers import DEBATERS, MODERATOR, Debater
-from pipecat_jobs import ClientJobs, LLMWorker, PipelineWorker, job_tool
+from examples.debate.workers import DEBATERS, MODERATOR, Debater, on_undebated
+from pipecat_jobs import LLMWorker, PipelineWorker, job_tool
 
 _GREETING = "Greet the user in one sentence, and ask which topic to debate."
 
@@ -83,7 +85,9 @@ async def converse(
         # A typed conversation has no speech.
         idle_timeout_secs=idle_timeout if speech.sound else None,
     )
-    moderator = VoiceModerator("moderator", llm=provider.llm(MODERATOR), bridged=())
+    llm = provider.llm(MODERATOR)
+    on_undebated(llm, lambda: logger.warning(UNDEBATED))
+    moderator = VoiceModerator("moderator", llm=llm, bridged=())
     debaters = [Debater(name, llm=provider.llm(role)) for name, role in DEBATERS.items()]
     # The page shows the debaters and their words.
     ClientJobs(voice, stream_interval=0.1).follow(moderator)

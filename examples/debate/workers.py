@@ -6,6 +6,7 @@ interrupts, Pipecat cancels the tool, the tool cancels its jobs, and each job st
 LLM.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from pipecat.bus.messages import (
@@ -19,15 +20,17 @@ from pipecat.frames.frames import (
     FunctionCallResultFrame,
     FunctionCallsStartedFrame,
     InterruptionFrame,
+    LLMContextFrame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
     LLMMessagesAppendFrame,
     LLMTextFrame,
 )
+from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.services.llm_service import LLMService
 
 from examples.debate.board import Board, State
-from pipecat_jobs import LLMContextWorker, job, job_tool
+from pipecat_jobs import JobStatus, LLMContextWorker, job, job_tool
 
 _STYLE = "Speak in at most 110 words of plain sentences: no lists, no headings, no Markdown."
 
@@ -41,6 +44,40 @@ MODERATOR = (
     "You moderate debates. Call the debate tool once for every topic the user brings up, then give "
     f"a balanced summary of what the debaters said and name what they disagree on. {_STYLE}"
 )
+
+
+#: The state of a debater whose job has ended, by the job's status; it failed with any other one.
+_ENDS = {JobStatus.COMPLETED: State.DONE, JobStatus.CANCELLED: State.STOPPED}
+
+
+def on_undebated(llm: LLMService[Any], report: Callable[[], None]) -> None:
+    """Call a function whenever the LLM has answered the user without calling a tool.
+
+    Args:
+        llm: The moderator's LLM. Not every model calls tools.
+        report: The function.
+    """
+    is_awaited = False
+
+    def on_input(_: LLMService[Any], frame: Frame) -> None:
+        nonlocal is_awaited
+        match frame:
+            case LLMContextFrame(context=LLMContext(messages=[*_, {"role": "user"}])):
+                is_awaited = True
+            case InterruptionFrame():
+                is_awaited = False
+
+    def on_output(_: LLMService[Any], frame: Frame) -> None:
+        nonlocal is_awaited
+        match frame:
+            case FunctionCallsStartedFrame() | ErrorFrame():
+                is_awaited = False
+            case LLMFullResponseEndFrame() if is_awaited:
+                is_awaited = False
+                report()
+
+    llm.add_event_handler("on_before_process_frame", on_input)
+    llm.add_event_handler("on_before_push_frame", on_output)
 
 
 class Debater(LLMContextWorker):
@@ -63,6 +100,7 @@ class Moderator(LLMContextWorker):
         self._board = board
         self._interruption: InterruptionFrame | None = None
         llm.add_event_handler("on_before_push_frame", self._on_frame)
+        on_undebated(llm, board.moderator_answers_alone)
 
     @job_tool(*DEBATERS, job="argue", timeout=60)
     async def debate(self, topic: str) -> dict[str, Any]:
@@ -82,7 +120,9 @@ class Moderator(LLMContextWorker):
         self, message: BusJobResponseMessage | BusJobResponseUrgentMessage
     ) -> None:
         if self._is_open(message.job_id):
-            self._board.record_response(message.source, message.status, message.response)
+            state = _ENDS.get(message.status, State.FAILED)
+            problem = (message.response or {}).get("error", message.status)
+            self._board.record_end(message.source, state, problem=problem)
 
     def _is_open(self, job_id: str) -> bool:
         # A debater that was stopped may send a last word, and does send a CANCELLED response. Both

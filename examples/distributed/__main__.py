@@ -11,37 +11,46 @@ _KILL = "\x0b"
 
 async def at_terminal(topic: str, lease: float) -> int:
     """Debate at the terminal until the user quits; return the exit code."""
+    from examples.debate.board import Board
     from examples.debate.screen import Screen
-    from examples.debate.stage import find_provider
-    from examples.debate.terminal import end_with_sigterm, talk
-    from examples.distributed.stage import distributed
+    from examples.debate.terminal import STARTING, load, shown, talk
 
-    end_with_sigterm()
-    async with find_provider() as provider, distributed(provider, lease) as stage:
-        screen = Screen(stage.board, provider.notice, keys="Ctrl-K: kill a process")
+    board = Board()
+    screen = Screen(board, STARTING, keys="Ctrl-K: kill a process")
+    async with shown(screen, board) as display:
+        await load("examples.distributed.stage")
+        from examples.debate.stage import check_choice, find_provider
+        from examples.distributed.stage import distributed
 
-        def kill() -> None:
-            screen.notice = stage.kill()
+        check_choice()
+        async with find_provider() as provider, distributed(provider, lease, board) as stage:
+            screen.notice, screen.status = provider.notice, stage.describe
 
-        return await talk(topic, stage.moderator, stage.board, screen, {_KILL: kill})
+            def kill() -> None:
+                screen.notice = stage.kill()
+
+            return await talk(topic, stage.moderator, display, {_KILL: kill})
 
 
 async def plain(topic: str, kills: int, lease: float) -> int:
     """Print one debate, and kill processes during it; return the exit code."""
-    from examples.debate.stage import find_provider
+    from examples.debate.board import Board
+    from examples.debate.stage import check_choice, find_provider
     from examples.distributed.stage import distributed
 
-    async with find_provider(tempo=0.5) as provider, distributed(provider, lease) as stage:
-        board = stage.board
+    check_choice()
+    board = Board()
+    async with find_provider(tempo=0.5) as provider, distributed(provider, lease, board) as stage:
         print(f"{provider.notice}.\n\nTopic: {topic}", flush=True)
         await stage.moderator.interrupt_with(topic)
         for _ in range(kills):
             await board.until(lambda: board.moderator.ended or stage.victim() is not None)
-            print(stage.kill(), flush=True)
+            print(f"{stage.kill()}: {stage.describe()}", flush=True)
         await board.until(lambda: board.moderator.ended)
         for speaker in board.speakers:
             print(f"\n{speaker.name.upper()} ({speaker.state}, {speaker.seconds:.1f} s)")
             print(speaker.text or speaker.problem, flush=True)
+        print(f"\n{stage.describe()}", flush=True)
     return 0
 
 
@@ -68,7 +77,7 @@ def main() -> int:
             return asyncio.run(at_terminal(arguments.topic, arguments.lease))
         return asyncio.run(plain(arguments.topic, arguments.kills, arguments.lease))
     except KeyboardInterrupt:
-        return 130
+        return 0 if interactive else 130
     except asyncio.CancelledError:
         return 143
 

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pipecat.workers import runner
 from rich.console import Console
 from support.terminal import Terminal
 
-from examples.debate.board import Board, Speaker, State
+from examples.debate.board import Board, Speaker, State, count
 from examples.debate.picture import take_picture
 from examples.debate.plain import play
 from examples.debate.screen import Screen
@@ -183,6 +184,61 @@ async def test_plain_mode_reports_a_failure_and_exits_with_1(
     printed = capsys.readouterr()
     assert f"\n{failing.upper()} (failed, " in printed.out
     assert re.search(rf"^The {failing} failed: .*wrong key", printed.err, re.MULTILINE)
+
+
+# A model that does not call the tool
+
+
+async def test_an_answer_without_a_debate_is_reported(
+    server: ScriptedLLMServer, stage: tuple[Moderator, Board]
+):
+    moderator, board = stage
+    server.on("You moderate", Text("Cats? Why not."), ToolCall("debate", {"topic": "Cats"}))
+    server.on("You", Text("Well."))
+
+    await moderator.interrupt_with("May cats vote?")
+    await board.until(lambda: board.moderator.ended)
+    assert board.undebated
+    shown = draw(Screen(board, ""))
+    assert "Cats? Why not." in shown
+    assert "it did not call the debaters" in shown
+
+    await moderator.interrupt_with("Debate it.")
+    await board.until(lambda: board.moderator.ended)
+    assert board.topic == "Cats"
+    assert not board.undebated
+
+
+@pytest.mark.parametrize("stopped", ["by the user", "by an error"])
+async def test_a_moderator_that_is_stopped_early_is_not_said_to_answer_alone(
+    stopped: str, server: ScriptedLLMServer, stage: tuple[Moderator, Board]
+):
+    moderator, board = stage
+    server.on("You moderate", Stall("Cats") if stopped == "by the user" else Failure(500, "no"))
+
+    await moderator.interrupt_with("May cats vote?")
+    if stopped == "by the user":
+        await board.until(lambda: "Cats" in board.moderator.text)
+        await moderator.interrupt()
+        await server.requests[0].wait_hung_up()
+    await board.until(lambda: board.moderator.ended)
+
+    assert not board.undebated
+
+
+async def test_plain_mode_reports_an_answer_without_a_debate(
+    server: ScriptedLLMServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    server.on("You moderate", Text("Cats? Why not."))
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+
+    assert await play("May cats vote?") == 0
+
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.endswith("or set OPENAI_MODEL to a model that calls tools.")
 
 
 # Interrupted
@@ -348,10 +404,71 @@ async def test_leaving_in_mid_debate_leaves_nothing_behind(server: ScriptedLLMSe
 # On the screen
 
 
+def draw(screen: Screen, *, width: int = 80, height: int = 24) -> str:
+    console = Console(width=width, height=height, file=io.StringIO(), color_system=None)
+    console.print(screen)
+    return console.file.getvalue()
+
+
+async def test_a_long_text_shows_its_newest_lines_and_can_be_scrolled_back():
+    board = Board()
+    board.open("Cats")
+    board.hear("critic", " ".join(f"line{number:02}xxxxxxxxxxxx" for number in range(30)))
+    screen = Screen(board, "")
+
+    newest = draw(screen)
+    assert "line29" in newest
+    assert "↑ 22 lines" in newest
+
+    screen.scroll(5)
+    assert "line29" not in draw(screen)
+    assert "↓ 6 lines" in draw(screen)
+
+    screen.scroll(1000)
+    oldest = draw(screen)
+    assert "line00" in oldest
+    assert "↑" not in oldest
+
+    screen.scroll(-1000)
+    assert draw(screen) == newest
+
+
+async def test_a_speech_that_is_interrupted_shows_where():
+    board = Board()
+    board.open("Cats")
+    board.hear("critic", "No, because")
+    board.stop()
+
+    assert "No, because ■ cut here" in draw(Screen(board, ""))
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "written"),
+    [
+        (0, "word", "0 words"),
+        (1, "word", "1 word"),
+        (2, "word", "2 words"),
+        (1, "process", "1 process"),
+        (2, "process", "2 processes"),
+    ],
+)
+def test_a_number_has_its_noun_in_the_right_form(number: int, noun: str, written: str):
+    assert count(number, noun) == written
+
+
+async def test_a_status_counts_words():
+    board = Board()
+    board.open("Cats")
+    board.hear("critic", "No")
+    assert "1 word " in draw(Screen(board, ""), width=120)
+    board.hear("critic", ", because")
+    assert "2 words " in draw(Screen(board, ""), width=120)
+
+
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize(("width", "height"), [(20, 8), (80, 24), (110, 36), (200, 50)])
 async def test_the_screen_fits_its_terminal(state: State, width: int, height: int):
-    board = Board(DEBATERS)
+    board = Board()
     board.open("Is a topic that is longer than the whole terminal is wide still a topic? " * 4)
     board.moderator = Speaker("moderator")
     for speaker in board.speakers:
@@ -383,6 +500,36 @@ def terminal() -> Iterator[Terminal]:
     terminal = Terminal(*DEMO)
     yield terminal
     terminal.close()
+
+
+def test_the_first_frame_is_drawn_before_pipecat_is_imported():
+    pytest.importorskip("termios", reason="there are no such terminals on Windows")
+    begun = time.monotonic()
+    # Python prints each module that it has imported.
+    terminal = Terminal(sys.executable, "-X", "importtime", "-m", "examples.debate")
+    try:
+        terminal.wait_for("starting…")
+        seconds = time.monotonic() - begun
+        terminal.wait_for(" pipecat\r\n")
+    finally:
+        terminal.close()
+    # It takes 0.3 s of an idle machine.
+    assert seconds < 10
+
+
+def test_what_is_typed_before_it_is_ready_is_not_lost(terminal: Terminal):
+    terminal.type("May cats ")
+    terminal.wait_for("starting…")
+    terminal.type("vote?\r")
+    terminal.wait_for(" May cats vote? ", "● arguing")
+
+
+def test_leaving_before_it_is_ready_restores_the_terminal(terminal: Terminal):
+    terminal.wait_for("starting…")
+    terminal.type("\x03")
+    assert terminal.wait_exit() == 0
+    assert terminal.is_as_before
+    assert "Traceback" not in terminal.unread
 
 
 def test_at_a_terminal_typing_stops_the_debate_and_enter_starts_the_next(terminal: Terminal):

