@@ -59,6 +59,7 @@ class Stage:
         self._provider = provider
         self._arguments = (url, str(lease))
         self._started: list[Process] = []
+        self._changed = asyncio.Condition()
         self.processes: list[Process] = []
         """The processes with debaters that live and are ready."""
 
@@ -100,6 +101,11 @@ class Stage:
             for process in list(self.processes):
                 tasks.create_task(self._replace(process))
 
+    async def until_whole(self) -> None:
+        """Wait until all processes live and are ready."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.processes) == PROCESSES)
+
     async def stop(self) -> None:
         """End all processes."""
         for process in self._started:
@@ -133,6 +139,8 @@ class Stage:
         assert process.stdout is not None
         if await process.stdout.readline():
             self.processes.append(process)
+            async with self._changed:
+                self._changed.notify_all()
 
 
 @asynccontextmanager

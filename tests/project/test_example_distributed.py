@@ -1,6 +1,7 @@
 """The debate in four processes, some of which are killed."""
 
 import asyncio
+import os
 import re
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
@@ -11,6 +12,7 @@ from redis.asyncio import Redis
 from support.bot_process import bot_environment
 from support.terminal import Terminal
 
+from examples.debate.board import State
 from examples.debate.stage import find_provider
 from examples.distributed import debaters, loading, stage
 from pipecat_jobs.bus import redis as bus_module
@@ -58,17 +60,53 @@ async def play(*arguments: str) -> str:
 async def test_a_debate_goes_on_when_the_process_of_a_debater_is_killed():
     output = await play()
     [killed] = re.findall(r"SIGKILL to process (\d+), in the middle of the (\w+)'s", output)
+    assert "3 processes live, 1 restarting" in output
     assert re.search(r"\(Process \d+ takes over\.\)", output)
     for name in ("ADVOCATE", "CRITIC", "ANALYST", "MODERATOR"):
         assert f"{name} (done" in output, killed
     assert "had no answer" not in output
 
 
-async def test_the_moderator_names_a_missing_debater_when_no_process_is_left_to_take_over():
-    output = await play("--kills", "3")
-    assert len(re.findall("SIGKILL to process", output)) == 3
-    assert "MODERATOR (done" in output
-    assert "had no answer" in output
+async def kill_one(shown: stage.Stage) -> int:
+    """Kill the process of a debater that speaks, and return its id."""
+    await shown.board.until(lambda: shown.victim() is not None)
+    [killed] = re.findall(r"process (\d+)", shown.kill())
+    return int(killed)
+
+
+async def test_the_moderator_names_a_missing_debater_when_no_process_is_left_to_take_over(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async def leave_dead(_: stage.Stage) -> None:
+        pass
+
+    monkeypatch.setattr(stage.Stage, "restart", leave_dead)
+    async with find_provider(tempo=0.5) as provider, stage.distributed(provider, 5.0) as shown:
+        await shown.moderator.interrupt_with("Should AI be regulated?")
+        for _ in range(3):
+            await kill_one(shown)
+        await shown.board.until(lambda: shown.board.moderator.ended)
+
+        assert shown.describe() == "1 process live, 3 restarting"
+        assert shown.board.moderator.state is State.DONE
+        assert "had no answer" in shown.board.moderator.text
+
+
+async def test_a_process_that_is_killed_is_replaced_again_and_again():
+    async with find_provider(tempo=0.5) as provider, stage.distributed(provider, 5.0) as shown:
+        assert shown.describe() == "4 processes live"
+        for topic in ("May cats vote?", "May dogs vote?"):
+            await shown.moderator.interrupt_with(topic)
+            killed = await kill_one(shown)
+            assert shown.describe() == "3 processes live, 1 restarting"
+            await shown.until_whole()
+            assert shown.describe() == "4 processes live"
+            assert killed not in {process.pid for process in shown.processes}
+        running = [process.pid for process in shown.processes]
+
+    for pid in running:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 async def test_no_slow_module_is_imported_once_jobs_can_arrive():
@@ -131,11 +169,13 @@ def test_a_key_press_kills_a_process_in_mid_sentence_and_another_takes_over():
     pytest.importorskip("termios", reason="there are no such terminals on Windows")
     terminal = Terminal(sys.executable, "-m", "examples.distributed", "--lease", "3")
     try:
+        terminal.wait_for("starting…", "4 processes live")
         # This is the ninth word of the critic, whose process is killed.
         terminal.wait_for("giant")
         terminal.type("\x0b")
         terminal.wait_for("SIGKILL to process", "(Process", "✓ done", "✓ done", "✓ done")
-        terminal.type("\x04")
+        terminal.wait_for("4 processes live")
+        terminal.type("\x03")
         assert terminal.wait_exit() == 0
         assert terminal.is_as_before
     finally:

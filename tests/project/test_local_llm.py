@@ -1,6 +1,8 @@
 """The local LLM: the calls that the service makes for the model, and the server of llama.cpp."""
 
 import asyncio
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -236,6 +238,56 @@ async def test_the_slots_are_idle_within_a_second_of_an_interruption(server: Loc
         assert await wait_idle(server) < 1
 
 
+@pytest.mark.slow
+@needs_model
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+async def test_the_server_ends_with_its_program(end: signal.Signals):
+    program = """
+import asyncio
+from examples.local_llm import LocalLLMServer
+
+async def main():
+    async with LocalLLMServer() as server:
+        print(server.process.pid, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program),
+        cwd=ROOT,
+        env=bot_environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert parent.stdout is not None
+    pid = int(await parent.stdout.readline())
+    parent.send_signal(end)
+    await parent.wait()
+    async with asyncio.timeout(60):
+        while _runs(pid):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+@pytest.mark.slow
+@needs_model
+async def test_weights_that_cannot_be_loaded_are_named(tmp_path: Path):
+    weights = tmp_path / "no.gguf"
+    weights.write_bytes(b"nothing")
+    with pytest.raises(LocalLLMError, match=r"llama.cpp did not load .*no.gguf: .*failed to load"):
+        async with LocalLLMServer(weights):
+            pass
+
+
 class Impatient(LocalLLMService):
     """Asks for a temperature that does not exist."""
 
@@ -286,3 +338,23 @@ async def test_a_server_that_is_killed_in_mid_stream_ends_the_jobs(server: Local
 
     assert {who.state for who in board.speakers} == {State.FAILED}
     assert all(who.problem for who in board.speakers)
+
+
+@pytest.mark.slow
+@needs_model
+def test_the_program_of_the_documents_prints_what_the_model_writes(tmp_path: Path):
+    page = (ROOT / "docs" / "how-to" / "local-llm.md").read_text()
+    [program] = re.findall(r'^```python title="ask.py"\n(.*?)^```$', page, re.M | re.S)
+    (tmp_path / "ask.py").write_text(program)
+
+    result = subprocess.run(
+        [sys.executable, tmp_path / "ask.py"],
+        env=bot_environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.split()) > 1
