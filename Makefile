@@ -28,6 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint bench picture clean
 
+# A plain command: make runs it without a shell, which would die of Ctrl-C and have make report it.
 demo: $(NEWEST_ENV) $(LLM_ENV)
 	@.venv/bin/python -m examples.debate
 

@@ -123,7 +123,7 @@ class Board:
             speaker.say(token)
             self._notify()
 
-    def record_end(self, name: str, state: State, *, problem: str = "") -> None:
+    def record_end(self, name: str, state: State, problem: str = "") -> None:
         """Record how a debater's job ended, and why if it failed."""
         self.debaters[name].end(state, problem=problem)
         self._notify()

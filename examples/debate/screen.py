@@ -14,12 +14,12 @@ from examples.debate.board import UNDEBATED, Board, Speaker, State, count
 
 # Each can be read on a dark and on a light terminal.
 _COLORS = {
-    "advocate": "#1f8f55",
-    "critic": "#b96a15",
-    "analyst": "#2f7fd0",
-    "moderator": "#9366cc",
+    "advocate": "#259f5e",
+    "critic": "#cc7420",
+    "analyst": "#3d8fe0",
+    "moderator": "#a277dd",
 }
-_STOPPED = "#d94a6a"
+_STOPPED = "#e2557a"
 
 _LABELS = {
     State.SILENT: "",
@@ -123,7 +123,7 @@ class _Column:
         border = color if self._speaker.busy else f"dim {color}"
         yield Panel(
             _Scrolled(self._said(color), self._view),
-            title=Text(self._speaker.name.upper(), style=f"bold {color}"),
+            title=Text(self._speaker.name.upper(), style=f"bold not dim {color}"),
             title_align="left",
             subtitle=self._status(color, room=options.max_width - 6),
             subtitle_align="left",
@@ -157,19 +157,10 @@ class _Column:
         if speaker.name == "moderator":
             label = label.replace("arguing", "speaking")
         full = f"{label}  {time}  {count(speaker.words, 'word')}"
-        fitting = full if len(full) <= room else f"{label}  {time}"
-        return Text(fitting if len(fitting) <= room else f"{label.split(' by')[0]}  {time}", color)
-
-
-class _Tail:
-    """The last lines of a text that fit into the room."""
-
-    def __init__(self, text: Text):
-        self._text = text
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = self._text.wrap(console, options.max_width)
-        yield Text("\n").join(lines[-(options.height or 1) :])
+        # The narrowest column has only the beginning of the label.
+        shorter = (full, f"{label}  {time}", f"{label.split(' by')[0]}  {time}")
+        fitting = next((text for text in shorter if len(text) <= room), shorter[-1])
+        return Text(fitting, f"not dim {color}")
 
 
 class _Scrolled:

@@ -46,8 +46,17 @@ MODERATOR = (
 )
 
 
-#: The state of a debater whose job has ended, by the job's status; it failed with any other one.
-_ENDS = {JobStatus.COMPLETED: State.DONE, JobStatus.CANCELLED: State.STOPPED}
+def _read_end(
+    message: BusJobResponseMessage | BusJobResponseUrgentMessage,
+) -> tuple[State, str]:
+    """Read how a debater's job ended, and why if it failed."""
+    match message.status:
+        case JobStatus.COMPLETED:
+            return State.DONE, ""
+        case JobStatus.CANCELLED:
+            return State.STOPPED, ""
+        case status:
+            return State.FAILED, (message.response or {}).get("error", status)
 
 
 def on_undebated(llm: LLMService[Any], report: Callable[[], None]) -> None:
@@ -120,9 +129,7 @@ class Moderator(LLMContextWorker):
         self, message: BusJobResponseMessage | BusJobResponseUrgentMessage
     ) -> None:
         if self._is_open(message.job_id):
-            state = _ENDS.get(message.status, State.FAILED)
-            problem = (message.response or {}).get("error", message.status)
-            self._board.record_end(message.source, state, problem=problem)
+            self._board.record_end(message.source, *_read_end(message))
 
     def _is_open(self, job_id: str) -> bool:
         # A debater that was stopped may send a last word, and does send a CANCELLED response. Both

@@ -143,6 +143,7 @@ async def test_a_debater_that_fails_is_named_and_the_others_go_on(
     await moderator.interrupt_with("May cats vote?")
     await board.until(lambda: board.moderator.ended)
 
+    assert board.debaters["advocate"].problem == ""
     assert states(board) == {
         "advocate": State.DONE,
         "critic": State.FAILED,
