@@ -100,7 +100,7 @@ class Screen:
         if not self.typed:
             prompt.append(" The next topic; your first key stops the debate", style="dim")
         return Panel(
-            _Tail(prompt),
+            _Scrolled(prompt, _View()),
             title=Text(self.status(), style="dim"),
             title_align="left",
             subtitle=Text(f"Enter: debate it · {self._keys}Ctrl-C: quit", style="dim"),
