@@ -103,7 +103,7 @@ class Screen:
             _Scrolled(prompt, _View()),
             title=Text(self.status(), style="dim"),
             title_align="left",
-            subtitle=Text(f"Enter: debate it · {self._keys}Ctrl-C: quit", style="dim"),
+            subtitle=Text(f"Enter: debate it · ↑↓: scroll · {self._keys}Ctrl-C: quit", style="dim"),
             subtitle_align="right",
             border_style="dim",
             padding=(0, 1),
