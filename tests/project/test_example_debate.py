@@ -513,6 +513,9 @@ def test_the_first_frame_is_drawn_before_pipecat_is_imported():
     try:
         terminal.wait_for("starting…")
         seconds = time.monotonic() - begun
+        before, _, _ = terminal.shown.partition("starting…")
+        assert " rich\r\n" in before
+        assert " pipecat\r\n" not in before
         terminal.wait_for(" pipecat\r\n")
     finally:
         terminal.close()

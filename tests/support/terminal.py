@@ -45,6 +45,8 @@ class Terminal:
             preexec_fn=take_terminal,
         )
         self._unread = ""
+        self.shown = ""
+        """All that was shown so far."""
 
     def wait_for(self, *texts: str) -> None:
         """Read on until each text was shown, in this order."""
@@ -85,5 +87,7 @@ class Terminal:
     def _read(self, *, timeout: float) -> None:
         while select.select([self._ours], [], [], timeout)[0]:
             received = os.read(self._ours, 65536).decode(errors="ignore")
-            self._unread += re.sub(r"\x1b\[[0-9;]*m", "", received)
+            text = re.sub(r"\x1b\[[0-9;]*m", "", received)
+            self.shown += text
+            self._unread += text
             timeout = 0
