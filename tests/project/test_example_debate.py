@@ -194,8 +194,9 @@ async def test_an_answer_without_a_debate_is_reported(
     server: ScriptedLLMServer, stage: tuple[Moderator, Board]
 ):
     moderator, board = stage
-    server.on("You moderate", Text("Cats? Why not."), ToolCall("debate", {"topic": "Cats"}))
-    server.on("You", Text("Well."))
+    call = ToolCall("debate", {"topic": "Cats"})
+    server.on("You moderate", Text("Cats? Why not."), call, Text("All three spoke."))
+    script_debaters(server, Text("Well."))
 
     await moderator.interrupt_with("May cats vote?")
     await board.until(lambda: board.moderator.ended)
