@@ -53,6 +53,20 @@ class BotProcess:
         return "".join(self._log)
 
     async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start the process, and wait until it serves; again after it was stopped or killed."""
+        self._log = []
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             *("--host", "127.0.0.1", "--port", str(self._port)),
@@ -66,15 +80,16 @@ class BotProcess:
             assert line, f"the bot has ended:\n{self.log}"
             self._log.append(line.decode(errors="replace"))
         self._reading = asyncio.create_task(self._read())
-        return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def stop(self) -> None:
+        """Have the process end, and wait until it has."""
         self._process.terminate()
+        await self._process.wait()
+        await self._reading
+
+    async def kill(self) -> None:
+        """End the process at once, as a crash does."""
+        self._process.kill()
         await self._process.wait()
         await self._reading
 
