@@ -101,6 +101,10 @@ async def wait_hung_up(server: ScriptedLLMServer) -> None:
             await of_debater(server, name).wait_hung_up()
 
 
+def words_of(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", text.lower()))
+
+
 def silence(seconds: float) -> bytes:
     return bytes(2 * int(RATE * seconds))
 
@@ -115,7 +119,9 @@ def last_sound(recording: bytes, begin: float, end: float) -> float:
 # With a voice
 
 
-async def test_a_spoken_topic_is_debated_and_heard(server: ScriptedLLMServer, album: Path):
+async def test_a_spoken_topic_is_debated_and_heard(
+    server: ScriptedLLMServer, album: Path, tell: Callable[[str], None]
+):
     write_script(server, tempo=0)
     # Chromium's own microphone plays the file from when the page first asks for a microphone; the
     # greeting comes in the silence.
@@ -135,13 +141,17 @@ async def test_a_spoken_topic_is_debated_and_heard(server: ScriptedLLMServer, al
         await debate.falls_silent()
         recording = await debate.visitor.recording()
         write_wav(album / "heard.wav", recording)
-        heard = (await recognize(recording)).lower()
+        heard = words_of(await recognize(recording))
+        said = words_of(await debate.captions("bot"))
 
         for name in DEBATERS:
             claim = of_debater(server, name).sent_text.split(",")[0]
             assert claim in await debate.pane(name).locator(".words").inner_text()
-    for word in ("hello", "topic", "advocate", "critic", "analyst", "detail"):
-        assert word in heard
+    share = len(said & heard) / len(said)
+    tell(f"Of the words that the bot said, {share:.0%} were recognized in the sound of the page.")
+    # A busy machine drops some of the sound.
+    assert share > 0.6
+    assert {"critic", "analyst", "wait"} <= heard
 
 
 async def test_talking_over_the_debate_stops_the_sound_and_every_debater(

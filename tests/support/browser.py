@@ -108,7 +108,10 @@ async def recognize(pcm: bytes) -> str:
 
     def transcribe() -> str:
         samples = np.frombuffer(pcm, np.int16).astype(np.float32) / 32768
-        segments, _ = _recognizer().transcribe(samples, language="en", vad_filter=True)
+        # Each stretch by itself: a stretch that is misheard does not confuse the next.
+        segments, _ = _recognizer().transcribe(
+            samples, language="en", condition_on_previous_text=False
+        )
         return " ".join(segment.text.strip() for segment in segments)
 
     return await asyncio.to_thread(transcribe)
