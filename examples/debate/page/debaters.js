@@ -47,8 +47,9 @@ export class Debaters {
 
   /** Freeze what was interrupted; how many were, and after how many seconds, is returned. */
   interrupt() {
-    const cut = [...this.#debaters.values()].filter((debater) => debater.interrupt());
-    return { count: cut.length, seconds: cut[0]?.seconds };
+    const now = performance.now();
+    const cut = [...this.#debaters.values()].filter((debater) => debater.interrupt(now));
+    return { count: cut.length, seconds: cut[0]?.secondsAt(now) };
   }
 
   /** Nothing more comes of them. */
@@ -86,8 +87,8 @@ class Debater {
     return ["waiting", "speaking"].includes(this.#element.dataset.state);
   }
 
-  get seconds() {
-    return (performance.now() - this.#startedHere) / 1000;
+  secondsAt(now) {
+    return (now - this.#startedHere) / 1000;
   }
 
   start(at) {
@@ -101,7 +102,7 @@ class Debater {
     this.#interrupted = false;
     this.#set("waiting");
     clearInterval(this.#timer);
-    this.#timer = setInterval(() => this.#showSeconds(this.seconds), 200);
+    this.#timer = setInterval(() => this.#showSeconds(this.secondsAt(performance.now())), 200);
     this.#showSeconds(0);
   }
 
@@ -127,19 +128,20 @@ class Debater {
     }
   }
 
-  interrupt() {
+  interrupt(now) {
     // The card of a job that ends may overtake the message about the interruption.
     const justStopped =
-      this.#element.dataset.state === "cut" && performance.now() - this.#endedHere < 1000;
+      this.#element.dataset.state === "cut" && now - this.#endedHere < 1000;
     if (this.#interrupted || !(this.open || justStopped)) return false;
     this.#interrupted = true;
-    this.#stop("cut", this.seconds);
+    this.#stop("cut", this.secondsAt(now));
     this.#state.textContent = "Cut by you after";
     return true;
   }
 
   leave() {
-    if (this.open) this.#stop("failed", this.seconds, "The connection broke off");
+    if (!this.open) return;
+    this.#stop("failed", this.secondsAt(performance.now()), "The connection broke off");
   }
 
   #stop(state, seconds, why) {

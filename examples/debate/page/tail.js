@@ -12,6 +12,7 @@ export class Tail {
       // A box that became smaller is not at its end either, but has not moved.
       else if (scrollTop < this.#top) this.#follows = false;
       this.#top = scrollTop;
+      box.classList.toggle("scrolled", scrollTop > 0);
     });
     new ResizeObserver(() => this.keep()).observe(box);
   }
