@@ -7,6 +7,9 @@ interruption crosses the bridge as a frame, and Pipecat cancels the moderator's 
 cancels its jobs, and they stop the debaters' LLMs.
 """
 
+import asyncio
+import os
+from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
@@ -97,8 +100,14 @@ async def converse(
         if message.type == "interrupt":
             await rtvi.interrupt_bot()
 
+    greeted = asyncio.Event()
+
     @transport.event_handler("on_client_connected")
     async def on_client_connected(transport: BaseTransport, client: object) -> None:
+        # Pipecat reports it twice when the connection is made while the pipeline starts.
+        if greeted.is_set():
+            return
+        greeted.set()
         greeting = {"role": "developer", "content": _GREETING}
         await voice.activate_worker("moderator", args=LLMWorkerActivationArgs(messages=[greeting]))
 

@@ -132,9 +132,11 @@ async def server() -> AsyncIterator[ScriptedLLMServer]:
 
 
 @asynccontextmanager
-async def conversation(server: ScriptedLLMServer) -> AsyncIterator[TypingClient]:
+async def conversation(
+    server: ScriptedLLMServer, connection: SmallWebRTCConnection | None = None
+) -> AsyncIterator[TypingClient]:
     """Hold a typed conversation with a client in this process."""
-    connection = SmallWebRTCConnection()
+    connection = connection or SmallWebRTCConnection()
     provider = Provider("scripted", "scripted", "none", server.base_url)
     async with asyncio.TaskGroup() as tasks:
 
@@ -204,3 +206,18 @@ async def test_the_page_interrupts_the_debaters_without_a_word(server: ScriptedL
         "",
         "May dogs vote?",
     ]
+
+
+async def test_the_moderator_greets_once_when_the_connection_is_reported_twice(
+    server: ScriptedLLMServer,
+):
+    write_script(server, tempo=0)
+    connection = SmallWebRTCConnection()
+    async with conversation(server, connection) as client:
+        await client.until(lambda: bool(client.of_type("bot-llm-stopped")))
+        # Pipecat reports it twice by itself when it is made while the pipeline starts.
+        await connection.connect()
+        client.type("May cats vote?")
+        await client.until(lambda: bool(cards(client, "group_completed")))
+
+    assert client.read.count("Hello!") == 1

@@ -29,11 +29,13 @@ export class Debaters {
   /** Take a message of `ui-job-group`. */
   onCard(card) {
     switch (card.kind) {
-      case "group_started":
+      case "group_started": {
         if (!card.workers.every((name) => this.#debaters.has(name))) return;
         this.#job = card.job_id;
-        for (const debater of this.#debaters.values()) debater.start(card.at);
+        const now = performance.now();
+        for (const debater of this.#debaters.values()) debater.start(card.at, now);
         break;
+      }
       case "job_completed":
         if (card.job_id === this.#job) this.#debaters.get(card.worker_name)?.end(card);
         break;
@@ -91,12 +93,12 @@ class Debater {
     return (now - this.#startedHere) / 1000;
   }
 
-  start(at) {
+  start(at, now) {
     this.#text = document.createElement("span");
     this.#text.append(document.createTextNode(""));
     this.#words.replaceChildren(this.#text);
     this.#tail.restart();
-    this.#startedHere = performance.now();
+    this.#startedHere = now;
     this.#startedAt = at;
     this.#chunks = 0;
     this.#interrupted = false;
