@@ -2,6 +2,7 @@ import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 # Two things that are slow and that no test needs. Both are read while modules are imported, and
@@ -13,7 +14,8 @@ os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "support" / "authority
 
 import onnxruntime
 import pytest
-from loguru import logger
+import redis.utils
+from loguru import _better_exceptions, logger
 from openai import AsyncOpenAI
 from pipecat.bus import WorkerBus
 from support.buses import DEFAULT, EVERY, LOCAL, ON_SERVER, BusHarness, new_bus, server_of_a_session
@@ -95,6 +97,21 @@ def load_each_model_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxruntime, "InferenceSession", load)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def look_up_once() -> Iterator[None]:
+    """Keep what never changes, and is looked up for each new handler of logs or connection."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Where Python's own modules lie: loguru asks sysconfig for a few milliseconds.
+        patch.setattr(
+            _better_exceptions.ExceptionFormatter,
+            "_get_lib_dirs",
+            staticmethod(cache(_better_exceptions.ExceptionFormatter._get_lib_dirs)),
+        )
+        # Which release of redis-py this is, from the metadata of its wheel.
+        patch.setattr(redis.utils, "get_lib_version", cache(redis.utils.get_lib_version))
         yield
 
 

@@ -1,7 +1,5 @@
 """Checks that only worker classes with a pipeline, which can have an LLM, have job tools."""
 
-from inspect import getattr_static
-
 from pipecat.pipeline.worker import PipelineWorker
 
 from pipecat_jobs.errors import InvalidJobTypeError
@@ -15,8 +13,11 @@ def check_tools(worker_class: type) -> None:
     """Refuse a job tool in a class whose workers have no pipeline, and so no LLM."""
     if issubclass(worker_class, PipelineWorker):
         return
-    for name in dir(worker_class):
-        if isinstance(getattr_static(worker_class, name, None), LLMTool):
+    attributes: dict[str, object] = {}
+    for base in reversed(worker_class.__mro__):
+        attributes.update(vars(base))
+    for name, value in attributes.items():
+        if isinstance(value, LLMTool):
             raise InvalidJobTypeError(
                 f"{worker_class.__qualname__}.{name}() has @job_tool, but a "
                 f"{worker_class.__qualname__} has no LLM that could call it. Write the tool into "

@@ -243,10 +243,13 @@ def collect_handlers(worker_class: type) -> Mapping[str, HandlerSpec]:
             if attribute in seen:
                 continue
             seen.add(attribute)
-            signature = find_signature(method)
-            if not callable(method) or not (signature or getattr(method, "is_job_handler", False)):
+            # Most attributes have no marks; this runs over all of them for each new worker.
+            marks: Mapping[str, Any] | None = getattr(method, "__dict__", None)
+            if not marks or not callable(method):
                 continue
-            marks = vars(method)
+            signature = find_signature(method)
+            if signature is None and not getattr(method, "is_job_handler", False):
+                continue
             spec = HandlerSpec(
                 attribute,
                 marks["job_name"],

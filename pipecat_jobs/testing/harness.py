@@ -30,6 +30,8 @@ JOB_TASK_PREFIXES = ("job", "task_timeout_")
 # The workers are at rest after this many turns of the event loop without a message and without a
 # new or finished task. A chain of awaits takes far fewer turns.
 _QUIET_TURNS = 50
+#: Turns between two looks at the tasks, which take much longer than a turn.
+_TURNS_BETWEEN_LOOKS = 5
 _MOST_TURNS = 10_000
 
 
@@ -348,11 +350,12 @@ class JobHarness:
                 assert len(silent.active_jobs) == 0
         """
         quiet, seen = 0, (self._traffic.messages, asyncio.all_tasks())
-        for _ in range(_MOST_TURNS):
-            await asyncio.sleep(0)
+        for _ in range(_MOST_TURNS // _TURNS_BETWEEN_LOOKS):
+            for _ in range(_TURNS_BETWEEN_LOOKS):
+                await asyncio.sleep(0)
             now = (self._traffic.messages, asyncio.all_tasks())
-            quiet, seen = (quiet + 1 if now == seen else 0), now
-            if quiet == _QUIET_TURNS:
+            quiet, seen = (quiet + _TURNS_BETWEEN_LOOKS if now == seen else 0), now
+            if quiet >= _QUIET_TURNS:
                 return
         raise RuntimeError(f"still busy after {_MOST_TURNS} turns of the event loop")
 

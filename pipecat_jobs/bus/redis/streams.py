@@ -1,6 +1,7 @@
 """A bus between processes, on Redis Streams."""
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import cast
 
 from pipecat.bus.adapters import TypeAdapter
@@ -101,7 +102,9 @@ class RedisStreamsBus(DistributedBus):
         check_count("max_message_bytes", max_message_bytes)
         check_count("outbox_limit", outbox_limit)
         super().__init__(
-            WireCodec(types, adapters=adapters, max_bytes=max_message_bytes),
+            _make_usual_codec(max_message_bytes)
+            if types == () and adapters is None
+            else WireCodec(types, adapters=adapters, max_bytes=max_message_bytes),
             Envelopes(channel, secret=secret),
             lease=lease,
             takeover=takeover,
@@ -148,3 +151,9 @@ class RedisStreamsBus(DistributedBus):
     async def _close_server(self) -> None:
         if self._server is not None:
             await self._server.stop()
+
+
+@cache
+def _make_usual_codec(max_bytes: int) -> WireCodec:
+    """Make the codec that all buses of a process share whose user adds no types to it."""
+    return WireCodec(max_bytes=max_bytes)
