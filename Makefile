@@ -16,8 +16,7 @@ BETWEEN := 1.8.1 1.9.0 1.10.0 1.11.0 1.12.0 1.13.0
 # How many tests run at once: half of a test is waiting, and `make test` runs two of these.
 AT_ONCE ?= 3
 # How many times as many random schedules `make test-all` plays.
-SCHEDULES ?= 20
-BROWSER_TESTS := tests/project/test_page.py
+SCHEDULES ?= 40
 
 # Each of the many Python processes of a run would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -38,7 +37,8 @@ voice: $(VOICE_ENV) $(LLM_ENV)
 	@.venv/bin/python -m examples.debate.bot $(ARGS)
 
 # What decides whether a change may land.
-test: $(VOICE_ENV) $(LOWEST_ENV)
+test:
+	@$(MAKE) --jobs=2 --no-print-directory $(VOICE_ENV) speech
 	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory run-newest lint test-lowest demos
 
 # And what takes longer: CONTRIBUTING.md says what.
@@ -54,9 +54,10 @@ run-newest:
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal -m "not slow"
 
 # The lowest supported Pipecat, and the wheel that people install rather than this tree. Buses,
-# examples and documents have little to do with Pipecat's version: `make test-all` has them.
+# examples and documents have little to do with Pipecat's version: `make test-all` has them. Two at
+# once: the tests on the newest Pipecat run beside them, and each process imports and collects.
 test-lowest: $(LOWEST_ENV)
-	.venv-lowest/bin/pytest -n $(AT_ONCE) --dist worksteal --buses queue \
+	.venv-lowest/bin/pytest -n 2 --dist worksteal --buses queue \
 		-m "not slow and not schedules" \
 		$(addprefix tests/,protocol requester executor worker llm conversation tools client pipecat)
 
@@ -170,7 +171,7 @@ $(BROWSER_ENV): $(VOICE_ENV)
 	@touch $@
 
 $(LOWEST_ENV): pyproject.toml $(NEWEST_ENV) $(shell find pipecat_jobs -name '*.py')
-	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
+	test -d .venv-lowest || .venv/bin/uv venv --quiet --python $(PYTHON) .venv-lowest
 	rm -rf dist
 	.venv/bin/uv build --quiet --wheel --out-dir dist
 	.venv/bin/uv pip install --quiet --python .venv-lowest/bin/python --reinstall-package pipecat-jobs \

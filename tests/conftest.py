@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-# Two things that are slow and that no test needs. Both are read while modules are imported, and
+# Three things that are slow and that no test needs. All are read while modules are imported, and
 # the processes that tests start inherit them.
 # The values of the variables in each logged traceback:
 os.environ |= {"LOGURU_DIAGNOSE": "NO", "LOGURU_BACKTRACE": "NO"}
+# What Pipecat logs of each worker and frame; LOGURU_LEVEL=DEBUG shows it beside a failure:
+os.environ.setdefault("LOGURU_LEVEL", "INFO")
 # More than a hundred authorities that each new HTTP client loads; one is enough on loopback:
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "support" / "authority.pem")
 

@@ -31,7 +31,7 @@ JOB_TASK_PREFIXES = ("job", "task_timeout_")
 # new or finished task. A chain of awaits takes far fewer turns.
 _QUIET_TURNS = 50
 #: Turns between two looks at the tasks, which take much longer than a turn.
-_TURNS_BETWEEN_LOOKS = 5
+_TURNS_BETWEEN_LOOKS = 10
 _MOST_TURNS = 10_000
 
 
