@@ -102,7 +102,7 @@ async def test_cancelling_the_job_cancels_the_functions_its_turn_has_called(
 async def test_cancelling_a_job_that_waits_for_its_turn_does_not_stop_the_running_turn(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
-    server.on(last_asked("dogs"), Text("Dogs are loyal friends of all.", pace=0.05))
+    server.on(last_asked("dogs"), Text("Dogs are loyal friends of all.", pace=0.4))
     worker = Debater(llm=new_llm("You argue."))
     requester = await start(job_harness, worker)
     dogs = asyncio.create_task(requester.ask("dogs"))

@@ -296,7 +296,7 @@ async def test_cancelling_the_job_of_an_active_worker_does_not_stop_the_user_s_t
 async def test_a_job_s_run_that_waits_behind_the_user_s_is_stopped_as_it_begins(
     job_harness: JobHarness, server: ScriptedLLMServer, new_llm: NewLLM
 ):
-    server.on(last_asked("hello"), Text("Hello to you, my dear user.", pace=0.05))
+    server.on(last_asked("hello"), Text("Hello to you, my dear user.", pace=0.4))
     server.on(last_asked("dogs"), LONG)
     server.on(last_asked("bye"), "Bye!")
     worker = SeedDebater(llm=new_llm("You talk."), active=True)
