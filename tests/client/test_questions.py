@@ -28,6 +28,10 @@ from pipecat_jobs.testing import JobHarness, ScriptedLLMServer, ToolCall
 
 __all__ = ["new_llm"]
 
+pytestmark = pytest.mark.not_on(
+    "pubsub", reason="Pipecat's network buses drop what an answer needs"
+)
+
 SEATS = Literal["aisle", "window"]
 
 

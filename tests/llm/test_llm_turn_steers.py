@@ -11,6 +11,10 @@ from pipecat_jobs.testing import Failure, JobHarness, ScriptedLLMServer, Text, T
 
 __all__ = ["new_llm"]
 
+pytestmark = pytest.mark.not_on(
+    "pubsub", reason="Pipecat's network buses drop what a steer is attached to"
+)
+
 SLOW = Text(" ".join(f"word{number}" for number in range(40)), pace=0.01)
 ACCEPTED = SteerOutcome("accepted", "debater")
 

@@ -168,6 +168,7 @@ async def test_cancelling_the_attach_group_stops_the_model(running: Backend):
     await request.wait_hung_up()
     with pytest.raises(JobCancelledError, match="frontend detached"):
         await frontend.ended
+    await harness.settle()
     assert not worker.active_jobs
 
 
@@ -184,6 +185,7 @@ async def test_a_frontend_that_ends_detaches(running: Backend):
     await request.wait_hung_up()
     with pytest.raises(JobCancelledError):
         await frontend.ended
+    await harness.settle()
     assert not worker.active_jobs
 
 

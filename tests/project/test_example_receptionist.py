@@ -132,6 +132,7 @@ async def test_a_branch_asks_which_tables_are_booked(job_harness: JobHarness):
     booked.assert_asked(time=AT_EIGHT)
 
 
+@pytest.mark.not_on("pubsub", reason="Pipecat's network buses drop what a steer is attached to")
 async def test_a_second_order_for_a_table_is_added_to_the_first_and_one_for_another_is_not(
     guest: Guest,
 ):
@@ -148,6 +149,7 @@ async def test_a_second_order_for_a_table_is_added_to_the_first_and_one_for_anot
     assert await guest.job("kitchen", order("north 1", ["fish"]), timeout=30)
 
 
+@pytest.mark.not_on("pubsub", reason="Pipecat's network buses drop what an answer needs")
 async def test_the_kitchen_asks_how_the_duck_is_to_be(guest: Guest):
     served = await guest.job("kitchen", order("north 1", ["duck", "soup"]), timeout=30)
 

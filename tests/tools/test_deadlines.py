@@ -69,6 +69,7 @@ async def run(
     return host, library
 
 
+@pytest.mark.not_on("pubsub", reason="it carries none of our headers")
 async def test_a_job_of_a_tool_call_inherits_the_timeout_that_pipecat_has_for_the_tool(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
@@ -86,6 +87,7 @@ async def test_a_job_of_a_tool_without_a_timeout_has_no_deadline(
     assert library.left == [None]
 
 
+@pytest.mark.not_on("pubsub", reason="it carries none of our headers")
 async def test_the_jobs_of_the_function_of_a_job_tool_inherit_its_timeout(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
@@ -95,6 +97,7 @@ async def test_the_jobs_of_the_function_of_a_job_tool_inherit_its_timeout(
     assert all(LONG / 2 < (left or 0) <= LONG for left in library.left)
 
 
+@pytest.mark.not_on("pubsub", reason="it carries none of our headers")
 @pytest.mark.parametrize("tool_name", ["with_timeout", "without_timeout"])
 async def test_a_tool_in_the_turn_of_a_job_inherits_what_is_left_of_the_job(
     job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM, tool_name: str
