@@ -329,7 +329,8 @@ class JobHarness:
         They are at rest after many turns of the event loop in a row without a message on the bus
         and without a new or finished task. It does not wait for timers, sockets or threads, nor for
         messages that a `ChaosBus` delays (see `ChaosBus.drain()`) or holds. It does not notice one
-        task that runs for many turns and sends nothing.
+        task that runs for many turns and sends nothing, nor a task that begins and ends within a
+        few turns.
 
         Raises:
             RuntimeError: If the workers never come to rest.
