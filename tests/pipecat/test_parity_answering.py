@@ -81,7 +81,7 @@ async def test_a_request_without_a_handler_stays_open_until_its_deadline(job_har
     await job_harness.start(requester, worker)
 
     with pytest.raises(JobTimeoutError):
-        async with requester.job("worker", timeout=0.3) as j:
+        async with requester.job("worker", timeout=2.0) as j:
             await job_harness.settle()
             assert list(worker.active_jobs) == [j.job_id]
 

@@ -310,7 +310,7 @@ async def test_a_second_job_waits_for_the_end_of_the_first_and_each_gets_its_own
         )
         return "Cats are aloof."
 
-    provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=0.1))
+    provider.on(asks_about("dogs"), Text("Dogs are loyal.", pace=0.8))
     provider.on(asks_about("cats"), second_text)
     workers = {name: Requester(name) for name in requesters}
     advocate = debater("advocate")
