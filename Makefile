@@ -16,7 +16,7 @@ BETWEEN := 1.8.1 1.9.0 1.10.0 1.11.0 1.12.0 1.13.0
 # How many tests run at once: half of a test is waiting, and `make test` runs two of these.
 AT_ONCE ?= 3
 # How many times as many random schedules `make test-all` plays.
-SCHEDULES ?= 40
+SCHEDULES ?= 20
 
 # Each of the many Python processes of a run would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE

@@ -289,7 +289,7 @@ PLANS = st.builds(
 
 @pytest.mark.schedules
 @pytest.mark.timeout(time_for_schedules())
-@schedules(75)
+@schedules(150)
 @given(PLANS)
 def test_one_job_of_each_key_runs_and_every_job_ends_once(plan: Plan):
     story = run_virtual(play(plan))

@@ -294,6 +294,6 @@ def quiet():
 @pytest.mark.schedules
 @pytest.mark.timeout(time_for_schedules())
 @given(plans())
-@schedules(75)
+@schedules(150)
 def test_jobs_with_attempts_end_once_and_leave_nothing(plan: Plan):
     check(plan, run_virtual(play(plan)))

@@ -211,7 +211,7 @@ def problems(plan: Plan, ended: Ended) -> Iterator[str]:
 
 @pytest.mark.schedules
 @pytest.mark.timeout(time_for_schedules())
-@schedules(50)
+@schedules(100)
 @given(plans())
 def test_a_group_ends_as_its_need_says_and_leaves_nothing(plan: Plan):
     found = list(problems(plan, run_virtual(play(plan))))

@@ -461,7 +461,7 @@ def check(plan: Plan) -> None:
 
 @pytest.mark.schedules
 @pytest.mark.timeout(time_for_schedules())
-@schedules(120)
+@schedules(250)
 @given(plans())
 @once_broken
 def test_every_job_ends_once_and_leaves_nothing(plan: Plan):
@@ -470,7 +470,7 @@ def test_every_job_ends_once_and_leaves_nothing(plan: Plan):
 
 @pytest.mark.schedules
 @pytest.mark.timeout(time_for_schedules())
-@schedules(30)
+@schedules(60)
 @given(plans(lossy=True))
 def test_no_job_waits_for_ever_on_a_bus_that_loses_messages(plan: Plan):
     check(plan)
