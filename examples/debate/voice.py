@@ -88,8 +88,13 @@ async def converse(
         # A typed conversation has no speech.
         idle_timeout_secs=idle_timeout if speech.sound else None,
     )
+
+    def warn_user() -> None:
+        logger.warning(UNDEBATED)
+        voice.create_task(voice.rtvi.send_error(UNDEBATED), "undebated")
+
     llm = provider.llm(MODERATOR)
-    on_undebated(llm, lambda: logger.warning(UNDEBATED))
+    on_undebated(llm, warn_user)
     moderator = VoiceModerator("moderator", llm=llm, bridged=())
     debaters = [Debater(name, llm=provider.llm(role)) for name, role in DEBATERS.items()]
     # The page shows the debaters and their words.

@@ -29,6 +29,7 @@ from support.sound import speech as say
 from support.speaking_client import SpeakingClient
 from support.typing_client import TypingClient
 
+from examples.debate.board import UNDEBATED
 from examples.debate.bot import bot, choose_speech, main, transport_params
 from examples.debate.script import write_script
 from examples.debate.speech import KeySpeech, OfflineSpeech, Speech, TypedSpeech
@@ -141,6 +142,19 @@ async def test_the_moderator_reports_progress_when_the_debaters_take_long(
         await client.until(lambda: client.shown == GREETING)
         client.type("May dogs vote?")
         await client.until(lambda: client.shown.endswith("They are still arguing."))
+
+
+async def test_the_client_is_told_when_the_model_answers_without_the_debaters(
+    server: ScriptedLLMServer, monkeypatch: pytest.MonkeyPatch
+):
+    server.on("May birds vote?", "Why not?")
+    write_script(server, tempo=0)
+    async with conversation(server, monkeypatch) as client:
+        await client.until(lambda: client.read == GREETING)
+        client.type("May birds vote?")
+        await client.until(lambda: bool(client.of_type("error")))
+
+    assert [data["error"] for data in client.of_type("error")] == [UNDEBATED]
 
 
 async def test_typing_during_a_debate_closes_all_three_connections(
