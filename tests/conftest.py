@@ -5,12 +5,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-# Three things that are slow and that no test needs. All are read while modules are imported, and
+# Two things that are slow and that no test needs. Both are read while modules are imported, and
 # the processes that tests start inherit them.
 # The values of the variables in each logged traceback:
 os.environ |= {"LOGURU_DIAGNOSE": "NO", "LOGURU_BACKTRACE": "NO"}
-# What Pipecat logs of each worker and frame; LOGURU_LEVEL=DEBUG shows it beside a failure:
-os.environ.setdefault("LOGURU_LEVEL", "INFO")
 # More than a hundred authorities that each new HTTP client loads; one is enough on loopback:
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "support" / "authority.pem")
 
@@ -25,6 +23,12 @@ from support.schedules import play_more
 
 from pipecat_jobs.bus.redis import EmbeddedRedis
 from pipecat_jobs.testing import JobHarness, ScriptedLLMServer
+
+if "LOGURU_LEVEL" not in os.environ:
+    # What Pipecat logs of each worker and frame takes long; LOGURU_LEVEL=DEBUG shows it. The
+    # variable is not set here: the programs that tests start would inherit it.
+    logger.remove()
+    logger.add(sys.stderr, level="INFO")
 
 # For the examples. The path is last, so that an installed pipecat_jobs is tested.
 sys.path.append(str(Path(__file__).parent.parent))

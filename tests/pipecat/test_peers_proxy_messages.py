@@ -142,7 +142,7 @@ async def test_a_timeout_reaches_the_remote_handler(
     requester, responder = asks("requester"), responds("responder")
     async with calling(harness, direction, requester, responder):
         with pytest.raises(PipecatJobError, match="timeout"):
-            await requester.ask("responder", "wait", timeout=0.05)
+            await requester.ask("responder", "wait", timeout=1.0)
 
         assert await responder.stopped.get() == await responder.started.get()
 
