@@ -62,6 +62,12 @@ class _Worker(BaseWorker):
         return {}
 
 
+def _connect(url: str) -> Redis:
+    # Pipecat's bus takes a connection for each message that it sends at once, of which redis-py
+    # allows 100 by default.
+    return Redis.from_url(url, max_connections=10_000)
+
+
 def _make_bus(subject: str, client: Redis, lease: float) -> WorkerBus:
     if subject == _OURS:
         return RedisStreamsBus(client, lease=lease)
@@ -70,7 +76,7 @@ def _make_bus(subject: str, client: Redis, lease: float) -> WorkerBus:
 
 async def _serve(subject: str, url: str, worker: str, lease: float) -> None:
     notes = Redis.from_url(url, db=1)
-    bus = _make_bus(subject, Redis.from_url(url), lease)
+    bus = _make_bus(subject, _connect(url), lease)
     runner = WorkerRunner(bus=bus, handle_sigint=False, handle_sigterm=True)
     await runner.add_workers(_Worker(worker, notes))
     await runner.run(auto_end=False)
@@ -101,7 +107,7 @@ async def _open_channel(
     subject: str, processes: int, lease: float = _LEASE
 ) -> AsyncIterator[tuple[BaseWorker, Redis, str]]:
     """Run a requester here, its worker in another process, and idle workers in further ones."""
-    async with EmbeddedRedis() as server, Redis.from_url(server.url) as client:
+    async with EmbeddedRedis() as server, _connect(server.url) as client:
         names = ["worker", *(f"idle-{number}" for number in range(processes - 2))]
         others = [_start(subject, server.url, name, lease) for name in names]
         requester, notes = BaseWorker("requester"), Redis.from_url(server.url, db=1)

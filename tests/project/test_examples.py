@@ -73,7 +73,9 @@ def run(example: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_single_file_example_is_run_here():
     files = {path.name for path in EXAMPLES.glob("*.py")} - {"__init__.py"}
-    assert files == set(PRINTED)
+    # The voice bot, what it is made of, and the local LLM have tests of their own.
+    others = {"voice_bot.py", "voice_script.py", "local_speech.py", "local_llm.py"}
+    assert files - others - {"llama_server.py"} == set(PRINTED)
 
 
 @pytest.mark.parametrize("example", PRINTED)

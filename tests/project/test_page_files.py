@@ -20,6 +20,7 @@ from support.typing_client import TypingClient
 
 from examples.debate.page import FOLDER, add_page
 from examples.debate.script import write_script
+from examples.debate.speech import TypedSpeech
 from examples.debate.stage import Provider
 from examples.debate.voice import converse
 from examples.debate.workers import DEBATERS
@@ -143,7 +144,7 @@ async def conversation(
         async def answer(offer: dict[str, str]) -> dict[str, str]:
             await connection.initialize(**offer)
             transport = SmallWebRTCTransport(connection, TransportParams())
-            tasks.create_task(converse(transport, provider, None))
+            tasks.create_task(converse(transport, provider, TypedSpeech()))
             return connection.get_answer()
 
         async with TypingClient(answer) as client:

@@ -402,6 +402,9 @@ def test_help_lists_our_flag_beside_those_of_pipecat():
     assert b"--transport" in listed.stdout
 
 
+BOTH_KEYS = {"DEEPGRAM_API_KEY": "one", "CARTESIA_API_KEY": "another"}
+
+
 def start(**variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         SPEAKING_BOT,
@@ -425,8 +428,14 @@ def slow(variables: dict[str, str], problem: str) -> Any:
         slow(
             {"CARTESIA_API_KEY": "one"}, "CARTESIA_API_KEY is set, but DEEPGRAM_API_KEY is not: set"
         ),
-        ({"DEBATE_TEMPO": "fast"}, "DEBATE_TEMPO is a number from 0 to 100, not 'fast'"),
-        slow({"DEBATE_TEMPO": "-1"}, "DEBATE_TEMPO is a number from 0 to 100, not '-1'"),
+        (
+            {"DEBATE_TEMPO": "fast", **BOTH_KEYS},
+            "DEBATE_TEMPO is a number from 0 to 100, not 'fast'",
+        ),
+        slow(
+            {"DEBATE_TEMPO": "-1", **BOTH_KEYS},
+            "DEBATE_TEMPO is a number from 0 to 100, not '-1'",
+        ),
     ],
 )
 def test_a_wrong_setting_is_reported_in_one_line(variables: dict[str, str], problem: str):

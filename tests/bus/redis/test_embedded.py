@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError
 from support.bot_process import free_port
 from support.redis.processes import pid_of, wait_exit
 
@@ -45,7 +46,7 @@ async def test_only_its_owner_can_read_the_password_in_a_folder_of_the_user(tmp_
 async def test_a_port_requires_the_password():
     async with EmbeddedRedis(port=free_port()) as server:
         anonymous = Redis.from_url(f"redis://{server.url.rpartition('@')[2]}")
-        with pytest.raises(Exception, match="Authentication required"):
+        with pytest.raises(AuthenticationError):
             await anonymous.ping()
         await anonymous.aclose()
 
