@@ -112,6 +112,7 @@ const handlers = {
     showBegun();
   },
   "bot-started-speaking": () => {
+    setHeard(true);
     botSpeaks = true;
     setFloor("bot");
   },
@@ -146,6 +147,7 @@ const handlers = {
 connection.addEventListener("message", ({ detail: { type, data } }) => handlers[type]?.(data));
 
 function interrupted() {
+  setHeard(false);
   const botHadMore = captions.interrupt();
   const { count, seconds } = debaters.interrupt();
   if (count) {
@@ -269,6 +271,11 @@ function toggleMute() {
 function setSound(on) {
   find("#voice").muted = !on;
   find("#sound").setAttribute("aria-pressed", `${on}`);
+}
+
+/** Silences what the browser still holds of an interrupted speech: on a busy machine, a second of it. */
+function setHeard(heard) {
+  for (const track of find("#voice").srcObject?.getTracks() ?? []) track.enabled = heard;
 }
 
 // -- what is seen ----------------------------------------------------------------------------
