@@ -167,9 +167,9 @@ async def test_talking_over_the_debate_stops_the_sound_and_every_debater(
     server.on("Topic: May dogs vote?", Stall("I hold that dogs know who is good."))
     write_script(server, tempo=0)
     topic = await speech("Please debate whether dogs may vote.")
+    # Without a pause, in which the bot would respond.
     interruption = await speech(
-        "Wait a moment, all of you, dogs are not what I meant, I am sorry. "
-        "Please debate whether cats may vote."
+        "Please debate whether cats may vote at the next election in the city of London."
     )
     async with new_bot(server, SPEAKING_BOT) as bot, visit(bot) as debate:
         await debate.click("talk")
@@ -185,7 +185,7 @@ async def test_talking_over_the_debate_stops_the_sound_and_every_debater(
         await debate.page.wait_for_selector('#captions [data-side="bot"][data-cut]')
         await debate.page.wait_for_selector("#interrupted", state="visible")
 
-        await debate.reads("user", "cats may vote")
+        await debate.reads("user", "election")
         await debate.reads("bot", LAST_WORDS)
         await debate.are_debaters("done")
         recording = await debate.visitor.recording()
