@@ -192,8 +192,8 @@ async def test_talking_over_the_debate_stops_the_sound_and_every_debater(
     write_wav(album / "interrupted.wav", recording)
     silent_after = last_sound(recording, began, began + duration(interruption))
     tell(f"The page fell silent {silent_after:.2f} s after the user began to speak.")
-    # An idle machine needs less than a second; the moderator would have gone on for half a minute.
-    assert silent_after < duration(interruption) - 1
+    # It takes a second; the moderator would have gone on for half a minute.
+    assert silent_after < 2.5
 
 
 # Typed text
