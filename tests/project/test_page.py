@@ -20,11 +20,10 @@ from support.browser import (
     Microphone,
     needs_browser,
     open_page,
-    recognize,
-    speak,
     write_wav,
 )
 from support.debate_page import DebatePage
+from support.recognition import load_recognizer, words
 from support.sound import RATE, duration, speech
 
 from examples.debate.script import write_script
@@ -101,10 +100,6 @@ async def wait_hung_up(server: ScriptedLLMServer) -> None:
             await of_debater(server, name).wait_hung_up()
 
 
-def words_of(text: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", text.lower()))
-
-
 def silence(seconds: float) -> bytes:
     return bytes(2 * int(RATE * seconds))
 
@@ -134,19 +129,20 @@ async def test_a_spoken_topic_is_debated_and_heard(
         await debate.click("talk")
         await debate.is_connection("on")
         await debate.reads("bot", GREETING)
+        await debate.sees_level()
         await debate.reads("user", "cats may vote")
         await debate.reads("bot", LAST_WORDS)
         await debate.are_debaters("done")
         await debate.is_floor_free()
         await debate.falls_silent()
         recording = await debate.visitor.recording()
-        write_wav(album / "heard.wav", recording)
-        heard = words_of(await recognize(recording))
-        said = words_of(await debate.captions("bot"))
+        said = set(words(await debate.captions("bot")))
 
         for name in DEBATERS:
             claim = of_debater(server, name).sent_text.split(",")[0]
             assert claim in await debate.pane(name).locator(".words").inner_text()
+    write_wav(album / "heard.wav", recording)
+    heard = set(words(load_recognizer()(recording)))
     share = len(said & heard) / len(said)
     tell(f"Of the words that the bot said, {share:.0%} were recognized in the sound of the page.")
     # A busy machine drops some of the sound.

