@@ -171,6 +171,7 @@ async def test_the_page_gets_the_words_of_each_debater_and_how_it_ended(
 ):
     write_script(server, tempo=0)
     async with conversation(server) as client:
+        await client.until(lambda: bool(client.of_type("bot-llm-stopped")))
         client.type("May cats vote without the critic?")
         await client.until(lambda: bool(cards(client, "group_completed")))
 
@@ -190,6 +191,7 @@ async def test_the_page_interrupts_the_debaters_without_a_word(server: ScriptedL
     server.on("Topic: May dogs vote?", Stall("I hold"))
     write_script(server, tempo=0)
     async with conversation(server) as client:
+        await client.until(lambda: bool(client.of_type("bot-llm-stopped")))
         client.type("May dogs vote?")
         await client.until(lambda: all(words(client, name) == "I hold" for name in DEBATERS))
         interruptions = len(client.of_type("bot-interrupted"))
