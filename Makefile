@@ -14,7 +14,7 @@ NEWER := 3.12 3.13 3.14
 # The newest patch of every minor release of Pipecat between the lowest and the newest.
 BETWEEN := 1.8.1 1.9.0 1.10.0 1.11.0 1.12.0 1.13.0
 # How many tests run at once: half of a test is waiting, and `make test` runs two of these.
-AT_ONCE ?= 3
+AT_ONCE ?= 4
 # How many times as many random schedules `make test-all` plays.
 SCHEDULES ?= 20
 

@@ -162,7 +162,8 @@ async def test_an_interruption_ends_the_speech_within_a_sentence(
         voice.allow()
         await end.until(TTSStoppedFrame)
 
-    assert voice.begun == 3
+    # The second sentence may have been under way.
+    assert voice.begun in (2, 3)
     assert len(end.of(TTSAudioRawFrame)) == 2
     assert [frame.text for frame in end.of(TTSTextFrame)] == ["Six."]
 
