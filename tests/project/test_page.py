@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from support.bot_process import BOT, BotProcess
+from support.bot_process import BOT, SPEAKING_BOT, BotProcess
 from support.browser import (
     Microphone,
     needs_browser,
@@ -32,7 +32,6 @@ from pipecat_jobs.testing import LLMRequest, ScriptedLLMServer, Stall, ToolCall,
 
 pytestmark = [pytest.mark.slow, needs_browser]
 
-TYPED = BOT
 GREETING = "Which topic shall we debate?"
 LAST_WORDS = "Settle that, and the rest is detail."
 
@@ -197,7 +196,7 @@ async def test_talking_over_the_debate_stops_the_sound_and_every_debater(
 
 async def test_a_typed_topic_fills_the_captions_and_the_panes(server: ScriptedLLMServer):
     write_script(server, tempo=0)
-    async with new_bot(server, TYPED) as bot, visit(bot) as debate:
+    async with new_bot(server) as bot, visit(bot) as debate:
         await debate.click("connect-typed")
         await debate.reads("bot", GREETING)
         await debate.type("Please debate whether cats may vote.")
@@ -219,7 +218,7 @@ async def test_a_typed_topic_fills_the_captions_and_the_panes(server: ScriptedLL
 async def test_typing_during_a_debate_cuts_every_debater(server: ScriptedLLMServer):
     server.on("Topic: May dogs vote?", Stall("I hold that dogs know who is good."))
     write_script(server, tempo=0)
-    async with new_bot(server, TYPED) as bot, visit(bot) as debate:
+    async with new_bot(server) as bot, visit(bot) as debate:
         await debate.click("connect-typed")
         await debate.reads("bot", GREETING)
         await debate.type("May dogs vote?")
@@ -237,7 +236,10 @@ async def test_typing_during_a_debate_cuts_every_debater(server: ScriptedLLMServ
 
 async def test_a_refused_microphone_is_explained_and_typing_goes_on(server: ScriptedLLMServer):
     write_script(server, tempo=0)
-    async with new_bot(server) as bot, visit(bot, microphone=Microphone.REFUSED) as debate:
+    async with (
+        new_bot(server, SPEAKING_BOT) as bot,
+        visit(bot, microphone=Microphone.REFUSED) as debate,
+    ):
         await debate.page.wait_for_selector("#permission", state="hidden")
         await debate.click("talk")
         await debate.page.wait_for_selector("#permission", state="visible")
@@ -252,7 +254,7 @@ async def test_a_refused_microphone_is_explained_and_typing_goes_on(server: Scri
 
 async def test_the_page_connects_again_when_the_bot_is_back(server: ScriptedLLMServer):
     write_script(server, tempo=0)
-    async with new_bot(server, TYPED) as bot, visit(bot) as debate:
+    async with new_bot(server) as bot, visit(bot) as debate:
         await debate.click("connect-typed")
         await debate.reads("bot", GREETING)
         await bot.kill()
@@ -270,7 +272,7 @@ async def test_the_page_connects_again_when_the_bot_is_back(server: ScriptedLLMS
 async def test_stop_ends_the_conversation(server: ScriptedLLMServer):
     server.on("Topic: May dogs vote?", Stall("I hold that dogs know who is good."))
     write_script(server, tempo=0)
-    async with new_bot(server, TYPED) as bot, visit(bot) as debate:
+    async with new_bot(server) as bot, visit(bot) as debate:
         await debate.click("connect-typed")
         await debate.reads("bot", GREETING)
         await debate.type("May dogs vote?")
@@ -282,7 +284,7 @@ async def test_stop_ends_the_conversation(server: ScriptedLLMServer):
 
 async def test_nothing_leaves_the_machine(server: ScriptedLLMServer):
     write_script(server, tempo=0)
-    async with new_bot(server, TYPED) as bot, visit(bot) as debate:
+    async with new_bot(server) as bot, visit(bot) as debate:
         await debate.page.add_init_script(
             """window.servers = [];
             window.RTCPeerConnection = class extends RTCPeerConnection {
@@ -303,7 +305,7 @@ async def test_nothing_leaves_the_machine(server: ScriptedLLMServer):
 
 async def test_the_keyboard_alone_holds_a_debate(server: ScriptedLLMServer):
     write_script(server, tempo=0)
-    async with new_bot(server, TYPED) as bot, visit(bot) as debate:
+    async with new_bot(server) as bot, visit(bot) as debate:
         await debate.tab_to("connect-typed")
         await debate.page.keyboard.press("Enter")
         await debate.reads("bot", GREETING)
@@ -340,7 +342,7 @@ async def test_the_page_is_accessible(server: ScriptedLLMServer, color_scheme: s
 async def test_the_last_line_is_seen_on_a_phone(server: ScriptedLLMServer, album: Path):
     write_script(server, tempo=0)
     phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
-    async with new_bot(server, TYPED) as bot, visit(bot, **phone) as debate:
+    async with new_bot(server) as bot, visit(bot, **phone) as debate:
         await debate.click("connect-typed")
         await debate.reads("bot", GREETING)
         await debate.type("May cats vote?")

