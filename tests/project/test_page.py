@@ -217,7 +217,8 @@ async def test_a_typed_topic_fills_the_captions_and_the_panes(server: ScriptedLL
 
 async def test_typing_during_a_debate_cuts_every_debater(server: ScriptedLLMServer):
     server.on("Topic: May dogs vote?", Stall("I hold that dogs know who is good."))
-    write_script(server, tempo=0)
+    # With pauses, in which the panes stay cut before the next debate begins.
+    write_script(server)
     async with new_bot(server) as bot, visit(bot) as debate:
         await debate.click("connect-typed")
         await debate.reads("bot", GREETING)
@@ -331,8 +332,11 @@ async def test_the_page_is_accessible(server: ScriptedLLMServer, color_scheme: s
         await debate.are_debaters("speaking")
         await debate.page.screenshot(path=album / f"{color_scheme}-speaking.png")
         assert await debate.visitor.find_barriers() == ""
-        await debate.type("May cats vote?")
+        await debate.page.keyboard.press("Escape")
         await debate.are_debaters("cut")
+        await debate.page.screenshot(path=album / f"{color_scheme}-cut.png")
+        assert await debate.visitor.find_barriers() == ""
+        await debate.type("May cats vote?")
         await debate.reads("bot", LAST_WORDS)
         await debate.are_debaters("done")
         await debate.page.screenshot(path=album / f"{color_scheme}-done.png")
