@@ -243,10 +243,12 @@ async def test_the_slots_are_idle_within_a_second_of_an_interruption(server: Loc
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 async def test_the_server_ends_with_its_program(end: signal.Signals):
     program = """
-import asyncio
+import asyncio, signal
 from examples.local_llm import LocalLLMServer
 
 async def main():
+    # A program in the background of a shell ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     async with LocalLLMServer() as server:
         print(server.process.pid, flush=True)
         await asyncio.Event().wait()
