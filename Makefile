@@ -142,12 +142,13 @@ picture: $(NEWEST_ENV)
 
 # The pip of a new environment takes longer to unpack than all that uv does here.
 .venv/bin/uv:
-	$(PYTHON) -m venv --without-pip .venv
-	$(PYTHON) -m pip --quiet --python .venv/bin/python install uv || \
+	@echo "Setting up .venv, once."
+	@$(PYTHON) -m venv --without-pip .venv
+	@$(PYTHON) -m pip --quiet --python .venv/bin/python install uv || \
 		{ $(PYTHON) -m venv .venv && .venv/bin/python -m pip --quiet install uv; }
 
 $(DEMO_ENV): pyproject.toml uv.lock .venv/bin/uv
-	$(SYNC) --no-default-groups --extra examples
+	@$(SYNC) --no-default-groups --extra examples
 	@touch $@
 
 $(VOICE_ENV): pyproject.toml uv.lock .venv/bin/uv
