@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -240,6 +241,37 @@ async def test_a_payload_too_large_or_of_unknown_type_is_an_error_at_the_sender(
                 await requester.ask("responder", "echo", payload=payload, timeout=60)
             assert isinstance(caught.value.__cause__, error)
         assert not worker.ran
+
+
+@dataclass(frozen=True)
+class Shelf:
+    number: int
+
+
+class Librarian(BaseWorker):
+    @job(name="find")
+    async def find(self, message: BusJobRequestMessage) -> dict:
+        return {"beside": Shelf(message.payload["shelf"].number + 1)}
+
+
+async def test_the_types_that_a_bus_is_given_are_carried_and_no_other_bus_takes_them(
+    redis_server: EmbeddedRedis,
+):
+    async with (
+        Member(redis_server.url, requester := Requester(), types=[Shelf]) as member,
+        Member(redis_server.url, Librarian("librarian"), types=[Shelf]),
+    ):
+        await member.wait_until_known("librarian")
+        ask = requester.job("librarian", name="find", payload={"shelf": Shelf(7)}, timeout=60)
+        assert await ask == {"beside": Shelf(8)}
+    async with (
+        Member(redis_server.url, requester := Requester()) as member,
+        Member(redis_server.url, Librarian("librarian")),
+    ):
+        await member.wait_until_known("librarian")
+        with pytest.raises(JobError) as caught:
+            await requester.job("librarian", name="find", payload={"shelf": Shelf(7)}, timeout=60)
+        assert isinstance(caught.value.__cause__, MessageTypeError)
 
 
 async def test_a_response_that_cannot_be_carried_ends_the_job_as_an_error(
