@@ -236,6 +236,7 @@ async def test_the_workers_of_the_steering_page_take_and_refuse_steers(
     assert found == {"found": "All about tea."}
 
 
+@pytest.mark.not_on("pubsub", reason="Pipecat's network buses drop what an answer needs")
 async def test_the_patient_of_the_questions_page_answers_later(job_harness: JobHarness):
     names = load("docs/how-to/questions.md", "booking.py")
     patient = names["Patient"]("patient")
