@@ -205,10 +205,11 @@ class Requester:
                 await self._send_through_interceptors(group, workers)
             else:
                 await self._send_requests(group, workers, params)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if not task.resume():
                 await self._cancellation.cancel(group, "requester cancelled")
-                raise
+                # redis-py raises a subclass, which asyncio.timeout() of Python 3.11 ignores.
+                raise asyncio.CancelledError(*error.args) from error
         except BaseException as error:
             task.survive(error)
             await self._cancellation.fail(group, ErrorDetails.from_exception(error))

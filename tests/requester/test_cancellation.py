@@ -10,6 +10,7 @@ from pipecat.bus.messages import (
     BusJobCancelMessage,
     BusJobRequestMessage,
     BusJobResponseMessage,
+    BusMessage,
 )
 from pipecat.pipeline.job_context import JobStatus
 from pipecat.workers.base_worker import BaseWorker as PlainWorker
@@ -110,6 +111,28 @@ async def test_a_timeout_around_the_call_cancels_the_job(job_harness: JobHarness
             await requester.ask("responder", "wait")
     await job_harness.settle()
     assert responder.cancelled == responder.ran
+
+
+async def test_a_timeout_is_one_also_where_the_bus_raises_a_subclass_of_the_cancel(
+    job_harness: JobHarness,
+):
+    class Cancelled(asyncio.CancelledError):
+        """As redis-py raises when the message was sent in the same moment."""
+
+    class Slow(Requester):
+        async def send_bus_message(self, message: BusMessage) -> None:
+            await super().send_bus_message(message)
+            if isinstance(message, BusJobRequestMessage):
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError as error:
+                    raise Cancelled from error
+
+    requester, responder = Slow(), Responder()
+    await job_harness.start(requester, responder)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await requester.ask("responder", "wait")
 
 
 async def test_a_task_group_that_fails_cancels_the_jobs_of_its_tasks(job_harness: JobHarness):
