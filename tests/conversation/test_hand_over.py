@@ -1,7 +1,8 @@
 """Reports go on at the worker that holds the conversation after a hand-over."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -50,6 +51,17 @@ class Desk(KitchenTools, Host):
         await self.activate_worker("second", deactivate_self=True)
 
 
+@asynccontextmanager
+async def two_desks(
+    new_local_bus: NewBus,
+) -> AsyncIterator[tuple[Talk, PipelineWorker, Desk, Desk]]:
+    """A conversation with two desks behind a bridge, of which the first one holds it."""
+    talk = Talk(new_local_bus())
+    main, first, second = talk.bridge(), Desk("first", active=True), Desk("second")
+    async with talk.running(main, first, second):
+        yield talk, main, first, second
+
+
 def goes_on_when_told(messages: Sequence[LLMContextMessage]) -> Answer:
     """Hand the conversation over when the user says "second"."""
     if any(_is_wish(message) for message in find_news(messages)):
@@ -68,9 +80,7 @@ async def go_to_second(main: PipelineWorker) -> None:
 
 def test_a_report_that_waits_is_said_by_the_next_worker(new_local_bus: NewBus):
     async def story() -> None:
-        talk = Talk(new_local_bus())
-        main, first, second = talk.bridge(), Desk("first", active=True), Desk("second")
-        async with talk.running(main, first, second):
+        async with two_desks(new_local_bus) as (talk, main, first, second):
             first.held = True
             receipt = await first.report("ready")
             await asyncio.sleep(3)
@@ -88,9 +98,7 @@ def test_a_report_that_waits_is_said_by_the_next_worker(new_local_bus: NewBus):
 
 def test_a_report_that_is_being_said_is_said_once(new_local_bus: NewBus):
     async def story() -> None:
-        talk = Talk(new_local_bus())
-        main, first, second = talk.bridge(), Desk("first", active=True), Desk("second")
-        async with talk.running(main, first, second):
+        async with two_desks(new_local_bus) as (talk, main, first, second):
             receipt = await first.report(LONG)
             await talk.until_bot_says(1)
             await asyncio.sleep(0.7)
@@ -106,9 +114,7 @@ def test_a_report_that_is_being_said_is_said_once(new_local_bus: NewBus):
 
 def test_a_report_that_is_cut_off_after_the_hand_over_comes_again(new_local_bus: NewBus):
     async def story() -> None:
-        talk = Talk(new_local_bus())
-        main, first, second = talk.bridge(), Desk("first", active=True), Desk("second")
-        async with talk.running(main, first, second):
+        async with two_desks(new_local_bus) as (talk, main, first, second):
             receipt = await first.report(LONG)
             await talk.until_bot_says(1)
             await asyncio.sleep(0.5)
@@ -147,9 +153,7 @@ def test_a_tool_hands_over_while_a_report_waits(new_local_bus: NewBus):
 
 def test_a_report_waits_while_no_worker_holds_the_conversation(new_local_bus: NewBus):
     async def story() -> None:
-        talk = Talk(new_local_bus())
-        main, first, second = talk.bridge(), Desk("first", active=True), Desk("second")
-        async with talk.running(main, first, second):
+        async with two_desks(new_local_bus) as (talk, main, first, _second):
             await main.deactivate_worker("first")
             await asyncio.sleep(1)
             receipt = await first.report("ready")
@@ -164,9 +168,7 @@ def test_a_report_waits_while_no_worker_holds_the_conversation(new_local_bus: Ne
 
 def test_reports_go_back_with_the_conversation(new_local_bus: NewBus):
     async def story() -> None:
-        talk = Talk(new_local_bus())
-        main, first, second = talk.bridge(), Desk("first", active=True), Desk("second")
-        async with talk.running(main, first, second):
+        async with two_desks(new_local_bus) as (talk, main, first, second):
             first.held = second.held = True
             receipt = await first.report("ready", expires_after=None)
             await go_to_second(main)
@@ -184,9 +186,7 @@ def test_reports_go_back_with_the_conversation(new_local_bus: NewBus):
 
 def test_the_user_speaks_during_the_hand_over(new_local_bus: NewBus):
     async def story() -> None:
-        talk = Talk(new_local_bus())
-        main, first, second = talk.bridge(), Desk("first", active=True), Desk("second")
-        async with talk.running(main, first, second):
+        async with two_desks(new_local_bus) as (talk, main, first, _second):
             saying = asyncio.create_task(talk.user.say("a question of many words " * 4))
             await asyncio.sleep(1)
             receipt = await first.report("ready")
@@ -216,9 +216,7 @@ def test_a_second_activation_of_the_active_worker_does_not_free_the_floor(new_lo
 
 def test_a_worker_knows_that_the_user_speaks_when_it_gets_the_conversation(new_local_bus: NewBus):
     async def story() -> None:
-        talk = Talk(new_local_bus())
-        main, first, second = talk.bridge(), Desk("first", active=True), Desk("second")
-        async with talk.running(main, first, second):
+        async with two_desks(new_local_bus) as (talk, main, first, second):
             saying = asyncio.create_task(talk.user.say("one two three"))
             await asyncio.sleep(0.5)
             await go_to_second(main)
@@ -234,9 +232,7 @@ def test_a_worker_knows_that_the_user_speaks_when_it_gets_the_conversation(new_l
 
 def test_an_answer_that_is_still_generated_goes_on_at_the_next_worker(new_local_bus: NewBus):
     async def story() -> None:
-        talk = Talk(new_local_bus())
-        main, first, second = talk.bridge(), Desk("first", active=True), Desk("second")
-        async with talk.running(main, first, second):
+        async with two_desks(new_local_bus) as (talk, main, first, second):
             receipt = await first.report(LONG)
             await first.running.wait()
             await go_to_second(main)
@@ -252,9 +248,7 @@ def test_an_answer_that_is_still_generated_goes_on_at_the_next_worker(new_local_
 
 def test_what_was_heard_is_known_when_the_hand_over_follows_at_once(new_local_bus: NewBus):
     async def story() -> None:
-        talk = Talk(new_local_bus())
-        main, first, second = talk.bridge(), Desk("first", active=True), Desk("second")
-        async with talk.running(main, first, second):
+        async with two_desks(new_local_bus) as (talk, main, first, _second):
             receipt = await first.report(LONG)
             await talk.until_bot_says(1)
             await asyncio.sleep(1)
@@ -359,9 +353,7 @@ def test_an_answer_without_words_is_over_at_the_next_worker_too(new_local_bus: N
 
 def test_the_end_of_the_users_turn_may_come_between_two_workers(new_local_bus: NewBus):
     async def story() -> None:
-        talk = Talk(new_local_bus())
-        main, first, second = talk.bridge(), Desk("first", active=True), Desk("second")
-        async with talk.running(main, first, second):
+        async with two_desks(new_local_bus) as (talk, main, _first, second):
             saying = asyncio.create_task(talk.user.say("one two three four five"))
             await asyncio.sleep(0.5)
             await go_to_second(main)
